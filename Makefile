@@ -1,0 +1,51 @@
+# `make demo` and `make test` work on a fresh machine: they need only make and Python 3.11 or newer.
+# Variables: PYTHON (interpreter that makes the environment), VENV (where it stands).
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+# One BLAS thread: the kernels under test use none, and the test processes share the cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help demo test bench lint clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+
+demo: $(VENV)/.installed ## set up, then plan the training of the bundled model
+	$(BIN)/odt-plan examples/digits_cnn.onnx --ram 320KB --flash 1MB
+
+test: $(VENV)/.test ## set up, then run the tests
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+bench: $(VENV)/.test ## solve times, gaps, peaks and instruction counts into benchmarks/results
+	$(BIN)/python -m benchmarks
+
+lint: $(VENV)/.lint ## ruff, mypy strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean: ## remove the environment and everything generated
+	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; install one, or: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@# Debian ships venv without ensurepip: then virtualenv or uv do the same job.
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV); \
+	  $(PYTHON) -m virtualenv -q $(VENV) 2>/dev/null || uv venv -q --seed -p $(PYTHON) $(VENV) 2>/dev/null || \
+	  { echo "error: $(PYTHON) can't make an environment; install python3-venv (apt) or virtualenv (pip)" >&2; exit 1; }; }
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .[test]
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.lint: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .[test,dev]
+	@touch $@ $(VENV)/.test $(VENV)/.installed

@@ -1,0 +1,1 @@
+"""What executes, emits or draws a plan. Back ends see only graphs and plans."""

@@ -1,0 +1,5 @@
+"""C99 back end."""
+
+from .emit import emit_c
+
+__all__ = ["emit_c"]

@@ -1,0 +1,91 @@
+"""Text of C: identifiers that can't collide, comments that can't end early, exact constants."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...ir.errors import GraphError
+from ...ir.graph import Array
+from .emit_call import C_TYPES, float_literal
+
+_PER_LINE = 8
+_COLUMNS = 100
+#: Words that a model's name must not be: each would break ``<name>_t`` or the include of ``<name>.h``.
+_RESERVED_HEADERS = {"stdint", "stddef", "string"}
+
+
+def identifier(text: str) -> str:
+    """A lower-case C identifier made of ``text``, usable as prefix and as file stem.
+
+    Names that start with a digit, clash with the kernel library (``odtplan``) or with a standard
+    header get the prefix ``model_``.
+    """
+    name = re.sub(r"_+", "_", re.sub(r"[^a-z0-9]", "_", text.lower())).strip("_")
+    if not name or name[0].isdigit() or name.startswith("odtplan") or name in _RESERVED_HEADERS:
+        name = f"model_{name}".rstrip("_")
+    return name
+
+
+def symbol(prefix: str, index: int, text: str) -> str:
+    """``<prefix><index>_<text>``: readable, and unique through the index."""
+    tail = re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9]", "_", text)).strip("_")[:40].rstrip("_")
+    return f"{prefix}{index}_{tail}" if tail else f"{prefix}{index}"
+
+
+def comment(text: str) -> str:
+    """``text`` as it may stand inside a block comment: printable ASCII that can't end it."""
+    plain = "".join(c if " " <= c <= "~" else "?" for c in text)
+    return plain.replace("*/", "* /").replace("/*", "/ *").replace("??", "? ?").rstrip("\\")
+
+
+def c_type(dtype: str, where: str) -> str:
+    """The C element type of a tensor dtype.
+
+    Raises:
+        GraphError: The C back end has no type for it.
+    """
+    if dtype not in C_TYPES:
+        raise GraphError(f"{where}: the C back end has no type for {dtype}")
+    return C_TYPES[dtype]
+
+
+def array(name: str, data: Array, dtype: str, *, note: str) -> str:
+    """Definition of a constant array that holds ``data`` exactly.
+
+    Args:
+        name: C identifier.
+        data: Values in storage form.
+        dtype: Key of ``ir.graph.DTYPES``.
+        note: Comment before it.
+    """
+    head = f"/* {comment(note)} */\nconst {c_type(dtype, name)} {name}[{data.size}] = {{\n"
+    return head + rows(data) + "};\n"
+
+
+def rows(data: Array) -> str:
+    """The values of an array as lines of C literals, each line ended by a comma."""
+    flat = np.ascontiguousarray(data).reshape(-1)
+    if flat.dtype.kind == "f":
+        literals = [float_literal(v) for v in flat.tolist()]
+    else:
+        literals = [str(v) for v in flat.tolist()]
+    lines = [literals[i : i + _PER_LINE] for i in range(0, len(literals), _PER_LINE)]
+    return "".join(f"    {', '.join(line)},\n" for line in lines)
+
+
+def block(head: str, lines: Sequence[str]) -> list[str]:
+    """``head { lines }``; nothing when there are no lines."""
+    return [head, *(f"    {line}" for line in lines), "}"] if lines else []
+
+
+def wrap(statement: str) -> list[str]:
+    """A call statement on lines of at most 100 columns, broken between arguments."""
+    lines = [""]
+    for piece in statement.replace(", ", ", \0").split("\0"):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > _COLUMNS - 12:
+            lines.append("    ")
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]

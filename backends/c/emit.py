@@ -1,0 +1,260 @@
+"""C99 back end: a plan becomes a library of readable C with the schedule as straight-line calls."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from ...ir.errors import OdtPlanError
+from ...ir.training import TrainingGraph
+from ...planner.plan import ALIGNMENT_BYTES, Buffer, Plan
+from .ctext import array, block, c_type, comment, identifier, symbol
+from .emit_call import float_literal
+from .golden import SEED, golden_arrays, golden_table, run_golden
+from .schedule import Schedule, emit_schedule
+
+_INCLUDE = re.compile(r'^#include "(odtplan_\w+)\.h"', re.MULTILINE)
+
+
+def emit_c(
+    plan: Plan, training: TrainingGraph, folder: Path, *, name: str | None = None
+) -> list[Path]:
+    """Write the C library of a plan.
+
+    Files appear whole or not at all; equal input gives equal bytes.
+
+    Args:
+        plan: A checked plan.
+        training: The training graph that it executes.
+        folder: Target folder; made if missing.
+        name: Model name that prefixes all symbols; default: the plan's.
+
+    Returns:
+        The written files: ``<model>.h``, ``<model>.c``, ``<model>_weights.h``,
+        ``<model>_weights.c``, ``<model>_selftest.c``, ``CMakeLists.txt`` and the kernels used.
+
+    Raises:
+        GraphError: The plan holds something that C can't express (names it).
+        OdtPlanError: The folder can't be written.
+    """
+    files = _Library(plan, training, identifier(name or plan.model.name)).files()
+    return write_files(folder, files)
+
+
+def write_files(folder: Path, files: dict[str, str]) -> list[Path]:
+    """Write text files under temporary names, then rename them all.
+
+    Raises:
+        OdtPlanError: The folder can't be made or written; no temporary file stays.
+    """
+    temporary = {n: folder / f".{n}.{os.getpid()}.tmp" for n in files}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for n, text in files.items():
+            temporary[n].write_text(text, encoding="ascii", newline="\n")
+        for n, path in temporary.items():
+            path.replace(folder / n)
+    except OSError as e:
+        reason = e.strerror or str(e)
+        raise OdtPlanError(f"{folder}: can't write the C files: {reason}; choose another -o") from None
+    finally:
+        for path in temporary.values():
+            _discard(path)
+    return [folder / n for n in files]
+
+
+def _discard(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # the folder itself is out of reach; nothing was written there
+        return
+
+
+class _Library:
+    """The texts of one model's library."""
+
+    def __init__(self, plan: Plan, training: TrainingGraph, model: str) -> None:
+        self.plan, self.training, self.model, self.macro = plan, training, model, model.upper()
+        constants = training.graph.constants
+        self.weights = {n: symbol(f"{model}_w", i, n) for i, n in enumerate(constants)}
+        self.state = _state_tensors(plan)
+        self.schedule = emit_schedule(plan, training, self.weights)
+
+    def files(self) -> dict[str, str]:
+        """All files by name, the library sources of the kernels included."""
+        values = self._values()
+        files = {
+            f"{self.model}{suffix}": Template(_template(f"model{suffix}")).substitute(values)
+            for suffix in (".h", ".c", "_weights.h", "_selftest.c")
+        }
+        files[f"{self.model}_weights.c"] = self._weights()
+        kernels = _kernel_files(["odtplan_runtime", *self.schedule.sources])
+        sources = [f"{self.model}.c", f"{self.model}_weights.c"]
+        sources += [n for n in kernels if n.endswith(".c")]
+        values["sources"] = "\n".join(f"  {s}" for s in sources)
+        files["CMakeLists.txt"] = Template(_template("CMakeLists.txt")).substitute(values)
+        return files | kernels
+
+    def _values(self) -> dict[str, str | int]:
+        plan, schedule, training = self.plan, self.schedule, self.training
+        sample = next(
+            b for b in plan.buffers if b.space == "arena" and b.value == training.sample.name
+        )
+        labels = training.spec.loss == "cross_entropy"
+        target_decl = "const int32_t *labels" if labels else "const float *target"
+        micro = plan.training.micro_batches
+        low, high = _plan_id(plan)
+        golden = run_golden(plan, training)
+        return {
+            "model": self.model,
+            "MODEL": self.macro,
+            "title": comment(f"{plan.model.name} on {plan.device.id}"),
+            "summary": self._summary(),
+            "sizes": self._sizes(),
+            "sample_offset": sample.offset,
+            "sample_bytes": training.sample.type.nbytes,
+            "sample_end": sample.offset + sample.bytes,
+            "prediction_offset": schedule.prediction.offset,
+            "target_name": "labels" if labels else "target",
+            "target_decl": target_decl,
+            "target_note": self._target_note(),
+            "micro_note": "" if micro == 1 else f" of {micro} micro-steps",
+            "kernel_target": "const int32_t *target" if labels else "const float *target",
+            "includes": "".join(f'#include "{s}.h"\n' for s in schedule.sources),
+            "plan_low": f"0x{low:08x}u",
+            "plan_high": f"0x{high:08x}u",
+            "decay": self._decay(),
+            "params": "\n".join(schedule.params),
+            "body": "\n".join(f"    {line}" for line in schedule.body),
+            "infer_pages": int(schedule.infer_pages),
+            "train_pages": int(schedule.train_pages),
+            "initial": self._initial(),
+            "label_check": self._label_check() if labels else "",
+            "declarations": self._declarations(),
+            "seed": SEED,
+            "lr": float_literal(golden.lr),
+            "arrays": golden_arrays(golden),
+            "table": golden_table(golden, self.state),
+        }
+
+    def _summary(self) -> str:
+        c = self.plan.claims
+        return (
+            f"RAM {c.ram_bytes.total:,} B = arena {c.ram_bytes.arena:,}"
+            f" + state {c.ram_bytes.total - c.ram_bytes.arena:,};"
+            f" flash {c.flash_bytes.total:,} B (code estimated)."
+        )
+
+    def _sizes(self) -> str:
+        plan, training = self.plan, self.training
+        batch = training.sample.type.shape[0]
+        state = _space_end([b for b in plan.buffers if b.space == "state"])
+        sizes: dict[str, tuple[str, str]] = {
+            "ARENA_BYTES": (f"{plan.claims.ram_bytes.arena}u", "scratch RAM"),
+            "STATE_BYTES": (f"{state}u", "RAM that training changes"),
+            "WEIGHTS_BYTES": (f"{plan.claims.flash_bytes.weights}u", "constants in flash"),
+            "STORAGE_BYTES": (f"{plan.claims.storage_bytes}u", "external storage for paging"),
+            "SAVED_BYTES": (f"ODTPLAN_SAVED_BYTES({state}u)", "what save writes"),
+            "BATCH": (f"{batch}", "samples per call"),
+            "SAMPLE_SIZE": (f"{training.sample.type.size}", "floats of x, whole batch"),
+            "PREDICTION_SIZE": (f"{training.prediction.type.size}", "floats of y, whole batch"),
+            "TARGET_SIZE": (f"{training.target.type.size}", "labels or floats of the target"),
+            "MICRO_BATCHES": (f"{plan.training.micro_batches}", "training calls per update"),
+        }
+        if training.spec.loss == "cross_entropy":
+            sizes["CLASSES"] = (f"{training.prediction.type.shape[-1]}", "labels are 0 .. this - 1")
+        return "".join(f"#define {self.macro}_{k} {v} /* {note} */\n" for k, (v, note) in sizes.items())
+
+    def _target_note(self) -> str:
+        if self.training.spec.loss == "mse":
+            return f"target: {self.macro}_TARGET_SIZE floats shaped like the prediction (MSE loss)."
+        return f"labels: {self.macro}_TARGET_SIZE classes (cross entropy); checked before anything runs."
+
+    def _label_check(self) -> str:
+        test = f"if (labels[i] < 0 || labels[i] >= {self.macro}_CLASSES) {{"
+        lines = block(
+            f"for (int32_t i = 0; i < {self.macro}_TARGET_SIZE; i++) {{",
+            block(test, ["return ODTPLAN_ERROR_LABEL;"]),
+        )
+        return "\n".join(f"    {line}" for line in lines)
+
+    def _decay(self) -> str:
+        t = self.plan.training
+        adam = t.optimizer == "adam"
+        b1, b2 = (t.beta1, t.beta2) if adam else (0.0, 0.0)
+        return ", ".join(float_literal(x) for x in (b1, 1.0 - b1, b2, 1.0 - b2))
+
+    def _initial(self) -> str:
+        """Copies of the initial weights into the state."""
+        constants = self.training.graph.constants
+        return "\n".join(
+            f"    memcpy(net->state + {b.offset}, {self.weights[b.value]}, {b.bytes});"
+            for b in self.state
+            if b.value in constants
+        )
+
+    def _declarations(self) -> str:
+        values = self.training.graph.values
+        return "".join(
+            f"extern const {c_type(values[n].type.dtype, n)} {s}[{data.size}];\n"
+            for (n, s), data in zip(
+                self.weights.items(), self.training.graph.constants.values(), strict=True
+            )
+        )
+
+    def _weights(self) -> str:
+        values = self.training.graph.values
+        parts = [
+            f"/* {comment(self.plan.model.name)}: constants in flash."
+            " Generated by odt-plan; don't edit. */\n"
+            f'#include "{self.model}_weights.h"\n'
+        ]
+        for name, data in self.training.graph.constants.items():
+            note = f"{name}: {values[name].type}"
+            parts.append(array(self.weights[name], data, values[name].type.dtype, note=note))
+        return "\n".join(parts)
+
+
+def _state_tensors(plan: Plan) -> list[Buffer]:
+    """State buffers by offset; a later version of a tensor at the same place is left out."""
+    state: dict[int, Buffer] = {}
+    for b in plan.buffers:
+        if b.space == "state":
+            state.setdefault(b.offset, b)
+    return [state[offset] for offset in sorted(state)]
+
+
+def _space_end(buffers: list[Buffer]) -> int:
+    return max(b.offset + -(-b.bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for b in buffers)
+
+
+def _plan_id(plan: Plan) -> tuple[int, int]:
+    """64 bits that identify what a saved state belongs to: model, training, layout and steps."""
+    content = plan.model_dump(mode="json", include={"model", "training", "buffers", "steps"})
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
+
+
+def _template(name: str) -> str:
+    return (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
+
+
+def _kernel_files(stems: list[str]) -> dict[str, str]:
+    """Library files that the given sources need, followed through their includes, sorted by name."""
+    folder = resources.files(__package__) / "kernels"
+    result: dict[str, str] = {}
+    waiting = list(stems)
+    while waiting:
+        stem = waiting.pop()
+        for name in (f"{stem}.h", f"{stem}.c"):
+            path = folder / name
+            if name not in result and path.is_file():
+                result[name] = path.read_text(encoding="utf-8")
+                waiting += _INCLUDE.findall(result[name])
+    return dict(sorted(result.items()))

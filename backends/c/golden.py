@@ -1,0 +1,107 @@
+"""Golden results of the reference run, as the arrays of ``<model>_selftest.c``."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...ir.errors import OdtPlanError
+from ...ir.graph import Array
+from ...ir.training import TrainingGraph
+from ...planner.plan import Buffer, Plan
+from ..numpy import Runtime
+from .ctext import rows
+from .emit_call import float_literal
+
+SEED = 0
+#: Elements of each state tensor that are compared within the tolerance; the checksum covers all.
+ELEMENTS_PER_TENSOR = 32
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One inference and one training step (all its micro-steps) on the same random sample.
+
+    Attributes:
+        sample: Data input.
+        target: Labels or target tensor.
+        lr: Step size.
+        prediction: Prediction before the update.
+        loss: Loss before the update.
+        state: State space after the update.
+    """
+
+    sample: Array
+    target: Array
+    lr: float
+    prediction: Array
+    loss: np.float32
+    state: bytes
+
+
+def run_golden(plan: Plan, training: TrainingGraph) -> Golden:
+    """Run the reference; the step size is halved until the results are finite.
+
+    Raises:
+        OdtPlanError: The results are not finite at any step size.
+    """
+    rng = np.random.default_rng(SEED)
+    sample = rng.standard_normal(training.sample.type.shape).astype(np.float32)
+    kind = training.target.type
+    if kind.dtype == "i32":
+        classes = training.prediction.type.shape[-1]
+        target: Array = rng.integers(0, classes, kind.shape, dtype=np.int32)
+    else:
+        target = rng.standard_normal(kind.shape).astype(np.float32)
+    lr = np.float32(0.1)
+    for _ in range(30):
+        runtime = Runtime(plan, training)
+        prediction = np.asarray(runtime.infer(sample), np.float32).copy()
+        losses = [
+            runtime.train_step(sample, target, float(lr))
+            for _ in range(plan.training.micro_batches)
+        ]
+        state = runtime.state_bytes()
+        if np.isfinite(np.frombuffer(state, "<f4")).all() and np.isfinite(losses[-1]):
+            return Golden(sample, target, float(lr), prediction, np.float32(losses[-1]), state)
+        lr = lr / np.float32(2)
+    raise OdtPlanError(
+        f"{plan.model.name}: a training step on a random sample is not finite even at step size"
+        f" {lr:g}; check the weights"
+    )
+
+
+def golden_arrays(golden: Golden) -> str:
+    """Definitions of sample, target, prediction, loss and checksum."""
+    parts = [
+        _static("golden_sample", golden.sample, "float"),
+        _static(
+            "golden_target", golden.target, "int32_t" if golden.target.dtype.kind == "i" else "float"
+        ),
+        _static("golden_prediction", golden.prediction, "float"),
+        f"static const float golden_loss = {float_literal(float(golden.loss))};\n",
+        f"#define GOLDEN_STATE_CRC 0x{zlib.crc32(golden.state):08x}u\n",
+    ]
+    return "\n".join(parts)
+
+
+def golden_table(golden: Golden, state: list[Buffer]) -> str:
+    """Table of compared state elements, and the elements."""
+    words = np.frombuffer(golden.state, "<f4")
+    entries, values = [], []
+    first = 0
+    for b in sorted(state, key=lambda b: b.offset):
+        size = b.bytes // 4
+        stride = max(1, size // ELEMENTS_PER_TENSOR)
+        picked = words[b.offset // 4 :][:size:stride][:ELEMENTS_PER_TENSOR]
+        entries.append(f"    {{{b.offset}u, {stride}, {picked.size}, {first}}},\n")
+        values.append(picked)
+        first += picked.size
+    table = f"static const tensor_t golden_tensors[{len(entries)}] = {{\n{''.join(entries)}}};\n"
+    return _static("golden_elements", np.concatenate(values), "float") + table
+
+
+def _static(name: str, data: Array, c_type: str) -> str:
+    return f"static const {c_type} {name}[{data.size}] = {{\n{rows(data)}}};\n"

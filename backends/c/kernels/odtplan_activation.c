@@ -1,0 +1,123 @@
+#include "odtplan_activation.h"
+
+#include "odtplan_math.h"
+
+/* The comparisons are written so that NaN passes through. */
+static float clip(float x, float min, float max)
+{
+    const float raised = x < min ? min : x;
+    return raised > max ? max : raised;
+}
+
+void odtplan_relu_f32(const odtplan_count_t *p, const float *x, float *y)
+{
+    for (int32_t i = 0; i < p->count; ++i) {
+        y[i] = x[i] < 0.0f ? 0.0f : x[i];
+    }
+}
+
+void odtplan_leakyrelu_f32(const odtplan_leakyrelu_t *p, const float *x, float *y)
+{
+    for (int32_t i = 0; i < p->count; ++i) {
+        y[i] = x[i] < 0.0f ? x[i] * p->alpha : x[i];
+    }
+}
+
+void odtplan_clip_f32(const odtplan_clip_t *p, const float *x, float *y)
+{
+    for (int32_t i = 0; i < p->count; ++i) {
+        y[i] = clip(x[i], p->min, p->max);
+    }
+}
+
+void odtplan_hardsigmoid_f32(const odtplan_hardsigmoid_t *p, const float *x, float *y)
+{
+    for (int32_t i = 0; i < p->count; ++i) {
+        const float scaled = x[i] * p->alpha;
+        y[i] = clip(scaled + p->beta, 0.0f, 1.0f);
+    }
+}
+
+void odtplan_sigmoid_f32(const odtplan_count_t *p, const float *x, float *y)
+{
+    for (int32_t i = 0; i < p->count; ++i) {
+        y[i] = odtplan_sigmoidf(x[i]);
+    }
+}
+
+void odtplan_tanh_f32(const odtplan_count_t *p, const float *x, float *y)
+{
+    for (int32_t i = 0; i < p->count; ++i) {
+        y[i] = odtplan_tanhf(x[i]);
+    }
+}
+
+void odtplan_hardswish_f32(const odtplan_count_t *p, const float *x, float *y)
+{
+    for (int32_t i = 0; i < p->count; ++i) {
+        const float scaled = x[i] * 0.166666672f;
+        y[i] = x[i] * clip(scaled + 0.5f, 0.0f, 1.0f);
+    }
+}
+
+void odtplan_relu_mask_f32(const odtplan_count_t *p, const float *y, uint8_t *mask)
+{
+    for (int32_t i = 0; i < p->count; i += 8) {
+        const int32_t end = p->count - i < 8 ? p->count - i : 8;
+        uint32_t byte = 0;
+        for (int32_t bit = 0; bit < end; ++bit) {
+            byte |= (uint32_t)(y[i + bit] > 0.0f) << bit;
+        }
+        *mask++ = (uint8_t)byte;
+    }
+}
+
+void odtplan_clip_mask_f32(const odtplan_clip_mask_t *p, const float *y, uint8_t *mask)
+{
+    for (int32_t i = 0; i < p->count; i += 8) {
+        const int32_t end = p->count - i < 8 ? p->count - i : 8;
+        uint32_t byte = 0;
+        for (int32_t bit = 0; bit < end; ++bit) {
+            const float v = y[i + bit];
+            byte |= (uint32_t)(v > p->min && v < p->max) << bit;
+        }
+        *mask++ = (uint8_t)byte;
+    }
+}
+
+void odtplan_mask_mul_f32(const odtplan_mask_mul_t *p, const float *dy, const uint8_t *mask,
+                          float *dx)
+{
+    for (int32_t i = 0; i < p->count; ++i) {
+        if (((uint32_t)mask[i >> 3] >> (i & 7)) & 1u) {
+            dx[i] = dy[i] * p->inside;
+        } else {
+            dx[i] = p->outside < 0.0f || p->outside > 0.0f ? dy[i] * p->outside : 0.0f;
+        }
+    }
+}
+
+void odtplan_sigmoid_grad_f32(const odtplan_count_t *p, const float *dy, const float *y, float *dx)
+{
+    for (int32_t i = 0; i < p->count; ++i) {
+        dx[i] = dy[i] * (y[i] * (1.0f - y[i]));
+    }
+}
+
+void odtplan_tanh_grad_f32(const odtplan_count_t *p, const float *dy, const float *y, float *dx)
+{
+    for (int32_t i = 0; i < p->count; ++i) {
+        const float square = y[i] * y[i];
+        dx[i] = dy[i] * (1.0f - square);
+    }
+}
+
+void odtplan_hardswish_grad_f32(const odtplan_count_t *p, const float *dy, const float *x,
+                                float *dx)
+{
+    for (int32_t i = 0; i < p->count; ++i) {
+        const float scaled = x[i] * 0.333333343f;
+        const float slope = x[i] <= -3.0f ? 0.0f : x[i] >= 3.0f ? 1.0f : scaled + 0.5f;
+        dx[i] = dy[i] * slope;
+    }
+}

@@ -1,0 +1,191 @@
+/* Elementary functions in fp32 with fixed polynomials and a fixed order of roundings: the same bits
+ * on every IEEE 754 machine (compile with -ffp-contract=off), and the same bits as their NumPy twin
+ * ir/ops/elementary.py. No libm. */
+#ifndef ODTPLAN_MATH_H
+#define ODTPLAN_MATH_H
+
+#include "odtplan_types.h"
+
+/* The bits of a number; a union, because bare-metal compilers may come without string.h. */
+typedef union {
+    float number;
+    uint32_t bits;
+} odtplan_float_bits_t;
+
+static inline uint32_t odtplan_bits(float x) {
+    odtplan_float_bits_t u;
+    u.number = x;
+    return u.bits;
+}
+
+static inline float odtplan_from_bits(uint32_t bits) {
+    odtplan_float_bits_t u;
+    u.bits = bits;
+    return u.number;
+}
+
+/* 2**k for -126 <= k <= 127. */
+static inline float odtplan_power_of_two(int32_t k) {
+    return odtplan_from_bits((uint32_t)(k + 127) << 23);
+}
+
+/* e**x: inf above the range, gradual underflow below it. Error below 1 ulp. */
+static inline float odtplan_expf(float x) {
+    float n, r, p, y;
+    int32_t k, half;
+    if (x != x) {
+        return x;
+    }
+    x = x > 89.0f ? 89.0f : x;
+    x = x < -104.0f ? -104.0f : x;
+    n = x * 1.44269504f + 12582912.0f; /* adding 1.5 * 2**23 rounds to an integer */
+    n = n - 12582912.0f;
+    r = x - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    p = 0.00138144649f;
+    p = p * r + 0.00836878084f;
+    p = p * r + 0.0416683927f;
+    p = p * r + 0.166665196f;
+    p = p * r + 0.49999994f;
+    y = (r * r) * p + r + 1.0f;
+    k = (int32_t)n;
+    half = k >= 0 ? k / 2 : -((1 - k) / 2); /* floor; 2**k itself can leave the normal range */
+    return (y * odtplan_power_of_two(half)) * odtplan_power_of_two(k - half);
+}
+
+/* Natural logarithm: -inf at zero, NaN below. Error below 1 ulp. */
+static inline float odtplan_logf(float x) {
+    uint32_t bits, offset;
+    int32_t k, shift = 0;
+    float f, n, z, p, y;
+    if (x == 0.0f) {
+        return odtplan_from_bits(0xff800000u);
+    }
+    if (x < 0.0f) {
+        return odtplan_from_bits(0x7fc00000u);
+    }
+    if (x != x || x > 3.40282347e+38f) {
+        return x;
+    }
+    if (x < 1.17549435e-38f) {
+        x = x * 8388608.0f;
+        shift = 23;
+    }
+    bits = odtplan_bits(x);
+    offset = bits - 0x3f3504f3u; /* the bits of sqrt(1/2): the mantissa ends up in [0.707, 1.414) */
+    k = (int32_t)(offset >> 23);
+    if ((offset & 0x80000000u) != 0u) {
+        k -= 512;
+    }
+    f = odtplan_from_bits(bits - ((uint32_t)k << 23)) - 1.0f;
+    n = (float)(k - shift);
+    z = f * f;
+    p = -0.0763442963f;
+    p = p * f + 0.127615497f;
+    p = p * f + -0.131601945f;
+    p = p * f + 0.142017618f;
+    p = p * f + -0.166233569f;
+    p = p * f + 0.200012267f;
+    p = p * f + -0.250008225f;
+    p = p * f + 0.333333313f;
+    y = (f * z) * p + n * -2.12194440e-4f;
+    y = y - 0.5f * z;
+    return (f + y) + n * 0.693359375f;
+}
+
+/* Hyperbolic tangent. Error below 2 ulp. */
+static inline float odtplan_tanhf(float x) {
+    float a = x < 0.0f ? -x : x;
+    float z, p, y;
+    if (a < 0.625f) {
+        z = x * x;
+        p = -0.00570497848f;
+        p = p * z + 0.0206390787f;
+        p = p * z + -0.0537397116f;
+        p = p * z + 0.133314416f;
+        p = p * z + -0.333332807f;
+        return x + (x * z) * p;
+    }
+    y = 1.0f - 2.0f / (odtplan_expf(a + a) + 1.0f);
+    return x < 0.0f ? -y : y;
+}
+
+/* 1 / (1 + e**-x), without overflow on either side. Error below 3 ulp. */
+static inline float odtplan_sigmoidf(float x) {
+    float e = odtplan_expf(x < 0.0f ? x : -x);
+    float d = e + 1.0f;
+    return x < 0.0f ? e / d : 1.0f / d;
+}
+
+/* Correctly rounded square root by integers, for cores without a square root instruction. */
+static inline float odtplan_sqrtf_soft(float x) {
+    uint32_t bits = odtplan_bits(x);
+    uint32_t mantissa, root = 0u, rest = 0u;
+    int32_t exponent, i;
+    if (x == 0.0f || x != x) {
+        return x;
+    }
+    if ((bits & 0x80000000u) != 0u) {
+        return odtplan_from_bits(0x7fc00000u);
+    }
+    if (bits >= 0x7f800000u) {
+        return x;
+    }
+    exponent = (int32_t)(bits >> 23);
+    mantissa = bits & 0x007fffffu;
+    if (exponent == 0) {
+        exponent = 1;
+        while ((mantissa & 0x00800000u) == 0u) { /* normalise a subnormal number */
+            mantissa <<= 1;
+            exponent--;
+        }
+    } else {
+        mantissa |= 0x00800000u;
+    }
+    exponent -= 127;
+    if ((exponent & 1) != 0) {
+        mantissa <<= 1;
+        exponent--;
+    }
+    /* x = mantissa * 2**(exponent - 23), mantissa < 2**25: 25 bits of the root of mantissa * 2**25,
+     * one bit more than fits, so that the last one rounds. */
+    mantissa <<= 7; /* left aligned: two bits leave at the top per turn */
+    for (i = 0; i < 25; i++) {
+        rest = (rest << 2) | (mantissa >> 30);
+        mantissa <<= 2;
+        root <<= 1;
+        if (rest > (root << 1)) {
+            rest -= (root << 1) | 1u;
+            root |= 1u;
+        }
+    }
+    /* A root of a 24-bit number is never half way between two of them. */
+    root = (root >> 1) + (root & 1u);
+    return odtplan_from_bits((uint32_t)(exponent / 2 + 126) * 0x00800000u + root);
+}
+
+/* Correctly rounded square root. The instruction is named here, because __builtin_sqrtf may call
+ * libm to set errno. */
+static inline float odtplan_sqrtf(float x) {
+#if defined(__GNUC__) && defined(__SSE__)
+    float y;
+    __asm__("sqrtss %1, %0" : "=x"(y) : "x"(x));
+    return y;
+#elif defined(__GNUC__) && defined(__aarch64__)
+    float y;
+    __asm__("fsqrt %s0, %s1" : "=w"(y) : "w"(x));
+    return y;
+#elif defined(__GNUC__) && defined(__ARM_FP) && (__ARM_FP & 4)
+    float y;
+    __asm__("vsqrt.f32 %0, %1" : "=t"(y) : "t"(x));
+    return y;
+#elif defined(__GNUC__) && defined(__riscv_flen)
+    float y;
+    __asm__("fsqrt.s %0, %1" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return odtplan_sqrtf_soft(x);
+#endif
+}
+
+#endif

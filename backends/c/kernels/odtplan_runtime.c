@@ -1,0 +1,125 @@
+#include "odtplan_runtime.h"
+
+#include <string.h>
+
+#include "odtplan_math.h"
+
+#define HEADER_WORDS 6
+#define CHUNK_BYTES 64u
+
+uint32_t odtplan_crc32(uint32_t crc, const void *data, uint32_t bytes) {
+    static const uint32_t nibble[16] = {
+        0x00000000u, 0x1db71064u, 0x3b6e20c8u, 0x26d930acu, 0x76dc4190u, 0x6b6b51f4u,
+        0x4db26158u, 0x5005713cu, 0xedb88320u, 0xf00f9344u, 0xd6d6a3e8u, 0xcb61b38cu,
+        0x9b64c2b0u, 0x86d3d2d4u, 0xa00ae278u, 0xbdbdf21cu,
+    };
+    const uint8_t *p = (const uint8_t *)data;
+    uint32_t i;
+    crc = ~crc;
+    for (i = 0; i < bytes; i++) {
+        crc ^= p[i];
+        crc = (crc >> 4) ^ nibble[crc & 15u];
+        crc = (crc >> 4) ^ nibble[crc & 15u];
+    }
+    return ~crc;
+}
+
+static uint32_t content_crc(const odtplan_progress_t *progress, const void *state, uint32_t bytes) {
+    return odtplan_crc32(odtplan_crc32(0u, progress, (uint32_t)sizeof *progress), state, bytes);
+}
+
+/* The header but for its last word, the checksum of progress and state. */
+static void make_header(uint32_t header[HEADER_WORDS], const uint32_t plan[2],
+                        uint32_t state_bytes) {
+    header[0] = 0x5054444fu; /* "ODTP" */
+    header[1] = ODTPLAN_SAVED_VERSION;
+    header[2] = plan[0];
+    header[3] = plan[1];
+    header[4] = state_bytes;
+    header[5] = 0u;
+}
+
+int odtplan_save(const uint32_t plan[2], const odtplan_progress_t *progress, const void *state,
+                 uint32_t state_bytes, odtplan_write_t write, void *user) {
+    uint32_t header[HEADER_WORDS];
+    const uint32_t at = (uint32_t)sizeof header;
+    make_header(header, plan, state_bytes);
+    header[5] = content_crc(progress, state, state_bytes);
+    /* The header comes last: an interrupted save leaves nothing that looks whole. */
+    if (write(user, at, progress, (uint32_t)sizeof *progress) != 0 ||
+        write(user, at + (uint32_t)sizeof *progress, state, state_bytes) != 0 ||
+        write(user, 0u, header, at) != 0) {
+        return ODTPLAN_ERROR_STORAGE;
+    }
+    return ODTPLAN_OK;
+}
+
+int odtplan_load(const uint32_t plan[2], odtplan_progress_t *progress, void *state,
+                 uint32_t state_bytes, odtplan_read_t read, void *user, int *torn) {
+    uint32_t header[HEADER_WORDS], expected[HEADER_WORDS], chunk[CHUNK_BYTES / 4u];
+    const uint32_t at = (uint32_t)sizeof header;
+    const uint32_t content = (uint32_t)sizeof *progress + state_bytes;
+    uint32_t done = 0u, crc = 0u;
+    *torn = 0;
+    if (read(user, 0u, header, at) != 0) {
+        return ODTPLAN_ERROR_STORAGE;
+    }
+    make_header(expected, plan, state_bytes);
+    expected[5] = header[5];
+    if (memcmp(header, expected, sizeof header) != 0) {
+        return ODTPLAN_ERROR_FOREIGN;
+    }
+    while (done < content) {
+        const uint32_t left = content - done;
+        const uint32_t n = left < CHUNK_BYTES ? left : CHUNK_BYTES;
+        if (read(user, at + done, chunk, n) != 0) {
+            return ODTPLAN_ERROR_DAMAGED;
+        }
+        crc = odtplan_crc32(crc, chunk, n);
+        done += n;
+    }
+    if (crc != header[5]) {
+        return ODTPLAN_ERROR_DAMAGED;
+    }
+    *torn = 1;
+    if (read(user, at, progress, (uint32_t)sizeof *progress) != 0 ||
+        read(user, at + (uint32_t)sizeof *progress, state, state_bytes) != 0) {
+        return ODTPLAN_ERROR_STORAGE;
+    }
+    if (content_crc(progress, state, state_bytes) != header[5]) {
+        return ODTPLAN_ERROR_DAMAGED;
+    }
+    *torn = 0;
+    return ODTPLAN_OK;
+}
+
+void odtplan_hyper(const odtplan_decay_t *p, odtplan_progress_t *progress, float lr,
+                   float hyper[2]) {
+    progress->updates++;
+    progress->bias1 = progress->bias1 * p->beta1 + p->rest1;
+    progress->bias2 = progress->bias2 * p->beta2 + p->rest2;
+    hyper[0] = lr / progress->bias1;
+    hyper[1] = 1.0f / odtplan_sqrtf(progress->bias2);
+}
+
+int odtplan_is_step_size(float lr) {
+    return lr >= 0.0f && lr <= 3.40282347e+38f;
+}
+
+float odtplan_difference(const float *got, int32_t stride, const float *want, int32_t n) {
+    float error = 0.0f, scale = 0.0f;
+    int32_t i;
+    for (i = 0; i < n; i++) {
+        const float g = got[(size_t)i * (size_t)stride], w = want[i];
+        const float d = g < w ? w - g : g - w, size = w < 0.0f ? -w : w;
+        if (d != d) {
+            return 2.0f;
+        }
+        error = d > error ? d : error;
+        scale = size > scale ? size : scale;
+    }
+    if (error == 0.0f) {
+        return 0.0f;
+    }
+    return scale > 0.0f ? error / scale : 2.0f;
+}

@@ -1,0 +1,19 @@
+/* Types and limits shared by all kernels. */
+#ifndef ODTPLAN_TYPES_H
+#define ODTPLAN_TYPES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Largest rank of a tensor; arrays of dimensions and strides have this length. */
+#define ODTPLAN_MAX_RANK 6
+
+/* Largest number of operands of a concatenation. */
+#define ODTPLAN_MAX_CONCAT 16
+
+/* Parameters of an elementwise kernel without attributes: the number of elements. */
+typedef struct {
+    int32_t count;
+} odtplan_count_t;
+
+#endif

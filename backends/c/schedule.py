@@ -1,0 +1,296 @@
+"""The plan's steps as C statements, one kernel call after the other.
+
+The generated ``run`` serves inference and training: steps that the prediction does not need stand
+in ``if (mode != INFER)``, and an inference returns after the last step that it needs. So each step
+is in flash once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ...ir.errors import GraphError
+from ...ir.graph import Node, TensorType, Value
+from ...ir.opdef import get_op
+from ...ir.training import TrainingGraph, Update
+from ...planner.plan import Buffer, Plan, Step
+from .ctext import block, comment, symbol, wrap
+from .emit_call import call, kernel_of, param_struct
+
+Range = tuple[int, int]
+
+
+@dataclass
+class Schedule:
+    """C text of a plan.
+
+    Attributes:
+        params: Definitions of the parameter structs.
+        body: Lines of ``run``.
+        sources: Kernel files that are called, sorted stems.
+        prediction: Buffer of the prediction after an inference.
+        infer_pages: Whether an inference pages.
+        train_pages: Whether a training step pages.
+    """
+
+    prediction: Buffer
+    params: list[str] = field(default_factory=list)
+    body: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    infer_pages: bool = False
+    train_pages: bool = False
+
+
+def inference_steps(plan: Plan, prediction: str) -> list[int]:
+    """Indices of the steps that the value ``prediction`` needs, in order.
+
+    Raises:
+        GraphError: No step computes it, or it depends on an update.
+    """
+    buffers = {b.id: b for b in plan.buffers}
+    last = next(
+        (i for i, s in enumerate(plan.steps) if any(buffers[w].value == prediction for w in s.writes)),
+        None,
+    )
+    if last is None:
+        raise GraphError(f"no step of the plan computes the prediction {prediction}")
+    wanted = {w for w in plan.steps[last].writes if buffers[w].value == prediction}
+    chosen: list[int] = []
+    for i in range(last, -1, -1):
+        step = plan.steps[i]
+        if wanted.isdisjoint(step.writes):
+            continue
+        if step.kind == "update":
+            raise GraphError(f"step {i}: the prediction depends on an update of the same step")
+        wanted.difference_update(step.writes)
+        wanted.update(r for r in step.reads if r and buffers[r].space in ("arena", "storage"))
+        chosen.append(i)
+    return chosen[::-1]
+
+
+def emit_schedule(plan: Plan, training: TrainingGraph, weights: dict[str, str]) -> Schedule:
+    """The plan as C statements.
+
+    Args:
+        plan: What to run.
+        training: The graph that the plan executes.
+        weights: C array of each constant by value name.
+
+    Raises:
+        GraphError: The plan has a step that C can't run (names it).
+    """
+    return _Emitter(plan, training, weights).emit()
+
+
+class _Emitter:
+    def __init__(self, plan: Plan, training: TrainingGraph, weights: dict[str, str]) -> None:
+        self.plan, self.training, self.weights = plan, training, weights
+        self.buffers = {b.id: b for b in plan.buffers}
+        self.arena = [b for b in plan.buffers if b.space == "arena"]
+        self.nodes = {n.name: n for n in training.graph.nodes}
+        self.updates: dict[str, Update] = {}
+        for u in training.updates:
+            for n in (u.grad_node, u.accumulate_node, u.apply_node):
+                if n is not None:
+                    self.updates[n.name] = u
+        self.structs: dict[str, str] = {}  # text without its name -> name
+        self.params: list[str] = []
+
+    def emit(self) -> Schedule:
+        prediction = self.training.prediction.name
+        infer = inference_steps(self.plan, prediction)
+        end = self.plan.steps[infer[-1]]
+        buffer = next(b for b in map(self.buffers.__getitem__, end.writes) if b.value == prediction)
+        result = Schedule(buffer, self.params)
+        sources: set[str] = set()
+        for i, step in enumerate(self.plan.steps):
+            pages = step.kind in ("page_in", "page_out")
+            result.train_pages |= pages
+            result.infer_pages |= pages and i in infer
+            nodes = [self.nodes[n] for n in step.nodes]
+            sources.update(kernel_of(n).source for n in nodes if _runs(n))
+            held = [b for b in self.arena if b.first < i <= b.last]
+            born = _minus((b for b in self.arena if b.first == i), held)
+            held = [b for b in self.arena if b.first <= i < b.last]
+            dying = _minus((b for b in self.arena if b.last == i), held)
+            lines = self._step(i, step)
+            if step.last_micro and self.plan.training.micro_batches > 1:
+                lines = block("if (mode == UPDATE) {", lines)
+            elif i < infer[-1] and i not in infer:
+                lines = block("if (mode != INFER) {", lines)
+            if i == infer[-1]:
+                lines += block("if (mode == INFER) {", ["return ODTPLAN_OK;"])
+            result.body += [
+                f"/* {i}: {self._describe(step)} */",
+                *(f"LIVE({a}, {b - a});" for a, b in born),
+                *lines,
+                *(f"DEAD({a}, {b - a});" for a, b in dying),
+            ]
+        result.sources = sorted(sources)
+        return result
+
+    def _describe(self, step: Step) -> str:
+        what = step.kind.replace("_", " ")
+        if step.nodes:
+            ops = " + ".join(f"{n} ({self.nodes[n].op})" for n in step.nodes)
+            what = ("again " if step.recompute else "") + ops
+        read = sum(self.buffers[r].bytes for r in step.reads if r)
+        written = sum(self.buffers[w].bytes for w in step.writes)
+        text = f"{what}, reads {read:,} B, writes {written:,} B"
+        if step.tile:
+            text += f", gradient tile {self.buffers[step.tile].bytes:,} B"
+        if step.workspace:
+            text += f", scratch {self.buffers[step.workspace].bytes:,} B"
+        return comment(text)
+
+    def _step(self, index: int, step: Step) -> list[str]:
+        if step.kind in ("page_out", "page_in"):
+            return self._page(step)
+        nodes = [self.nodes[n] for n in step.nodes]
+        if step.kind == "update":
+            lines = self._update(step, nodes)
+        elif step.kind == "compute" and len(nodes) == 1:
+            lines = self._call(nodes[0], self._reads(step.reads), self._writes(step), step)
+        else:
+            raise GraphError(f"step {index}: the C back end can't run {step.kind} of {step.nodes}")
+        if self.training.loss.producer in nodes:
+            loss = self.pointer(step.writes[0])
+            lines += block("if (loss != NULL) {", [f"memcpy(loss, {loss}, sizeof *loss);"])
+        return lines
+
+    def _page(self, step: Step) -> list[str]:
+        source, target = self.buffers[str(step.reads[0])], self.buffers[step.writes[0]]
+        out = step.kind == "page_out"
+        ram, stored = (source, target) if out else (target, source)
+        callback = "write" if out else "read"
+        test = (
+            f"if (net->page_{callback}(net->user, {stored.offset}u, {self.pointer(ram.id)},"
+            f" {ram.bytes}u) != 0) {{"
+        )
+        return block(test, ["return ODTPLAN_ERROR_STORAGE;"])
+
+    def _update(self, step: Step, nodes: list[Node]) -> list[str]:
+        update = self.updates[nodes[-1].name]
+        if len(nodes) == 1:
+            lines = self._call(nodes[0], self._reads(step.reads), self._writes(step), step)
+        else:
+            lines = self._streamed(step, update, *nodes)
+        if nodes[-1] is update.apply_node and update.accumulator is not None:
+            name = update.accumulator.name
+            size = update.accumulator.type.nbytes
+            at = next(b for b in self.plan.buffers if b.space == "state" and b.value == name)
+            lines.append(f"memset({self.pointer(at.id)}, 0, {size});")
+        return lines
+
+    def _streamed(self, step: Step, update: Update, grad: Node, consumer: Node) -> list[str]:
+        """The gradient by row tiles, each applied (or accumulated) at once."""
+        if step.tile is None:
+            raise GraphError(f"node {grad.name}: a streamed update needs a tile")
+        tile = self.pointer(step.tile)
+        operands, rest = step.reads[: len(grad.inputs)], iter(step.reads[len(grad.inputs) :])
+        gradient = self._reads(operands)
+        inputs = [tile if v is update.grad else self._optional(next(rest)) for v in consumer.inputs]
+        outputs = self._writes(step)
+        shape = update.value.type.shape
+        rows = shape[0] if shape else 1
+        if get_op(grad.op).rows_kernel is None or step.tile_rows >= rows:
+            lines = self._call(grad, gradient, [tile], step)
+            return lines + self._call(consumer, inputs, outputs, None)
+        row_bytes = update.value.type.nbytes // rows
+        whole, left = divmod(rows, step.tile_rows)
+        sliced = [v not in (None, update.grad, self.training.hyper) for v in consumer.inputs]
+
+        def tile_calls(row: str, offset: str, end: str, count: int) -> list[str]:
+            part = _rows_of(consumer, count, keep=self.training.hyper)
+            ins = [f"{p} + {offset}" if s and p else p for p, s in zip(inputs, sliced, strict=True)]
+            outs = [f"{p} + {offset}" for p in outputs]
+            lines = self._call(grad, gradient, [tile], step, (row, end))
+            return lines + self._call(part, ins, outs, None)
+
+        head = f"for (row = 0; row < {whole * step.tile_rows}; row += {step.tile_rows}) {{"
+        body = tile_calls("row", f"row * {row_bytes}", f"row + {step.tile_rows}", step.tile_rows)
+        lines = block(head, body)
+        if left:
+            done = whole * step.tile_rows
+            lines += tile_calls(str(done), str(done * row_bytes), str(rows), left)
+        return lines
+
+    def _call(
+        self,
+        node: Node,
+        inputs: Sequence[str | None],
+        outputs: Sequence[str],
+        step: Step | None,
+        rows: tuple[str, str] | None = None,
+    ) -> list[str]:
+        if not _runs(node):
+            return []
+        workspace = self.pointer(step.workspace) if step is not None and step.workspace else None
+        return wrap(call(node, self._params(node), inputs, outputs, workspace, rows))
+
+    def _params(self, node: Node) -> str:
+        """Name of the parameter struct; equal structs are defined once."""
+        key = param_struct(node, "?")
+        if key not in self.structs:
+            name = symbol("p", len(self.structs), node.name)
+            self.structs[key] = name
+            self.params.append(param_struct(node, name))
+        return self.structs[key]
+
+    def _reads(self, ids: Sequence[str | None]) -> list[str | None]:
+        return [self._optional(i) for i in ids]
+
+    def _writes(self, step: Step) -> list[str]:
+        return [self.pointer(w) for w in step.writes]
+
+    def _optional(self, buffer_id: str | None) -> str | None:
+        return None if buffer_id is None else self.pointer(buffer_id)
+
+    def pointer(self, buffer_id: str) -> str:
+        """C expression of where a buffer begins."""
+        b = self.buffers[buffer_id]
+        if b.space in ("arena", "state"):
+            return f"{b.space} + {b.offset}"
+        if b.space == "flash":
+            return self.weights[b.value]
+        if b.space == "io" and b.value == self.training.hyper.name:
+            return "net->hyper"
+        if b.space == "io" and b.value == self.training.target.name:
+            return "target"
+        raise GraphError(f"buffer {b.id}: C code can't address {b.value} in {b.space}")
+
+
+def _runs(node: Node) -> bool:
+    return not get_op(node.op).view
+
+
+def _rows_of(node: Node, count: int, keep: Value) -> Node:
+    """The node on ``count`` rows of its operands; ``keep`` stays whole."""
+
+    def cut(v: Value | None) -> Value | None:
+        if v is None or v is keep:
+            return v
+        return Value(v.name, TensorType((count, *v.type.shape[1:]), v.type.dtype))
+
+    inputs = tuple(cut(v) for v in node.inputs)
+    outputs = tuple(c for v in node.outputs if (c := cut(v)) is not None)
+    return Node(node.op, node.name, inputs, outputs, node.attrs, node.phase)
+
+
+def _minus(buffers: Iterable[Buffer], held: Sequence[Buffer]) -> list[Range]:
+    """Byte ranges of ``buffers`` that no buffer of ``held`` covers, merged and sorted."""
+    wanted = list(buffers)
+    edges = sorted({e for b in (*held, *wanted) for e in (b.offset, b.offset + b.bytes)})
+    result: list[Range] = []
+    for start, end in zip(edges, edges[1:], strict=False):
+        if not _covers(wanted, start) or _covers(held, start):
+            continue
+        if result and result[-1][1] == start:
+            start = result.pop()[0]
+        result.append((start, end))
+    return result
+
+
+def _covers(buffers: Sequence[Buffer], at: int) -> bool:
+    return any(b.offset <= at < b.offset + b.bytes for b in buffers)

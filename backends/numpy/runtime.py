@@ -1,0 +1,355 @@
+"""Executes a plan on NumPy arrays, step by step, inside the planned memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ...ir.errors import UsageError
+from ...ir.graph import Array, Node, TensorType, Value
+from ...ir.opdef import get_op
+from ...ir.training import TrainingGraph, Update
+from ...planner.plan import Plan, Step
+from .memory import Memory
+
+
+class Runtime:
+    """A model that runs and trains by the steps of a checked plan.
+
+    Attributes:
+        plan: What is executed.
+        training: The training graph that the plan was made for.
+        micro_steps: Micro-steps done since the last update.
+        updates: Updates done (Adam's time step).
+    """
+
+    def __init__(self, plan: Plan, training: TrainingGraph) -> None:
+        """Allocate the planned memory and load the model's parameters into it.
+
+        Args:
+            plan: A plan that ``planner.check`` accepts for this training graph.
+            training: The training graph.
+        """
+        self.plan, self.training = plan, training
+        self.micro_steps = self.updates = 0
+        self._memory = Memory(plan)
+        self._nodes: dict[str, Node] = {n.name: n for n in training.graph.nodes}
+        self._update_of: dict[Node, Update] = {}
+        for u in training.updates:
+            self._update_of[u.apply_node] = u
+            if u.accumulate_node is not None:
+                self._update_of[u.accumulate_node] = u
+        self._arrays: dict[str, Array] = dict(self._memory.views)
+        self._resident: dict[str, Array] = {}
+        self._io: dict[str, str] = {}
+        for b in plan.buffers:
+            if b.space == "flash":
+                data = training.graph.constants[b.value].copy()
+                data.setflags(write=False)
+                self._arrays[b.id] = data
+            elif b.space == "io":
+                self._io[b.value] = b.id
+            elif b.space == "state":
+                self._resident[b.value] = self._arrays[b.id]
+        self._inference = _slice_to(plan, training.prediction.name)
+        written = {w for s in plan.steps for w in s.writes}
+        (self._sample,) = (
+            b.id
+            for b in plan.buffers
+            if b.value == training.sample.name and b.space == "arena" and b.id not in written
+        )
+        self._reset()
+
+    # ---- running
+
+    @property
+    def arena_nbytes(self) -> int:
+        """Bytes of the arena."""
+        return self._memory.arena.nbytes
+
+    @property
+    def state_nbytes(self) -> int:
+        """Bytes of updated weights, optimizer tensors and accumulators."""
+        return self._memory.state.nbytes
+
+    def infer(self, x: ArrayLike) -> Array:
+        """The prediction for one batch; runs only the steps that it needs.
+
+        Raises:
+            UsageError: ``x`` is not a batch of samples.
+        """
+        self._feed(x)
+        result: Array | None = None
+        for index in self._inference:
+            step = self.plan.steps[index]
+            self._step(step)
+            result = self._captured(step, self.training.prediction, result)
+            self._memory.retire(index)
+        assert result is not None, "a checked plan computes the prediction"
+        return result
+
+    def train_step(self, x: ArrayLike, target: ArrayLike, lr: float) -> float:
+        """One micro-step; the last one of a group updates the parameters.
+
+        Args:
+            x: Samples, as the model's input.
+            target: Labels i32[N] (cross entropy) or a tensor like the prediction (MSE).
+            lr: Step size; counts in the micro-step that updates.
+
+        Returns:
+            Loss of this micro-batch.
+
+        Raises:
+            UsageError: ``x`` or ``target`` does not fit the model.
+        """
+        self._feed(x)
+        t = self.training
+        self._arrays[self._io[t.target.name]] = self._target(target)
+        if t.hyper.name in self._io:
+            self._arrays[self._io[t.hyper.name]] = self._hyper(lr)
+        last = self.micro_steps + 1 == t.spec.micro_batches
+        loss: Array | None = None
+        for index, step in enumerate(self.plan.steps):
+            if last or not step.last_micro:
+                self._step(step)
+                loss = self._captured(step, t.loss, loss)
+            self._memory.retire(index)
+        self.micro_steps = 0 if last else self.micro_steps + 1
+        self.updates += last
+        assert loss is not None, "a checked plan computes the loss"
+        return float(loss)
+
+    def _captured(self, step: Step, value: Value, old: Array | None) -> Array | None:
+        """A copy of ``value`` if this step is the first to write it: its bytes may be used again."""
+        if old is None and step.kind == "compute":
+            for b, v in zip(step.writes, self._nodes[step.nodes[0]].outputs, strict=True):
+                if v is value:
+                    return self._arrays[b].copy()
+        return old
+
+    def _step(self, step: Step) -> None:
+        if step.kind in ("page_out", "page_in"):
+            source = step.reads[0]
+            assert source is not None, "a checked plan names what it pages"
+            self._arrays[step.writes[0]][...] = self._arrays[source]
+        elif step.kind == "compute":
+            node = self._nodes[step.nodes[0]]
+            if not get_op(node.op).view:
+                self._call(node, [self._operand(b) for b in step.reads], step.writes)
+        else:
+            self._update(step)
+
+    def _operand(self, name: str | None) -> Array | None:
+        return None if name is None else self._arrays[name]
+
+    def _call(self, node: Node, operands: list[Array | None], writes: tuple[str, ...]) -> None:
+        results = get_op(node.op).kernel(node, operands)
+        for b, result in zip(writes, results, strict=True):
+            target = self._arrays[b]
+            if result.shape != target.shape or result.dtype != target.dtype:
+                raise TypeError(
+                    f"{node.name}: the kernel of {node.op} gave {result.dtype}{result.shape},"
+                    f" planned are {target.dtype}{target.shape}"
+                )
+            target[...] = result
+
+    def _update(self, step: Step) -> None:
+        """Apply or accumulate a gradient, in tiles of rows where it is computed here."""
+        final = self._nodes[step.nodes[-1]]
+        update = self._update_of[final]
+        operands = [self._operand(b) for b in step.reads]
+        if len(step.nodes) == 1:
+            self._call(final, operands, step.writes)
+        else:
+            self._stream(self._nodes[step.nodes[0]], final, update, step, operands)
+        if final is update.apply_node and update.accumulator is not None:
+            self._resident[update.accumulator.name][...] = 0
+
+    def _stream(
+        self,
+        gradient: Node,
+        final: Node,
+        update: Update,
+        step: Step,
+        operands: list[Array | None],
+    ) -> None:
+        assert step.tile is not None, "a checked plan has a tile for a streamed gradient"
+        inputs, rest = operands[: len(gradient.inputs)], operands[len(gradient.inputs) :]
+        t = update.value.type
+        rows = t.shape[0] if t.shape else 1
+        row_shape = (rows, *t.shape[1:])
+        scratch = self._arrays[step.tile].reshape(-1).view(np.uint8).view(t.np_dtype)
+        per_row = t.size // rows
+        rows_kernel = get_op(gradient.op).rows_kernel
+        for begin in range(0, rows, step.tile_rows):
+            end = min(begin + step.tile_rows, rows)
+            if rows_kernel is not None:
+                part = rows_kernel(gradient, inputs, begin, end)
+            else:
+                part = get_op(gradient.op).kernel(gradient, inputs)[0]
+            tile = scratch[: (end - begin) * per_row].reshape(end - begin, *t.shape[1:])
+            tile[...] = part.reshape(tile.shape)
+            given = iter(rest)
+            sliced: list[Array | None] = []
+            for v in final.inputs:
+                if v is update.grad:
+                    sliced.append(tile)
+                else:
+                    a = next(given)
+                    whole = a is None or v is self.training.hyper
+                    sliced.append(a if a is None or whole else a.reshape(row_shape)[begin:end])
+            results = get_op(final.op).kernel(final, sliced)
+            for b, result in zip(step.writes, results, strict=True):
+                self._arrays[b].reshape(row_shape)[begin:end] = result
+
+    # ---- inputs
+
+    def _feed(self, x: ArrayLike) -> None:
+        sample = _fit(x, self.training.sample.type, "the sample")
+        self._memory.clear()
+        self._arrays[self._sample][...] = sample
+
+    def _target(self, target: ArrayLike) -> Array:
+        t = self.training
+        data = _fit(target, t.target.type, "the target")
+        if t.spec.loss == "cross_entropy":
+            classes = t.prediction.type.shape[-1]
+            if data.size and not 0 <= data.min() <= data.max() < classes:
+                raise UsageError(
+                    f"labels go from {data.min()} to {data.max()}, but the model has classes 0 to"
+                    f" {classes - 1}"
+                )
+        return data
+
+    def _hyper(self, lr: float) -> Array:
+        if not np.isfinite(lr) or lr < 0:
+            raise UsageError(f"the step size must be a number >= 0, not {lr}")
+        spec, t = self.training.spec, self.updates + 1
+        if spec.optimizer != "adam":
+            return np.array([lr, 1.0], np.float32)
+        return np.array(
+            [lr / (1.0 - spec.beta1**t), 1.0 / np.sqrt(1.0 - spec.beta2**t)], np.float32
+        )
+
+    # ---- parameters and state
+
+    def params(self) -> dict[str, Array]:
+        """Every parameter by its name in the model, learned values merged in."""
+        result: dict[str, Array] = {}
+        parts: set[str] = set()
+        for u in self.training.updates:
+            data = self._resident[u.value.name].copy()
+            cold = _cold(u)
+            if cold is not None:
+                axis, rest = cold
+                parts |= {u.value.name, rest.name}
+                data = np.concatenate([data, self.training.graph.constants[rest.name]], axis)
+            result[u.candidate.param] = data
+        for node in self.training.graph.nodes:
+            for slot in get_op(node.op).params:
+                v = node.inputs[slot.index] if slot.index < len(node.inputs) else None
+                if v is not None and v.name not in parts and v.name in self.training.graph.constants:
+                    result.setdefault(v.name, self.training.graph.constants[v.name].copy())
+        return result
+
+    def set_params(self, values: Mapping[str, ArrayLike]) -> None:
+        """Replace updated parameters; frozen ones may be given if they are as in the model.
+
+        Raises:
+            UsageError: Unknown name, wrong shape, or another value for a frozen parameter.
+        """
+        current = self.params()
+        updates = {u.candidate.param: u for u in self.training.updates}
+        checked: dict[str, Array] = {}
+        for name, given in values.items():
+            if name not in current:
+                raise UsageError(f"the model has no parameter {name}")
+            old = current[name]
+            new = _fit(given, TensorType(old.shape), f"parameter {name}")
+            u = updates.get(name)
+            cold = None if u is None else _cold(u)
+            if u is None:
+                frozen, hot = (new, old), None
+            elif cold is None:
+                frozen, hot = None, new
+            else:
+                hot, rest = np.split(new, [u.value.type.shape[cold[0]]], cold[0])
+                frozen = (rest, self.training.graph.constants[cold[1].name])
+            if frozen is not None and not np.array_equal(*frozen):
+                raise UsageError(
+                    f"parameter {name}: the plan keeps {'it' if u is None else 'part of it'} frozen in"
+                    " flash, other values can't be loaded; plan with --train all"
+                )
+            if hot is not None and u is not None:
+                checked[u.value.name] = hot
+        for name, data in checked.items():
+            self._resident[name][...] = data
+
+    def state_bytes(self) -> bytes:
+        """The state space, byte for byte as the plan lays it out."""
+        return self._memory.state.tobytes()
+
+    def load_state(self, data: bytes, *, updates: int = 0) -> None:
+        """Continue from saved state bytes, between two updates.
+
+        Args:
+            data: What ``state_bytes`` returned.
+            updates: Updates done so far (Adam's time step).
+
+        Raises:
+            UsageError: Not as many bytes as the plan lays out.
+        """
+        if len(data) != self.state_nbytes:
+            raise UsageError(f"the state has {len(data)} B, the plan lays out {self.state_nbytes} B")
+        self._memory.state[:] = np.frombuffer(data, np.uint8)
+        self.updates, self.micro_steps = updates, 0
+
+    def _reset(self) -> None:
+        """Initial state: the model's parameters, zero in optimizer tensors and accumulators."""
+        for name, array in self._resident.items():
+            array[...] = self.training.graph.constants.get(name, 0)
+
+
+def _cold(update: Update) -> tuple[int, Value] | None:
+    """Channel axis and frozen remainder of a partly updated weight."""
+    if update.candidate.channels is None:
+        return None
+    for slot in get_op(update.owner.op).params:
+        if update.owner.inputs[slot.index] is update.value and slot.cold_index is not None:
+            axis, rest = slot.channel_axis(update.owner), update.owner.inputs[slot.cold_index]
+            assert axis is not None and rest is not None, update.value.name
+            return axis, rest
+    raise AssertionError(f"{update.value.name} has no frozen remainder")
+
+
+def _slice_to(plan: Plan, value: str) -> tuple[int, ...]:
+    """Steps that the first computation of ``value`` needs, in order."""
+    ids = {b.id: b for b in plan.buffers}
+    steps = plan.steps
+    end = next(i for i, s in enumerate(steps) if any(ids[w].value == value for w in s.writes))
+    needed: set[str] = {w for w in steps[end].writes if ids[w].value == value}
+    result = []
+    for index in range(end, -1, -1):
+        step = steps[index]
+        if step.kind != "update" and needed.intersection(step.writes):
+            result.append(index)
+            needed.update(r for r in step.reads if r is not None)
+    return tuple(reversed(result))
+
+
+def _fit(data: ArrayLike, t: TensorType, what: str) -> Array:
+    """An array of the wanted type; numbers are converted if that keeps their meaning.
+
+    Raises:
+        UsageError: Wrong shape, or not numbers of the wanted kind.
+    """
+    array = np.asarray(data)
+    kinds = "iu" if t.dtype.startswith(("i", "u")) else "iuf"
+    if array.shape != t.storage_shape or array.dtype.kind not in kinds:
+        raise UsageError(f"{what} is {array.dtype}{list(array.shape)}, the plan needs {t}")
+    converted = array.astype(t.np_dtype)
+    if t.dtype.startswith(("i", "u")) and not np.array_equal(converted, array):
+        raise UsageError(f"{what} has values that {t.dtype} can't hold")
+    return converted

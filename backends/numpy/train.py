@@ -1,0 +1,205 @@
+"""The training loop of ``odt-plan run``: data in, updates by the plan, learned parameters out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ...ir.errors import OdtPlanError, UsageError
+from ...ir.graph import Array
+from .runtime import Runtime
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened during training.
+
+    Attributes:
+        losses: Mean loss of each update that was kept.
+        stopped: None when all steps were done; ``not_finite`` when a loss or a parameter became NaN
+            or infinite, ``interrupted`` by Ctrl-C. The runtime holds the state of the last good update.
+    """
+
+    losses: tuple[float, ...]
+    stopped: Literal["not_finite", "interrupted"] | None
+
+    @property
+    def message(self) -> str:
+        """One line about the end of training."""
+        done = len(self.losses)
+        if self.stopped == "not_finite":
+            return (
+                f"stopped: update {done + 1} gave a NaN or infinite value; the state after update {done}"
+                " is kept; try a smaller step size"
+            )
+        if self.stopped == "interrupted":
+            return f"interrupted: the state after update {done} is kept"
+        return f"{done} updates done"
+
+
+def load_data(path: Path) -> tuple[Array, Array]:
+    """Read the arrays ``x`` and ``y`` of an .npz file.
+
+    Raises:
+        UsageError: Unreadable, not an .npz file, or an array is missing.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            missing = [name for name in ("x", "y") if name not in data]
+            if missing:
+                raise UsageError(
+                    f"{path}: has no array {' and '.join(missing)}, only"
+                    f" {', '.join(data.files) or 'nothing'}; save with np.savez(path, x=..., y=...)"
+                )
+            return data["x"], data["y"]
+    except (OSError, ValueError, EOFError, AttributeError, TypeError) as e:
+        raise UsageError(f"{path}: can't be read as .npz: {e}") from None
+
+
+def train(
+    runtime: Runtime,
+    x: Array,
+    y: Array,
+    *,
+    steps: int | None = None,
+    epochs: int | None = None,
+    batch: int | None = None,
+    lr: float,
+    seed: int = 0,
+    on_step: Callable[[int, float], None] | None = None,
+) -> History:
+    """Train on a data set.
+
+    Args:
+        runtime: Trains by its plan.
+        x: Samples [count, ...], each as the model's input without the batch dimension.
+        y: Labels [count] or targets [count, ...].
+        steps: Updates to do.
+        epochs: Passes over the data instead; a last group that is not full is filled from the start
+            of the next pass.
+        batch: Samples per update; the plan fixes it (batch x micro-batches), so another number is an
+            error. None: take the plan's.
+        lr: Step size.
+        seed: Of the order of the samples.
+        on_step: Called after each update with its number (from 1) and mean loss.
+
+    Raises:
+        UsageError: The data do not fit the model, or the numbers contradict each other or the plan.
+    """
+    size, micro = runtime.plan.model.batch, runtime.training.spec.micro_batches
+    group = size * micro
+    if batch is not None and batch != group:
+        raise UsageError(
+            f"an update of this plan takes {group} samples (batch {size} x {micro} micro-batches), not"
+            f" {batch}; plan again with --batch or --micro-batches"
+        )
+    x, y = _samples(runtime, x), _targets(runtime, y, len(x))
+    if (steps is None) == (epochs is None):
+        raise UsageError("give either steps or epochs")
+    if steps is None:
+        assert epochs is not None
+        steps = -(-epochs * len(x) // group)
+    if steps < 1:
+        raise UsageError(f"there is nothing to train: {steps} steps")
+    order = _order(len(x), seed)
+    losses: list[float] = []
+    good, counted = runtime.state_bytes(), runtime.updates
+    stopped: Literal["not_finite", "interrupted"] | None = None
+    try:
+        while len(losses) < steps and stopped is None:
+            total = 0.0
+            for _ in range(micro):
+                chosen = [next(order) for _ in range(size)]
+                total += runtime.train_step(x[chosen], y[chosen], lr)
+            if not (np.isfinite(total) and _finite(runtime)):
+                stopped = "not_finite"
+                break
+            good, counted = runtime.state_bytes(), runtime.updates
+            losses.append(total / micro)
+            if on_step is not None:
+                on_step(len(losses), losses[-1])
+    except KeyboardInterrupt:
+        stopped = "interrupted"
+    if stopped is not None:
+        runtime.load_state(good, updates=counted)
+    return History(tuple(losses), stopped)
+
+
+def save_learned(runtime: Runtime, path: Path) -> None:
+    """Write the updated parameters, whole and by their names in the model, as .npz.
+
+    The file appears under its name only when it is complete.
+
+    Raises:
+        OdtPlanError: The folder can't be written.
+    """
+    values = runtime.params()
+    learned = {u.candidate.param: values[u.candidate.param] for u in runtime.training.updates}
+    temporary: str | None = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(suffix=".part", prefix=path.name, dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez(file, **learned)  # type: ignore[arg-type]  # (names are parameters, not options)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as e:
+        raise OdtPlanError(f"{path}: can't write the learned parameters: {e.strerror}") from None
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _finite(runtime: Runtime) -> bool:
+    """All state is finite; it is f32 throughout."""
+    return bool(np.isfinite(np.frombuffer(runtime.state_bytes(), np.float32)).all())
+
+
+def _order(count: int, seed: int) -> Iterator[int]:
+    """Sample numbers without end, each pass shuffled anew."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield from rng.permutation(count).tolist()
+
+
+def _samples(runtime: Runtime, x: Array) -> Array:
+    want = runtime.training.sample.type.shape[1:]
+    if x.ndim < 1 or x.shape[1:] != want or x.dtype.kind not in "iuf":
+        raise UsageError(
+            f"x is {x.dtype}{list(x.shape)}, must be numbers [count, {', '.join(map(str, want))}]"
+        )
+    if len(x) == 0:
+        raise UsageError("x has no samples")
+    x = x.astype(np.float32)
+    if not np.isfinite(x).all():
+        bad = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
+        raise UsageError(f"x: sample {bad} has a NaN or infinite value")
+    return x
+
+
+def _targets(runtime: Runtime, y: Array, count: int) -> Array:
+    if len(np.atleast_1d(y)) != count or y.ndim < 1:
+        raise UsageError(f"y has shape {list(y.shape)}, but x has {count} samples")
+    if runtime.training.spec.loss == "cross_entropy":
+        classes = runtime.training.prediction.type.shape[-1]
+        if y.ndim != 1 or y.dtype.kind not in "iu":
+            raise UsageError(f"y is {y.dtype}{list(y.shape)}, must be integer labels [{count}]")
+        if y.min() < 0 or y.max() >= classes:
+            raise UsageError(
+                f"y has labels from {y.min()} to {y.max()}, but the model has classes 0 to {classes - 1}"
+            )
+        return y.astype(np.int32)
+    want = runtime.training.prediction.type.shape[1:]
+    if y.shape[1:] != want or y.dtype.kind not in "iuf":
+        raise UsageError(
+            f"y is {y.dtype}{list(y.shape)}, must be numbers [{count}, {', '.join(map(str, want))}]"
+        )
+    y = y.astype(np.float32)
+    if not np.isfinite(y).all():
+        raise UsageError("y has a NaN or infinite value")
+    return y

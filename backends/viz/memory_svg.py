@@ -1,0 +1,299 @@
+"""memory.svg: the arena over time. Every lifetime of the checker's report is one rectangle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...planner.plan import Plan
+from .files import write_whole
+from .kinds import KINDS, PHASE_COLORS, phase_runs, shown_kinds
+from .picture import kib, summary, title
+from .svg import document, element, number, shorten, text, text_width, tooltip
+
+if TYPE_CHECKING:
+    from ...planner.check import CheckReport, Lifetime
+
+MARGIN = 20.0
+LEFT = 92.0  # room for the address axis
+RIGHT = 24.0
+TOP = 96.0  # heading and legend
+PLOT_HEIGHT = 460.0
+LEAST_WIDTH = 900.0
+MOST_WIDTH = 2200.0
+STEP_WIDTH = 14.0
+BAND = 20.0  # phase strip
+GREY = "#666666"
+LIVE = "#000000"
+#: A budget beyond this multiple of what is used would squeeze the picture; it is named at the edge.
+SCALE_LIMIT = 1.6
+
+
+def write_memory_svg(plan: Plan, report: CheckReport, path: Path) -> None:
+    """Write the memory-over-time picture of a checked plan.
+
+    Args:
+        plan: The plan.
+        report: The checker's report on this plan; its lifetimes and live bytes are drawn.
+        path: File to write; it appears whole or not at all.
+
+    Raises:
+        OdtPlanError: The file can't be written.
+    """
+    write_whole(path, _render(plan, report))
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Steps and bytes to pixels."""
+
+    steps: int
+    most_bytes: int
+    width: float
+
+    def x(self, step: float) -> float:
+        return LEFT + step * self.width / max(1, self.steps)
+
+    def y(self, address: float) -> float:
+        return TOP + PLOT_HEIGHT * (1 - address / max(1, self.most_bytes))
+
+    @property
+    def right(self) -> float:
+        return LEFT + self.width
+
+
+def _render(plan: Plan, report: CheckReport) -> str:
+    used = report.arena_bytes + report.state_bytes
+    budget = plan.device.budget.ram_bytes
+    fits = budget <= used * SCALE_LIMIT
+    most = round(max(used, budget if fits else 0, 1) * 1.06)
+    steps = len(report.steps)
+    scale = _Scale(steps, most, min(MOST_WIDTH, max(LEAST_WIDTH, steps * STEP_WIDTH)))
+    kinds = shown_kinds(plan, report)
+    heading = f"{plan.model.name}: memory over one training step"
+    legend, legend_width = _legend(set(kinds.values()), report)
+    body = [
+        text(MARGIN, MARGIN + 14, shorten(heading, 100), 16, font_weight="bold"),
+        text(MARGIN, MARGIN + 34, summary(plan, report), 11),
+        element("g", legend, transform=f"translate({number(MARGIN)} {number(MARGIN + 44)})"),
+        *_axes(scale),
+        *_state(report, scale),
+        '<g class="lifetimes" stroke="#ffffff" stroke-width="0.7">',
+        *(_lifetime(life, kinds[life.buffer], scale) for life in report.lifetimes),
+        "</g>",
+        *_names(report, kinds, scale),
+        *_live(report, scale),
+        *_budget(budget, fits, scale),
+        *_phases(report, scale),
+    ]
+    width = max(scale.right + RIGHT, legend_width + 2 * MARGIN)
+    width = max(width, text_width(summary(plan, report), 11) + 2 * MARGIN)
+    return document(width, TOP + PLOT_HEIGHT + 112, title(plan), body)
+
+
+def _lifetime(life: Lifetime, kind: str, scale: _Scale) -> str:
+    x, y = scale.x(life.first), scale.y(life.offset + life.bytes)
+    tip = tooltip(
+        f"{life.value} ({life.buffer})",
+        f"{KINDS[kind].text}, {life.bytes:,} B at offset {life.offset:,}",
+        f"steps {life.first} to {life.last}",
+    )
+    return element(
+        "rect",
+        tip,
+        x=x,
+        y=y,
+        width=scale.x(life.last + 1) - x,
+        height=max(0.3, scale.y(life.offset) - y),
+        fill=KINDS[kind].color,
+        _class=f"lifetime {kind}",
+    )
+
+
+def _names(report: CheckReport, kinds: dict[str, str], scale: _Scale) -> Iterator[str]:
+    """Value names in the rectangles that are large enough."""
+    for life in report.lifetimes:
+        x, end = scale.x(life.first), scale.x(life.last + 1)
+        height = scale.y(life.offset) - scale.y(life.offset + life.bytes)
+        cells = int((end - x - 8) / (0.58 * 10))
+        if height < 12 or cells < 6:
+            continue
+        name = shorten(life.value, cells)
+        yield text(
+            x + 4,
+            scale.y(life.offset + life.bytes) + min(height / 2 + 3.5, 12),
+            name,
+            10,
+            fill=KINDS[kinds[life.buffer]].ink,
+            pointer_events="none",
+        )
+
+
+def _axes(scale: _Scale) -> Iterator[str]:
+    for address in _ticks(scale.most_bytes, 8):
+        y = scale.y(address)
+        yield element("line", x1=LEFT, y1=y, x2=scale.right, y2=y, stroke="#dddddd", stroke_width=1)
+        label = text(LEFT - 8, y + 3.5, kib(address), 10, text_anchor="end")
+        yield element("g", [tooltip(f"{address:,} B"), label])
+    bottom = TOP + PLOT_HEIGHT
+    yield element("line", x1=LEFT, y1=TOP, x2=LEFT, y2=bottom, stroke=GREY, stroke_width=1)
+    yield element(
+        "line", x1=LEFT, y1=bottom, x2=scale.right, y2=bottom, stroke=GREY, stroke_width=1
+    )
+    middle = TOP + PLOT_HEIGHT / 2
+    yield text(
+        MARGIN + 6,
+        middle,
+        "address in RAM",
+        11,
+        text_anchor="middle",
+        transform=f"rotate(-90 {number(MARGIN + 6)} {number(middle)})",
+    )
+    for step in _ticks(scale.steps, 16, whole=True):
+        if step < scale.steps:
+            x = scale.x(step + 0.5)
+            yield element("line", x1=x, y1=bottom, x2=x, y2=bottom + 4, stroke=GREY, stroke_width=1)
+            yield text(x, bottom + 16, str(step), 10, text_anchor="middle")
+
+
+def _state(report: CheckReport, scale: _Scale) -> Iterator[str]:
+    if not report.state_bytes:
+        return
+    low, high = scale.y(report.arena_bytes), scale.y(report.arena_bytes + report.state_bytes)
+    tip = tooltip(
+        "state that survives the step: updated weights, optimizer tensors, accumulators",
+        f"{report.state_bytes:,} B",
+    )
+    yield element(
+        "rect",
+        tip,
+        x=LEFT,
+        y=high,
+        width=scale.width,
+        height=max(0.3, low - high),
+        fill="#d9d9d9",
+        stroke=GREY,
+        stroke_width=0.7,
+        _class="state",
+    )
+    if low - high >= 12:
+        label = f"weights and optimizer state, {kib(report.state_bytes)}"
+        yield text(LEFT + 6, (low + high) / 2 + 3.5, label, 10, pointer_events="none")
+
+
+def _live(report: CheckReport, scale: _Scale) -> Iterator[str]:
+    if not report.steps:
+        return
+    path = [f"M{number(scale.x(0))} {number(scale.y(report.steps[0].live_bytes))}"]
+    for i, step in enumerate(report.steps):
+        path.append(f"V{number(scale.y(step.live_bytes))}H{number(scale.x(i + 1))}")
+    d = "".join(path)
+    for color, width in (("#ffffff", 4.5), (LIVE, 1.8)):
+        yield element(
+            "path", d=d, fill="none", stroke=color, stroke_width=width, pointer_events="none"
+        )
+    peak = report.steps[report.peak_step]
+    x, y = scale.x(report.peak_step + 0.5), scale.y(report.live_peak_bytes)
+    where = f"step {report.peak_step} ({peak.kind} {shorten(peak.label, 48)})"
+    label = f"live peak {report.live_peak_bytes:,} B at {where}"
+    dot = element("circle", cx=x, cy=y, r=4.5, fill="#ffffff", stroke=LIVE, stroke_width=2)
+    tip = tooltip(
+        f"live peak {report.live_peak_bytes:,} B, arena {report.arena_bytes:,} B",
+        f"step {report.peak_step}: {peak.kind} {peak.label}",
+    )
+    yield element("g", [tip, dot], _class="peak")
+    half = text_width(label, 11) / 2
+    middle = min(max(x, LEFT + half + 4), scale.right - half - 4)
+    yield text(
+        middle,
+        y - 9,
+        label,
+        11,
+        text_anchor="middle",
+        font_weight="bold",
+        stroke="#ffffff",
+        stroke_width=4,
+        paint_order="stroke",
+    )
+
+
+def _budget(budget: int, fits: bool, scale: _Scale) -> Iterator[str]:
+    y = scale.y(budget) if fits else TOP
+    label = f"RAM budget {budget:,} B" + ("" if fits else " (above this scale)")
+    line = element(
+        "line",
+        x1=LEFT,
+        y1=y,
+        x2=scale.right,
+        y2=y,
+        stroke="#d55e00",
+        stroke_width=2,
+        stroke_dasharray="9 5" if fits else "2 5",
+    )
+    yield element("g", [tooltip(f"{budget:,} B"), line], _class="budget")
+    yield text(
+        scale.right - 4, y - 5, label, 11, text_anchor="end", fill="#a34700", font_weight="bold"
+    )
+
+
+def _phases(report: CheckReport, scale: _Scale) -> Iterator[str]:
+    y = TOP + PLOT_HEIGHT + 24
+    for name, first, last in phase_runs(report):
+        x, end = scale.x(first), scale.x(last + 1)
+        tip = tooltip(f"{name}: steps {first} to {last}")
+        yield element(
+            "rect",
+            tip,
+            x=x,
+            y=y,
+            width=end - x,
+            height=BAND,
+            fill=PHASE_COLORS[name],
+            stroke="#ffffff",
+            stroke_width=0.7,
+            _class=f"phase {name}",
+        )
+        if text_width(name, 10) + 6 < end - x:
+            ink = "#ffffff" if name in ("backward", "update") else "#000000"
+            yield text((x + end) / 2, y + 14, name, 10, text_anchor="middle", fill=ink)
+    yield text(LEFT - 8, y + 14, "phase", 10, text_anchor="end")
+    yield text(LEFT - 8, TOP + PLOT_HEIGHT + 16, "step", 10, text_anchor="end")
+    x = LEFT
+    for name, color in PHASE_COLORS.items():
+        yield element("rect", x=x, y=y + 34, width=14.0, height=12.0, fill=color)
+        yield text(x + 19, y + 44, name, 10.5)
+        x += 19 + text_width(name, 10.5) + 16
+
+
+def _legend(kinds: set[str], report: CheckReport) -> tuple[list[str], float]:
+    parts: list[str] = []
+    x = 0.0
+    for name, kind in KINDS.items():
+        if name in kinds:
+            parts.append(element("rect", x=x, y=2.0, width=18.0, height=13.0, fill=kind.color))
+            parts.append(text(x + 24, 13, kind.text, 10.5))
+            x += 24 + text_width(kind.text, 10.5) + 14
+    if report.state_bytes:
+        parts.append(
+            element("rect", x=x, y=2.0, width=18.0, height=13.0, fill="#d9d9d9", stroke=GREY)
+        )
+        parts.append(text(x + 24, 13, "state", 10.5))
+        x += 24 + text_width("state", 10.5) + 14
+    parts.append(element("line", x1=x, y1=8.5, x2=x + 18, y2=8.5, stroke=LIVE, stroke_width=1.8))
+    parts.append(text(x + 24, 13, "live bytes", 10.5))
+    return parts, x + 24 + text_width("live bytes", 10.5)
+
+
+def _ticks(most: int, wanted: int, *, whole: bool = False) -> list[int]:
+    """Round values from 0 to ``most``: powers of two for bytes, 1-2-5 for counts (``whole``)."""
+    step, factors = 1, ((2, 5, 10) if whole else (2,))
+    base = 1
+    while most // step > wanted:
+        if whole:
+            step = next(base * f for f in factors if base * f > step)
+            base = step if step == base * 10 else base
+        else:
+            step *= 2
+    return list(range(0, most + 1, step))

@@ -1,0 +1,238 @@
+"""What the graph pictures show, in any format: boxes, edges and the decision on each node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal
+
+from ...ir.graph import Node, Value
+from ...ir.training import TrainingGraph
+from ...planner.plan import Plan
+
+if TYPE_CHECKING:
+    from ...planner.check import CheckReport
+
+Decision = Literal["frozen", "updated", "recomputed", "paged"]
+
+
+@dataclass(frozen=True)
+class Style:
+    """Look of a decision: colour-blind safe hue (Okabe and Ito) and a border that works in grey."""
+
+    color: str
+    tint: str
+    width: float
+    dash: str  #: SVG stroke-dasharray, empty for a solid line
+    dot: str  #: Graphviz border style
+    text: str
+
+
+STYLES: dict[Decision, Style] = {
+    "frozen": Style("#767676", "#ececec", 1, "", "solid", "frozen: parameters stay as they are"),
+    "updated": Style("#009e73", "#cdeee3", 3, "", "bold", "updated: parameters are trained"),
+    "recomputed": Style("#b87900", "#fbe9c6", 2, "7 4", "dashed", "recomputed for backward"),
+    "paged": Style("#0072b2", "#d0e5f2", 2.5, "1.5 3.5", "dotted", "paged to external storage"),
+}
+#: Nodes about which nothing was decided: no parameters, and the result is not stored for backward
+#: or simply kept.
+PLAIN = Style("#000000", "#ffffff", 0.8, "", "solid", "no parameters")
+
+
+@dataclass(frozen=True)
+class Box:
+    """One node of the picture.
+
+    Attributes:
+        op: Operator, or ``input`` for a run-time input.
+        name: Node or input name, unshortened.
+        type: Type of the first result.
+        bytes: Exact bytes of the first result.
+        decisions: Decisions in the order in which they are drawn.
+        note: One short line: what is updated, kept, recomputed or paged.
+        details: Lines of the tooltip with exact figures.
+    """
+
+    op: str
+    name: str
+    type: str
+    bytes: int
+    decisions: tuple[Decision, ...]
+    note: str
+    details: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Link:
+    """One edge: ``value`` flows from box ``source`` to box ``target`` (indices)."""
+
+    source: int
+    target: int
+    value: str
+    type: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Boxes in execution order, edges in operand order, and the heading lines."""
+
+    title: str
+    facts: str
+    boxes: tuple[Box, ...]
+    links: tuple[Link, ...]
+
+
+def draw(plan: Plan, training: TrainingGraph, report: CheckReport) -> Picture:
+    """Collect forward and loss nodes with the decisions that the plan's steps carry out."""
+    nodes = [n for n in training.graph.nodes if n.phase in ("forward", "loss")]
+    facts = _Facts(plan, training, report)
+    index: dict[Value, int] = {}
+    boxes: list[Box] = []
+    links: list[Link] = []
+    for node in nodes:
+        operands = list(dict.fromkeys(node.operands()))
+        for v in operands:  # inputs stand in the order in which they are read
+            if v in training.graph.inputs and v not in index:
+                index[v] = len(boxes)
+                boxes.append(facts.input_box(v))
+        links += [
+            Link(index[v], len(boxes), v.name, str(v.type), v.type.nbytes)
+            for v in operands
+            if v in index
+        ]
+        index.update(dict.fromkeys(node.outputs, len(boxes)))
+        boxes.append(facts.node_box(node))
+    return Picture(title(plan), summary(plan, report), tuple(boxes), tuple(links))
+
+
+def title(plan: Plan) -> str:
+    """Model, status and device in one line."""
+    return f"{plan.model.name}: {plan.status} training plan for {plan.device.id}"
+
+
+def summary(plan: Plan, report: CheckReport) -> str:
+    """The checked figures in one line."""
+    ram = report.arena_bytes + report.state_bytes
+    budget = plan.device.budget.ram_bytes
+    return (
+        f"RAM {ram:,} B of {budget:,} B (arena {report.arena_bytes:,}, state"
+        f" {report.state_bytes:,}); predicted per training step: {seconds(report.latency_s)},"
+        f" {joules(report.energy_j)}"
+    )
+
+
+def seconds(t: float) -> str:
+    """A duration with three digits and a fitting unit."""
+    return _scaled(t, (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)))
+
+
+def joules(e: float) -> str:
+    """An energy with three digits and a fitting unit."""
+    return _scaled(e, (("J", 1.0), ("mJ", 1e-3), ("uJ", 1e-6)))
+
+
+def kib(n: int) -> str:
+    """Bytes for people: exact below 1 KiB, else KiB or MiB with one decimal; tooltips are exact."""
+    if n < 1024:
+        return f"{n} B"
+    if n < 1024 * 1024:
+        return f"{n / 1024:.1f}".removesuffix(".0") + " KiB"
+    return f"{n / 1024 / 1024:.1f}".removesuffix(".0") + " MiB"
+
+
+def _scaled(x: float, units: tuple[tuple[str, float], ...]) -> str:
+    unit, factor = next((u for u in units if x >= u[1]), units[-1])
+    return f"{x / factor:.3g} {unit}" if x / factor < 1000 else f"{x / factor:.0f} {unit}"
+
+
+class _Facts:
+    """Decisions and figures by node."""
+
+    def __init__(self, plan: Plan, training: TrainingGraph, report: CheckReport) -> None:
+        self.constants = training.graph.constants
+        values = training.graph.values
+        arena = {b.id: b for b in plan.buffers}
+        self.updates: dict[str, list[tuple[str, str, float, int | None]]] = {}
+        for u in plan.decisions.updates:
+            if u.ratio > 0:
+                entry = (u.role, u.param, u.ratio, u.channels)
+                self.updates.setdefault(u.node, []).append(entry)
+        self.kept = {a.value for a in plan.decisions.activations if a.action == "keep"}
+        self.paged: dict[Value, int] = {}
+        self.runs: dict[str, list[str]] = {}
+        self.recomputed: set[str] = set()
+        for i, (step, figures) in enumerate(zip(plan.steps, report.steps, strict=True)):
+            if step.kind == "page_out":
+                for r in step.reads:
+                    if r is not None and arena[r].value in values:
+                        self.paged[values[arena[r].value]] = arena[r].bytes
+            for name in step.nodes:
+                again = " (recomputed)" if step.recompute else ""
+                text = f"step {i}{again}: {figures.cycles:,} cycles"
+                self.runs.setdefault(name, []).append(text)
+                if step.recompute:
+                    self.recomputed.add(name)
+
+    def input_box(self, v: Value) -> Box:
+        notes, decisions = [], list[Decision]()
+        if v in self.paged:
+            decisions.append("paged")
+            notes.append("paged")
+        details = [f"run-time input {v.name}", f"{v.type}, {v.type.nbytes:,} B"]
+        if v in self.paged:
+            details.append(f"paged out: {self.paged[v]:,} B")
+        return Box(
+            "input",
+            v.name,
+            str(v.type),
+            v.type.nbytes,
+            tuple(decisions),
+            "; ".join(notes),
+            tuple(details),
+        )
+
+    def node_box(self, node: Node) -> Box:
+        decisions, notes = list[Decision](), list[str]()
+        details = [f"{node.op} {node.name} [{node.phase}]"]
+        details += [f"result {v.name}: {v.type}, {v.type.nbytes:,} B" for v in node.outputs]
+        parameters = [v for v in node.operands() if v.name in self.constants]
+        details += [f"constant {v.name}: {v.type}, {v.type.nbytes:,} B" for v in parameters]
+        updates = self.updates.get(node.name, [])
+        if updates:
+            decisions.append("updated")
+            notes.append("updates " + ", ".join(f"{role} {_ratio(r)}" for role, _, r, _ in updates))
+            for role, name, ratio, channels in updates:
+                part = "whole" if channels is None else f"{channels} leading input channels"
+                details.append(f"updated {role} {name}: {part} (ratio {ratio:g})")
+        elif parameters:
+            decisions.append("frozen")
+            notes.append("frozen")
+        if node.name in self.recomputed:
+            decisions.append("recomputed")
+            notes.append("recomputed")
+        for v in node.outputs:
+            if v in self.paged:
+                decisions.append("paged")
+                notes.append("paged")
+                details.append(f"paged out: {v.name}, {self.paged[v]:,} B")
+            elif v.name in self.kept:
+                notes.append("kept")
+                details.append(f"kept for backward: {v.name}")
+        details += self.runs.get(node.name, ["no code runs"])
+        return Box(
+            node.op,
+            node.name,
+            str(node.out.type),
+            node.out.type.nbytes,
+            tuple(dict.fromkeys(decisions)),
+            ", ".join(dict.fromkeys(notes)),
+            tuple(details),
+        )
+
+
+def _ratio(r: float) -> str:
+    if r >= 1:
+        return "all"
+    f = Fraction(r).limit_denominator(64)
+    return f"{f}" if abs(float(f) - r) < 1e-9 else f"{r:.0%}"

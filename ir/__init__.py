@@ -1,0 +1,1 @@
+"""Graph IR: types, operators, importer, passes and automatic differentiation."""

@@ -1,0 +1,317 @@
+"""Graph IR: tensor types, values, nodes, graphs, and the verifier run between passes.
+
+A graph is a topologically ordered list of nodes over named values. Values that nobody produces
+are graph inputs, parameters (``constants`` with data) or optimizer state. The same structure holds
+the imported forward graph and the training graph (forward + loss + backward + update); ``Node.phase``
+tells the parts apart, so what backward needs of forward is simply the edges that cross.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import GraphError
+
+Array = NDArray[Any]
+Attr = int | float | str | tuple[int, ...] | tuple[float, ...]
+Phase = Literal["forward", "loss", "backward", "update"]
+PHASES: tuple[Phase, ...] = ("forward", "loss", "backward", "update")
+
+#: dtype name -> (NumPy storage dtype, bits per element). ``bits`` packs 8 elements per byte, LSB first.
+DTYPES: dict[str, tuple[str, int]] = {
+    "f64": ("<f8", 64),
+    "f32": ("<f4", 32),
+    "f16": ("<f2", 16),
+    "i64": ("<i8", 64),
+    "i32": ("<i4", 32),
+    "u8": ("u1", 8),
+    "i8": ("i1", 8),
+    "bits": ("u1", 1),
+}
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Static shape and element type.
+
+    Attributes:
+        shape: Logical dimensions, all positive (``()`` is a scalar).
+        dtype: A key of ``DTYPES``.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "f32"
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        n = 1
+        for d in self.shape:
+            n *= d
+        return n
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored tensor; a ``bits`` tensor packs 8 elements into a byte."""
+        return (self.size * DTYPES[self.dtype][1] + 7) // 8
+
+    @property
+    def storage_shape(self) -> tuple[int, ...]:
+        """Shape of the NumPy array that stores it: packed bits are one-dimensional."""
+        return ((self.size + 7) // 8,) if self.dtype == "bits" else self.shape
+
+    @property
+    def np_dtype(self) -> np.dtype[Any]:
+        """NumPy dtype of the stored array (little endian)."""
+        return np.dtype(DTYPES[self.dtype][0])
+
+    def with_dtype(self, dtype: str) -> TensorType:
+        """The same shape in another dtype."""
+        return TensorType(self.shape, dtype)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor with a unique name inside its graph; ``producer`` is None for inputs and constants."""
+
+    name: str
+    type: TensorType
+    producer: Node | None = None
+
+    def __repr__(self) -> str:
+        return f"%{self.name}: {self.type}"
+
+
+@dataclass(eq=False)
+class Node:
+    """One application of an operator.
+
+    Attributes:
+        op: Key of the operator registry (``ir.opdef.OPS``).
+        name: Unique in its graph; taken from the model file where it has one.
+        inputs: Operands in the operator's order; an absent optional operand is None.
+        outputs: Results in the operator's order.
+        attrs: Attributes, immutable by convention.
+        phase: Part of the training graph that it belongs to.
+    """
+
+    op: str
+    name: str
+    inputs: tuple[Value | None, ...]
+    outputs: tuple[Value, ...]
+    attrs: dict[str, Attr] = field(default_factory=dict)
+    phase: Phase = "forward"
+
+    @property
+    def out(self) -> Value:
+        """The first (usually only) result."""
+        return self.outputs[0]
+
+    def operands(self) -> Iterator[Value]:
+        """The operands that are present."""
+        return (v for v in self.inputs if v is not None)
+
+    def int_attr(self, key: str, default: int | None = None) -> int:
+        """Integer attribute."""
+        v = self.attrs[key] if default is None else self.attrs.get(key, default)
+        assert isinstance(v, int), (self.name, key, v)
+        return v
+
+    def float_attr(self, key: str, default: float | None = None) -> float:
+        """Float attribute."""
+        v = self.attrs[key] if default is None else self.attrs.get(key, default)
+        assert isinstance(v, int | float), (self.name, key, v)
+        return float(v)
+
+    def ints_attr(self, key: str, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        """Integer-tuple attribute."""
+        v = self.attrs[key] if default is None else self.attrs.get(key, default)
+        assert isinstance(v, tuple), (self.name, key, v)
+        return tuple(int(i) for i in v)
+
+    def __repr__(self) -> str:
+        args = ", ".join("-" if v is None else f"%{v.name}" for v in self.inputs)
+        outs = ", ".join(map(repr, self.outputs))
+        attrs = "".join(f" {k}={v}" for k, v in sorted(self.attrs.items()))
+        return f"{outs} = {self.op}({args}){attrs}  # {self.name} [{self.phase}]"
+
+
+class Graph:
+    """Ordered nodes over named values.
+
+    Attributes:
+        name: Model name.
+        inputs: Values fed at run time (samples, labels).
+        constants: Data of parameters and folded constants by value name.
+        nodes: Topologically ordered.
+        outputs: Results that must be computed.
+        values: Every value by name.
+    """
+
+    def __init__(self, name: str) -> None:
+        """An empty graph."""
+        self.name = name
+        self.inputs: list[Value] = []
+        self.constants: dict[str, Array] = {}
+        self.nodes: list[Node] = []
+        self.outputs: list[Value] = []
+        self.values: dict[str, Value] = {}
+
+    def add_input(self, name: str, type_: TensorType) -> Value:
+        """Declare a run-time input."""
+        value = self._new_value(name, type_)
+        self.inputs.append(value)
+        return value
+
+    def add_constant(self, name: str, data: Array, dtype: str | None = None) -> Value:
+        """Declare a constant (parameter) with data; dtype is derived from the array if not given."""
+        if dtype is None:
+            dtype = next((k for k, (d, _) in DTYPES.items() if np.dtype(d) == data.dtype), None)
+            if dtype is None:
+                raise GraphError(f"constant {name}: dtype {data.dtype} is not supported")
+        value = self._new_value(name, TensorType(tuple(data.shape), dtype))
+        self.constants[name] = data
+        return value
+
+    def add_state(self, name: str, type_: TensorType) -> Value:
+        """Declare a value that nobody in the graph produces and that has no constant data."""
+        return self._new_value(name, type_)
+
+    def add_node(
+        self,
+        op: str,
+        inputs: Iterable[Value | None],
+        attrs: Mapping[str, Attr] | None = None,
+        *,
+        name: str,
+        outputs: Iterable[str] | None = None,
+        phase: Phase = "forward",
+    ) -> Node:
+        """Append a node; result types come from the operator's inference rule.
+
+        Args:
+            op: Registered operator.
+            inputs: Operands, None where an optional one is absent.
+            attrs: Attributes.
+            name: Wanted node name; a suffix makes it unique.
+            outputs: Wanted result names; default: the node's name (with ``.i`` beyond the first).
+            phase: Part of the training graph.
+
+        Raises:
+            GraphError: Unknown operator or operands that do not fit it; names the node.
+        """
+        from .opdef import get_op  # the registry needs Node and TensorType from this module
+
+        node = Node(op, self._unique_node(name), tuple(inputs), (), dict(attrs or {}), phase)
+        definition = get_op(op)
+        try:
+            types = definition.infer(node)
+        except (GraphError, AssertionError, IndexError, KeyError, ValueError) as e:
+            raise GraphError(f"node {node.name} ({op}): {e}") from e
+        wanted = list(outputs) if outputs is not None else []
+        names = [
+            wanted[i] if i < len(wanted) else (node.name if i == 0 else f"{node.name}.{i}")
+            for i in range(len(types))
+        ]
+        node.outputs = tuple(
+            Value(self._unique_value(n), t, node) for n, t in zip(names, types, strict=True)
+        )
+        for v in node.outputs:
+            self.values[v.name] = v
+        self.nodes.append(node)
+        self._node_names.add(node.name)
+        return node
+
+    def consumers(self) -> dict[Value, list[Node]]:
+        """Nodes that read each value, in order; values without a reader map to an empty list."""
+        result: dict[Value, list[Node]] = {v: [] for v in self.values.values()}
+        for node in self.nodes:
+            for v in node.operands():
+                if node not in result[v]:
+                    result[v].append(node)
+        return result
+
+    def verify(self) -> None:
+        """Check the structural rules; call it after every pass.
+
+        Raises:
+            GraphError: Duplicate names, use before definition (which includes cycles), a dtype or
+                shape that disagrees with inference, constants whose data do not fit.
+        """
+        from .opdef import get_op
+
+        defined: set[Value] = set()
+        for v in self.values.values():
+            if v.producer is None:
+                defined.add(v)
+        seen: set[str] = set()
+        for name, data in self.constants.items():
+            t = self.values[name].type
+            if tuple(data.shape) != t.storage_shape or data.dtype != t.np_dtype:
+                raise GraphError(f"constant {name}: data {data.dtype}{data.shape} is not {t}")
+        for node in self.nodes:
+            if node.name in seen:
+                raise GraphError(f"node name {node.name} occurs twice")
+            seen.add(node.name)
+            for v in node.operands():
+                if v not in defined:
+                    raise GraphError(f"node {node.name} reads {v.name} before it is computed")
+                if self.values.get(v.name) is not v:
+                    raise GraphError(f"node {node.name} reads {v.name}, which is of another graph")
+            types = get_op(node.op).infer(node)
+            got = tuple(v.type for v in node.outputs)
+            if tuple(types) != got:
+                raise GraphError(f"node {node.name}: results {got} but inferred {tuple(types)}")
+            for v in node.outputs:
+                if v.producer is not node:
+                    raise GraphError(f"value {v.name} does not point at its producer {node.name}")
+                if v in defined:
+                    raise GraphError(f"value {v.name} is computed twice")
+                defined.add(v)
+        for v in self.outputs:
+            if v not in defined:
+                raise GraphError(f"output {v.name} is never computed")
+
+    def __repr__(self) -> str:
+        lines = [f"graph {self.name}({', '.join(map(repr, self.inputs))})"]
+        lines += [f"  {n!r}" for n in self.nodes]
+        lines.append(f"  return {', '.join(v.name for v in self.outputs)}")
+        return "\n".join(lines)
+
+    @property
+    def _node_names(self) -> set[str]:
+        if not hasattr(self, "_names"):
+            self._names: set[str] = {n.name for n in self.nodes}
+        return self._names
+
+    def _new_value(self, name: str, type_: TensorType) -> Value:
+        if name in self.values:
+            raise GraphError(f"value name {name} occurs twice")
+        if any(d <= 0 for d in type_.shape):
+            raise GraphError(f"value {name}: {type_} has a dimension that is not positive")
+        value = Value(name, type_)
+        self.values[name] = value
+        return value
+
+    def _unique_value(self, name: str) -> str:
+        return _unique(name, self.values)
+
+    def _unique_node(self, name: str) -> str:
+        return _unique(name, self._node_names)
+
+
+def _unique(name: str, taken: Mapping[str, Any] | set[str]) -> str:
+    if name not in taken:
+        return name
+    i = 2
+    while f"{name}~{i}" in taken:
+        i += 1
+    return f"{name}~{i}"

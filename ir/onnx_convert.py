@@ -1,0 +1,203 @@
+"""What a conversion rule sees of the file, and how it builds IR nodes.
+
+A rule (``ir.onnx_ops``) gets a ``Site``, one node of the file in its conversion, and returns the
+value that stands for the node's result. It raises ``Rejected`` with the reason when the node can't
+be expressed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .graph import Array, Attr, Graph, Value
+from .onnx_file import FileAttr, FileNode, ModelFile
+from .onnx_read import Obstacle
+
+
+class Rejected(Exception):
+    """The node can't be converted; the text is the reason."""
+
+
+@dataclass(eq=False)
+class Conversion:
+    """The state of a conversion.
+
+    Attributes:
+        file: What is converted.
+        graph: The graph under construction.
+        values: File value name -> IR value; None where its type is not known because of an
+            obstacle upstream.
+        obstacles: Everything that is wrong so far.
+        order: Names of IR nodes and of rejected file nodes in the file's order.
+    """
+
+    file: ModelFile
+    graph: Graph
+    values: dict[str, Value | None] = field(default_factory=dict)
+    obstacles: list[Obstacle] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+    _constants: dict[str, Value] = field(default_factory=dict)
+
+    def constant(self, name: str, data: Array) -> Value:
+        """The IR constant of this name; equal names mean equal data.
+
+        Raises:
+            Rejected: Not float32, empty, or not finite.
+        """
+        if name in self._constants:
+            return self._constants[name]
+        if data.dtype != np.float32:
+            raise Rejected(f"constant {name} is {data.dtype}; only float32 tensors are supported")
+        if data.size == 0:
+            raise Rejected(f"constant {name} of shape {list(data.shape)} is empty")
+        if not np.isfinite(data).all():
+            bad = int((~np.isfinite(data)).sum())
+            raise Rejected(f"constant {name} holds {bad} NaN or infinite of {data.size} values")
+        value = self.graph.add_constant(name, np.ascontiguousarray(data).reshape(data.shape))
+        self._constants[name] = value
+        return value
+
+
+@dataclass(eq=False)
+class Site:
+    """A file node in its conversion."""
+
+    conversion: Conversion
+    node: FileNode
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operator set."""
+        return self.conversion.file.opset
+
+    @property
+    def batch(self) -> int:
+        """The bound batch."""
+        return self.conversion.file.batch
+
+    # -- attributes --------------------------------------------------------------------------------
+
+    def integer(self, key: str, default: int = 0) -> int:
+        """Integer attribute."""
+        return int(self._typed(key, default, int))
+
+    def real(self, key: str, default: float) -> float:
+        """Float attribute."""
+        return float(self._typed(key, default, (int, float)))
+
+    def text(self, key: str, default: str) -> str:
+        """String attribute."""
+        return str(self._typed(key, default, str))
+
+    def integers(self, key: str, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        """Integer-tuple attribute; required if there is no default."""
+        value = self.node.attrs.get(key, default)
+        if value is None:
+            raise Rejected(f"attribute {key} is missing")
+        if not isinstance(value, tuple):
+            raise Rejected(f"attribute {key} is {value!r}, not a list of integers")
+        return tuple(int(v) for v in value)
+
+    def has(self, key: str) -> bool:
+        """The attribute is given."""
+        return key in self.node.attrs
+
+    def _typed(self, key: str, default: FileAttr, kind: type | tuple[type, ...]) -> Any:
+        value = self.node.attrs.get(key, default)
+        if not isinstance(value, kind):
+            raise Rejected(f"attribute {key} is {value!r}, which has the wrong type")
+        return value
+
+    # -- operands ----------------------------------------------------------------------------------
+
+    def present(self, index: int) -> bool:
+        """The optional operand is given."""
+        return index < len(self.node.inputs) and self.node.inputs[index] != ""
+
+    def wanted(self, index: int) -> bool:
+        """The optional result is given a name."""
+        return index < len(self.node.outputs) and self.node.outputs[index] != ""
+
+    def value(self, index: int) -> Value:
+        """A required operand.
+
+        Raises:
+            Rejected: Missing, or a constant that is not float32.
+        """
+        if not self.present(index):
+            raise Rejected(f"operand {index} is missing")
+        name = self.node.inputs[index]
+        data = self.conversion.file.constants.get(name)
+        if data is not None:
+            return self.conversion.constant(name, data)
+        value = self.conversion.values[name]
+        assert value is not None, name
+        return value
+
+    def optional(self, index: int) -> Value | None:
+        """An optional operand."""
+        return self.value(index) if self.present(index) else None
+
+    def data(self, index: int) -> Array | None:
+        """Data of an operand that is constant; None if it is computed or absent."""
+        if not self.present(index):
+            return None
+        return self.conversion.file.constants.get(self.node.inputs[index])
+
+    def scalar(self, index: int, what: str, default: float) -> float:
+        """An optional operand that must be a constant scalar."""
+        if not self.present(index):
+            return default
+        data = self._fixed(index, what)
+        if data.size != 1:
+            raise Rejected(f"{what} {self.node.inputs[index]} is not a scalar")
+        return float(data.reshape(()))
+
+    def ints(self, index: int, what: str) -> tuple[int, ...] | None:
+        """An optional operand that must be a constant list of integers."""
+        if not self.present(index):
+            return None
+        return tuple(int(v) for v in self._fixed(index, what).reshape(-1))
+
+    def ints_or_attr(self, index: int, key: str) -> tuple[int, ...] | None:
+        """Integers that older opsets keep in an attribute and newer ones in an operand."""
+        return self.integers(key) if self.has(key) else self.ints(index, key)
+
+    def _fixed(self, index: int, what: str) -> Array:
+        data = self.data(index)
+        if data is None:
+            raise Rejected(f"{what} {self.node.inputs[index]} is not constant; export it fixed")
+        return data
+
+    # -- results -----------------------------------------------------------------------------------
+
+    def emit(
+        self,
+        op: str,
+        inputs: Iterable[Value | None],
+        attrs: Mapping[str, Attr] | None = None,
+        suffix: str = "",
+    ) -> Value:
+        """Append an IR node; ``suffix`` tells those beside the main one apart."""
+        name = f"{self.node.name}/{suffix}" if suffix else self.node.name
+        out = self.node.outputs[0] + (f"/{suffix}" if suffix else "")
+        node = self.conversion.graph.add_node(op, inputs, attrs, name=name, outputs=[out])
+        return node.out
+
+    def derived(self, index: int, data: Array, suffix: str) -> Value:
+        """A constant computed from operand ``index``; keeps its name if nobody else reads it."""
+        name = self.node.inputs[index]
+        readers = sum(n.inputs.count(name) for n in self.conversion.file.nodes)
+        if readers > 1 or name in self.conversion.file.outputs:
+            name = f"{name}/{suffix}"
+        return self.conversion.constant(name, data.astype(np.float32))
+
+    def reshape(self, x: Value, shape: tuple[int, ...], suffix: str = "") -> Value:
+        """``x`` in another shape of the same size; no node if it has the shape already."""
+        if x.type.shape == shape:
+            return x
+        return self.emit("Reshape", (x,), {"shape": shape}, suffix)

@@ -1,0 +1,205 @@
+"""A model file as plain records: batch bound, types static, no constant subgraphs, no protobuf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+
+from .graph import Array, TensorType
+from .onnx_fold import infer_and_fold
+from .onnx_read import (
+    STANDARD_DOMAINS,
+    Obstacle,
+    check_structure,
+    model_opset,
+    node_name,
+    read_initializers,
+    read_proto,
+)
+
+FileAttr = int | float | str | tuple[int, ...] | tuple[float, ...] | Array
+
+
+@dataclass(frozen=True, eq=False)
+class FileNode:
+    """A node of the file.
+
+    Attributes:
+        name: Unique; the operator and position where the file gives none.
+        op: Operator type.
+        domain: Operator set, "" for the standard one.
+        inputs: Value names, "" where an optional operand is absent.
+        outputs: Value names, "" where an optional result is not wanted.
+        attrs: Attributes; tensors as arrays, subgraphs left out.
+        subgraphs: It carries subgraphs (If, Loop, Scan).
+    """
+
+    name: str
+    op: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: dict[str, FileAttr] = field(default_factory=dict)
+    subgraphs: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class ModelFile:
+    """What is left of a model file after binding, inference and folding.
+
+    Attributes:
+        name: Graph name, or the file's stem.
+        opset: Version of the standard operator set.
+        batch: The bound batch.
+        inputs: Run-time inputs and their types; None where the type is not static.
+        outputs: Names of the results.
+        constants: Initializers and folded values by name.
+        nodes: In order of execution; only those that the outputs need.
+        types: Inferred types of values, where they are static.
+        obstacles: What is wrong so far.
+    """
+
+    name: str
+    opset: int
+    batch: int
+    inputs: dict[str, TensorType | None]
+    outputs: tuple[str, ...]
+    constants: dict[str, Array]
+    nodes: tuple[FileNode, ...]
+    types: dict[str, TensorType]
+    obstacles: tuple[Obstacle, ...]
+
+
+def load_file(path: Path, batch: int) -> ModelFile:
+    """Read, check, bind, infer and fold a model file.
+
+    Args:
+        path: An ``.onnx`` file.
+        batch: Value of the symbolic batch dimension.
+
+    Raises:
+        UsageError: The path is missing, a folder or unreadable.
+        UnsupportedModelError: The file can't be read as a graph at all. Everything less than that
+            stands in ``obstacles``.
+    """
+    proto = read_proto(path)
+    opset = model_opset(proto, path)
+    check_structure(proto, path)
+    _unique_names(proto)
+    constants, obstacles = read_initializers(proto)
+    known = set(constants) | {o.where for o in obstacles}
+    runtime = [v for v in proto.graph.input if v.name not in known]
+    del proto.graph.input[:]
+    inputs = {v.name: _bind(v, batch, runtime, obstacles) for v in runtime}
+    proto.graph.input.extend(runtime)
+    _forget_symbols(proto)
+    types, errors = infer_and_fold(proto, constants)
+    obstacles += [o for o in errors if o not in obstacles]
+    needed = _needed([_record(n) for n in proto.graph.node], {v.name for v in proto.graph.output})
+    used = {i for n in needed for i in n.inputs} | {v.name for v in proto.graph.output}
+    return ModelFile(
+        name=proto.graph.name or path.stem,
+        opset=opset,
+        batch=batch,
+        inputs=inputs,
+        outputs=tuple(v.name for v in proto.graph.output),
+        constants={k: a for k, a in constants.items() if k in used},
+        nodes=tuple(needed),
+        types=types,
+        obstacles=tuple(o for o in obstacles if o.op != "initializer" or o.where in used),
+    )
+
+
+def _unique_names(proto: ModelProto) -> None:
+    """Give every node a name of its own: messages and plans refer to nodes by name."""
+    taken: set[str] = set()
+    for i, node in enumerate(proto.graph.node):
+        name = base = node_name(node, i)
+        suffix = 2
+        while name in taken:
+            name, suffix = f"{base}~{suffix}", suffix + 1
+        taken.add(name)
+        node.name = name
+
+
+def _bind(
+    v: ValueInfoProto, batch: int, runtime: list[ValueInfoProto], obstacles: list[Obstacle]
+) -> TensorType | None:
+    """Replace the symbolic batch of an input by its value; the type if it is static now.
+
+    Files also write an unknown batch as 0 or -1. An input of another element type is judged on as
+    if it were float32, so that the report does not repeat the reason at every node.
+    """
+    if not v.type.HasField("tensor_type"):
+        obstacles.append(Obstacle(v.name, "input", "is not a tensor"))
+        return None
+    tensor = v.type.tensor_type
+    dims = tensor.shape.dim
+    if tensor.elem_type != TensorProto.FLOAT:
+        kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+        obstacles.append(Obstacle(v.name, "input", f"is {kind}; only float32 inputs are supported"))
+    if not tensor.HasField("shape"):
+        obstacles.append(Obstacle(v.name, "input", "has no shape; export with static shapes"))
+        return None
+    first = [w.type.tensor_type.shape.dim for w in runtime if w.type.HasField("tensor_type")]
+    symbols = {d[0].dim_param for d in first if d} - {""}
+    for axis, d in enumerate(dims):
+        if d.dim_value > 0:
+            if axis == 0 and batch not in (1, d.dim_value):
+                reason = f"has a fixed batch of {d.dim_value}, not {batch}; use --batch {d.dim_value}"
+                obstacles.append(Obstacle(v.name, "input", reason))
+        elif axis == 0 or d.dim_param in symbols:
+            d.dim_value = batch
+        else:
+            reason = (
+                f"dimension {axis} ({d.dim_param or 'unnamed'}) is not known;"
+                " --batch binds only the batch, export with a static shape"
+            )
+            obstacles.append(Obstacle(v.name, "input", reason))
+            return None
+    return TensorType(tuple(d.dim_value for d in dims))
+
+
+def _forget_symbols(proto: ModelProto) -> None:
+    """Drop recorded shapes that the bound batch may contradict; keep fixed sizes of results."""
+    del proto.graph.value_info[:]
+    for v in proto.graph.output:
+        dims = v.type.tensor_type.shape.dim
+        if any(d.dim_value <= 0 for d in dims):
+            for d in dims:
+                if d.dim_value <= 0:
+                    d.Clear()
+
+
+def _record(node: NodeProto) -> FileNode:
+    attrs: dict[str, FileAttr] = {}
+    subgraphs = False
+    for a in node.attribute:
+        if a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+            subgraphs = True
+        elif a.type == AttributeProto.TENSOR:
+            if a.t.data_type != TensorProto.STRING:
+                attrs[a.name] = numpy_helper.to_array(a.t)
+        elif a.type in (AttributeProto.INTS, AttributeProto.FLOATS):
+            attrs[a.name] = tuple(onnx.helper.get_attribute_value(a))
+        elif a.type == AttributeProto.STRING:
+            attrs[a.name] = a.s.decode(errors="replace")
+        elif a.type in (AttributeProto.INT, AttributeProto.FLOAT):
+            attrs[a.name] = onnx.helper.get_attribute_value(a)
+    domain = "" if node.domain in STANDARD_DOMAINS else node.domain
+    return FileNode(
+        node.name, node.op_type, domain, tuple(node.input), tuple(node.output), attrs, subgraphs
+    )
+
+
+def _needed(nodes: list[FileNode], outputs: set[str]) -> list[FileNode]:
+    """Nodes that the outputs depend on."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if wanted.intersection(node.outputs):
+            wanted.update(node.inputs)
+            kept.append(node)
+    return kept[::-1]

@@ -1,0 +1,139 @@
+"""Type inference by onnx, and evaluation of the nodes that do not depend on run-time data.
+
+Each constant that is found makes more shapes known, and each shape more nodes constant, so both
+are repeated until nothing changes.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from .graph import Array, TensorType
+from .onnx_read import STANDARD_DOMAINS, Obstacle
+
+#: Results of constant folding may not be larger: a model that needs them fits no microcontroller.
+MAX_FOLDED_ELEMENTS = 2**26
+_RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomUniform")
+#: ONNX element type -> dtype name of the IR.
+ELEMENT_TYPES: dict[int, str] = {
+    TensorProto.FLOAT: "f32",
+    TensorProto.DOUBLE: "f64",
+    TensorProto.FLOAT16: "f16",
+    TensorProto.INT64: "i64",
+    TensorProto.INT32: "i32",
+    TensorProto.UINT8: "u8",
+    TensorProto.INT8: "i8",
+}
+
+
+def infer_and_fold(
+    proto: ModelProto, constants: dict[str, Array]
+) -> tuple[dict[str, TensorType], list[Obstacle]]:
+    """Infer types and fold constant nodes until nothing changes.
+
+    Args:
+        proto: The model; folded nodes are replaced by initializers in place.
+        constants: Initializers; folded values are added in place.
+
+    Returns:
+        Static types by value name, and the inconsistencies that inference found.
+    """
+    errors: list[Obstacle] = []
+    while True:
+        inferred, errors = _infer(proto)
+        types = dict(_static_types(inferred))
+        rest: list[NodeProto] = []
+        folded: dict[str, Array] = {}
+        for node in proto.graph.node:
+            values = _evaluate(node, proto, types, constants)
+            if values is None:
+                rest.append(node)
+            else:
+                folded |= values
+                constants |= values
+        if not folded:
+            return types, errors
+        del proto.graph.node[:]
+        proto.graph.node.extend(rest)
+        proto.graph.initializer.extend(
+            numpy_helper.from_array(np.ascontiguousarray(a).reshape(a.shape), k)
+            for k, a in folded.items()
+        )
+
+
+def _infer(proto: ModelProto) -> tuple[ModelProto, list[Obstacle]]:
+    """Shape inference by onnx; inconsistencies become obstacles of the nodes that they are in."""
+    try:
+        return onnx.shape_inference.infer_shapes(
+            proto, check_type=True, strict_mode=True, data_prop=True
+        ), []
+    except Exception as e:  # onnx raises InferenceError, TypeError and RuntimeError here
+        text = str(e)
+    found = re.findall(r"\(op_type:([^,)]*)(?:, node name: ([^)]*))?\): *([^\n]*)", text)
+    obstacles = [
+        Obstacle(name or op, op, f"is inconsistent: {_plain(reason)}")
+        for op, name, reason in found
+        if "No schema registered" not in reason and "No Op registered" not in reason
+    ]
+    if not found:
+        obstacles = [Obstacle(proto.graph.name or "model", "graph", _plain(text.splitlines()[0]))]
+    try:
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True), obstacles
+    except Exception:  # the strict run has said why; conversion goes on with what it infers itself
+        return proto, obstacles
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\[\w+\] *", "", text).strip()
+
+
+def _static_types(proto: ModelProto) -> Iterator[tuple[str, TensorType]]:
+    for v in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output):
+        t = v.type.tensor_type
+        sizes = tuple(d.dim_value for d in t.shape.dim)
+        if t.HasField("shape") and all(s > 0 for s in sizes):
+            yield v.name, TensorType(sizes, ELEMENT_TYPES.get(t.elem_type, "f32"))
+
+
+def _evaluate(
+    node: NodeProto, proto: ModelProto, types: dict[str, TensorType], constants: dict[str, Array]
+) -> dict[str, Array] | None:
+    """Results of a node that does not depend on run-time data, or None."""
+    if node.domain not in STANDARD_DOMAINS or node.op_type.startswith(_RANDOM):
+        return None
+    if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
+        return None
+    if node.op_type in ("Shape", "Size") and node.input[0] in types:
+        shape = types[node.input[0]].shape
+        span = {a.name: a.i for a in node.attribute}
+        dims = shape[slice(span.get("start", 0), span.get("end", len(shape)))]
+        data = dims if node.op_type == "Shape" else int(np.prod(shape))
+        return {node.output[0]: np.array(data, np.int64)}
+    names = [i for i in node.input if i]
+    if any(i not in constants for i in names):
+        return None
+    if any(o in types and types[o].size > MAX_FOLDED_ELEMENTS for o in node.output):
+        return None
+    wanted = [o for o in node.output if o]
+    graph = onnx.helper.make_graph(
+        [node], "constant", [ValueInfoProto(name=i) for i in dict.fromkeys(names)],
+        [ValueInfoProto(name=o) for o in wanted],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=list(proto.opset_import))
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # NaN that results is reported where it is used
+            values = ReferenceEvaluator(model).run(None, {i: constants[i] for i in names})
+    except Exception:  # an operator without reference: it stays a node, and the table judges it
+        return None
+    arrays = [np.asarray(a) for a in values]
+    if any(a.dtype.kind not in "fiub" or a.dtype.itemsize > 8 for a in arrays):
+        return None
+    return dict(zip(wanted, arrays, strict=True))

@@ -1,0 +1,105 @@
+"""Import of an ONNX model: file -> forward graph, node by node.
+
+Conversion never stops at the first obstacle. The result of a rejected node gets a placeholder of
+the type that onnx inferred, so that everything behind it is judged as well.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import GraphError
+from .graph import Graph, Value
+from .onnx_convert import Conversion, Rejected, Site
+from .onnx_file import FileNode, ModelFile, load_file
+from .onnx_ops import RULES
+from .onnx_read import Obstacle, report_obstacles
+from .passes import clean, rename
+
+
+def import_model(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> Graph:
+    """Read a model file as a forward graph.
+
+    Inputs and outputs keep the names, number and layout that they have in the file.
+
+    Args:
+        path: An ``.onnx`` file, opset 8 to the newest of the installed onnx.
+        batch: Value of the symbolic batch dimension.
+        fold_batchnorm: Merge BatchNormalization with frozen statistics into the layer before it.
+
+    Raises:
+        UsageError: The path is missing, a folder or unreadable.
+        UnsupportedModelError: Lists everything in the model that can't be planned.
+    """
+    conversion = convert(load_file(path, batch))
+    if conversion.obstacles:
+        raise report_obstacles(path, conversion.obstacles)
+    clean(conversion.graph, fold_batchnorm=fold_batchnorm)
+    return conversion.graph
+
+
+def convert(file: ModelFile) -> Conversion:
+    """Convert all nodes that can be; the obstacles stand in the result."""
+    conversion = Conversion(file, Graph(file.name), obstacles=list(file.obstacles))
+    for name, type_ in file.inputs.items():
+        if type_ is not None:
+            conversion.values[name] = conversion.graph.add_input(name, type_)
+        else:
+            conversion.values[name] = None
+    for node in file.nodes:
+        _convert_node(conversion, node)
+    for name in file.outputs:
+        if name in file.constants:
+            reason = "does not depend on any input"
+            conversion.obstacles.append(Obstacle(name, "output", reason))
+            continue
+        value = conversion.values[name]
+        if value is None:
+            continue
+        free = value.producer is not None and value not in conversion.graph.outputs
+        if free and name not in conversion.graph.values:
+            rename(conversion.graph, value, name)
+        conversion.graph.outputs.append(value)
+    return conversion
+
+
+def _convert_node(conversion: Conversion, node: FileNode) -> None:
+    """Convert a node, or note why not and put placeholders in the place of its results."""
+    graph, file = conversion.graph, conversion.file
+    begin = len(graph.nodes)
+    try:
+        rule = RULES.get(node.op) if not node.domain else None
+        if node.subgraphs:
+            raise Rejected("operators with subgraphs are not supported")
+        if rule is None:
+            domain = f" of the domain {node.domain}" if node.domain else ""
+            raise Rejected(f"the operator{domain} is not supported")
+        names = [i for i in node.inputs if i]
+        if any(i not in file.constants and conversion.values.get(i) is None for i in names):
+            _placeholders(conversion, node)  # the reason is reported where it arose
+            return
+        result = rule(Site(conversion, node))
+    except (Rejected, GraphError) as e:
+        for leftover in graph.nodes[begin:]:
+            for v in leftover.outputs:
+                del graph.values[v.name]
+        del graph.nodes[begin:]
+        reason = str(e).removeprefix(f"node {node.name} ({node.op}): ")
+        conversion.obstacles.append(Obstacle(node.name, node.op, reason))
+        conversion.order.append(node.name)
+        _placeholders(conversion, node)
+        return
+    conversion.values[node.outputs[0]] = result
+    conversion.order += [n.name for n in graph.nodes[begin:]]
+    out = node.outputs[0]
+    if begin < len(graph.nodes) and result.name != out and out not in graph.values:
+        rename(graph, result, out)
+
+
+def _placeholders(conversion: Conversion, node: FileNode) -> None:
+    for out in filter(None, node.outputs):
+        type_ = conversion.file.types.get(out)
+        known: Value | None = None
+        if type_ is not None and out not in conversion.graph.values:
+            known = conversion.graph.add_state(out, type_)
+        conversion.values[out] = known

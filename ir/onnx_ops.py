@@ -1,0 +1,250 @@
+"""The table of supported ONNX operators: how each one is written in IR nodes.
+
+Differences between opsets (attributes that became operands, Softmax's axis) end here. Axes are
+made positive, padding explicit, shapes static, so that the IR has one form of everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf, prod
+
+import numpy as np
+
+from . import onnx_shapes as shapes
+from .graph import Attr, Value
+from .onnx_convert import Rejected, Site
+from .onnx_shapes import positive_axes, positive_axis
+
+Rule = Callable[[Site], Value]
+
+
+# -- windows ---------------------------------------------------------------------------------------
+
+
+def _geometry(s: Site, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> dict[str, Attr]:
+    """Strides, dilations and explicit pads of a convolution or pool."""
+    rank = len(sizes)
+    if rank not in (1, 2):
+        raise Rejected(f"{rank} spatial axes; 1 and 2 are supported")
+    strides = s.integers("strides", (1,) * rank)
+    dilations = s.integers("dilations", (1,) * rank)
+    pads = s.integers("pads", (0,) * (2 * rank))
+    if not len(kernel) == len(strides) == len(dilations) == rank or len(pads) != 2 * rank:
+        raise Rejected(f"strides, dilations, pads or kernel do not fit {rank} spatial axes")
+    if min(strides) < 1 or min(dilations) < 1:
+        raise Rejected("strides and dilations must be positive")
+    if min(pads) < 0:
+        raise Rejected(f"negative pads {list(pads)} are not supported")
+    mode = s.text("auto_pad", "NOTSET")
+    if mode == "VALID":
+        pads = (0,) * (2 * rank)
+    elif mode in ("SAME_UPPER", "SAME_LOWER"):
+        begins, ends = [], []
+        for n, k, step, d in zip(sizes, kernel, strides, dilations, strict=True):
+            total = max(0, (-(-n // step) - 1) * step + (k - 1) * d + 1 - n)
+            small = total // 2
+            begins.append(small if mode == "SAME_UPPER" else total - small)
+            ends.append(total - begins[-1])
+        pads = (*begins, *ends)
+    elif mode != "NOTSET":
+        raise Rejected(f"auto_pad {mode} is not known")
+    return {"strides": strides, "dilations": dilations, "pads": pads}
+
+
+def _conv(s: Site) -> Value:
+    x, w = s.value(0), s.value(1)
+    if len(x.type.shape) < 3 or len(w.type.shape) != len(x.type.shape):
+        raise Rejected(f"input {x.type} and weight {w.type} do not fit a convolution")
+    kernel = w.type.shape[2:]
+    if s.integers("kernel_shape", kernel) != kernel:
+        raise Rejected(f"kernel_shape {s.integers('kernel_shape')} is not the weight's {kernel}")
+    attrs = _geometry(s, x.type.shape[2:], kernel) | {"group": s.integer("group", 1)}
+    return s.emit("Conv", (x, w, s.optional(2)), attrs)
+
+
+def _pool(op: str) -> Rule:
+    def rule(s: Site) -> Value:
+        if s.wanted(1):
+            raise Rejected("the index output is not supported")
+        x, kernel = s.value(0), s.integers("kernel_shape")
+        attrs = _geometry(s, x.type.shape[2:], kernel) | {"kernel_shape": kernel}
+        same = s.text("auto_pad", "NOTSET").startswith("SAME")
+        attrs["ceil_mode"] = 0 if same else s.integer("ceil_mode")
+        if op == "AveragePool":
+            attrs["count_include_pad"] = s.integer("count_include_pad")
+        return s.emit(op, (x,), attrs)
+
+    return rule
+
+
+# -- matrix products -------------------------------------------------------------------------------
+
+
+def _gemm(s: Site) -> Value:
+    a, b = s.value(0), s.value(1)
+    if len(a.type.shape) != 2 or len(b.type.shape) != 2:
+        raise Rejected(f"operands {a.type} and {b.type} are not matrices")
+    alpha, beta, trans_b = s.real("alpha", 1.0), s.real("beta", 1.0), s.integer("transB")
+    if s.integer("transA"):
+        a = s.emit("Transpose", (a,), {"perm": (1, 0)}, "trans_a")
+    if alpha != 1.0:
+        data = s.data(1)
+        if data is not None:
+            b = s.derived(1, data * np.float32(alpha), "alpha")
+        else:
+            factor = s.conversion.constant(f"{s.node.name}/alpha", np.array(alpha, np.float32))
+            a = s.emit("Mul", (a, factor), None, "scaled")
+    n = b.type.shape[0 if trans_b else 1]
+    attrs: dict[str, Attr] = {"trans_b": int(trans_b != 0)}
+    if not s.present(2) or beta == 0.0:
+        return s.emit("Gemm", (a, b, None), attrs)
+    data = s.data(2)
+    if data is not None:
+        shape = (1,) * (2 - data.ndim) + data.shape
+        data = data * np.float32(beta) if beta != 1.0 else data
+        if shape in ((1, n), (1, 1)):
+            bias = np.broadcast_to(data.reshape(shape), (1, n)).reshape(n)
+            return s.emit("Gemm", (a, b, s.derived(2, bias, "bias")), attrs)
+        c = s.derived(2, data, "beta")
+    else:
+        c = s.value(2)
+        if beta != 1.0:
+            factor = s.conversion.constant(f"{s.node.name}/beta", np.array(beta, np.float32))
+            c = s.emit("Mul", (c, factor), None, "beta")
+        if c.type.shape == (n,):
+            return s.emit("Gemm", (a, b, c), attrs)
+    product = s.emit("Gemm", (a, b, None), attrs, "product")
+    return s.emit("Add", (product, c))
+
+
+def _matmul(s: Site) -> Value:
+    a, b = s.value(0), s.value(1)
+    left, right = a.type.shape, b.type.shape
+    if not left or not right:
+        raise Rejected(f"operands {a.type} and {b.type}: a scalar is not a matrix")
+    if len(left) > 1 and len(right) > 1:
+        return s.emit("MatMul", (a, b))
+    if len(left) == 1:
+        a = s.reshape(a, (1, *left), "row")
+    if len(right) == 1:
+        b = s.reshape(b, (*right, 1), "column")
+    y = s.emit("MatMul", (a, b), None, "product")
+    shape = list(y.type.shape)
+    if len(right) == 1:
+        del shape[-1]
+    if len(left) == 1:
+        del shape[-1 if len(right) == 1 else -2]
+    return s.reshape(y, tuple(shape))
+
+
+# -- elementwise and normalization -----------------------------------------------------------------
+
+
+def _plain(op: str, operands: int) -> Rule:
+    return lambda s: s.emit(op, [s.value(i) for i in range(operands)])
+
+
+def _with_reals(op: str, **defaults: float) -> Rule:
+    return lambda s: s.emit(op, (s.value(0),), {k: s.real(k, d) for k, d in defaults.items()})
+
+
+def _clip(s: Site) -> Value:
+    if s.opset < 11:
+        low, high = s.real("min", -inf), s.real("max", inf)
+    else:
+        low, high = s.scalar(1, "min", -inf), s.scalar(2, "max", inf)
+    limit = float(np.finfo(np.float32).max)  # old exporters write "no bound" as the largest float
+    low, high = (-inf if low <= -limit else low), (inf if high >= limit else high)
+    if low == -inf and high == inf:
+        return s.value(0)
+    if low == 0.0 and high == inf:
+        return s.emit("Relu", (s.value(0),))
+    return s.emit("Clip", (s.value(0),), {"min": low, "max": high})
+
+
+def _softmax(s: Site) -> Value:
+    x = s.value(0)
+    shape, rank = x.type.shape, len(x.type.shape)
+    axis = positive_axis(s.integer("axis", 1 if s.opset < 13 else -1), rank)
+    if axis == rank - 1:
+        return s.emit("Softmax", (x,), {"axis": -1})
+    if s.opset < 13 or all(d == 1 for d in shape[axis + 1 :]):  # one row per leading index
+        rows = s.reshape(x, (prod(shape[:axis]), prod(shape[axis:])), "rows")
+        return s.reshape(s.emit("Softmax", (rows,), {"axis": -1}, "softmax"), shape)
+    perm = tuple(rank - 1 if i == axis else axis if i == rank - 1 else i for i in range(rank))
+    last = s.emit("Transpose", (x,), {"perm": perm}, "axis_last")
+    y = s.emit("Softmax", (last,), {"axis": -1}, "softmax")
+    return s.emit("Transpose", (y,), {"perm": perm})
+
+
+def _batchnorm(s: Site) -> Value:
+    if s.integer("training_mode") or any(map(s.wanted, range(1, 5))):
+        raise Rejected("is in training mode; export the model in inference mode (frozen statistics)")
+    if s.integer("spatial", 1) != 1:
+        raise Rejected("spatial=0 is not supported")
+    operands = [s.value(i) for i in range(5)]
+    return s.emit("BatchNormalization", operands, {"epsilon": s.real("epsilon", 1e-5)})
+
+
+def _reduce_mean(s: Site) -> Value:
+    x = s.value(0)
+    rank = len(x.type.shape)
+    axes = s.ints_or_attr(1, "axes")
+    if not axes and s.integer("noop_with_empty_axes"):
+        return x
+    chosen = positive_axes(axes, rank) if axes else tuple(range(rank))
+    return s.emit("ReduceMean", (x,), {"axes": chosen, "keepdims": s.integer("keepdims", 1)})
+
+
+# -- nothing at inference --------------------------------------------------------------------------
+
+
+def _dropout(s: Site) -> Value:
+    if s.wanted(1):
+        raise Rejected("the mask output is not supported")
+    if s.present(2) and s.scalar(2, "training_mode", 0.0):
+        raise Rejected("is in training mode; export the model in inference mode")
+    return s.value(0)
+
+
+def _cast(s: Site) -> Value:
+    if s.integer("to") != 1:
+        raise Rejected("only casts of float32 to itself are supported outside constants")
+    return s.value(0)
+
+
+#: ONNX operator of the standard domain -> its rule.
+RULES: dict[str, Rule] = {
+    "Add": _plain("Add", 2),
+    "AveragePool": _pool("AveragePool"),
+    "BatchNormalization": _batchnorm,
+    "Cast": _cast,
+    "Clip": _clip,
+    "Concat": shapes.concat,
+    "Conv": _conv,
+    "Div": _plain("Div", 2),
+    "Dropout": _dropout,
+    "Flatten": shapes.flatten,
+    "Gemm": _gemm,
+    "GlobalAveragePool": _plain("GlobalAveragePool", 1),
+    "HardSigmoid": _with_reals("HardSigmoid", alpha=0.2, beta=0.5),
+    "HardSwish": _plain("HardSwish", 1),
+    "Identity": lambda s: s.value(0),
+    "LeakyRelu": _with_reals("LeakyRelu", alpha=0.01),
+    "MatMul": _matmul,
+    "MaxPool": _pool("MaxPool"),
+    "Mul": _plain("Mul", 2),
+    "Pad": shapes.pad,
+    "ReduceMean": _reduce_mean,
+    "Relu": _plain("Relu", 1),
+    "Reshape": shapes.reshape,
+    "Sigmoid": _plain("Sigmoid", 1),
+    "Slice": shapes.slice_,
+    "Softmax": _softmax,
+    "Squeeze": shapes.squeeze,
+    "Sub": _plain("Sub", 2),
+    "Tanh": _plain("Tanh", 1),
+    "Transpose": shapes.transpose,
+    "Unsqueeze": shapes.unsqueeze,
+}

@@ -1,0 +1,242 @@
+"""The operator record and its registry: one ``OpDef`` holds everything known about an operator.
+
+Importer, autodiff, cost model, both back ends, the support table and the tests read this registry
+and nothing else. Adding an operator is one record in ``ir/ops/<family>.py`` and one C function in
+``backends/c/kernels/odtplan_<family>.c``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from .errors import GraphError
+from .graph import Array, Attr, Node, TensorType, Value
+
+if TYPE_CHECKING:
+    from .autodiff import GradBuilder
+
+#: Cost classes; specs/cores/*.yaml gives executed instructions per unit of work for each.
+#: ``conv*``, ``depthwise*`` and ``gemm*`` count MACs, ``elementwise``, ``transcendental`` and
+#: ``pool`` count element operations, ``copy`` counts bytes.
+CostClass = Literal[
+    "conv",
+    "conv_grad_input",
+    "conv_grad_weight",
+    "depthwise",
+    "depthwise_grad_input",
+    "depthwise_grad_weight",
+    "gemm",
+    "gemm_grad_input",
+    "gemm_grad_weight",
+    "elementwise",
+    "transcendental",
+    "pool",
+    "copy",
+]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Amount of work of a node: ``amount`` units of ``cost_class``."""
+
+    cost_class: CostClass
+    amount: int
+
+
+Infer = Callable[[Node], Sequence[TensorType]]
+#: ``kernel(node, inputs) -> outputs``. ``inputs`` are NumPy arrays in storage form (``bits`` packed
+#: as u1), None for absent operands. Must accept f32 and, for gradient checks, f64 arrays, and keep
+#: the dtype. In f32 the accumulation order is the C kernel's, so results are equal bit for bit.
+Kernel = Callable[[Node, Sequence[Array | None]], Sequence[Array]]
+#: ``rows_kernel(node, inputs, begin, end) -> rows begin..end of axis 0 of the (only) output``.
+RowsKernel = Callable[[Node, Sequence[Array | None], int, int], Array]
+#: ``vjp(builder, node, dy, need) -> gradient per input or None``. ``need[i]`` tells whether the
+#: gradient of input i is wanted; a rule builds nothing for inputs that are not. Only the gradient
+#: of output 0 exists.
+Vjp = Callable[["GradBuilder", Node, Value, Sequence[bool]], Sequence[Value | None]]
+
+
+@dataclass(frozen=True)
+class CKernel:
+    """How the C back end calls the kernel.
+
+    The C function is ``void symbol(const struct *p, inputs..., outputs...[, void *workspace])``;
+    row-streamed gradients get ``int32_t row_begin, int32_t row_end`` appended at the end and write
+    rows ``row_begin..row_end`` to the START of their output pointer. Absent operands are NULL. An
+    operator with a ``workspace`` rule always has the workspace argument (NULL where it needs none).
+
+    Attributes:
+        symbol: C function.
+        struct: C struct type of its parameters, declared in ``<source>.h``.
+        source: Stem of the .c and .h file in backends/c/kernels.
+        params: Node -> struct fields in declaration order; tuples become arrays. Integers are
+            int32_t, floats are float.
+        operands: Input pointers of the function; None: as many as the node has or the operator's
+            ``ParamSlot`` indices reach. Optional operands in no slot that a node may leave out at
+            the end need it.
+        variadic: The inputs are passed as one array of pointers, ``const float *const *inputs``.
+    """
+
+    symbol: str
+    struct: str
+    source: str
+    params: Callable[[Node], dict[str, Attr]]
+    operands: int | None = None
+    variadic: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One small concrete case of an operator that enrols it in every generic test.
+
+    Attributes:
+        types: Operand types, None for an absent optional operand.
+        attrs: Attributes.
+        differentiable: Indices of operands whose gradient the generic test checks; None: all f32.
+        low: Lower bound of the random operand values.
+        high: Upper bound.
+        gap: Operand values keep at least this distance from each other and from the kinks in
+            ``kinks`` (finite differences must not cross a kink).
+        kinks: Points where the operator is not differentiable.
+        constants: Operand index -> True where the operand is a parameter (constant) in the case.
+    """
+
+    types: tuple[TensorType | None, ...]
+    attrs: dict[str, Attr] = field(default_factory=dict)
+    differentiable: tuple[int, ...] | None = None
+    low: float = -1.0
+    high: float = 1.0
+    gap: float = 0.0
+    kinks: tuple[float, ...] = ()
+    constants: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ParamSlot:
+    """An operand position that may hold a trainable parameter.
+
+    Attributes:
+        index: Operand index.
+        role: ``weight`` tensors are updated by a ratio of their input channels, ``bias`` and
+            ``scale`` tensors whole or not at all.
+        channel_axis: For weights: the axis of the weight that runs over input channels (None: only
+            whole updates).
+        cold_index: For weights: operand index that takes the frozen remainder of a partly updated
+            weight (channels ``k..`` along ``channel_axis``); None: only whole updates.
+    """
+
+    index: int
+    role: Literal["weight", "bias", "scale"]
+    channel_axis: Callable[[Node], int | None] = lambda _: None
+    cold_index: int | None = None
+
+
+@dataclass(frozen=True)
+class OpDef:
+    """Everything known about an operator.
+
+    Attributes:
+        name: Registry key; the ONNX name where there is one.
+        infer: Types of the results; raises GraphError with the reason when operands do not fit.
+        kernel: The operator's meaning in NumPy.
+        work: Cost of a node.
+        c: C kernel; None only for views.
+        samples: Small concrete cases for the generic tests.
+        vjp: Gradient rule; None: not differentiable.
+        inplace: Operand indices that output 0 may share its buffer with (same bytes, the kernel
+            reads each element before it writes it). The NumPy and C kernels both allow it.
+        view: Output 0 is the same bytes as operand 0; no code runs.
+        workspace: Bytes of scratch the C kernel needs.
+        rows_kernel: Row-streamed form of a parameter gradient; makes the gradient streamable.
+        params: Operands that can be trainable parameters.
+        stateful: Must run exactly once per step (batch statistics, random draws).
+        onnx: ONNX operator that imports as this record, None for internal operators.
+    """
+
+    name: str
+    infer: Infer
+    kernel: Kernel
+    work: Callable[[Node], Work]
+    c: CKernel | None
+    samples: Callable[[], Iterator[Sample]]
+    vjp: Vjp | None = None
+    inplace: tuple[int, ...] = ()
+    view: bool = False
+    workspace: Callable[[Node], int] = lambda _: 0
+    rows_kernel: RowsKernel | None = None
+    params: tuple[ParamSlot, ...] = ()
+    stateful: bool = False
+    onnx: str | None = None
+
+
+OPS: dict[str, OpDef] = {}
+
+
+def register(definition: OpDef) -> OpDef:
+    """Enter an operator into the registry.
+
+    Raises:
+        ValueError: The name is taken.
+    """
+    if definition.name in OPS:
+        raise ValueError(f"operator {definition.name} is registered twice")
+    OPS[definition.name] = definition
+    return definition
+
+
+def get_op(name: str) -> OpDef:
+    """Look an operator up; the families register themselves on first use.
+
+    Raises:
+        GraphError: Unknown operator.
+    """
+    _load_families()
+    try:
+        return OPS[name]
+    except KeyError:
+        raise GraphError(f"operator {name} is not known") from None
+
+
+def all_ops() -> dict[str, OpDef]:
+    """The whole registry, families loaded."""
+    _load_families()
+    return OPS
+
+
+def _load_families() -> None:
+    from . import ops  # noqa: F401  (importing the package registers every family)
+
+
+def operand(node: Node, index: int) -> TensorType:
+    """Type of a required operand.
+
+    Raises:
+        GraphError: The operand is missing.
+    """
+    if index >= len(node.inputs):
+        raise GraphError(f"operand {index} is missing")
+    value = node.inputs[index]
+    if value is None:
+        raise GraphError(f"operand {index} is missing")
+    return value.type
+
+
+def f32_operand(node: Node, index: int) -> TensorType:
+    """Type of a required fp32 operand.
+
+    Raises:
+        GraphError: The operand is missing or has another dtype.
+    """
+    t = operand(node, index)
+    if t.dtype != "f32":
+        raise GraphError(f"operand {index} is {t}; only f32 is supported here")
+    return t
+
+
+def array(inputs: Sequence[Array | None], index: int) -> Array:
+    """The data of a required operand of a kernel."""
+    data = inputs[index]
+    assert data is not None, index
+    return data

@@ -1,0 +1,220 @@
+"""Gradients of convolution with respect to input, weight and bias.
+
+Accumulation orders: ``ConvGradInput`` sums taps (o, ky, kx); ``ConvGradWeight`` and
+``ConvGradBias`` sum over (n, oy, ox). Taps in padding are skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ..errors import GraphError
+from ..graph import Array, Attr, Node, TensorType
+from ..opdef import CKernel, OpDef, Sample, Work, array, f32_operand, operand, register
+from .conv import CASES, PARTIAL, check_group, full_weight, is_depthwise, join, result_type, struct
+from .window import Window, planes, window
+
+#: Elements of a block of products in the weight gradient; keeps it inside the processor's cache.
+_BLOCK = 1 << 17
+
+
+# -- gradient of the input -------------------------------------------------------------------------
+
+
+def _grad_input_window(node: Node) -> Window:
+    return window(node, node.ints_attr("shape")[2:], operand(node, 1).shape[2:])
+
+
+def _infer_grad_input(node: Node) -> list[TensorType]:
+    dy, shape, weight = f32_operand(node, 0), node.ints_attr("shape"), full_weight(node, 1, 2)
+    check_group(node, shape[1], weight)
+    out = (shape[0], weight[0], *_grad_input_window(node).out_shape(len(shape) - 2))
+    if dy.shape != out:
+        raise GraphError(f"gradient {dy} is not of the shape {out} of the result")
+    return [TensorType(shape, dy.dtype)]
+
+
+def _kernel_grad_input(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
+    dy, cold = array(inputs, 0), inputs[2] if len(inputs) > 2 else None
+    weight, group = join(node, array(inputs, 1), cold), node.int_attr("group", 1)
+    shape, win = node.ints_attr("shape"), _grad_input_window(node)
+    filters, depth = weight.shape[0] // group, weight.shape[1]
+    dys = planes(dy).reshape(shape[0], group, filters, win.y.out, win.x.out)
+    taps = weight.reshape(group, filters, depth, -1, 1, 1)
+    dx = np.zeros((shape[0], group, depth, win.y.size, win.x.size), dy.dtype)
+    for o in range(filters):
+        for tap, outs, ins in win.walk():
+            dx[ins] += dys[:, :, o : o + 1][outs] * taps[:, o, :, tap]
+    return [dx.reshape(shape)]
+
+
+def _work_grad_input(node: Node) -> Work:
+    shape, weight = node.ints_attr("shape"), full_weight(node, 1, 2)
+    amount = shape[0] * weight[0] * weight[1] * _grad_input_window(node).taps()
+    depthwise = is_depthwise(node, shape[1], weight[0])
+    return Work("depthwise_grad_input" if depthwise else "conv_grad_input", amount)
+
+
+def _c_params_grad_input(node: Node) -> dict[str, Attr]:
+    shape, weight = node.ints_attr("shape"), full_weight(node, 1, 2)
+    hot = operand(node, 1).shape[1 if node.int_attr("group", 1) == 1 else 0]
+    return struct(node, _grad_input_window(node), shape[0], shape[1], weight, hot)
+
+
+# -- gradient of the weight ------------------------------------------------------------------------
+
+
+def _grad_weight_window(node: Node) -> Window:
+    return window(node, operand(node, 0).shape[2:], node.ints_attr("weight_shape")[2:])
+
+
+def _infer_grad_weight(node: Node) -> list[TensorType]:
+    x, dy, shape = f32_operand(node, 0), f32_operand(node, 1), node.ints_attr("weight_shape")
+    group = node.int_attr("group", 1)
+    out = _grad_weight_window(node).out_shape(len(shape) - 2)
+    if dy.shape != (x.shape[0], dy.shape[1], *out):
+        raise GraphError(f"gradient {dy} does not belong to a convolution of {x} by {shape}")
+    filters = dy.shape[1] // group
+    # a partial update uses leading channels only: of x where group is 1, of both where depthwise
+    if dy.shape[1] % group or shape[0] > dy.shape[1] or (group == 1 and shape[0] != dy.shape[1]):
+        raise GraphError(f"gradient {dy} in {group} groups does not fit the weight {shape}")
+    if (shape[0] - 1) // filters * shape[1] + shape[1] > x.shape[1]:
+        raise GraphError(f"input {x} has too few channels for the weight {shape}")
+    return [TensorType(shape, x.dtype)]
+
+
+def _rows_grad_weight(node: Node, inputs: Sequence[Array | None], begin: int, end: int) -> Array:
+    x, dy = array(inputs, 0), array(inputs, 1)
+    shape, win = node.ints_attr("weight_shape"), _grad_weight_window(node)
+    filters = dy.shape[1] // node.int_attr("group", 1)
+    xs, dys = np.swapaxes(planes(x), 0, 1), np.swapaxes(planes(dy), 0, 1)
+    first = np.arange(begin, end) // filters * shape[1]
+    channels = first[:, None] + np.arange(shape[1])  # of x, by row of the weight
+    dw = np.zeros((end - begin, shape[1], win.y.kernel * win.x.kernel), x.dtype)
+    for tap, outs, ins in win.walk():
+        a = dys[begin:end][outs].reshape(end - begin, 1, -1)
+        b = xs[ins].reshape(x.shape[1], -1)
+        if a.shape[2] == 0:
+            continue
+        step = max(1, _BLOCK // (a.shape[2] * shape[1]))
+        for i in range(0, end - begin, step):
+            products = a[i : i + step] * b[channels[i : i + step]]
+            np.add.accumulate(products, axis=2, out=products)  # strictly sequential
+            dw[i : i + step, :, tap] = products[:, :, -1]
+    return dw.reshape(end - begin, *shape[1:])
+
+
+def _kernel_grad_weight(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
+    return [_rows_grad_weight(node, inputs, 0, node.ints_attr("weight_shape")[0])]
+
+
+def _depthwise_grad_weight(node: Node) -> bool:
+    group = node.int_attr("group", 1)
+    return (
+        group > 1 and operand(node, 1).shape[1] == group and node.ints_attr("weight_shape")[1] == 1
+    )
+
+
+def _work_grad_weight(node: Node) -> Work:
+    shape = node.ints_attr("weight_shape")
+    amount = operand(node, 0).shape[0] * shape[0] * shape[1] * _grad_weight_window(node).taps()
+    depthwise = _depthwise_grad_weight(node)
+    return Work("depthwise_grad_weight" if depthwise else "conv_grad_weight", amount)
+
+
+def _c_params_grad_weight(node: Node) -> dict[str, Attr]:
+    x, dy, shape = operand(node, 0).shape, operand(node, 1).shape, node.ints_attr("weight_shape")
+    weight = (dy[1], *shape[1:])  # rows come by row_begin..row_end
+    return struct(node, _grad_weight_window(node), x[0], x[1], weight, shape[0])
+
+
+# -- gradient of the bias --------------------------------------------------------------------------
+
+
+def _infer_grad_bias(node: Node) -> list[TensorType]:
+    dy = f32_operand(node, 0)
+    if len(dy.shape) < 2:
+        raise GraphError(f"gradient {dy} has no channel axis")
+    return [TensorType(dy.shape[1:2], dy.dtype)]
+
+
+def _rows_grad_bias(node: Node, inputs: Sequence[Array | None], begin: int, end: int) -> Array:
+    dy = array(inputs, 0)
+    terms = np.swapaxes(dy[:, begin:end], 0, 1).reshape(end - begin, -1)
+    return np.ascontiguousarray(np.add.accumulate(terms, axis=1)[:, -1])
+
+
+def _c_params_grad_bias(node: Node) -> dict[str, Attr]:
+    dy = operand(node, 0)
+    n, c = dy.shape[:2]
+    return {"batch": n, "channels": c, "spatial": dy.size // (n * c)}
+
+
+def _samples_grad_input() -> Iterator[Sample]:
+    for x, w, attrs in CASES:
+        types = (result_type(x, w, attrs), TensorType(w))
+        yield Sample(types, {**attrs, "shape": x}, differentiable=())
+    for i, hot, cold in PARTIAL:
+        x, w, attrs = CASES[i]
+        types3 = (result_type(x, w, attrs), TensorType(hot), TensorType(cold))
+        yield Sample(types3, {**attrs, "shape": x}, differentiable=())
+
+
+def _samples_grad_weight() -> Iterator[Sample]:
+    cases = [(x, w, w, attrs) for x, w, attrs in CASES]
+    (x0, w0, a0), (_x4, w4, a4) = CASES[0], CASES[4]
+    cases += [(x0, w0, (6, 3, 3, 3), a0), ((1, 2, 7, 8), w4, (2, 1, 3, 3), a4)]
+    for x, w, part, attrs in cases:
+        types = (TensorType(x), result_type(x, w, attrs))
+        yield Sample(types, {**attrs, "weight_shape": part}, differentiable=())
+
+
+register(
+    OpDef(
+        name="ConvGradInput",
+        infer=_infer_grad_input,
+        kernel=_kernel_grad_input,
+        work=_work_grad_input,
+        c=CKernel(
+            "odtplan_conv_grad_input_f32",
+            "odtplan_conv_t",
+            "odtplan_conv",
+            _c_params_grad_input,
+            operands=3,
+        ),
+        samples=_samples_grad_input,
+    )
+)
+register(
+    OpDef(
+        name="ConvGradWeight",
+        infer=_infer_grad_weight,
+        kernel=_kernel_grad_weight,
+        rows_kernel=_rows_grad_weight,
+        work=_work_grad_weight,
+        c=CKernel(
+            "odtplan_conv_grad_weight_f32", "odtplan_conv_t", "odtplan_conv", _c_params_grad_weight
+        ),
+        samples=_samples_grad_weight,
+    )
+)
+register(
+    OpDef(
+        name="ConvGradBias",
+        infer=_infer_grad_bias,
+        kernel=lambda node, inputs: [_rows_grad_bias(node, inputs, 0, node.out.type.shape[0])],
+        rows_kernel=_rows_grad_bias,
+        work=lambda node: Work("elementwise", operand(node, 0).size),
+        c=CKernel(
+            "odtplan_conv_grad_bias_f32",
+            "odtplan_conv_grad_bias_t",
+            "odtplan_conv",
+            _c_params_grad_bias,
+        ),
+        samples=lambda: iter(
+            [Sample((TensorType((2, 5, 3, 4)),)), Sample((TensorType((1, 3, 7)),))]
+        ),
+    )
+)

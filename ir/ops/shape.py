@@ -1,0 +1,217 @@
+"""Operators that rearrange whole tensors: Reshape (a view), Transpose, Concat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import GraphError
+from ..graph import Array, Attr, Node, TensorType, Value
+from ..opdef import CKernel, OpDef, Sample, Vjp, Work, array, f32_operand, register
+from .elementwise import check_rank, contiguous_strides, merge_axes
+
+if TYPE_CHECKING:
+    from ..autodiff import GradBuilder
+
+SOURCE = "odtplan_shape"
+#: ODTPLAN_MAX_CONCAT of backends/c/kernels/odtplan_types.h.
+MAX_CONCAT = 16
+
+
+# --- Reshape -------------------------------------------------------------------------------------
+
+
+def _infer_reshape(node: Node) -> list[TensorType]:
+    x, shape = f32_operand(node, 0), node.ints_attr("shape")
+    if math.prod(shape) != x.size or any(d <= 0 for d in shape):
+        raise GraphError(f"{x} has {x.size} elements; it can't be reshaped to {shape}")
+    return [TensorType(shape, x.dtype)]
+
+
+def _vjp_reshape(
+    builder: GradBuilder, node: Node, dy: Value, need: Sequence[bool]
+) -> list[Value | None]:
+    attrs: dict[str, Attr] = {"shape": f32_operand(node, 0).shape}
+    return [builder.add("Reshape", (dy,), attrs, suffix="grad") if need[0] else None]
+
+
+register(
+    OpDef(
+        name="Reshape",
+        infer=_infer_reshape,
+        kernel=lambda node, inputs: [array(inputs, 0).reshape(node.ints_attr("shape"))],
+        work=lambda _: Work("copy", 0),
+        c=None,
+        samples=lambda: iter(
+            [
+                Sample((TensorType((2, 3, 4)),), {"shape": (4, 6)}),
+                Sample((TensorType((1,)),), {"shape": ()}),
+            ]
+        ),
+        vjp=_vjp_reshape,
+        view=True,
+        onnx="Reshape",
+    )
+)
+
+
+# --- Transpose ----------------------------------------------------------------------------------
+
+
+def register_read(
+    name: str,
+    infer: Callable[[Node], list[TensorType]],
+    kernel: Callable[[Node, Array], Array],
+    walk: Callable[[Node], tuple[int, tuple[int, ...]]],
+    vjp: Vjp,
+    samples: Sequence[Sample],
+) -> None:
+    """Register a strided read, the loop nest in C that Transpose and Slice have in common.
+
+    Args:
+        name: Operator.
+        infer: Its type rule.
+        kernel: Its NumPy meaning; a view is fine.
+        walk: The first element read and the operand's stride per axis of the result.
+        vjp: Its gradient rule.
+        samples: Its samples.
+    """
+
+    def params(node: Node) -> dict[str, Attr]:
+        offset, strides = walk(node)
+        dims, (merged,) = merge_axes(node.out.type.shape, strides)
+        return {"rank": len(dims), "offset": offset, "dims": dims, "strides": merged}
+
+    register(
+        OpDef(
+            name=name,
+            infer=infer,
+            kernel=lambda node, inputs: [np.array(kernel(node, array(inputs, 0)), order="C")],
+            work=lambda node: Work("copy", node.out.type.nbytes),
+            c=CKernel("odtplan_read_strided_f32", "odtplan_read_strided_t", SOURCE, params),
+            samples=lambda: iter(samples),
+            vjp=vjp,
+            onnx=name,
+        )
+    )
+
+
+def _infer_transpose(node: Node) -> list[TensorType]:
+    x, perm = f32_operand(node, 0), node.ints_attr("perm")
+    check_rank(x.shape)
+    if sorted(perm) != list(range(len(x.shape))):
+        raise GraphError(f"perm = {perm} is not a permutation of the {len(x.shape)} axes")
+    return [TensorType(tuple(x.shape[i] for i in perm), x.dtype)]
+
+
+def _walk_transpose(node: Node) -> tuple[int, tuple[int, ...]]:
+    strides = contiguous_strides(f32_operand(node, 0).shape)
+    return 0, tuple(strides[i] for i in node.ints_attr("perm"))
+
+
+def _vjp_transpose(
+    builder: GradBuilder, node: Node, dy: Value, need: Sequence[bool]
+) -> list[Value | None]:
+    perm = node.ints_attr("perm")
+    inverse = tuple(perm.index(i) for i in range(len(perm)))
+    if not need[0]:
+        return [None]
+    return [builder.add("Transpose", (dy,), {"perm": inverse}, suffix="grad")]
+
+
+register_read(
+    "Transpose",
+    _infer_transpose,
+    lambda node, x: x.transpose(node.ints_attr("perm")),
+    _walk_transpose,
+    _vjp_transpose,
+    [
+        Sample((TensorType((2, 3, 4, 5)),), {"perm": (0, 2, 3, 1)}),
+        Sample((TensorType((2, 3, 4, 5)),), {"perm": (0, 3, 1, 2)}),
+        Sample((TensorType((4, 3)),), {"perm": (1, 0)}),
+        Sample((TensorType((2, 3, 4)),), {"perm": (0, 1, 2)}),
+        Sample((TensorType((1, 2, 2, 3, 2, 2)),), {"perm": (5, 4, 3, 2, 1, 0)}),
+        Sample((TensorType(()),), {"perm": ()}),
+    ],
+)
+
+
+
+# --- Concat --------------------------------------------------------------------------------------
+
+
+def _concat_axis(node: Node) -> int:
+    """The axis, counted from the front."""
+    rank, axis = len(f32_operand(node, 0).shape), node.int_attr("axis")
+    if not -rank <= axis < rank:
+        raise GraphError(f"axis = {axis} is not an axis of rank {rank}")
+    return axis % rank
+
+
+def _infer_concat(node: Node) -> list[TensorType]:
+    if not 1 <= len(node.inputs) <= MAX_CONCAT:
+        raise GraphError(f"{len(node.inputs)} operands; 1 to {MAX_CONCAT} can be concatenated")
+    axis = _concat_axis(node)
+    types = [f32_operand(node, i) for i in range(len(node.inputs))]
+    first = types[0].shape
+    for t in types:
+        if t.shape[:axis] + t.shape[axis + 1 :] != first[:axis] + first[axis + 1 :]:
+            raise GraphError(f"{t} and {types[0]} differ outside axis {axis}")
+    length = sum(t.shape[axis] for t in types)
+    return [TensorType((*first[:axis], length, *first[axis + 1 :]), types[0].dtype)]
+
+
+def _concat_params(node: Node) -> dict[str, Attr]:
+    axis = _concat_axis(node)
+    shapes = [f32_operand(node, i).shape for i in range(len(node.inputs))]
+    return {
+        "operands": len(shapes),
+        "outer": math.prod(shapes[0][:axis]),
+        "run": tuple(math.prod(s[axis:]) for s in shapes),
+    }
+
+
+def _vjp_concat(
+    builder: GradBuilder, node: Node, dy: Value, need: Sequence[bool]
+) -> list[Value | None]:
+    axis, at = _concat_axis(node), 0
+    rank = len(dy.type.shape)
+    result: list[Value | None] = []
+    for i, wanted in enumerate(need):
+        shape = f32_operand(node, i).shape
+        starts = tuple(at if a == axis else 0 for a in range(rank))
+        attrs: dict[str, Attr] = {"starts": starts, "sizes": shape, "steps": (1,) * rank}
+        result.append(builder.add("Slice", (dy,), attrs, suffix=f"grad{i}") if wanted else None)
+        at += shape[axis]
+    return result
+
+
+def _concat_samples() -> Iterator[Sample]:
+    for shapes, axis in (
+        (((2, 3, 4), (2, 1, 4), (2, 5, 4)), 1),
+        (((3, 2), (3, 4)), -1),
+        (((2, 3), (1, 3)), 0),
+        (((5,),), 0),
+    ):
+        yield Sample(tuple(map(TensorType, shapes)), {"axis": axis})
+
+
+register(
+    OpDef(
+        name="Concat",
+        infer=_infer_concat,
+        kernel=lambda node, inputs: [
+            np.concatenate([array(inputs, i) for i in range(len(inputs))], _concat_axis(node))
+        ],
+        work=lambda node: Work("copy", node.out.type.nbytes),
+        c=CKernel(
+            "odtplan_concat_f32", "odtplan_concat_t", SOURCE, _concat_params, variadic=True
+        ),
+        samples=_concat_samples,
+        vjp=_vjp_concat,
+        onnx="Concat",
+    )
+)

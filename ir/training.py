@@ -1,0 +1,138 @@
+"""What a training step is: its specification and the record of its updates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import UsageError
+from .graph import Graph, Node, Value
+
+LossName = Literal["cross_entropy", "mse"]
+OptimizerName = Literal["sgd", "momentum", "adam"]
+
+#: Bytes of a gradient tile: rows of a streamed weight gradient are computed into a scratch tile of
+#: at most this size (or one row, if a row is larger) and applied at once.
+TILE_BYTES = 512
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """Loss, optimizer and batching of one training step.
+
+    Attributes:
+        loss: ``cross_entropy`` (integer labels; the final Softmax is fused) or ``mse``.
+        optimizer: Update rule as in torch.optim: ``sgd``, ``momentum`` (SGD with momentum, no
+            dampening, no Nesterov) or ``adam``.
+        micro_batches: Micro-batches whose gradients are averaged before an update.
+        momentum: Momentum coefficient.
+        beta1: Adam's decay of the first moment.
+        beta2: Adam's decay of the second moment.
+        epsilon: Adam's epsilon.
+    """
+
+    loss: LossName = "cross_entropy"
+    optimizer: OptimizerName = "sgd"
+    micro_batches: int = 1
+    momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        """Reject impossible settings."""
+        if self.micro_batches < 1:
+            raise UsageError(f"micro-batches must be at least 1, not {self.micro_batches}")
+
+    @property
+    def state_slots(self) -> tuple[str, ...]:
+        """Names of the optimizer's tensors per parameter."""
+        return {"sgd": (), "momentum": ("momentum",), "adam": ("m", "v")}[self.optimizer]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to update one parameter.
+
+    Attributes:
+        param: Parameter (initializer) name.
+        channels: Leading input channels that are updated; None: the whole tensor.
+    """
+
+    param: str
+    channels: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """The nodes that carry out one candidate in a training graph.
+
+    Attributes:
+        candidate: What is updated.
+        role: ``weight``, ``bias`` or ``scale``.
+        owner: Forward node that the parameter belongs to.
+        value: The updated tensor (the hot part of a partly updated weight), kept in RAM.
+        grad: The gradient of ``value``.
+        grad_node: Computes ``grad`` inside the update step, streamed in row tiles where it can be;
+            None where the gradient is an ordinary tensor that others read as well.
+        accumulate_node: Adds the gradient to the accumulator; None without gradient accumulation.
+        apply_node: The optimizer.
+        accumulator: Accumulated gradient (RAM, survives micro-steps), None without accumulation.
+        states: Optimizer tensors (RAM, survive steps).
+        tile_rows: Rows of axis 0 per gradient tile; equal to all rows where not streamable.
+    """
+
+    candidate: Candidate
+    role: Literal["weight", "bias", "scale"]
+    owner: Node
+    value: Value
+    grad: Value
+    grad_node: Node | None
+    accumulate_node: Node | None
+    apply_node: Node
+    accumulator: Value | None
+    states: tuple[Value, ...]
+    tile_rows: int
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of the gradient tile; 0 where the gradient is an ordinary tensor."""
+        if self.grad_node is None:
+            return 0
+        t = self.value.type
+        rows = t.shape[0] if t.shape else 1
+        return t.nbytes // rows * self.tile_rows
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that the update keeps in RAM for good: weights, accumulator, optimizer tensors."""
+        tensors = [self.value, *self.states]
+        if self.accumulator is not None:
+            tensors.append(self.accumulator)
+        return sum(v.type.nbytes for v in tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingGraph:
+    """Forward, loss, backward and update in one graph.
+
+    Attributes:
+        graph: All nodes, in execution order.
+        spec: What was asked for.
+        sample: The data input.
+        target: Labels ``i32[N]`` (cross entropy) or a tensor like the prediction (MSE).
+        hyper: ``f32[2]`` run-time input of the optimizers: step size (for Adam already divided by
+            its first bias correction) and 1 / sqrt(second bias correction) (Adam only).
+        prediction: The model's output.
+        loss: Scalar loss of the micro-batch.
+        updates: One per candidate, in execution order.
+    """
+
+    graph: Graph
+    spec: TrainingSpec
+    sample: Value
+    target: Value
+    hyper: Value
+    prediction: Value
+    loss: Value
+    updates: tuple[Update, ...]

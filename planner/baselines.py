@@ -1,0 +1,142 @@
+"""Heuristic plans: what others would do, as comparison and as warm starts.
+
+Each baseline is an update set plus a rule for the forward tensors that backward reads:
+
+- keep-all: update everything, keep everything (plain back-propagation).
+- last-layer, bias-only: the usual small update sets, keep everything.
+- sqrt(n): update everything, keep every sqrt(n)-th tensor, rebuild segments (Chen et al. 2016).
+- greedy: update everything, drop tensors at the peak by bytes x idle steps per cycle of rebuilding
+  until the plan fits (the rule of dynamic tensor rematerialization, Kirisame et al. 2021, offline).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isqrt
+
+from .problem import ALWAYS, Problem, Slot
+from .schedule import Schedule, realize
+from .solution import Solution
+from .tensors import Tensor
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Outcome of a baseline; figures are predicted like those of a plan.
+
+    Attributes:
+        name: See the module docstring.
+        ram_bytes: Arena + state; None where it could not be scheduled.
+        latency_s: Training step.
+        importance: Summed importance of its update set.
+        fits: It keeps the RAM budget.
+    """
+
+    name: str
+    ram_bytes: int
+    latency_s: float
+    importance: int
+    fits: bool
+
+
+def keep_all(problem: Problem) -> Solution:
+    """Keep every forward tensor that backward reads."""
+    return retain(problem, set(problem.storage.tensors))
+
+
+def square_root(problem: Problem) -> Solution:
+    """Keep every sqrt(n)-th tensor, rebuild the others."""
+    kept = [r.tensor for r in problem.retentions if r.tensor.rebuildable]
+    stride = max(2, isqrt(len(kept)))
+    return retain(problem, set(kept[::stride]) | _not_rebuildable(problem))
+
+
+def greedy(problem: Problem) -> Solution:
+    """Drop tensors that are live at the peak, cheapest per freed byte and idle step first."""
+    keep = set(problem.storage.tensors)
+    droppable = {r.tensor for r in problem.retentions if r.tensor.rebuildable}
+    idle = {r.tensor: r.events[-1].slot - (r.window or (0, 0))[1] for r in problem.retentions}
+    cost = {t: 1 + sum(problem.cost.node_cycles(w) for w in t.writers) for t in droppable}
+    best = retain(problem, keep)
+    schedule = realize(problem, best)
+    while _ram(schedule) > problem.limits.ram_bytes and droppable:
+        victim = max(droppable, key=lambda t: (t.bytes * idle[t] / cost[t], -t.index))
+        droppable.discard(victim)
+        keep.discard(victim)
+        trial = retain(problem, keep)
+        placed = realize(problem, trial)
+        if _ram(placed) <= _ram(schedule):
+            best, schedule = trial, placed
+        else:
+            keep.add(victim)
+    return best
+
+
+def retain(problem: Problem, keep: set[Tensor]) -> Solution:
+    """The solution that keeps these tensors and rebuilds all others where they are first read.
+
+    A tensor of ``keep`` stays from forward on; a rebuilt one stays from its rebuild on. Inputs of a
+    rebuild that are gone are rebuilt too.
+    """
+    active: set[int] = {ALWAYS}
+    have = {t for t in keep if t.rebuildable} | _not_rebuildable(problem)
+    for a in problem.activities:
+        if a.kind == "auxiliary" and a.tensor in have:
+            active.add(a.index)
+        elif a.kind in ("update", "needed"):
+            active.add(a.index)
+    pending: dict[Tensor, Slot] = {}
+    for slot in problem.slots:
+        if slot.rebuild:
+            for t in slot.writes:
+                pending[t] = slot
+            continue
+        if slot.node.phase in ("forward", "loss"):
+            continue
+        for t in slot.reads:
+            _supply(t, have, pending, active)
+    return Solution(frozenset(active))
+
+
+def _supply(t: Tensor, have: set[Tensor], pending: dict[Tensor, Slot], active: set[int]) -> None:
+    if t in have or not t.rebuildable:
+        return
+    if t not in pending:
+        return  # made by an earlier step of backward
+    have.add(t)
+    slot = pending[t]
+    active.add(slot.activity)
+    for other in list(pending.values()):
+        if other.activity == slot.activity:
+            for source in other.reads:
+                if source is not t:
+                    _supply(source, have, pending, active)
+
+
+def _not_rebuildable(problem: Problem) -> set[Tensor]:
+    return {t for t in problem.storage.tensors if not t.rebuildable}
+
+
+def _ram(schedule: Schedule) -> int:
+    return schedule.arena_bytes + schedule.state_bytes
+
+
+RULES: dict[str, Callable[[Problem], Solution]] = {
+    "keep-all": keep_all,
+    "sqrt(n)": square_root,
+    "greedy": greedy,
+}
+
+
+def evaluate(name: str, problem: Problem, solution: Solution) -> Baseline:
+    """Schedule a baseline and measure it with the planner's own accounting."""
+    schedule = realize(problem, solution)
+    ram = _ram(schedule)
+    return Baseline(
+        name,
+        ram,
+        problem.cost.latency_s(schedule.cycles),
+        solution.gain(problem),
+        ram <= problem.limits.ram_bytes,
+    )

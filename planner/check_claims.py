@@ -1,0 +1,322 @@
+"""The figures and decisions of a plan, computed again from its steps and the device.
+
+Part of the checker (see ``planner.check``). The cost formulas of ``planner.cost`` are written here a
+second time on purpose: a mistake in one of them shows as a disagreement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, isclose
+
+from ..ir.graph import Node, TensorType, Value
+from ..ir.opdef import get_op
+from .check_machine import Machine
+from .check_program import CheckError, Program, occupied
+from .device import Core, Device, Storage
+from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP, Step
+
+#: Parts of a training step that cycles are reported for.
+PARTS = ("forward", "loss", "backward", "update", "recompute", "paging")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a plan costs.
+
+    Attributes:
+        cycles: Per step.
+        transfer_bytes: Bytes that each step pages.
+        live_bytes: Arena bytes live at each step.
+        parts: Part of the training step (``PARTS``) that each step belongs to.
+        part_cycles: Cycles per training step by part.
+        total_cycles: Cycles per training step.
+        latency_s: Seconds per training step.
+        energy_j: Joules per training step.
+        arena_bytes: End of the highest arena buffer.
+        storage_bytes: End of the highest storage buffer.
+        flash_weights_bytes: All constants.
+        flash_code_bytes: Kernels and schedule (estimated).
+        state_bytes: Bytes by kind: weights, optimizer, accumulators.
+    """
+
+    cycles: tuple[int, ...]
+    transfer_bytes: tuple[int, ...]
+    live_bytes: tuple[int, ...]
+    parts: tuple[str, ...]
+    part_cycles: dict[str, int]
+    total_cycles: int
+    latency_s: float
+    energy_j: float
+    arena_bytes: int
+    storage_bytes: int
+    flash_weights_bytes: int
+    flash_code_bytes: int
+    state_bytes: dict[str, int]
+
+
+def measure(p: Program, device: Device, core: Core) -> Figures:
+    """Compute every figure of a plan from its steps, its buffers and the device.
+
+    Raises:
+        CheckError: The plan pages to a storage that the device lacks.
+    """
+    storage = _storage(p, device)
+    cycles, moved, parts = [], [], []
+    part_cycles = dict.fromkeys(PARTS, 0)
+    for i, step in enumerate(p.plan.steps):
+        n_bytes = 0
+        if step.kind in ("page_out", "page_in"):
+            if storage is None:
+                raise CheckError(f"{p.where(i)}: pages, but the plan has no storage")
+            n_bytes = occupied(p.buffers[step.writes[0]].bytes)
+            c = _transfer_cycles(n_bytes, storage, step.kind == "page_out", device)
+        else:
+            c = _compute_cycles(p.step_nodes(i), step, device, core)
+        cycles.append(c)
+        moved.append(n_bytes)
+        parts.append(_part(p, i))
+        part_cycles[parts[-1]] += c * _times(p, step)
+    total = sum(part_cycles.values())
+    clock = device.clock_hz.value
+    energy = device.power_w.value * (total / clock)
+    if storage is not None:
+        energy += storage.power_w.value * (part_cycles["paging"] / clock)
+    state = dict.fromkeys(("weights", "optimizer", "accumulators"), 0)
+    for value, kind in p.resident.items():
+        state[kind] += occupied(p.training.graph.values[value].type.nbytes)
+    constants = [p.training.graph.values[name].type for name in p.training.graph.constants]
+    return Figures(
+        cycles=tuple(cycles),
+        transfer_bytes=tuple(moved),
+        live_bytes=_live(p),
+        parts=tuple(parts),
+        part_cycles=part_cycles,
+        total_cycles=total,
+        latency_s=total / clock,
+        energy_j=energy,
+        arena_bytes=_end(p, "arena"),
+        storage_bytes=_end(p, "storage"),
+        flash_weights_bytes=sum(occupied(t.nbytes) for t in constants),
+        flash_code_bytes=_code_bytes(p),
+        state_bytes=state,
+    )
+
+
+def _storage(p: Program, device: Device) -> Storage | None:
+    name = p.plan.device.storage
+    if name is None:
+        return None
+    for s in device.storage:
+        if s.id == name:
+            return s
+    raise CheckError(f"device {device.id} has no storage {name}")
+
+
+def _times(p: Program, step: Step) -> int:
+    """How often a step runs per training step."""
+    return 1 if step.last_micro else p.plan.training.micro_batches
+
+
+def _part(p: Program, index: int) -> str:
+    step = p.plan.steps[index]
+    if step.kind in ("page_out", "page_in"):
+        return "paging"
+    if step.kind == "update":
+        return "update"
+    return "recompute" if step.recompute else p.step_nodes(index)[0].phase
+
+
+def _transfer_cycles(n_bytes: int, storage: Storage, write: bool, device: Device) -> int:
+    if write:
+        seconds = storage.write_latency_s.value + n_bytes / storage.write_bytes_per_s.value
+    else:
+        seconds = storage.read_latency_s.value + n_bytes / storage.read_bytes_per_s.value
+    return ceil(seconds * device.clock_hz.value)
+
+
+def _compute_cycles(nodes: list[Node], step: Step, device: Device, core: Core) -> int:
+    if get_op(nodes[0].op).view:
+        return 0
+    instructions = 0.0
+    for node in nodes:
+        work = get_op(node.op).work(node)
+        instructions += work.amount * core.instructions["f32"][work.cost_class].value
+    calls = 1
+    if len(nodes) == 2:
+        calls = 2 * ceil(_rows(nodes[0].out.type) / step.tile_rows)
+    instructions += calls * core.call.value
+    return ceil(instructions * device.cycles_per_instruction.value)
+
+
+def _rows(t: TensorType) -> int:
+    return t.shape[0] if t.shape else 1
+
+
+def _live(p: Program) -> tuple[int, ...]:
+    """Arena bytes live at each step; buffers at one offset are one chain and count once."""
+    live: list[dict[int, int]] = [{} for _ in p.plan.steps]
+    for b in p.plan.buffers:
+        if b.space == "arena":
+            for held in live[b.first : b.last + 1]:
+                held[b.offset] = max(held.get(b.offset, 0), occupied(b.bytes))
+    return tuple(sum(held.values()) for held in live)
+
+
+def _end(p: Program, space: str) -> int:
+    return max((b.offset + occupied(b.bytes) for b in p.plan.buffers if b.space == space), default=0)
+
+
+def _code_bytes(p: Program) -> int:
+    nodes = {n for i in range(len(p.plan.steps)) for n in p.step_nodes(i)}
+    symbols = {c.symbol for n in nodes if (c := get_op(n.op).c) is not None}
+    return CODE_BYTES_PER_KERNEL * len(symbols) + CODE_BYTES_PER_STEP * len(p.plan.steps)
+
+
+def compare(p: Program, f: Figures) -> None:
+    """Compare the plan's claims with the figures, and both with the budget.
+
+    Raises:
+        CheckError: A claim is not what the plan costs, or a budget is exceeded.
+    """
+    for i, (step, cycles) in enumerate(zip(p.plan.steps, f.cycles, strict=True)):
+        if step.cycles != cycles:
+            raise CheckError(f"{p.where(i)}: claims {step.cycles} cycles, takes {cycles}")
+    claims, budget = p.plan.claims, p.plan.device.budget
+    ram, flash = claims.ram_bytes, claims.flash_bytes
+    peak = max(f.live_bytes)
+    ram_total = f.arena_bytes + sum(f.state_bytes.values())
+    flash_total = f.flash_weights_bytes + f.flash_code_bytes
+    for name, said, is_ in (
+        ("ram_bytes.arena", ram.arena, f.arena_bytes),
+        ("ram_bytes.weights", ram.weights, f.state_bytes["weights"]),
+        ("ram_bytes.optimizer", ram.optimizer, f.state_bytes["optimizer"]),
+        ("ram_bytes.accumulators", ram.accumulators, f.state_bytes["accumulators"]),
+        ("ram_bytes.total", ram.total, ram_total),
+        ("ram_bytes.live_peak", ram.live_peak, peak),
+        ("ram_bytes.peak_step", ram.peak_step, f.live_bytes.index(peak)),
+        ("flash_bytes.weights", flash.weights, f.flash_weights_bytes),
+        ("flash_bytes.code", flash.code, f.flash_code_bytes),
+        ("flash_bytes.total", flash.total, flash_total),
+        ("storage_bytes", claims.storage_bytes, f.storage_bytes),
+        ("cycles", claims.cycles, f.total_cycles),
+    ):
+        if said != is_:
+            raise CheckError(f"claims.{name} is {said}, but the steps take {is_}")
+    for name, claimed, actual in (
+        ("latency_s", claims.latency_s, f.latency_s),
+        ("energy_j", claims.energy_j, f.energy_j),
+    ):
+        if not isclose(claimed, actual, rel_tol=1e-9):
+            raise CheckError(f"claims.{name} is {claimed!r}, but the steps take {actual!r}")
+    for name, used, limit in (
+        ("ram_bytes", ram_total, budget.ram_bytes),
+        ("flash_bytes", flash_total, budget.flash_bytes),
+        ("storage_bytes", f.storage_bytes, budget.storage_bytes),
+        ("latency_s", f.latency_s, budget.latency_s),
+        ("energy_j", f.energy_j, budget.energy_j),
+    ):
+        if limit is not None and used > limit:
+            raise CheckError(f"takes {used} of {name}, but the budget is {limit}; plan again")
+
+
+def storage_capacity(p: Program, f: Figures, device: Device) -> None:
+    """Demand that the paged tensors fit the device's storage.
+
+    Raises:
+        CheckError: They do not.
+    """
+    storage = _storage(p, device)
+    if storage is not None and f.storage_bytes > storage.bytes:
+        raise CheckError(f"pages {f.storage_bytes} B, but {storage.id} holds {storage.bytes} B")
+
+
+def decisions(p: Program, machine: Machine) -> None:
+    """Compare the plan's decisions with what its steps do.
+
+    Raises:
+        CheckError: A decision is not carried out, or an action is not decided.
+    """
+    _updates(p)
+    _activations(p, machine)
+    forward = {n.name: n for n in p.training.graph.nodes if n.phase == "forward"}
+    for name, precision in p.plan.decisions.precision.items():
+        if name not in forward:
+            raise CheckError(f"decisions.precision: the graph has no forward node {name}")
+        if forward[name].out.type.dtype != precision and forward[name].out.type.dtype.startswith("f"):
+            raise CheckError(f"decisions.precision: {name} computes in {forward[name].out.type.dtype}, not {precision}")
+
+
+def _updates(p: Program) -> None:
+    wanted = {u.candidate.param: u for u in p.training.updates}
+    seen: set[str] = set()
+    for d in p.plan.decisions.updates:
+        if d.param in seen:
+            raise CheckError(f"decisions.updates: {d.param} occurs twice")
+        seen.add(d.param)
+        u = wanted.get(d.param)
+        if u is None:
+            if d.ratio or d.channels is not None:
+                raise CheckError(f"decisions.updates: {d.param} has ratio {d.ratio} but no step updates it")
+            continue
+        ratio = 1.0
+        if u.candidate.channels is not None:
+            whole = u.value.type.size + _cold_size(u.owner)
+            ratio = u.value.type.size / whole
+        facts = (u.role, u.owner.name, u.candidate.channels)
+        if (d.role, d.node, d.channels) != facts or not isclose(d.ratio, ratio, rel_tol=1e-9):
+            raise CheckError(
+                f"decisions.updates: {d.param} is {d.role} of {d.node}, channels {d.channels}, ratio {d.ratio}"
+                f" in the plan, but {facts[0]} of {facts[1]}, channels {facts[2]}, ratio {ratio} in the graph"
+            )
+    for name in wanted:
+        if name not in seen:
+            raise CheckError(f"decisions.updates: {name} is updated but not decided")
+
+
+def _cold_size(owner: Node) -> int:
+    for slot in get_op(owner.op).params:
+        if slot.cold_index is not None and slot.cold_index < len(owner.inputs):
+            cold = owner.inputs[slot.cold_index]
+            if cold is not None:
+                return cold.type.size
+    return 0
+
+
+def _activations(p: Program, machine: Machine) -> None:
+    listed: dict[str, str] = {}
+    for d in p.plan.decisions.activations:
+        value = p.training.graph.values.get(d.value)
+        if value is None or d.value in listed:
+            raise CheckError(f"decisions.activations: {d.value} is unknown or listed twice")
+        if d.bytes != occupied(value.type.nbytes):
+            raise CheckError(
+                f"decisions.activations: {d.value} takes {occupied(value.type.nbytes)} B, not {d.bytes}"
+            )
+        listed[d.value] = d.action
+        action = "keep"
+        if d.value in machine.paged:
+            action = "page"
+        elif d.value in machine.recomputed:
+            action = "recompute"
+        if d.action != action:
+            raise CheckError(f"decisions.activations: {d.value} is to {d.action}, but the steps {action} it")
+    decided = {_source(p.training.graph.values[name]) for name in listed}
+    for node in p.training.graph.nodes:
+        if node.phase not in ("backward", "update"):
+            continue
+        for v in node.operands():
+            source = _source(v)
+            if source.producer is None or source.producer.phase != "forward":
+                continue
+            if source not in decided:
+                raise CheckError(f"decisions.activations: {v.name}, which {node.name} reads, is not listed")
+
+
+def _source(value: Value) -> Value:
+    """The value whose bytes a view shows."""
+    while value.producer is not None and get_op(value.producer.op).view:
+        operand = value.producer.inputs[0]
+        assert operand is not None, value.name
+        value = operand
+    return value

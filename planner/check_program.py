@@ -1,0 +1,273 @@
+"""The plan under check, resolved: buffers, types and nodes by name, and the rules of their layout.
+
+Part of the checker (see ``planner.check``). Nothing here trusts a figure of the plan: a buffer's type
+comes from the training graph, its bytes from its type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..ir.errors import OdtPlanError
+from ..ir.graph import DTYPES, Node, TensorType, Value
+from ..ir.opdef import get_op
+from ..ir.training import TrainingGraph, Update
+from .plan import ALIGNMENT_BYTES, Buffer, Plan, Step
+
+
+class CheckError(OdtPlanError):
+    """The plan breaks a rule; the message names step, node, buffer, rule and numbers."""
+
+
+def occupied(n_bytes: int) -> int:
+    """Bytes that a buffer of ``n_bytes`` takes, padded to the alignment."""
+    return (n_bytes + ALIGNMENT_BYTES - 1) // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+
+
+@dataclass(frozen=True)
+class Program:
+    """A plan with its names resolved against the training graph.
+
+    Attributes:
+        plan: The plan under check.
+        training: The training graph that it claims to execute.
+        buffers: Buffers by id.
+        types: Type of each buffer by id.
+        nodes: Nodes of the training graph by name.
+        resident: Values that live in the state space, with what they are.
+        update_of: Update that each apply and accumulate node carries out.
+    """
+
+    plan: Plan
+    training: TrainingGraph
+    buffers: dict[str, Buffer]
+    types: dict[str, TensorType]
+    nodes: dict[str, Node]
+    resident: dict[str, str]
+    update_of: dict[Node, Update]
+
+    def where(self, index: int) -> str:
+        """``step 12 (conv1/dw)`` for messages."""
+        return f"step {index} ({self.label(index)})"
+
+    def label(self, index: int) -> str:
+        """Nodes of a step, or what it moves."""
+        step = self.plan.steps[index]
+        if step.nodes:
+            return " + ".join(step.nodes)
+        values = [self.buffers[b].value for b in step.reads if b is not None and b in self.buffers]
+        return f"{step.kind} {', '.join(values)}".strip()
+
+    def node(self, index: int, name: str) -> Node:
+        """A node of a step.
+
+        Raises:
+            CheckError: The training graph has no such node.
+        """
+        if name not in self.nodes:
+            raise CheckError(f"step {index}: the training graph has no node {name}")
+        return self.nodes[name]
+
+    def step_nodes(self, index: int) -> list[Node]:
+        """The nodes of a step."""
+        return [self.node(index, name) for name in self.plan.steps[index].nodes]
+
+    def buffer(self, index: int, name: str) -> Buffer:
+        """A buffer that a step names.
+
+        Raises:
+            CheckError: The plan has no such buffer, or the step is outside its lifetime.
+        """
+        if name not in self.buffers:
+            raise CheckError(f"{self.where(index)}: the plan has no buffer {name}")
+        b = self.buffers[name]
+        if not b.first <= index <= b.last:
+            raise CheckError(
+                f"{self.where(index)}: buffer {name} ({b.value}) lives from step {b.first} to {b.last}"
+            )
+        return b
+
+
+def touched(step: Step) -> Iterator[str]:
+    """Every buffer id that a step names."""
+    yield from (b for b in step.reads if b is not None)
+    yield from step.writes
+    yield from (b for b in (step.workspace, step.tile) if b is not None)
+
+
+def resolve(plan: Plan, training: TrainingGraph) -> Program:
+    """Resolve names and check each buffer by itself: type, bytes, space, alignment, bounds.
+
+    Raises:
+        CheckError: A buffer or the training set-up does not fit the training graph.
+    """
+    spec, said = training.spec, plan.training
+    for key in type(said).model_fields:
+        if getattr(said, key) != getattr(spec, key):
+            raise CheckError(
+                f"training.{key} is {getattr(said, key)} in the plan but {getattr(spec, key)} in the graph"
+            )
+    batch = training.sample.type.shape[0] if training.sample.type.shape else 1
+    if plan.model.batch != batch:
+        raise CheckError(f"model.batch is {plan.model.batch} but the graph takes batches of {batch}")
+    if not plan.steps:
+        raise CheckError("the plan has no steps")
+    resident: dict[str, str] = {}
+    update_of: dict[Node, Update] = {}
+    for u in training.updates:
+        resident[u.value.name] = "weights"
+        resident.update({s.name: "optimizer" for s in u.states})
+        if u.accumulator is not None:
+            resident[u.accumulator.name] = "accumulators"
+        for n in (u.apply_node, u.accumulate_node):
+            if n is not None:
+                update_of[n] = u
+    buffers: dict[str, Buffer] = {}
+    types: dict[str, TensorType] = {}
+    for b in plan.buffers:
+        if b.id in buffers:
+            raise CheckError(f"buffer {b.id} occurs twice")
+        buffers[b.id] = b
+        types[b.id] = _type(b)
+    nodes = {n.name: n for n in training.graph.nodes}
+    program = Program(plan, training, buffers, types, nodes, resident, update_of)
+    for b in plan.buffers:
+        _space(program, b)
+    _state(program)
+    _lifetimes(program)
+    _overlaps(program)
+    return program
+
+
+def _type(b: Buffer) -> TensorType:
+    if b.dtype not in DTYPES:
+        raise CheckError(f"buffer {b.id} ({b.value}): dtype {b.dtype} is not known")
+    t = TensorType(b.shape, b.dtype)
+    if t.nbytes != b.bytes:
+        raise CheckError(f"buffer {b.id} ({b.value}): {t} takes {t.nbytes} B, not {b.bytes} B")
+    if b.offset % ALIGNMENT_BYTES:
+        raise CheckError(
+            f"buffer {b.id} ({b.value}): offset {b.offset} is not a multiple of {ALIGNMENT_BYTES}"
+        )
+    return t
+
+
+def _space(p: Program, b: Buffer) -> None:
+    ram, last = p.plan.claims.ram_bytes, len(p.plan.steps) - 1
+    value = p.training.graph.values.get(b.value)
+    what = f"buffer {b.id} ({b.value})"
+    if not b.first <= b.last <= last:
+        raise CheckError(f"{what}: lifetime {b.first}..{b.last} is not within the steps 0..{last}")
+    if value is None:
+        if b.space != "arena" or not b.value.startswith(("tile:", "workspace:")):
+            raise CheckError(f"{what}: the training graph has no value {b.value}")
+    elif value.type != p.types[b.id]:
+        raise CheckError(f"{what}: is {p.types[b.id]} in the plan but {value.type} in the graph")
+    if b.space in ("flash", "io"):
+        if b.offset:
+            raise CheckError(f"{what}: offset {b.offset} in space {b.space}, must be 0")
+    else:
+        limit = {
+            "arena": ram.arena,
+            "state": ram.weights + ram.optimizer + ram.accumulators,
+            "storage": p.plan.claims.storage_bytes,
+        }[b.space]
+        end = b.offset + occupied(b.bytes)
+        if end > limit:
+            raise CheckError(f"{what}: ends at byte {end}, but space {b.space} has {limit} B")
+    if b.space in ("flash", "io", "state") and (b.first, b.last) != (0, last):
+        raise CheckError(f"{what}: lives from {b.first} to {b.last}, but {b.space} lives from 0 to {last}")
+    if not _belongs(p, b, value):
+        raise CheckError(f"{what}: {b.value} can't live in space {b.space}")
+
+
+def _belongs(p: Program, b: Buffer, value: Value | None) -> bool:
+    t = p.training
+    if b.space == "state":
+        return b.value in p.resident
+    if b.value in p.resident:
+        return False
+    if b.space == "flash":
+        return b.value in t.graph.constants
+    if b.space == "io":
+        return value in (t.target, t.hyper)
+    return value is None or value.producer is not None or value is t.sample
+
+
+def _state(p: Program) -> None:
+    present = [b.value for b in p.plan.buffers if b.space == "state"]
+    for value, kind in p.resident.items():
+        if present.count(value) != 1:
+            raise CheckError(f"{value} ({kind}) has {present.count(value)} state buffers, needs one")
+
+
+def _lifetimes(p: Program) -> None:
+    """Each arena and storage buffer is written once, at its first step, and read only later."""
+    writers: dict[str, int] = {}
+    for i, step in enumerate(p.plan.steps):
+        scratch = [b for b in (step.workspace, step.tile) if b is not None]
+        for name in touched(step):
+            p.buffer(i, name)
+        for name in (*step.writes, *scratch):
+            b = p.buffers[name]
+            if b.space == "state" and name in step.writes:
+                continue
+            if b.space not in ("arena", "storage"):
+                raise CheckError(f"{p.where(i)}: writes buffer {name} in read-only space {b.space}")
+            if name in writers:
+                raise CheckError(f"{p.where(i)}: buffer {name} was written by step {writers[name]} before")
+            writers[name] = i
+    for b in p.plan.buffers:
+        if b.space not in ("arena", "storage"):
+            continue
+        # The caller writes the sample before step 0, once; later stays of it are paged in.
+        given = b.value == p.training.sample.name and b.space == "arena" and b.id not in writers
+        if b.id not in writers and not given:
+            raise CheckError(f"buffer {b.id} ({b.value}) is never written")
+        first = writers.get(b.id, 0)
+        if b.first != first:
+            raise CheckError(f"buffer {b.id} ({b.value}) lives from step {b.first}, but step {first} writes it")
+
+
+def _overlaps(p: Program) -> None:
+    """No two live buffers share bytes, except views and in-place results at the same range."""
+    family = _families(p)
+    for space in ("arena", "state", "storage"):
+        ordered = sorted((b for b in p.plan.buffers if b.space == space), key=lambda b: b.offset)
+        for k, a in enumerate(ordered):
+            for b in ordered[k + 1 :]:
+                if b.offset >= a.offset + occupied(a.bytes):
+                    break
+                if b.first <= a.last and a.first <= b.last and occupied(b.bytes) > 0:
+                    _may_share(p, a, b, family)
+
+
+def _families(p: Program) -> dict[str, str]:
+    """Buffer -> representative of the views of the same bytes."""
+    family = {b: b for b in p.buffers}
+    for i, step in enumerate(p.plan.steps):
+        if step.kind == "compute" and len(step.writes) == 1 and step.reads and step.reads[0]:
+            nodes = p.step_nodes(i)
+            if len(nodes) == 1 and get_op(nodes[0].op).view:
+                family[step.writes[0]] = family[step.reads[0]]
+    return family
+
+
+def _may_share(p: Program, a: Buffer, b: Buffer, family: dict[str, str]) -> None:
+    same = a.offset == b.offset and a.bytes == b.bytes
+    if same and family[a.id] == family[b.id]:
+        return
+    old, new = (a, b) if a.first <= b.first else (b, a)
+    step = p.plan.steps[new.first]
+    if same and old.last == new.first and step.kind == "compute" and new.id == step.writes[0]:
+        definition = get_op(p.step_nodes(new.first)[0].op)
+        for k in definition.inplace:
+            source = step.reads[k] if k < len(step.reads) else None
+            if source is not None and family[source] == family[old.id]:
+                return
+    raise CheckError(
+        f"{p.where(new.first)}: buffer {new.id} ({new.value}) takes bytes {new.offset} to"
+        f" {new.offset + occupied(new.bytes)} of space {new.space}, where {old.id} ({old.value}) lives at"
+        f" {old.offset} to {old.offset + occupied(old.bytes)} until step {old.last}"
+    )

@@ -1,0 +1,101 @@
+"""Predicted cost of nodes, updates and page transfers, as integers.
+
+Instructions = work x the core's executed instructions per unit of work (specs/cores) + one call;
+cycles = instructions x the device's cycles per instruction, rounded up per step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from ..ir.graph import Node
+from ..ir.opdef import get_op
+from ..ir.training import TrainingGraph, Update
+from .device import Core, Device, Storage
+from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP
+from .tensors import aligned
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Costs on one device.
+
+    Attributes:
+        device: Clock, cycles per instruction, power.
+        core: Instructions per unit of work.
+        storage: Where tensors are paged to, None for no paging.
+    """
+
+    device: Device
+    core: Core
+    storage: Storage | None
+
+    def _instructions(self, node: Node, dtype: str = "f32") -> float:
+        op = get_op(node.op)
+        if op.view:
+            return 0.0
+        work = op.work(node)
+        return work.amount * self.core.instructions[dtype][work.cost_class].value
+
+    def node_cycles(self, node: Node) -> int:
+        """Cycles of one compute step."""
+        if get_op(node.op).view:
+            return 0
+        return self._cycles(self._instructions(node) + self.core.call.value)
+
+    def update_cycles(self, update: Update) -> int:
+        """Cycles of the step that computes the gradient and applies or accumulates it."""
+        consumer = update.accumulate_node or update.apply_node
+        if update.grad_node is None:
+            return self.node_cycles(consumer)
+        rows = update.value.type.shape[0] if update.value.type.shape else 1
+        calls = 2 * ceil(rows / update.tile_rows)
+        return self._cycles(
+            self._instructions(update.grad_node)
+            + self._instructions(consumer)
+            + calls * self.core.call.value
+        )
+
+    def write_cycles(self, n_bytes: int) -> int:
+        """Cycles that one page-out takes."""
+        s = self._paged()
+        return self._transfer(n_bytes, s.write_latency_s.value, s.write_bytes_per_s.value)
+
+    def read_cycles(self, n_bytes: int) -> int:
+        """Cycles that one page-in takes."""
+        s = self._paged()
+        return self._transfer(n_bytes, s.read_latency_s.value, s.read_bytes_per_s.value)
+
+    def latency_s(self, cycles: int) -> float:
+        """Seconds of a number of cycles."""
+        return cycles / self.device.clock_hz.value
+
+    def energy_j(self, cycles: int, transfer_cycles: int) -> float:
+        """Energy of a step: the chip all the time, the storage while it transfers."""
+        energy = self.device.power_w.value * self.latency_s(cycles)
+        if transfer_cycles:
+            energy += self._paged().power_w.value * self.latency_s(transfer_cycles)
+        return energy
+
+    def _paged(self) -> Storage:
+        assert self.storage is not None, "no storage was chosen"
+        return self.storage
+
+    def _transfer(self, n_bytes: int, latency_s: float, bytes_per_s: float) -> int:
+        return ceil((latency_s + n_bytes / bytes_per_s) * self.device.clock_hz.value)
+
+    def _cycles(self, instructions: float) -> int:
+        return ceil(instructions * self.device.cycles_per_instruction.value)
+
+
+def flash_weights_bytes(training: TrainingGraph) -> int:
+    """Flash of all constants, the initial images of updated weights included."""
+    values = training.graph.values
+    return sum(aligned(values[name].type.nbytes) for name in training.graph.constants)
+
+
+def code_bytes(nodes: list[Node], steps: int) -> int:
+    """Estimated flash of the kernels used and of the generated schedule."""
+    symbols = {c.symbol for n in nodes if (c := get_op(n.op).c) is not None}
+    return CODE_BYTES_PER_KERNEL * len(symbols) + CODE_BYTES_PER_STEP * steps

@@ -1,0 +1,222 @@
+"""Device specs: schema of specs/devices and specs/cores, and the budgets that they give."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Literal, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
+
+from ..ir.errors import UsageError
+from ..ir.opdef import CostClass
+from .spec_file import bundled, bundled_ids, load_spec
+
+#: Stands in for the device where only budgets are given.
+GENERIC_DEVICE = "generic-cortex-m7"
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Quantity(_Spec):
+    """A number with its origin."""
+
+    value: NonNegativeFloat
+    #: Datasheet, paper, linker map, ``measured`` or ``estimated: why``.
+    source: str = Field(min_length=3)
+
+
+class Core(_Spec):
+    """A CPU core as our C kernels see it (specs/cores/<id>.yaml).
+
+    ``instructions`` gives executed instructions per unit of work by dtype and cost class, ``call``
+    the instructions around one kernel call.
+    """
+
+    id: str
+    name: str
+    compiler: dict[str, str]  #: GCC flags (``gcc``) and zig's ``zig_target`` and ``zig_cpu``
+    call: Quantity
+    instructions: dict[str, dict[str, Quantity]]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if "f32" not in self.instructions:
+            raise ValueError("instructions: f32 is missing")
+        known = get_args(CostClass)
+        for dtype, classes in self.instructions.items():
+            if missing := [c for c in known if c not in classes]:
+                raise ValueError(f"instructions.{dtype}: {', '.join(missing)} missing")
+            if unknown := [c for c in classes if c not in known]:
+                raise ValueError(f"instructions.{dtype}: {unknown[0]} is no cost class")
+        return self
+
+
+class Region(_Spec):
+    """A memory region. Adjacent RAM regions count as one."""
+
+    name: str
+    kind: Literal["ram", "flash"]
+    origin: NonNegativeInt
+    bytes: PositiveInt
+    sectors: tuple[tuple[PositiveInt, PositiveInt], ...] = ()  #: (count, bytes) in address order
+    source: str = Field(min_length=3)
+
+    @model_validator(mode="after")
+    def _sectors_fill_it(self) -> Self:
+        total = sum(count * size for count, size in self.sectors)
+        if self.sectors and total != self.bytes:
+            raise ValueError(f"sectors: add up to {total:,} bytes, the region has {self.bytes:,}")
+        return self
+
+
+class Storage(_Spec):
+    """External storage that tensors can be paged to; times are per transfer."""
+
+    id: str
+    name: str
+    bytes: PositiveInt
+    read_bytes_per_s: Quantity
+    read_latency_s: Quantity
+    write_bytes_per_s: Quantity
+    write_latency_s: Quantity
+    power_w: Quantity
+
+    @model_validator(mode="after")
+    def _moves(self) -> Self:
+        for field in ("read_bytes_per_s", "write_bytes_per_s"):
+            if not getattr(self, field).value:
+                raise ValueError(f"{field}: must be above 0")
+        if self.id == "none":
+            raise ValueError("id: 'none' stands for no storage")
+        return self
+
+
+class Reserve(_Spec):
+    """What the application, its stack and the C library keep for themselves."""
+
+    ram_bytes: NonNegativeInt
+    flash_bytes: NonNegativeInt
+    source: str = Field(min_length=3)
+
+
+class Device(_Spec):
+    """A board or chip (specs/devices/<id>.yaml)."""
+
+    id: str
+    name: str
+    core: str
+    clock_hz: Quantity
+    cycles_per_instruction: Quantity
+    power_w: Quantity  #: while computing
+    regions: tuple[Region, ...]
+    storage: tuple[Storage, ...] = ()
+    reserve: Reserve
+    notes: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for field in ("clock_hz", "cycles_per_instruction"):
+            if not getattr(self, field).value:
+                raise ValueError(f"{field}: must be above 0")
+        for kind in ("ram", "flash"):
+            if not any(r.kind == kind for r in self.regions):
+                raise ValueError(f"regions: none of kind {kind}")
+        end, before = 0, ""
+        for r in sorted(self.regions, key=lambda r: r.origin):
+            if r.origin < end:
+                raise ValueError(f"regions: {r.name} at {r.origin:#x} overlaps {before}")
+            end, before = r.origin + r.bytes, r.name
+        ids = [s.id for s in self.storage]
+        if twice := {i for i in ids if ids.count(i) > 1}:
+            raise ValueError(f"storage: id {min(twice)} occurs twice")
+        if self.core not in bundled_ids("cores"):
+            raise ValueError(f"core: {self.core!r} is not one of {', '.join(bundled_ids('cores'))}")
+        return self
+
+    def ram_region(self) -> tuple[int, int]:
+        """Origin and bytes of the largest run of adjacent RAM regions."""
+        best = (0, 0)
+        runs: list[list[int]] = []
+        for r in sorted((r for r in self.regions if r.kind == "ram"), key=lambda r: r.origin):
+            if runs and runs[-1][0] + runs[-1][1] == r.origin:
+                runs[-1][1] += r.bytes
+            else:
+                runs.append([r.origin, r.bytes])
+        for origin, size in runs:
+            if size > best[1]:
+                best = (origin, size)
+        return best
+
+    @property
+    def flash_bytes(self) -> int:
+        """Bytes of all flash regions."""
+        return sum(r.bytes for r in self.regions if r.kind == "flash")
+
+    def find_storage(self, storage_id: str) -> Storage:
+        """The storage of an id.
+
+        Raises:
+            UsageError: The device has none of that id.
+        """
+        for s in self.storage:
+            if s.id == storage_id:
+                return s
+        known = ", ".join(["none", *(s.id for s in self.storage)])
+        raise UsageError(f"--storage: {self.id} has no storage {storage_id!r}; it knows {known}")
+
+
+def device_ids() -> list[str]:
+    """Ids of all bundled devices, sorted."""
+    return bundled_ids("devices")
+
+
+def load_device(name: str) -> Device:
+    """A bundled device by its id, or a device file of the user.
+
+    Args:
+        name: An id, or a path that ends in .yaml or .yml or holds a separator.
+
+    Raises:
+        UsageError: Unknown id, or a file that is unreadable or wrong (file, line and field).
+    """
+    if name.endswith((".yaml", ".yml")) or "/" in name or "\\" in name:
+        return load_spec(Path(name), Device)
+    known = device_ids()
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(
+            f"device {name!r} is not known; {hint}`odt-plan devices` lists {len(known)},"
+            " or give a .yaml file"
+        )
+    return _bundled_device(name)
+
+
+@cache
+def _bundled_device(device_id: str) -> Device:
+    return load_spec(bundled("devices", device_id), Device)
+
+
+@cache
+def load_core(core_id: str) -> Core:
+    """A bundled core by its id.
+
+    Raises:
+        UsageError: Unknown id, or a spec that is wrong.
+    """
+    if core_id not in bundled_ids("cores"):
+        known = ", ".join(bundled_ids("cores"))
+        raise UsageError(f"core {core_id!r} is not known; known are {known}")
+    return load_spec(bundled("cores", core_id), Core)

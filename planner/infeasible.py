@@ -1,0 +1,103 @@
+"""Why no plan exists: which limit binds, by how much, and the smallest budget that works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..ir.errors import InfeasibleError
+from .cost import flash_weights_bytes
+from .milp import Milp, ObjectiveName, SolverOptions
+from .problem import Limits, Problem
+
+#: Larger than any budget; small enough for exact arithmetic in doubles.
+NO_LIMIT = 2**50
+
+
+def explain(
+    problem: Problem, options: SolverOptions, smallest_ram: Callable[[int], int]
+) -> InfeasibleError:
+    """The error for a problem that the solver has proven infeasible.
+
+    Each limit is relaxed alone and the need for it is minimized under the others; those for which
+    that helps bind alone. If none does, all limits are relaxed and every need is told.
+
+    Args:
+        problem: The infeasible problem.
+        options: How to solve; the needs are minimized without a gap.
+        smallest_ram: Live bytes that suffice -> RAM with which a plan, layout included, was found.
+    """
+    options = replace(options, gap=0.0)
+    limits = problem.limits
+    lines: list[str] = []
+    relaxed = {
+        "flash": replace(limits, flash_bytes=NO_LIMIT),
+        "ram": replace(limits, ram_bytes=NO_LIMIT),
+        "latency": replace(limits, cycles=None),
+        "energy": replace(limits, energy_j=None),
+    }
+    for name, free in relaxed.items():
+        if free != limits and (need := _need(problem, free, name, options)) is not None:
+            value, where = need
+            if name == "ram":
+                value = smallest_ram(round(value))
+            lines.append(_line(problem, name, value, where))
+    if not lines:
+        free = Limits(NO_LIMIT, NO_LIMIT, None, None, limits.storage_bytes)
+        for name in relaxed:
+            need = _need(problem, free, name, options)
+            if need is not None and _over(problem, name, need[0]):
+                lines.append(_line(problem, name, *need))
+        if lines:
+            lines.insert(0, "several limits bind together")
+    if not lines:
+        lines.append("the limits contradict each other and no single one explains it")
+    return InfeasibleError("no plan fits: " + "; ".join(lines))
+
+
+def _need(
+    problem: Problem, limits: Limits, name: str, options: SolverOptions
+) -> tuple[float, str] | None:
+    """Smallest need under these limits and the slot where it arises."""
+    objective: ObjectiveName = name  # type: ignore[assignment]
+    result = Milp(replace(problem, limits=limits)).solve(objective, options)
+    if result.solution is None:
+        return None
+    return result.value, f" at {result.peak_node}"
+
+
+def _over(problem: Problem, name: str, need: float) -> bool:
+    limits = problem.limits
+    has = {
+        "flash": limits.flash_bytes,
+        "ram": limits.ram_bytes,
+        "latency": limits.cycles,
+        "energy": limits.energy_j,
+    }[name]
+    return has is not None and need > has
+
+
+def _line(problem: Problem, name: str, need: float, where: str) -> str:
+    limits = problem.limits
+    if name == "flash":
+        n = round(need)
+        weights = flash_weights_bytes(problem.training)
+        return (
+            f"flash: weights need {weights:,} B or more, with code (estimated) {n:,} B, has"
+            f" {limits.flash_bytes:,} B, {n - limits.flash_bytes:,} B too few; the smallest --flash"
+            f" that works is {n}"
+        )
+    if name == "ram":
+        n = round(need)
+        return (
+            f"RAM: needs {n:,} B{where}, has {limits.ram_bytes:,} B, {n - limits.ram_bytes:,} B too"
+            f" few; the smallest --ram that works is {n}"
+        )
+    if name == "latency":
+        has = problem.cost.latency_s(limits.cycles or 0)
+        s = problem.cost.latency_s(round(need))
+        return f"latency: needs {s:.6g} s, has {has:.6g} s; the smallest --latency that works is {s:.6g}s"
+    return (
+        f"energy: needs {need:.6g} J, has {limits.energy_j:.6g} J; the smallest --energy that works is"
+        f" {need:.6g}J"
+    )

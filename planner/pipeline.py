@@ -1,0 +1,379 @@
+"""From a request to a checked plan: import, candidates, solve, schedule, layout, plan, check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from .. import __version__
+from ..ir.autodiff import build_training, candidates, param_slots
+from ..ir.errors import InfeasibleError, UsageError
+from ..ir.graph import Graph
+from ..ir.onnx_import import import_model
+from ..ir.opdef import get_op
+from ..ir.training import Candidate, TrainingGraph, TrainingSpec
+from . import baselines
+from .baselines import Baseline
+from .check import CheckReport, check
+from .cost import CostModel, code_bytes, flash_weights_bytes
+from .device import Device, load_core
+from .importance import PRIOR, prior, ratio
+from .infeasible import explain
+from .milp import Milp, ObjectiveName, SolveResult, SolverName, SolverOptions
+from .plan import (
+    ActivationDecision,
+    Budget,
+    Claims,
+    Decisions,
+    DeviceInfo,
+    FlashClaim,
+    ModelInfo,
+    Objective,
+    Plan,
+    RamClaim,
+    SolverInfo,
+    Training,
+    UpdateDecision,
+)
+from .problem import Limits, Problem, build_problem
+from .rebuild import file_sha256
+from .schedule import Schedule, realize
+from .solution import Solution
+from .tensors import aligned
+from .train_set import choose
+
+Progress = Callable[[str], None]
+#: Solve again with a tighter RAM limit at most this often when live bytes fit but no layout does.
+LAYOUT_TRIES = 6
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of the planner.
+
+    Attributes:
+        model: ONNX file.
+        device: Target.
+        storage: Id of the device's storage to page to, None for no paging.
+        ram_bytes: RAM budget; None: the device's RAM less its reserve.
+        flash_bytes: Flash budget; None: the device's flash less its reserve.
+        latency_s: Limit of one training step.
+        energy_j: Limit of one training step.
+        spec: Loss, optimizer, micro-batches.
+        train: ``auto``, ``all``, ``last``, ``bias``, or ``NAME`` and ``NAME=RATIO`` items.
+        batch: Samples per micro-batch.
+        fold_batchnorm: Fold frozen BatchNormalization into the layer before it.
+        objective: ``learn`` chooses the update set; the others need a fixed one.
+    """
+
+    model: Path
+    device: Device
+    storage: str | None = None
+    ram_bytes: int | None = None
+    flash_bytes: int | None = None
+    latency_s: float | None = None
+    energy_j: float | None = None
+    spec: TrainingSpec = field(default_factory=TrainingSpec)
+    train: tuple[str, ...] = ("auto",)
+    batch: int = 1
+    fold_batchnorm: bool = True
+    objective: ObjectiveName = "learn"
+    solver: SolverName = "highs"
+    gap: float = 1e-3
+    time_limit_s: float = 60.0
+    seed: int = 0
+    threads: int = 1
+    with_baselines: bool = True
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A checked plan with what it was made from."""
+
+    plan: Plan
+    training: TrainingGraph
+    device: Device
+    report: CheckReport
+    baselines: tuple[Baseline, ...]
+
+
+def make_plan(request: Request, on_progress: Progress | None = None) -> PlannedModel:
+    """Plan a model.
+
+    Raises:
+        UnsupportedModelError: The model can't be imported or trained.
+        InfeasibleError: No plan keeps the limits; says what binds and what would work.
+        UsageError: The request contradicts itself.
+    """
+    return _Planner(request, on_progress or (lambda _: None)).run()
+
+
+class LayoutError(InfeasibleError):
+    """Live bytes fit, but no addresses were found.
+
+    Attributes:
+        over_bytes: Bytes that the last layout was over the budget.
+    """
+
+    def __init__(self, ram_bytes: int, over_bytes: int) -> None:
+        """Name the budget and the excess."""
+        super().__init__(
+            f"live bytes fit into {ram_bytes:,} B of RAM, but no layout was found in {LAYOUT_TRIES}"
+            f" tries; allow {over_bytes:,} B more with --ram"
+        )
+        self.over_bytes = over_bytes
+
+
+class _Planner:
+    def __init__(self, request: Request, progress: Progress) -> None:
+        self.request, self.progress = request, progress
+        device = request.device
+        storage = None if request.storage is None else device.find_storage(request.storage)
+        self.cost = CostModel(device, load_core(device.core), storage)
+        ram, flash = request.ram_bytes, request.flash_bytes
+        if ram is None:
+            ram = max(0, device.ram_region()[1] - device.reserve.ram_bytes)
+        if flash is None:
+            flash = max(0, device.flash_bytes - device.reserve.flash_bytes)
+        cycles = None
+        if request.latency_s is not None:
+            cycles = int(request.latency_s * device.clock_hz.value)
+        self.limits = Limits(
+            ram, flash, cycles, request.energy_j, storage.bytes if storage is not None else 0
+        )
+        self.options = SolverOptions(
+            request.solver, request.gap, request.time_limit_s, request.seed, request.threads
+        )
+        self.time_s = 0.0
+
+    def run(self) -> PlannedModel:
+        r = self.request
+        self.forward = import_model(r.model, batch=r.batch, fold_batchnorm=r.fold_batchnorm)
+        every = candidates(self.forward)
+        if not every:
+            raise UsageError(f"{r.model}: the model has no trainable parameters")
+        self.importance = prior(self.forward, every)
+        chosen = choose(self.forward, r.train, every)
+        objectives: list[Objective] = []
+        status = "optimal"
+        if chosen is None:
+            if r.objective != "learn":
+                raise UsageError(
+                    f"objective {r.objective} needs a fixed update set: add --train all, last, bias"
+                    " or parameter names"
+                )
+            chosen, result = self._choose_updates(every)
+            status = result.status
+            objectives.append(_objective("learn", result))
+        training = build_training(self.forward, r.spec, chosen)
+        name: ObjectiveName = "latency" if r.objective == "learn" else r.objective
+        schedule, result = self._schedule(training, name)
+        objectives.append(_objective(name, result))
+        if result.status != "optimal":
+            status = "feasible"
+        plan = self._plan(training, schedule, objectives, status)
+        report = check(plan, training, r.device)
+        rivals = self._baselines(every) if r.with_baselines else ()
+        return PlannedModel(plan, training, r.device, report, rivals)
+
+    # -- solving ----------------------------------------------------------------------------------
+
+    def _problem(
+        self, training: TrainingGraph, *, fixed: bool, limits: Limits | None = None
+    ) -> Problem:
+        scores = {(c.param, c.channels): s for c, s in self.importance.items()}
+        for u in training.updates:
+            key = (u.candidate.param, u.candidate.channels)
+            scores.setdefault(key, prior(self.forward, [*self.importance, u.candidate])[u.candidate])
+        return build_problem(
+            training, self.cost, limits or self.limits, scores, fixed_updates=fixed
+        )
+
+    def _choose_updates(self, every: Sequence[Candidate]) -> tuple[list[Candidate], SolveResult]:
+        superset = build_training(self.forward, self.request.spec, every)
+        problem = self._problem(superset, fixed=False)
+        self.progress(f"choosing updates: {len(problem.slots)} slots")
+        result = self._solve(problem, "learn")
+        assert result.solution is not None
+        return result.solution.candidates(problem), result
+
+    def _solve(self, problem: Problem, name: ObjectiveName) -> SolveResult:
+        result = Milp(problem).solve(name, self.options, self.progress)
+        self.time_s += result.time_s
+        if result.status == "infeasible":
+            raise explain(problem, self.options, self._smallest_ram)
+        if result.solution is None:
+            raise InfeasibleError(
+                f"no plan found within {self.options.time_limit_s:g} s, and none excluded;"
+                " raise --time-limit or the budgets"
+            )
+        return result
+
+    def _smallest_ram(self, live_bytes: int) -> int:
+        """RAM from ``live_bytes`` on with which a plan with a layout is found."""
+        ram = live_bytes
+        for _ in range(LAYOUT_TRIES):
+            try:
+                make_plan(replace(self.request, ram_bytes=ram, with_baselines=False))
+            except LayoutError as e:
+                ram += e.over_bytes
+            else:
+                return ram
+        return ram
+
+    def _schedule(
+        self, training: TrainingGraph, name: ObjectiveName
+    ) -> tuple[Schedule, SolveResult]:
+        """Solve for a fixed update set until the layout, too, keeps the RAM budget."""
+        limits = self.limits
+        for _ in range(LAYOUT_TRIES):
+            problem = self._problem(training, fixed=True, limits=limits)
+            result = self._solve(problem, name)
+            assert result.solution is not None
+            schedule = realize(problem, result.solution, seed=self.options.seed)
+            over = schedule.arena_bytes + schedule.state_bytes - self.limits.ram_bytes
+            if over <= 0:
+                return schedule, result
+            self.progress(f"live bytes fit, the layout is {over:,} B over: tightening")
+            limits = replace(limits, ram_bytes=limits.ram_bytes - max(over, 4))
+        raise LayoutError(self.limits.ram_bytes, over)
+
+    # -- the plan ---------------------------------------------------------------------------------
+
+    def _plan(
+        self,
+        training: TrainingGraph,
+        schedule: Schedule,
+        objectives: list[Objective],
+        status: str,
+    ) -> Plan:
+        r, cost, limits = self.request, self.cost, self.limits
+        spec = training.spec
+        updates = training.updates
+        weights = sum(aligned(u.value.type.nbytes) for u in updates)
+        optimizer = sum(aligned(v.type.nbytes) for u in updates for v in u.states)
+        accumulated = schedule.state_bytes - weights - optimizer
+        by_name = {n.name: n for n in training.graph.nodes}
+        nodes = [by_name[n] for s in schedule.steps for n in s.nodes]
+        flash_weights = flash_weights_bytes(training)
+        code = code_bytes(nodes, len(schedule.steps))
+        peak = max(schedule.live)
+        claims = Claims(
+            ram_bytes=RamClaim(
+                total=schedule.arena_bytes + schedule.state_bytes,
+                arena=schedule.arena_bytes,
+                weights=weights,
+                optimizer=optimizer,
+                accumulators=accumulated,
+                live_peak=peak,
+                peak_step=schedule.live.index(peak),
+            ),
+            flash_bytes=FlashClaim(total=flash_weights + code, weights=flash_weights, code=code),
+            storage_bytes=schedule.storage_bytes,
+            cycles=schedule.cycles,
+            latency_s=cost.latency_s(schedule.cycles),
+            energy_j=cost.energy_j(schedule.cycles, schedule.transfer_cycles),
+        )
+        return Plan(
+            odt_plan_version=__version__,
+            model=ModelInfo(
+                name=self.forward.name,
+                file=r.model.name,
+                sha256=file_sha256(r.model),
+                batch=r.batch,
+                fold_batchnorm=r.fold_batchnorm,
+            ),
+            training=Training(
+                loss=spec.loss,
+                optimizer=spec.optimizer,
+                micro_batches=spec.micro_batches,
+                momentum=spec.momentum,
+                beta1=spec.beta1,
+                beta2=spec.beta2,
+                epsilon=spec.epsilon,
+            ),
+            device=DeviceInfo(
+                id=r.device.id,
+                storage=r.storage,
+                budget=Budget(
+                    ram_bytes=limits.ram_bytes,
+                    flash_bytes=limits.flash_bytes,
+                    latency_s=r.latency_s,
+                    energy_j=r.energy_j,
+                    storage_bytes=limits.storage_bytes,
+                ),
+            ),
+            status="optimal" if status == "optimal" else "feasible",
+            objective=tuple(objectives),
+            claims=claims,
+            decisions=self._decisions(training, schedule),
+            buffers=schedule.buffers,
+            steps=schedule.steps,
+            solver=SolverInfo(
+                name=r.solver, version=_solver_version(), seed=r.seed, time_s=round(self.time_s, 6)
+            ),
+        )
+
+    def _decisions(self, training: TrainingGraph, schedule: Schedule) -> Decisions:
+        done = {u.candidate.param: u for u in training.updates}
+        updates = []
+        for param, uses in param_slots(self.forward).items():
+            node, slot = uses[0]
+            u = done.get(param)
+            updates.append(
+                UpdateDecision(
+                    param=param,
+                    node=node.name,
+                    role=slot.role,
+                    ratio=ratio(self.forward, u.candidate) if u else 0.0,
+                    channels=u.candidate.channels if u else None,
+                    importance=self._score(u.candidate) if u else 0.0,
+                )
+            )
+        activations = tuple(
+            ActivationDecision(value=name, bytes=size, action=action)  # type: ignore[arg-type]
+            for name, (size, action) in schedule.actions.items()
+        )
+        precision = {n.name: "f32" for n in self.forward.nodes if not get_op(n.op).view}
+        return Decisions(
+            importance_source=PRIOR,
+            updates=tuple(updates),
+            activations=activations,
+            precision=precision,  # type: ignore[arg-type]
+        )
+
+    def _score(self, candidate: Candidate) -> int:
+        if candidate in self.importance:
+            return self.importance[candidate]
+        return prior(self.forward, [*self.importance, candidate])[candidate]
+
+    # -- comparison -------------------------------------------------------------------------------
+
+    def _baselines(self, every: Sequence[Candidate]) -> tuple[Baseline, ...]:
+        """Plain heuristics under the same accounting; see ``planner.baselines``."""
+        result: list[Baseline] = []
+        for name, train in (("last-layer", "last"), ("bias-only", "bias")):
+            chosen = choose(self.forward, (train,), every)
+            if chosen:
+                problem = self._fixed_problem(chosen)
+                result.append(baselines.evaluate(name, problem, baselines.keep_all(problem)))
+        whole = choose(self.forward, ("all",), every)
+        assert whole
+        problem = self._fixed_problem(whole)
+        for name, rule in baselines.RULES.items():
+            result.append(baselines.evaluate(name, problem, rule(problem)))
+        return tuple(result)
+
+    def _fixed_problem(self, chosen: Sequence[Candidate]) -> Problem:
+        return self._problem(build_training(self.forward, self.request.spec, chosen), fixed=True)
+
+
+def _objective(name: ObjectiveName, result: SolveResult) -> Objective:
+    return Objective(name=name, value=result.value, bound=result.bound, gap=result.gap)
+
+
+def _solver_version() -> str:
+    from importlib.metadata import version
+
+    return f"ortools {version('ortools')}"

@@ -1,0 +1,247 @@
+"""The plan: a straight-line program over a fixed arena, as versioned JSON.
+
+One micro-step executes ``steps`` in order. Steps marked ``last_micro`` run only in the last
+micro-step of an update (gradient accumulation). Every back end executes exactly these steps; the
+checker replays them. All byte counts are integers.
+
+Spaces of a buffer:
+    ``arena``    transient RAM, dead between steps; ``offset`` counts from the arena's start.
+    ``state``    RAM that survives: updated weights, optimizer tensors, accumulators.
+    ``flash``    constants; offset is 0, the back end places them.
+    ``storage``  external storage (SD card, PSRAM) that tensors are paged to.
+    ``io``       run-time inputs that the caller owns (labels or targets, ``hyper``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+
+from ..ir.errors import UsageError
+from ..ir.training import LossName, OptimizerName
+
+SCHEMA_VERSION = 1
+#: Every buffer starts at a multiple of this and occupies a multiple of it.
+ALIGNMENT_BYTES = 4
+#: Estimated flash of one kernel and of one call in the generated schedule (gcc -O2, Cortex-M).
+CODE_BYTES_PER_KERNEL = 768
+CODE_BYTES_PER_STEP = 48
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Space = Literal["arena", "state", "flash", "storage", "io"]
+StepKind = Literal["compute", "convert", "page_out", "page_in", "update"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelInfo(_Record):
+    """The model file; ``file`` is relative to the plan's folder."""
+
+    name: str
+    file: str
+    sha256: Sha256
+    batch: PositiveInt
+    fold_batchnorm: bool
+
+
+class Training(_Record):
+    """What a training step is; see ``ir.training.TrainingSpec``."""
+
+    loss: LossName
+    optimizer: OptimizerName
+    micro_batches: PositiveInt
+    momentum: float
+    beta1: float
+    beta2: float
+    epsilon: float
+
+
+class Budget(_Record):
+    """The limits that the plan keeps: what is left after the application's reserve."""
+
+    ram_bytes: NonNegativeInt
+    flash_bytes: NonNegativeInt
+    latency_s: NonNegativeFloat | None = None
+    energy_j: NonNegativeFloat | None = None
+    storage_bytes: NonNegativeInt = 0
+
+
+class DeviceInfo(_Record):
+    """The device and the storage that the plan was made for."""
+
+    id: str
+    storage: str | None
+    budget: Budget
+
+
+class Objective(_Record):
+    """One stage of the lexicographic objective. ``gap`` is relative, |bound - value| / |value|."""
+
+    name: Literal["learn", "latency", "energy", "ram", "flash"]
+    value: float
+    bound: float
+    gap: NonNegativeFloat
+
+
+class RamClaim(_Record):
+    """RAM in bytes. ``total = arena + weights + optimizer + accumulators``."""
+
+    total: NonNegativeInt
+    arena: NonNegativeInt
+    weights: NonNegativeInt
+    optimizer: NonNegativeInt
+    accumulators: NonNegativeInt
+    live_peak: NonNegativeInt  #: largest sum of live aligned arena bytes over all steps
+    peak_step: NonNegativeInt  #: first step where the live bytes are largest
+
+
+class FlashClaim(_Record):
+    """Flash in bytes. ``total = weights + code``; code is estimated from the kernels used."""
+
+    total: NonNegativeInt
+    weights: NonNegativeInt
+    code: NonNegativeInt
+
+
+class Claims(_Record):
+    """What the plan promises; the checker recomputes every figure (all predicted, code estimated)."""
+
+    ram_bytes: RamClaim
+    flash_bytes: FlashClaim
+    storage_bytes: NonNegativeInt
+    cycles: NonNegativeInt
+    latency_s: NonNegativeFloat
+    energy_j: NonNegativeFloat
+
+
+class UpdateDecision(_Record):
+    """Update of one parameter.
+
+    Attributes:
+        param: Initializer name in the model file.
+        node: Forward node that uses it.
+        role: weight, bias or scale.
+        ratio: Updated part of the tensor, 0 to 1; 0 = frozen.
+        channels: Updated leading input channels; None: all.
+        importance: Score of this choice.
+    """
+
+    param: str
+    node: str
+    role: Literal["weight", "bias", "scale"]
+    ratio: float
+    channels: PositiveInt | None
+    importance: NonNegativeFloat
+
+
+class ActivationDecision(_Record):
+    """What happens to a forward tensor that backward reads."""
+
+    value: str
+    bytes: PositiveInt
+    action: Literal["keep", "recompute", "page"]
+
+
+class Decisions(_Record):
+    """The decisions; ``importance_source`` tells measured scores from the documented prior."""
+
+    importance_source: str
+    updates: tuple[UpdateDecision, ...]
+    activations: tuple[ActivationDecision, ...]
+    precision: dict[str, Literal["f32"]]  #: forward node -> precision
+
+
+class Buffer(_Record):
+    """One stay of one tensor in one space.
+
+    A tensor that is computed again or paged back gets another buffer. An in-place result or a view
+    is a buffer of its own at the same offset. ``first``/``last`` are the steps (inclusive) between
+    which the bytes must not be disturbed; constants, state and io buffers live from 0 to the last step.
+    """
+
+    id: str
+    value: str  #: value name in the training graph; ``tile:<node>`` or ``workspace:<node>`` for scratch
+    space: Space
+    dtype: str
+    shape: tuple[PositiveInt, ...]
+    bytes: NonNegativeInt
+    offset: NonNegativeInt
+    first: NonNegativeInt
+    last: NonNegativeInt
+
+
+class Step(_Record):
+    """One step.
+
+    compute   ``nodes = [n]``; ``reads`` are n's operands (None = absent), ``writes`` its results.
+    update    ``nodes = [apply]`` or, with a streamed gradient, ``[grad, apply]``; or
+              ``[grad, accumulate]``. ``reads`` are grad's operands followed by apply's operands without
+              the gradient itself; ``tile`` is the scratch buffer that holds ``tile_rows`` rows of the
+              gradient. ``writes`` are the updated state buffers (in place). After an apply that reads
+              an accumulator, the accumulator is zero.
+    page_out  ``reads = [arena buffer]``, ``writes = [storage buffer]``; page_in the reverse.
+    """
+
+    kind: StepKind
+    nodes: tuple[str, ...] = ()
+    reads: tuple[str | None, ...] = ()
+    writes: tuple[str, ...] = ()
+    workspace: str | None = None
+    tile: str | None = None
+    tile_rows: NonNegativeInt = 0
+    last_micro: bool = False
+    recompute: bool = False  #: the node has run before in this micro-step
+    cycles: NonNegativeInt = 0
+
+
+class SolverInfo(_Record):
+    """Provenance of the decisions."""
+
+    name: str
+    version: str
+    seed: int
+    time_s: NonNegativeFloat
+
+
+class Plan(_Record):
+    """A checked training plan."""
+
+    schema_version: Literal[1] = 1
+    odt_plan_version: str
+    model: ModelInfo
+    training: Training
+    device: DeviceInfo
+    status: Literal["optimal", "feasible"]
+    objective: tuple[Objective, ...]
+    claims: Claims
+    decisions: Decisions
+    buffers: tuple[Buffer, ...]
+    steps: tuple[Step, ...]
+    solver: SolverInfo
+
+
+def load_plan(path: Path) -> Plan:
+    """Read and validate a plan file.
+
+    Raises:
+        UsageError: Unreadable, not JSON, another schema version, or a field that is wrong (named).
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"{path}: can't read the plan: {e}") from None
+    try:
+        return Plan.model_validate_json(text)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "file"
+        if where == "schema_version":
+            raise UsageError(
+                f"{path}: schema_version {first.get('input')!r} is not {SCHEMA_VERSION};"
+                " plan the model again with this version of odt-plan"
+            ) from None
+        raise UsageError(f"{path}: {where}: {first['msg']}; plan the model again") from None

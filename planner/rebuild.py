@@ -1,0 +1,43 @@
+"""The training graph of a plan, rebuilt from the plan and its model file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from ..ir.autodiff import build_training
+from ..ir.errors import UsageError
+from ..ir.onnx_import import import_model
+from ..ir.training import Candidate, TrainingGraph, TrainingSpec
+from .plan import Plan
+
+
+def rebuild(plan: Plan, plan_path: Path, model_path: Path | None = None) -> TrainingGraph:
+    """Import the plan's model again and build the graph whose nodes the plan's steps name.
+
+    Args:
+        plan: A loaded plan.
+        plan_path: Its file; ``plan.model.file`` is relative to the folder.
+        model_path: Model file to use instead.
+
+    Raises:
+        UsageError: The model file is missing or is not the one that was planned (SHA-256).
+        UnsupportedModelError: It can't be imported.
+    """
+    path = model_path or plan_path.parent / plan.model.file
+    if not path.is_file():
+        raise UsageError(f"{path}: the plan's model file is missing; give it with --model")
+    found = file_sha256(path)
+    if found != plan.model.sha256:
+        raise UsageError(
+            f"{path}: not the planned model (SHA-256 {found[:12]}…, planned"
+            f" {plan.model.sha256[:12]}…); give the right one with --model, or plan again"
+        )
+    graph = import_model(path, batch=plan.model.batch, fold_batchnorm=plan.model.fold_batchnorm)
+    chosen = [Candidate(u.param, u.channels) for u in plan.decisions.updates if u.ratio > 0]
+    return build_training(graph, TrainingSpec(**plan.training.model_dump()), chosen)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,35 @@
+"""Decisions about a problem, free of any solver: which activities hold and what is paged in where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..ir.training import Candidate
+from .problem import ALWAYS, Problem
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What is decided; residency and lifetimes follow from it.
+
+    Attributes:
+        active: Indices of the activities that hold.
+        loads: (tensor index, slot index) of page-ins right before a slot. A tensor with a load is
+            paged out once, right after it is first complete.
+    """
+
+    active: frozenset[int]
+    loads: frozenset[tuple[int, int]] = frozenset()
+
+    def candidates(self, problem: Problem) -> list[Candidate]:
+        """The chosen update of each parameter, in graph order."""
+        return [
+            u.candidate
+            for u in problem.training.updates
+            for a in problem.activities
+            if a.update is u and a.index in self.active
+        ]
+
+    def gain(self, problem: Problem) -> int:
+        """Summed importance."""
+        return sum(g for a, g in problem.gain.items() if a in self.active or a == ALWAYS)

@@ -1,0 +1,72 @@
+"""``--train``: which parameters the user wants updated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from ..ir.autodiff import param_slots
+from ..ir.errors import UsageError
+from ..ir.graph import Graph
+from ..ir.training import Candidate
+
+
+def choose(
+    forward: Graph, train: Sequence[str], every: Sequence[Candidate]
+) -> list[Candidate] | None:
+    """The fixed update set, or None for ``auto``.
+
+    Args:
+        forward: Imported graph.
+        train: ``auto``, ``all`` (every parameter whole), ``last`` (the last layer with a weight),
+            ``bias`` (biases and scales), or items ``PARAM`` and ``PARAM=RATIO``.
+        every: All candidates.
+
+    Raises:
+        UsageError: An unknown name (the nearest ones are told) or a ratio outside (0, 1].
+    """
+    items = [i.strip() for t in train for i in t.split(",") if i.strip()]
+    if items in ([], ["auto"]):
+        return None
+    slots = param_slots(forward)
+    whole = [c for c in every if c.channels is None]
+    if items == ["all"]:
+        return whole
+    if items == ["bias"]:
+        chosen = [c for c in whole if slots[c.param][0][1].role != "weight"]
+        if not chosen:
+            raise UsageError(f"{forward.name} has no biases to train; use --train all or last")
+        return chosen
+    if items == ["last"]:
+        order = {n: i for i, n in enumerate(forward.nodes)}
+        weights = [c for c in whole if slots[c.param][0][1].role == "weight"]
+        last = max((slots[c.param][0][0] for c in weights or whole), key=order.__getitem__)
+        after = [c for c in whole if order[slots[c.param][0][0]] >= order[last]]
+        return after
+    return [_candidate(forward, item) for item in items]
+
+
+def _candidate(forward: Graph, item: str) -> Candidate:
+    slots = param_slots(forward)
+    name, _, text = item.rpartition("=") if "=" in item and item not in slots else (item, "", "")
+    if name not in slots:
+        near = get_close_matches(name, slots, n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else f"; it has {', '.join(slots)}"
+        raise UsageError(f"--train: {forward.name} has no trainable parameter {name}{hint}")
+    if not text:
+        return Candidate(name)
+    try:
+        wanted = float(text)
+    except ValueError:
+        raise UsageError(f"--train: {text!r} in {item} is no ratio; give a number like 0.25") from None
+    if not 0 < wanted <= 1:
+        raise UsageError(f"--train: ratio {text} of {name} is not in (0, 1]")
+    node, slot = slots[name][0]
+    axis = slot.channel_axis(node) if slot.cold_index is not None else None
+    if wanted == 1:
+        return Candidate(name)
+    if axis is None:
+        raise UsageError(f"--train: {name} can only be updated whole, not by a ratio of {text}")
+    total = forward.values[name].type.shape[axis]
+    k = max(1, int(total * wanted))
+    return Candidate(name, k if k < total else None)

@@ -1,0 +1,1 @@
+"""Device and core descriptions in YAML; every number carries its source."""

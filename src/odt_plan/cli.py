@@ -1,0 +1,290 @@
+"""The command line: ``odt-plan MODEL.onnx ...`` plans; see ``odt-plan --help``.
+
+Everything heavy (onnx, the solvers, pydantic) is imported inside the commands that need it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from . import __version__
+from .ir.errors import OdtPlanError, UsageError
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 internal error, or a file that can't be read or written; 2 wrong usage,"
+    " size, device or data file; 3 no plan keeps the limits; 4 the model is broken or holds what"
+    " can't be planned."
+)
+#: Typer brings its own click in newer versions; both name the base of their errors so.
+_ClickError: type[Any] = next(
+    c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"
+)
+
+
+Optimizer = Literal["sgd", "momentum", "adam"]
+Loss = Literal["cross-entropy", "mse"]
+Objective = Literal["learn", "latency", "energy", "ram"]
+Solver = Literal["highs", "scip", "cp-sat"]
+
+
+class _PlanByDefault(TyperGroup):
+    """Inserts ``plan`` where the first word is no command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--debug" in args:  # may stand anywhere
+            args = ["--debug", *(a for a in args if a != "--debug")]
+        own = {o for p in self.get_params(ctx) for o in p.opts}
+        at = next((i for i, a in enumerate(args) if a not in own), None)
+        if at is not None and args[at] not in self.commands:
+            word = args[at]
+            if word.isidentifier() and not Path(word).exists():
+                known = ", ".join(self.commands)
+                raise UsageError(f"{word!r} is neither a command ({known}) nor a model file")
+            args = [*args[:at], "plan", *args[at:]]
+        return list(super().parse_args(ctx, args))
+
+
+app = typer.Typer(
+    cls=_PlanByDefault,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EXIT_CODES,
+)
+devices_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of the report.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", help="Model file, where it is not beside the plan.")
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", metavar="ID|FILE.yaml", help="Device, where its file has moved."),
+]
+PlanFile = Annotated[Path, typer.Argument(metavar="PLAN.json", help="A plan written by -o.")]
+Batch = Annotated[int, typer.Option(min=1, help="Samples per micro-batch.")]
+Fold = Annotated[
+    bool | None,
+    typer.Option(
+        "--fold-batchnorm/--no-fold-batchnorm",
+        help="Fold frozen BatchNormalization into its convolution.  [default: fold at batch 1]",
+    ),
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"odt-plan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _odt_plan(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Plan on-device training of an ONNX model under RAM, flash, latency and energy limits.
+
+    `odt-plan MODEL.onnx ...` is short for `odt-plan plan MODEL.onnx ...`; its options are listed by
+    `odt-plan plan --help`.
+    """
+
+
+@app.command(epilog=EXIT_CODES)
+def plan(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to train.")],
+    device: Annotated[
+        str | None, typer.Option(metavar="ID|FILE.yaml", help="See `odt-plan devices`.")
+    ] = None,
+    ram: Annotated[
+        str | None, typer.Option(
+            metavar="SIZE",
+            help="RAM for the plan, as 320KB.  [default: the device's less its reserve]",
+        )
+    ] = None,
+    flash: Annotated[
+        str | None, typer.Option(
+            metavar="SIZE",
+            help="Flash for the plan, as 1MB.  [default: the device's less its reserve]",
+        )
+    ] = None,
+    storage: Annotated[
+        str, typer.Option(metavar="NAME|none", help="Storage of the device to page to.")
+    ] = "none",
+    latency: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Limit per training step, as 0.5s.")
+    ] = None,
+    energy: Annotated[
+        str | None, typer.Option(metavar="ENERGY", help="Limit per training step, as 2mJ.")
+    ] = None,
+    train: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="auto|all|last|bias|NAME[=RATIO],...",
+            help="What to train; auto lets the solver choose.  [default: auto]",
+        ),
+    ] = None,
+    optimizer: Annotated[Optimizer, typer.Option()] = "sgd",
+    loss: Annotated[
+        Loss | None, typer.Option(help="[default: mse if prediction and input are alike]")
+    ] = None,
+    micro_batches: Annotated[int, typer.Option(min=1, help="Accumulated per update.")] = 1,
+    batch: Batch = 1,
+    fold_batchnorm: Fold = None,
+    objective: Annotated[Objective, typer.Option(help="What to optimize.")] = "learn",
+    solver: Annotated[Solver, typer.Option()] = "highs",
+    gap: Annotated[float, typer.Option(min=0.0, help="Relative gap to prove.")] = 1e-3,
+    time_limit: Annotated[float, typer.Option(min=0.0, metavar="SECONDS")] = 60.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    emit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="c|dot|svg,...", help="Also write this (repeatable)."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for plan.json, the model and what is emitted."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over files in a folder without plan.json.")
+    ] = False,
+) -> None:
+    """Plan the training of a model (the default command)."""
+    from .planning import PlanOptions, run_plan
+
+    run_plan(
+        PlanOptions(
+            model=model,
+            device=device,
+            ram=ram,
+            flash=flash,
+            storage=storage,
+            latency=latency,
+            energy=energy,
+            train=tuple(train or ()),
+            optimizer=optimizer,
+            loss="cross_entropy" if loss == "cross-entropy" else loss,
+            micro_batches=micro_batches,
+            batch=batch,
+            fold_batchnorm=batch == 1 if fold_batchnorm is None else fold_batchnorm,
+            objective=objective,
+            solver=solver,
+            gap=gap,
+            time_limit_s=time_limit,
+            seed=seed,
+            threads=threads,
+            emit=tuple(emit or ()),
+            output=output,
+            as_json=as_json,
+            quiet=quiet,
+            force=force,
+        )
+    )
+
+
+@app.command(epilog=EXIT_CODES)
+def verify(
+    plan_file: PlanFile, model: ModelOption = None, device: DeviceOption = None, as_json: Json = False
+) -> None:
+    """Replay a plan independently of the planner and compare its claims."""
+    from .planner.check import check as replay
+    from .planner.plan import load_plan
+    from .planner.rebuild import rebuild
+    from .planning import device_of_plan
+    from .report import print_verified, verified_record
+
+    loaded = load_plan(plan_file)
+    target = device_of_plan(plan_file, loaded.device.id, device)
+    report = replay(loaded, rebuild(loaded, plan_file, model), target)
+    if as_json:
+        _print_json(verified_record(loaded, report))
+    else:
+        print_verified(plan_file, loaded, report)
+
+
+@devices_app.callback(invoke_without_command=True)
+def devices(context: typer.Context, as_json: Json = False) -> None:
+    """List the bundled devices; `devices show ID` shows one with the source of each number."""
+    if context.invoked_subcommand is not None:
+        return
+    from .planner.device import device_ids, load_device
+    from .report import print_devices
+
+    known = [load_device(i) for i in device_ids()]
+    if as_json:
+        _print_json([d.model_dump(mode="json") for d in known])
+    else:
+        print_devices(known)
+
+
+@devices_app.command()
+def show(
+    device: Annotated[str, typer.Argument(metavar="ID|FILE.yaml")], as_json: Json = False
+) -> None:
+    """Show one device, or check a device file of your own."""
+    from .planner.device import load_device
+    from .report import print_device
+
+    found = load_device(device)
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        print_device(found)
+
+
+app.add_typer(devices_app, name="devices")
+
+
+def _print_json(data: object) -> None:
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    from rich.console import Console
+    from rich.text import Text
+
+    line = Text.assemble(("error: ", "bold red"), message)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(line)
+    sys.exit(code)
+
+
+def main() -> None:
+    """Entry point of ``odt-plan``: every failure is one line and a documented exit code."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        code = app(prog_name="odt-plan", standalone_mode=False)
+    except OdtPlanError as e:
+        if debug:
+            traceback.print_exc()
+        _fail(str(e), e.exit_code)
+    except _ClickError as e:
+        _fail(e.format_message(), e.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 1)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as e:
+        if debug:
+            raise
+        _fail(f"{type(e).__name__}: {e}; this is a defect, --debug shows where", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

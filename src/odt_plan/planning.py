@@ -1,0 +1,213 @@
+"""What ``odt-plan MODEL.onnx ...`` does: options -> request -> plan -> files and report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from .ir.errors import UsageError
+from .ir.graph import Graph
+from .ir.onnx_import import import_model
+from .ir.training import LossName, OptimizerName, TrainingSpec
+from .output import PLAN_FILE, OutputFolder
+from .planner.device import GENERIC_DEVICE, Device, load_device
+from .planner.milp import ObjectiveName, SolverName
+from .planner.pipeline import PlannedModel, Request, make_plan
+from .planner.sizes import parse_bytes, parse_joules, parse_seconds
+from .report import Budgeted, print_plan
+
+#: Where --emit writes without -o.
+DEFAULT_OUTPUT = Path("out")
+#: Copy of the user's own device file in the output folder, for ``verify`` and ``run``.
+DEVICE_FILE = "device.yaml"
+#: What --emit knows.
+EMITTED = ("c", "dot", "svg")
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """The options of ``odt-plan plan`` as they were typed; see its ``--help``."""
+
+    model: Path
+    device: str | None
+    ram: str | None
+    flash: str | None
+    storage: str
+    latency: str | None
+    energy: str | None
+    train: tuple[str, ...]
+    optimizer: OptimizerName
+    loss: LossName | None
+    micro_batches: int
+    batch: int
+    fold_batchnorm: bool
+    objective: ObjectiveName
+    solver: SolverName
+    gap: float
+    time_limit_s: float
+    seed: int
+    threads: int
+    emit: tuple[str, ...]
+    output: Path | None
+    as_json: bool
+    quiet: bool
+    force: bool
+
+
+def run_plan(options: PlanOptions) -> None:
+    """Plan, write and report.
+
+    Raises:
+        OdtPlanError: Everything that can go wrong, with its exit code; no file is left behind.
+    """
+    request = make_request(options)
+    emitted = split_list(options.emit)
+    if unknown := [e for e in emitted if e not in EMITTED]:
+        raise UsageError(f"--emit: {unknown[0]!r} is not one of {', '.join(EMITTED)}")
+    folder = options.output or (DEFAULT_OUTPUT if emitted else None)
+    place = OutputFolder(folder, force=options.force) if folder else nullcontext()
+    with place as output:
+        with _progress(options.quiet) as show:
+            planned = make_plan(request, show)
+            if output is not None:
+                show("writing")
+                _write(planned, request, options.device, emitted, output)
+        files = output.commit() if output is not None else []
+    if options.as_json:
+        sys.stdout.write(planned.plan.model_dump_json(indent=2) + "\n")
+    elif not options.quiet:
+        print_plan(planned, Budgeted(request.ram_bytes, request.flash_bytes), files)
+
+
+def make_request(options: PlanOptions) -> Request:
+    """Check the options and turn them into a request.
+
+    Raises:
+        UsageError: An option is missing, malformed or contradicts another.
+        UnsupportedModelError: The model can't be imported.
+    """
+    device = _device(options)
+    storage = None if options.storage == "none" else device.find_storage(options.storage).id
+    spec_loss = options.loss
+    ram = parse_bytes(options.ram, "--ram") if options.ram is not None else None
+    flash = parse_bytes(options.flash, "--flash") if options.flash is not None else None
+    latency = parse_seconds(options.latency, "--latency") if options.latency is not None else None
+    energy = parse_joules(options.energy, "--energy") if options.energy is not None else None
+    if options.time_limit_s <= 0:
+        raise UsageError("--time-limit: 0 s leaves no time to solve; give for example 60")
+    if spec_loss is None:
+        spec_loss = default_loss(
+            import_model(options.model, batch=options.batch, fold_batchnorm=options.fold_batchnorm)
+        )
+    spec = TrainingSpec(
+        loss=spec_loss, optimizer=options.optimizer, micro_batches=options.micro_batches
+    )
+    return Request(
+        model=options.model,
+        device=device,
+        storage=storage,
+        ram_bytes=ram,
+        flash_bytes=flash,
+        latency_s=latency,
+        energy_j=energy,
+        spec=spec,
+        train=options.train or ("auto",),
+        batch=options.batch,
+        fold_batchnorm=options.fold_batchnorm,
+        objective=options.objective,
+        solver=options.solver,
+        gap=options.gap,
+        time_limit_s=options.time_limit_s,
+        seed=options.seed,
+        threads=options.threads,
+        with_baselines=not (options.quiet or options.as_json),
+    )
+
+
+def split_list(texts: Sequence[str]) -> tuple[str, ...]:
+    """Items of a repeatable option that may also hold commas, each once."""
+    items = [item.strip() for text in texts for item in text.split(",")]
+    return tuple(dict.fromkeys(i for i in items if i))
+
+
+def default_loss(graph: Graph) -> LossName:
+    """``mse`` where the prediction is shaped like the input (autoencoders) or is one number per
+    sample (regression), ``cross_entropy`` for everything else.
+    """  # noqa: D205
+    if not graph.inputs or not graph.outputs:
+        return "cross_entropy"
+    sample, prediction = graph.inputs[0].type.shape, graph.outputs[0].type.shape
+    one_number = len(prediction) < 2 or prediction[1:] == (1,) * len(prediction[1:])
+    return "mse" if prediction == sample or one_number else "cross_entropy"
+
+
+def device_of_plan(plan_file: Path, device_id: str, given: str | None) -> Device:
+    """The device of a plan file: ``given``, else the copy beside the plan, else a bundled one.
+
+    Raises:
+        UsageError: The file is wrong, or the id is neither beside the plan nor bundled.
+    """
+    if given is not None:
+        return load_device(given)
+    beside = plan_file.parent / DEVICE_FILE
+    if beside.is_file() and (own := load_device(str(beside))).id == device_id:
+        return own
+    return load_device(device_id)
+
+
+def _device(options: PlanOptions) -> Device:
+    if options.device is not None:
+        return load_device(options.device)
+    budgets = {"--ram": options.ram, "--flash": options.flash}
+    missing = [name for name, text in budgets.items() if text is None]
+    if missing:
+        need = " and ".join(missing)
+        raise UsageError(
+            f"{need} or --device is missing: a plan needs the limits of a device; for example"
+            f" `odt-plan {options.model} --ram 320KB --flash 1MB` or"
+            f" `odt-plan {options.model} --device stm32f746g-disco`"
+        )
+    return load_device(GENERIC_DEVICE)
+
+
+def _write(
+    planned: PlannedModel,
+    request: Request,
+    device_option: str | None,
+    emitted: Sequence[str],
+    output: OutputFolder,
+) -> None:
+    folder = output.staging
+    output.write(PLAN_FILE, planned.plan.model_dump_json(indent=2) + "\n")
+    output.copy(request.model)
+    if device_option is not None and device_option != request.device.id:
+        output.copy(Path(device_option), DEVICE_FILE)
+    if "c" in emitted:
+        from .backends.c import emit_c
+
+        emit_c(planned.plan, planned.training, folder)
+    if "dot" in emitted:
+        from .backends.viz import write_dot
+
+        write_dot(planned.plan, planned.training, planned.report, folder / "plan.dot")
+    if "svg" in emitted:
+        from .backends.viz import write_memory_svg, write_svg
+
+        write_svg(planned.plan, planned.training, planned.report, folder / "plan.svg")
+        write_memory_svg(planned.plan, planned.report, folder / "memory.svg")
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Shows what goes on: one line on stderr, only on a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if quiet or not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("planning") as status:
+        yield lambda text: status.update(text)

@@ -1,0 +1,292 @@
+"""The terminal report of a plan. Figures are predictions unless the line says what they are.
+
+Rich draws it; through a pipe or with NO_COLOR it is plain text.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .ir.graph import PHASES
+from .planner.check import CheckReport
+from .planner.device import GENERIC_DEVICE, Device
+from .planner.pipeline import PlannedModel
+from .planner.plan import Plan
+from .planner.sizes import format_bytes, format_joules, format_seconds
+
+_BAR = 24
+_LABEL = 10
+#: Width of the report where there is no terminal to ask.
+_PIPE_WIDTH = 160
+
+
+@dataclass(frozen=True)
+class Budgeted:
+    """Which budgets the user gave; None: the device's memory less its reserve."""
+
+    ram_bytes: int | None
+    flash_bytes: int | None
+
+
+def console() -> Console:
+    """Standard output; plain and wide where it is no terminal."""
+    plain = Console(highlight=False, soft_wrap=True)
+    return plain if plain.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
+
+
+def print_plan(planned: PlannedModel, budgeted: Budgeted, files: Sequence[Path]) -> None:
+    """Print the report of a new plan."""
+    out = console()
+    _head(out, planned, budgeted)
+    _memory(out, planned.plan, planned.device, budgeted)
+    _time(out, planned.report)
+    _updates(out, planned.plan)
+    _activations(out, planned.plan)
+    _solved(out, planned.plan)
+    _baselines(out, planned)
+    if files:
+        _line(out, "written", ", ".join(map(str, files)))
+
+
+def print_verified(plan_file: Path, plan: Plan, report: CheckReport) -> None:
+    """Print what the replay of a plan file found."""
+    out = console()
+    ram = report.arena_bytes + report.state_bytes
+    found = f"{plan_file}: {len(plan.steps)} steps replayed, all claims confirmed"
+    _line(out, "ok", found, "green")
+    _line(out, "RAM", f"{format_bytes(ram)} of {format_bytes(plan.device.budget.ram_bytes)}")
+    flash = plan.claims.flash_bytes.total
+    _line(out, "flash", f"{format_bytes(flash)} of {format_bytes(plan.device.budget.flash_bytes)}")
+    _line(out, "peak", _peak(report))
+    _line(out, "time", f"{format_seconds(report.latency_s)} predicted per training step")
+    _line(out, "energy", f"{format_joules(report.energy_j)} predicted per training step")
+
+
+def verified_record(plan: Plan, report: CheckReport) -> dict[str, object]:
+    """What ``verify --json`` prints."""
+    return {
+        "ok": True,
+        "steps": len(plan.steps),
+        "ram_bytes": report.arena_bytes + report.state_bytes,
+        "arena_bytes": report.arena_bytes,
+        "state_bytes": report.state_bytes,
+        "live_peak_bytes": report.live_peak_bytes,
+        "peak_step": report.peak_step,
+        "flash_weights_bytes": report.flash_weights_bytes,
+        "storage_bytes": report.storage_bytes,
+        "cycles": report.cycles,
+        "latency_s": report.latency_s,
+        "energy_j": report.energy_j,
+    }
+
+
+def _line(out: Console, label: str, text: str, style: str = "bold") -> None:
+    out.print(Text.assemble((f"{label:<{_LABEL}}", style), text), soft_wrap=True)
+
+
+def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
+    plan, device = planned.plan, planned.device
+    t, m = plan.training, plan.model
+    forward = sum(n.phase == "forward" for n in planned.training.graph.nodes)
+    prediction = planned.training.prediction
+    shapes = f"{planned.training.sample.type} -> {prediction.type}"
+    _line(out, "model", f"{m.file} ({m.name}): {shapes}, {forward} nodes in forward")
+    clock = f"{device.clock_hz.value / 1e6:g} MHz"
+    _line(out, "device", f"{device.id}: {device.name}, {device.core}, {clock}")
+    if device.id == GENERIC_DEVICE:
+        stand_in = "stands in because no --device was given; its times and energies are estimates"
+        _line(out, "", stand_in)
+    own = plan.device.budget
+    limits = [
+        f"RAM {format_bytes(own.ram_bytes)}{_origin(budgeted.ram_bytes)}",
+        f"flash {format_bytes(own.flash_bytes)}{_origin(budgeted.flash_bytes)}",
+    ]
+    if own.latency_s is not None:
+        limits.append(f"latency {format_seconds(own.latency_s)}")
+    if own.energy_j is not None:
+        limits.append(f"energy {format_joules(own.energy_j)}")
+    storage = plan.device.storage
+    limits.append(f"paging to {storage}" if storage else "no paging")
+    _line(out, "budget", ", ".join(limits))
+    batches = f"batch {m.batch}" + (f" x {t.micro_batches}" if t.micro_batches > 1 else "")
+    fold = ", BatchNormalization folded" if m.fold_batchnorm else ""
+    _line(out, "training", f"{t.loss.replace('_', '-')}, {t.optimizer}, {batches}, f32{fold}")
+
+
+def _origin(given: int | None) -> str:
+    return " as given" if given is not None else " after the reserve"
+
+
+def _memory(out: Console, plan: Plan, device: Device, budgeted: Budgeted) -> None:
+    ram, flash = plan.claims.ram_bytes, plan.claims.flash_bytes
+    kept_ram = device.reserve.ram_bytes if budgeted.ram_bytes is None else 0
+    kept_flash = device.reserve.flash_bytes if budgeted.flash_bytes is None else 0
+    parts = [
+        ("arena", ram.arena),
+        ("weights", ram.weights),
+        ("optimizer", ram.optimizer),
+        ("accumulators", ram.accumulators),
+    ]
+    out.print()
+    _bar(out, "RAM", ram.total + kept_ram, plan.device.budget.ram_bytes + kept_ram)
+    _line(out, "", _sum([*parts, ("reserve", kept_ram)]))
+    _bar(out, "flash", flash.total + kept_flash, plan.device.budget.flash_bytes + kept_flash)
+    code = ("code (estimated)", flash.code)
+    _line(out, "", _sum([("weights", flash.weights), code, ("reserve", kept_flash)]))
+    if plan.device.storage:
+        size = format_bytes(plan.claims.storage_bytes)
+        _line(out, "storage", f"{size} of {plan.device.storage}")
+
+
+def _sum(parts: Sequence[tuple[str, int]]) -> str:
+    return "= " + " + ".join(f"{name} {n:,}" for name, n in parts)
+
+
+def _bar(out: Console, label: str, used: int, limit: int) -> None:
+    share = used / limit if limit else 1.0
+    full = min(_BAR, round(share * _BAR))
+    meter = "[" + "=" * full + " " * (_BAR - full) + "]"
+    style = "green" if share < 0.9 else "yellow"
+    text = f" {share:6.1%}  {used:,} B of {format_bytes(limit)}"
+    out.print(Text.assemble((f"{label:<{_LABEL}}", "bold"), (meter, style), text), soft_wrap=True)
+
+
+def _time(out: Console, report: CheckReport) -> None:
+    _line(out, "peak", _peak(report))
+    spent = report.phase_cycles
+    parts = [p for p in (*PHASES, "recompute", "paging") if spent.get(p)]
+    split = ", ".join(f"{p} {spent[p] / report.cycles:.1%}" for p in parts)
+    latency = f"{format_seconds(report.latency_s)} predicted per training step"
+    _line(out, "latency", f"{latency} ({report.cycles:,} cycles): {split}")
+    _line(out, "energy", f"{format_joules(report.energy_j)} predicted per training step")
+
+
+def _peak(report: CheckReport) -> str:
+    step = report.steps[report.peak_step]
+    return (
+        f"{report.live_peak_bytes:,} B live in the arena at step {report.peak_step} of"
+        f" {len(report.steps)}: {step.kind} {step.label} ({step.phase})"
+    )
+
+
+def _updates(out: Console, plan: Plan) -> None:
+    updates = plan.decisions.updates
+    chosen = [u for u in updates if u.ratio > 0]
+    out.print()
+    table = Table("layer", "tensor", "role", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("updated", justify="right")
+    table.add_column("importance", justify="right")
+    for u in chosen:
+        channels = f" ({u.channels} channels)" if u.channels else ""
+        cells = (u.node, u.param, u.role, f"{u.ratio:.1%}{channels}", f"{u.importance:,.0f}")
+        table.add_row(*map(Text, cells))
+    trained = f"{len(chosen)} of {len(updates)} tensors"
+    _line(out, "trained", f"{trained}; importance: {plan.decisions.importance_source}")
+    out.print(table)
+
+
+def _activations(out: Console, plan: Plan) -> None:
+    count, size = Counter[str](), Counter[str]()
+    for a in plan.decisions.activations:
+        count[a.action] += 1
+        size[a.action] += a.bytes
+    told = [f"{a} {count[a]} ({size[a]:,} B)" for a in ("keep", "recompute", "page")]
+    _line(out, "saved", f"tensors that backward reads: {', '.join(told)}")
+
+
+def _solved(out: Console, plan: Plan) -> None:
+    for o in plan.objective:
+        text = f"{o.name} {o.value:,.6g}, bound {o.bound:,.6g}, gap {o.gap:.3%}"
+        _line(out, "objective", text)
+    s = plan.solver
+    where = f"{s.name} ({s.version}), seed {s.seed}, {format_seconds(s.time_s)}"
+    _line(out, "solver", f"{plan.status}, {where}; the plan has been replayed by the checker")
+
+
+def _baselines(out: Console, planned: PlannedModel) -> None:
+    if not planned.baselines:
+        return
+    table = Table("compared with", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("RAM", "latency", "importance", "fits"):
+        table.add_column(name, justify="right")
+    plan = planned.plan
+    learned = sum(u.importance for u in plan.decisions.updates)
+    claims = plan.claims
+    rows = [("this plan", claims.ram_bytes.total, claims.latency_s, learned, True)]
+    rows += [
+        (b.name, b.ram_bytes, b.latency_s, b.importance, b.fits) for b in planned.baselines
+    ]
+    for name, ram, latency, importance, fits in rows:
+        told = "-" if ram is None else f"{ram:,} B"
+        time = "-" if latency is None else format_seconds(latency)
+        table.add_row(name, told, time, f"{importance:,.0f}", "yes" if fits else "no")
+    out.print()
+    out.print(table)
+
+
+def print_devices(devices: Sequence[Device]) -> None:
+    """Print one row per device."""
+    table = Table("id", "name", "core", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("MHz", "RAM", "flash"):
+        table.add_column(name, justify="right")
+    table.add_column("storage")
+    for d in devices:
+        mhz, ram = f"{d.clock_hz.value / 1e6:g}", _short(d.ram_region()[1])
+        storage = ", ".join(s.id for s in d.storage) or "none"
+        cells = (d.id, d.name, d.core, mhz, ram, _short(d.flash_bytes), storage)
+        table.add_row(*map(Text, cells))
+    out = console()
+    out.print(table)
+    out.print("`odt-plan devices show ID` prints every number with its source.", soft_wrap=True)
+
+
+def print_device(device: Device) -> None:
+    """Print everything known about a device, each number with its source."""
+    out = console()
+    origin, size = device.ram_region()
+    out.print(Text.assemble((device.id, "bold"), f"  {device.name}"), soft_wrap=True)
+    if device.notes:
+        out.print(Text(device.notes), soft_wrap=True)
+    clock, cpi, power = device.clock_hz, device.cycles_per_instruction, device.power_w
+    rows = [
+        ("core", device.core, ""),
+        ("clock", f"{clock.value / 1e6:g} MHz", clock.source),
+        ("cycles per instruction", f"{cpi.value:g}", cpi.source),
+        ("power while computing", f"{power.value:g} W", power.source),
+    ]
+    for r in device.regions:
+        sectors = " + ".join(f"{n} x {_short(b)}" for n, b in r.sectors)
+        where = f"{r.origin:#010x}  {format_bytes(r.bytes)}"
+        rows.append((f"{r.kind} {r.name}", f"{where}{': ' if sectors else ''}{sectors}", r.source))
+    kept = device.reserve
+    rows.append(("reserved RAM", format_bytes(kept.ram_bytes), kept.source))
+    rows.append(("reserved flash", format_bytes(kept.flash_bytes), kept.source))
+    for s in device.storage:
+        rows.append((f"storage {s.id}", f"{s.name}, {format_bytes(s.bytes)}", ""))
+        for what, rate, wait in (
+            ("read", s.read_bytes_per_s, s.read_latency_s),
+            ("write", s.write_bytes_per_s, s.write_latency_s),
+        ):
+            rows.append((f"  {what} rate", f"{rate.value / 1e6:g} MB/s", rate.source))
+            rows.append((f"  {what} latency", format_seconds(wait.value), wait.source))
+        rows.append(("  power", f"{s.power_w.value:g} W", s.power_w.source))
+    for label, value, source in rows:
+        told = Text(f"{label:<24}{value}")
+        out.print(told.append(f"  ({source})" if source else "", "dim"), soft_wrap=True)
+    whole = f"{format_bytes(size)} of RAM from {origin:#010x} and all flash, less the reserve"
+    out.print(Text(f"{'a plan uses':<24}{whole}"), soft_wrap=True)
+
+
+def _short(n: int) -> str:
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if n >= size:
+            return f"{n / size:g} {unit}"
+    return f"{n} B"

@@ -1,0 +1,100 @@
+/* Runs a generated model on the emulated board: self-test, then an inference and training steps on
+ * input.bin; writes prediction, losses and state to output.bin. */
+#include MODEL_HEADER
+
+#include "board.h"
+
+#define JOIN2(a, b) a##b
+#define JOIN(a, b) JOIN2(a, b)
+#define FN(name) JOIN(MODEL_NAME, name)
+#define SIZE(name) JOIN(MODEL_MACRO, name)
+
+static FN(_t) net;
+static int pages = -1;
+static union {
+    float values[SIZE(_TARGET_SIZE)];
+    int32_t labels[SIZE(_TARGET_SIZE)];
+} target;
+
+static int page_write(void *user, uint32_t offset, const void *data, uint32_t bytes) {
+    (void)user;
+    return board_seek(pages, offset) != 0 || board_write(pages, data, bytes) != 0;
+}
+
+static int page_read(void *user, uint32_t offset, void *data, uint32_t bytes) {
+    (void)user;
+    return board_seek(pages, offset) != 0 || board_read(pages, data, bytes) != 0;
+}
+
+static void stop(const char *what, int status) {
+    board_value(what, (uint32_t)status);
+    board_exit(1);
+}
+
+/* A prediction may be large, so it goes out from where it lies. */
+static void steps(int input, int output, uint32_t count) {
+    uint32_t i;
+    for (i = 0; i < count; i++) {
+        float lr, loss = 0.0f;
+        int status;
+        float *const x = SIZE(_SAMPLE)(&net);
+        if (board_read(input, x, SIZE(_SAMPLE_SIZE) * 4u) || board_read(input, &target, sizeof target) ||
+            board_read(input, &lr, 4u)) {
+            stop("input_step", (int)i);
+        }
+        region_train_begin();
+#ifdef MODEL_LABELS
+        status = FN(_train_step)(&net, x, target.labels, lr, &loss);
+#else
+        status = FN(_train_step)(&net, x, target.values, lr, &loss);
+#endif
+        region_train_end();
+        if (status != 0) {
+            stop("train_status", status);
+        }
+        (void)board_write(output, &loss, 4u);
+    }
+}
+
+int main(void) {
+    int input, output, status;
+    uint32_t count;
+    net.page_write = page_write;
+    net.page_read = page_read;
+    pages = board_open("page.bin", BOARD_CREATE);
+    status = FN(_init)(&net);
+#ifdef OUT_OF_BOUNDS
+    *(volatile uint32_t *)(uintptr_t)(OUT_OF_BOUNDS) = 1u;
+    board_text("the store survived\n");
+#endif
+#ifdef MODEL_SELFTEST
+    if (status == 0) {
+        status = FN(_selftest)(&net);
+        board_value("selftest", (uint32_t)status);
+        board_value("selftest_exact", (uint32_t)net.selftest_exact);
+    }
+#endif
+    if (status != 0) {
+        stop("init_status", status);
+    }
+    input = board_open("input.bin", BOARD_READ);
+    output = board_open("output.bin", BOARD_WRITE);
+    if (input < 0 || output < 0 || board_read(input, &count, 4u) != 0) {
+        stop("open", 0);
+    }
+    if (board_read(input, SIZE(_SAMPLE)(&net), SIZE(_SAMPLE_SIZE) * 4u) != 0) {
+        stop("input", 0);
+    }
+    region_infer_begin();
+    status = FN(_infer)(&net, SIZE(_SAMPLE)(&net), NULL);
+    region_infer_end();
+    if (status != 0) {
+        stop("infer_status", status);
+    }
+    (void)board_write(output, SIZE(_PREDICTION)(&net), SIZE(_PREDICTION_SIZE) * 4u);
+    steps(input, output, count);
+    (void)board_write(output, net.state, SIZE(_STATE_BYTES));
+    board_close(output);
+    board_value("stack_bytes", board_stack_bytes());
+    return 0;
+}

@@ -1,0 +1,194 @@
+"""Build generated models for a Cortex-M and run them on an emulated board.
+
+Two lanes give the same results: ``zig`` + Unicorn come from PyPI alone; ``gcc`` + QEMU need
+``arm-none-eabi-gcc`` and ``qemu-system-arm``, and add the MPU.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from string import Template
+from typing import Literal
+
+import numpy as np
+
+from .emulate import FIRMWARE, ZIG, BoardResult, run_qemu, run_unicorn
+
+Compiler = Literal["zig", "gcc"]
+Emulator = Literal["unicorn", "qemu"]
+FLASH_ORIGIN, RAM_ORIGIN = 0x00000000, 0x20000000
+
+
+@dataclass(frozen=True)
+class Core:
+    """How a core is compiled for and emulated; ``machine`` is None where QEMU has no board."""
+
+    gcc: str
+    zig: str
+    unicorn: str
+    machine: str | None
+
+
+CORES = {
+    "cortex-m7": Core(
+        "-mcpu=cortex-m7 -mfpu=fpv5-sp-d16 -mfloat-abi=hard",
+        "-target thumb-freestanding-eabihf -mcpu=cortex_m7+fp_armv8d16sp",
+        "CORTEX_M7",
+        "mps2-an500",
+    ),
+    "cortex-m4": Core(
+        "-mcpu=cortex-m4 -mfpu=fpv4-sp-d16 -mfloat-abi=hard",
+        "-target thumb-freestanding-eabihf -mcpu=cortex_m4+vfp4d16sp",
+        "CORTEX_M4",
+        "mps2-an386",
+    ),
+    "cortex-m33": Core(
+        "-mcpu=cortex-m33 -mfpu=fpv5-sp-d16 -mfloat-abi=hard",
+        "-target thumb-freestanding-eabihf -mcpu=cortex_m33",
+        "CORTEX_M33",
+        None,
+    ),
+    "cortex-m3": Core(
+        "-mcpu=cortex-m3 -mfloat-abi=soft",
+        "-target thumb-freestanding-eabi -mcpu=cortex_m3",
+        "CORTEX_M3",
+        "mps2-an385",
+    ),
+    "cortex-m0plus": Core(
+        "-mcpu=cortex-m0plus -mfloat-abi=soft",
+        "-target thumb-freestanding-eabi -mcpu=cortex_m0plus",
+        "CORTEX_M0",
+        None,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Exact memory of the board; ``stack_bytes`` are a part of the RAM."""
+
+    flash_bytes: int = 1 << 20
+    ram_bytes: int = 320 << 10
+    stack_bytes: int = 8 << 10
+
+
+class BuildError(Exception):
+    """Compiler or linker refused; holds what it printed."""
+
+
+def has_zig_lane() -> bool:
+    """Whether the PyPI lane can run."""
+    return find_spec("ziglang") is not None and find_spec("unicorn") is not None
+
+
+def has_gcc() -> bool:
+    """Whether the cross compiler of the apt lane is there."""
+    return shutil.which("arm-none-eabi-gcc") is not None
+
+
+def has_qemu() -> bool:
+    """Whether the emulator of the apt lane is there."""
+    return shutil.which("qemu-system-arm") is not None and shutil.which("gcc") is not None
+
+
+def build(
+    folder: Path,
+    name: str,
+    core: str = "cortex-m7",
+    compiler: Compiler = "zig",
+    *,
+    limits: Limits = Limits(),
+    optimise: str = "-O2",
+    defines: Sequence[str] = (),
+    selftest: bool = True,
+    main: Path = FIRMWARE / "main.c",
+    mpu: bool = False,
+) -> Path:
+    """Compile and link a generated model with the board's start-up and main program.
+
+    Args:
+        folder: What ``emit_c`` wrote.
+        name: The model's C prefix.
+        core: Key of ``CORES``.
+        compiler: ``zig`` (clang) or ``gcc``.
+        limits: Memory of the board.
+        optimise: Optimisation flag.
+        defines: More preprocessor definitions.
+        selftest: Link and run the golden self-test.
+        main: Main program.
+        mpu: Protect memory outside flash and RAM (QEMU).
+
+    Returns:
+        The ELF file, beside the sources.
+
+    Raises:
+        BuildError: The compiler or the linker failed, for example because a region overflows.
+    """
+    tag = f"{core}-{compiler}{'-mpu' if mpu else ''}"
+    script = folder / f"{tag}.ld"
+    values = {"flash_origin": hex(FLASH_ORIGIN), "ram_origin": hex(RAM_ORIGIN)}
+    values |= {k: str(v) for k, v in vars(limits).items()}
+    script.write_text(Template((FIRMWARE / "link.ld").read_text()).substitute(values))
+    selftest_file = f"{name}_selftest.c"
+    sources = [s for s in sorted(folder.glob("*.c")) if selftest or s.name != selftest_file]
+    sources += [FIRMWARE / "board.c", FIRMWARE / "memory.c", main]
+    header = folder / f"{name}.h"
+    labels = header.is_file() and f"{name.upper()}_CLASSES" in header.read_text()
+    macros = [f'MODEL_HEADER="{name}.h"', f"MODEL_NAME={name}", f"MODEL_MACRO={name.upper()}"]
+    macros += ["MODEL_LABELS"] * labels + ["MODEL_SELFTEST"] * selftest + ["BOARD_MPU"] * mpu
+    macros += [f"BOARD_FLASH_ORIGIN={FLASH_ORIGIN}u", f"BOARD_FLASH_BYTES={limits.flash_bytes}u"]
+    macros += [f"BOARD_RAM_ORIGIN={RAM_ORIGIN}u", f"BOARD_RAM_BYTES={limits.ram_bytes}u"]
+    elf = folder / f"{tag}.elf"
+    command = _driver(core, compiler)
+    command += ["-std=c99", optimise, "-ffp-contract=off", "-ffreestanding", "-fno-math-errno", "-g"]
+    command += ["-Wdouble-promotion", "-ffunction-sections", "-fdata-sections", f"-I{folder}"]
+    command += [f"-I{FIRMWARE}", *(f"-D{m}" for m in (*macros, *defines))]
+    command += [*map(str, sources), "-nostdlib", "-Wl,--gc-sections", f"-Wl,-T,{script}"]
+    command += ["-lgcc"] if compiler == "gcc" else []
+    done = subprocess.run([*command, "-o", str(elf)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise BuildError(done.stderr)
+    return elf
+
+
+def _driver(core: str, compiler: Compiler) -> list[str]:
+    if compiler == "gcc":
+        tree = ["-fno-tree-loop-distribute-patterns"]  # or memcpy would call itself
+        return ["arm-none-eabi-gcc", "-mthumb", *CORES[core].gcc.split(), *tree]
+    return [*ZIG, *CORES[core].zig.split(), "-fno-sanitize=all"]
+
+
+def run(
+    elf: Path,
+    core: str = "cortex-m7",
+    emulator: Emulator = "unicorn",
+    *,
+    files: dict[str, bytes] | None = None,
+    limits: Limits = Limits(),
+) -> BoardResult:
+    """Run an image; ``files`` are what it can open."""
+    given = files or {}
+    if emulator == "qemu":
+        machine = CORES[core].machine
+        assert machine is not None, f"QEMU has no board with {core}"
+        return run_qemu(elf, machine, given)
+    flash, ram = (FLASH_ORIGIN, limits.flash_bytes), (RAM_ORIGIN, limits.ram_bytes)
+    return run_unicorn(elf, CORES[core].unicorn, given, flash=flash, ram=ram)
+
+
+def training_input(
+    samples: Sequence[np.ndarray], targets: Sequence[np.ndarray], lr: float
+) -> dict[str, bytes]:
+    """The ``input.bin`` of the main program: training steps, after an inference on the first sample."""
+    parts = [struct.pack("<I", len(samples)), np.asarray(samples[0], "<f4").tobytes()]
+    for x, t in zip(samples, targets, strict=True):
+        kind = "<i4" if np.asarray(t).dtype.kind == "i" else "<f4"
+        parts += [np.asarray(x, "<f4").tobytes(), np.asarray(t, kind).tobytes()]
+        parts.append(struct.pack("<f", lr))
+    return {"input.bin": b"".join(parts)}

@@ -1,0 +1,18 @@
+"""Fixtures that several test modules use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of models and data beside the checkout (or ``ODT_PLAN_SHARED``); skips if absent."""
+    folder = os.environ.get("ODT_PLAN_SHARED")
+    path = Path(folder) if folder else Path(__file__).resolve().parents[2] / "shared"
+    if not path.is_dir():
+        pytest.skip(f"{path} is not here; set ODT_PLAN_SHARED to the folder of models")
+    return path

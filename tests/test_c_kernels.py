@@ -1,0 +1,396 @@
+"""Every operator's C kernel gives the bits of its NumPy kernel, on every sample.
+
+One C file per kernel family holds, for each sample, its parameter struct and a wrapper around the
+emitted call; both come from the code that emits firmware. The library is loaded with ctypes. The
+same tests run once more on a library built with the address and undefined-behaviour sanitizers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from op_cases import Array, Case, build, cases
+
+import odt_plan.backends.c
+from odt_plan.backends.c.emit_call import call, float_literal, param_struct
+from odt_plan.ir.errors import GraphError
+from odt_plan.ir.graph import Attr, TensorType
+from odt_plan.ir.opdef import Sample, all_ops, get_op
+
+KERNELS = Path(odt_plan.backends.c.__file__).parent / "kernels"
+SOURCES = sorted(KERNELS.glob("odtplan_*.c"))
+HEADERS = sorted(KERNELS.glob("odtplan_*.h"))
+FLAGS = [
+    *("-std=c99", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fPIC"),
+    *("-Wall", "-Wextra", "-Wconversion", "-Wdouble-promotion", "-Werror"),
+]
+SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+#: Set in the environment of the sanitized run of this file.
+SANITIZED = "ODT_PLAN_TEST_SANITIZED"
+sanitized = SANITIZED in os.environ
+#: Bytes around each buffer that must not change; the sanitizer guards exact buffers better.
+GUARD = 0 if sanitized else 64
+POISON = 0xFF
+
+#: In-place results beyond the first, which OpDef.inplace can't say: result i on operand j.
+STATE_RESULTS = {"Momentum": {1: 2}, "Adam": {1: 2, 2: 3}}
+
+
+
+def _random_samples(rng: np.random.Generator) -> Iterator[tuple[str, Sample]]:
+    """Shapes and attributes beyond the samples, for the kernels that walk merged axes."""
+
+    def shape(rank: int) -> tuple[int, ...]:
+        return tuple(map(int, rng.integers(1, 5, rank)))
+
+    for _ in range(12):
+        rank = int(rng.integers(1, 7))
+        whole = shape(rank)
+        a, b = (tuple(d if rng.random() < 0.6 else 1 for d in whole) for _ in range(2))
+        b = b[int(rng.integers(0, rank)) :]
+        for op in ("Add", "Sub", "Mul", "Div"):
+            yield op, Sample((TensorType(a), TensorType(b)))
+        perm = tuple(map(int, rng.permutation(rank)))
+        yield "Transpose", Sample((TensorType(whole),), {"perm": perm})
+        starts = tuple(int(rng.integers(0, d)) for d in whole)
+        steps = tuple(map(int, rng.integers(1, 4, rank)))
+        sizes = tuple(
+            int(rng.integers(1, (d - a - 1) // s + 2))
+            for d, a, s in zip(whole, starts, steps, strict=True)
+        )
+        window: dict[str, Attr] = {"starts": starts, "steps": steps}
+        yield "Slice", Sample((TensorType(whole),), {**window, "sizes": sizes})
+        yield "SliceGrad", Sample((TensorType(sizes),), {**window, "shape": whole})
+        begins, ends = (tuple(map(int, rng.integers(0, 3, rank))) for _ in range(2))
+        pad: dict[str, Attr] = {"begins": begins, "ends": ends, "value": 0.5}
+        yield "Pad", Sample((TensorType(whole),), pad)
+        axis = int(rng.integers(0, rank))
+        parts = [(*whole[:axis], n, *whole[axis + 1 :]) for n in shape(int(rng.integers(1, 5)))]
+        yield "Concat", Sample(tuple(map(TensorType, parts)), {"axis": axis - rank})
+
+
+CASES = [c for c in cases() if c.op.c is not None]
+CASES += [
+    Case(get_op(op), 100 + i, sample, build(op, sample))
+    for i, (op, sample) in enumerate(_random_samples(np.random.default_rng(7)))
+]
+
+
+def _gcc() -> list[str] | None:
+    return ["gcc"] if shutil.which("gcc") else None
+
+
+def _zig() -> list[str] | None:
+    return [sys.executable, "-m", "ziglang", "cc"] if importlib.util.find_spec("ziglang") else None
+
+
+def _run(command: Sequence[str | Path]) -> None:
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stderr}"
+
+
+class Library:
+    """The kernels and the wrappers of all samples, compiled family by family on demand."""
+
+    def __init__(self, folder: Path) -> None:
+        compiler = _gcc() or _zig()
+        if compiler is None:
+            pytest.skip("neither gcc nor ziglang is here")
+        self.folder, self.compiler = folder, compiler
+        self.flags = FLAGS + (SANITIZE if sanitized else [])
+
+    def function(self, case: Case, *, rows: bool = False) -> ctypes._CFuncPtr:
+        """The wrapper of a sample; ``rows``: the one that takes the first and the last row."""
+        assert case.op.c is not None
+        suffix = "_rows" if rows else ""
+        function = self._family(case.op.c.source)[f"case_{CASES.index(case)}{suffix}"]
+        function.restype = None
+        return function
+
+    @functools.cached_property
+    def _objects(self) -> list[Path]:
+        objects = []
+        for source in SOURCES:
+            target = self.folder / f"{source.stem}.o"
+            _run([*self.compiler, *self.flags, "-c", source, "-o", target])
+            objects.append(target)
+        return objects
+
+    @functools.cache  # noqa: B019  (lives as long as the test session)
+    def _family(self, source: str) -> ctypes.CDLL:
+        text = self.folder / f"cases_{source}.c"
+        text.write_text(
+            f'#include "{source}.h"\n\n'
+            + "\n".join(
+                _wrapper(i, c)
+                for i, c in enumerate(CASES)
+                if c.op.c is not None and c.op.c.source == source
+            )
+        )
+        library = text.with_suffix(".so")
+        sources = [f"-I{KERNELS}", "-shared", text, *self._objects]
+        _run([*self.compiler, *self.flags, *sources, "-o", library])
+        return ctypes.CDLL(str(library))
+
+
+def _wrapper(index: int, case: Case) -> str:
+    node, op = case.node, case.op
+    inputs = [None if v is None else f"io[{i}]" for i, v in enumerate(node.inputs)]
+    first = len(inputs)
+    outputs = [f"io[{first + i}]" for i in range(len(node.outputs))]
+    workspace = f"io[{first + len(outputs)}]" if op.workspace(node) > 0 else None
+    params = f"params_{index}"
+    text = param_struct(node, params)
+    text += f"void case_{index}(void **io);\nvoid case_{index}(void **io)\n"
+    text += f"{{\n    {call(node, params, inputs, outputs, workspace)}\n}}\n"
+    if op.rows_kernel is not None:
+        head = f"void case_{index}_rows(void **io, int32_t begin, int32_t end)"
+        body = call(node, params, inputs, outputs, workspace, ("begin", "end"))
+        text += f"{head};\n{head}\n{{\n    {body}\n}}\n"
+    return text
+
+
+class Buffer:
+    """Bytes between two guards; starts poisoned."""
+
+    def __init__(self, nbytes: int, data: Array | None = None) -> None:
+        self.raw = np.full(nbytes + 2 * GUARD, POISON, np.uint8)
+        self.bytes = self.raw[GUARD : GUARD + nbytes]
+        if data is not None:
+            self.bytes[:] = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        self.before = self.bytes.copy()
+
+    @property
+    def address(self) -> int:
+        return self.bytes.ctypes.data if len(self.bytes) else 0
+
+    def array(self, t: TensorType) -> Array:
+        return self.bytes.view(t.np_dtype).reshape(t.storage_shape)
+
+    def check_guards(self) -> None:
+        assert (self.raw[:GUARD] == POISON).all(), "wrote before a buffer"
+        assert (self.raw[len(self.raw) - GUARD :] == POISON).all(), "wrote behind a buffer"
+
+
+def _invoke(
+    function: ctypes._CFuncPtr,
+    case: Case,
+    data: Sequence[Array | None],
+    outputs: Sequence[Buffer | int],
+    rows: tuple[int, int] | None = None,
+) -> list[Buffer]:
+    """Call a wrapper; an integer output is in place on that operand. Checks all guards."""
+    inputs = [None if a is None else Buffer(a.nbytes, a) for a in data]
+    results: list[Buffer] = []
+    for o in outputs:
+        target = inputs[o] if isinstance(o, int) else o
+        assert target is not None
+        results.append(target)
+    workspace = Buffer(case.op.workspace(case.node))
+    every = [*inputs, *results, workspace]
+    pointers = (ctypes.c_void_p * len(every))(*(None if b is None else b.address for b in every))
+    function(pointers, *(ctypes.c_int32(r) for r in rows or ()))
+    for b in every:
+        if b is not None:
+            b.check_guards()
+    for b in inputs:
+        if b is not None and b not in results:
+            assert np.array_equal(b.bytes, b.before), "changed an operand"
+    return results
+
+
+def assert_same_bits(got: Array, want: Array) -> None:
+    """Equal bit for bit; 0.0 equals -0.0, and one NaN equals another."""
+    assert got.dtype == want.dtype
+    assert got.shape == want.shape
+    same = got == want
+    if got.dtype.kind == "f":
+        same |= np.isnan(got) & np.isnan(want)
+    at = np.argwhere(~same)
+    assert not len(at), f"{len(at)} of {want.size} differ, first at {tuple(at[0])}:" + (
+        f" C {got[tuple(at[0])]!r}, NumPy {want[tuple(at[0])]!r}"
+    )
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    return Library(tmp_path_factory.mktemp("kernels"))
+
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+seeds = pytest.mark.parametrize("seed", range(2))
+
+
+@seeds
+@every_case
+def test_c_equals_numpy(library: Library, case: Case, seed: int) -> None:
+    data = case.data(seed)
+    want = case.op.kernel(case.node, data)
+    outputs = [Buffer(v.type.nbytes) for v in case.node.outputs]
+    _invoke(library.function(case), case, data, outputs)
+    for buffer, v, w in zip(outputs, case.node.outputs, want, strict=True):
+        assert_same_bits(buffer.array(v.type), w)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.op.inplace], ids=lambda c: c.name)
+def test_in_place(library: Library, case: Case) -> None:
+    data = case.data()
+    want = case.op.kernel(case.node, data)
+    for i in case.op.inplace:
+        t = case.sample.types[i]
+        if t is None or t != case.node.out.type:
+            continue
+        state = STATE_RESULTS.get(case.op.name, {})
+        outputs = [
+            i if k == 0 else state.get(k, Buffer(v.type.nbytes))
+            for k, v in enumerate(case.node.outputs)
+        ]
+        results = _invoke(library.function(case), case, data, outputs)
+        for buffer, v, w in zip(results, case.node.outputs, want, strict=True):
+            assert_same_bits(buffer.array(v.type), w)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.op.rows_kernel], ids=lambda c: c.name)
+def test_row_tiles(library: Library, case: Case) -> None:
+    data = case.data()
+    t = case.node.out.type
+    (want,) = case.op.kernel(case.node, data)
+    assert case.op.rows_kernel is not None
+    function = library.function(case, rows=True)
+    for tile in {1, 2, max(1, t.shape[0] - 1), t.shape[0]}:
+        for begin in range(0, t.shape[0], tile):
+            end = min(begin + tile, t.shape[0])
+            part = TensorType((end - begin, *t.shape[1:]), t.dtype)
+            (out,) = _invoke(function, case, data, [Buffer(part.nbytes)], (begin, end))
+            assert_same_bits(out.array(part), want[begin:end])
+            assert_same_bits(case.op.rows_kernel(case.node, data, begin, end), want[begin:end])
+
+
+@pytest.mark.skipif(sanitized, reason="this is the sanitized run")
+def test_sanitized() -> None:
+    """All of the above under the sanitizers, in a process that has their runtime loaded."""
+    compiler = _gcc()
+    if compiler is None:
+        pytest.skip("gcc is not here")
+    names = ("libasan.so", "libubsan.so")
+    runtime = [
+        subprocess.check_output([*compiler, f"-print-file-name={n}"], text=True).strip()
+        for n in names
+    ]
+    if not all(os.path.isabs(r) for r in runtime):
+        pytest.skip(f"gcc has no {' and '.join(names)}")
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {
+        SANITIZED: "1",
+        "LD_PRELOAD": " ".join(runtime),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONMALLOC": "malloc",
+    }
+    selection = "test_c_equals_numpy or test_in_place or test_row_tiles"
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*pytest_, "-k", selection, str(Path(__file__))],
+        env=env,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "passed" in done.stdout
+
+
+def test_every_operator_has_a_kernel_and_samples() -> None:
+    for op in all_ops().values():
+        assert (op.c is None) == op.view, op.name
+        assert next(iter(op.samples()), None) is not None, op.name
+        if op.c is not None:
+            assert (KERNELS / f"{op.c.source}.h").exists(), op.name
+
+
+@pytest.mark.skipif(_zig() is None, reason="ziglang is not here")
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+def test_clang_accepts(source: Path, tmp_path: Path) -> None:
+    zig = _zig()
+    assert zig is not None
+    _run([*zig, *FLAGS, "-c", source, "-o", tmp_path / "kernel.o"])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not here")
+def test_headers_are_cpp(tmp_path: Path) -> None:
+    text = tmp_path / "all.cpp"
+    text.write_text("".join(f'#include "{h.name}"\n' for h in HEADERS))
+    _run(["g++", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{KERNELS}", text])
+
+
+@pytest.mark.parametrize("path", SOURCES + HEADERS, ids=lambda p: p.name)
+def test_freestanding(path: Path) -> None:
+    """No libc beyond three headers, no heap, no double."""
+    text = re.sub(r"/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    included = set(re.findall(r'#\s*include\s*[<"]([^>"]+)', text))
+    allowed = {"stdint.h", "stddef.h", "string.h", *(h.name for h in HEADERS)}
+    assert included <= allowed
+    assert not re.findall(r"\b(?:double|malloc|calloc|free|printf)\b", text)
+
+
+@given(st.floats(width=32))
+def test_float_literal_is_exact(value: float) -> None:
+    text = float_literal(value)
+    if math.isfinite(value):
+        assert np.float32(text.removesuffix("f")) == np.float32(value)
+        assert re.fullmatch(r"-?\d+(\.\d+)?(e[+-]\d+)?f", text)
+        assert "." in text or "e" in text
+    else:
+        top, bottom = text.strip("()").split(" / ")
+        with np.errstate(all="ignore"):
+            quotient = np.float32(top.removesuffix("f")) / np.float32(bottom.removesuffix("f"))
+        assert_same_bits(np.asarray(quotient), np.asarray(np.float32(value)))
+
+
+def _case(op: str) -> Case:
+    return next(c for c in CASES if c.op.name == op)
+
+
+def test_emitted_text() -> None:
+    case = next(c for c in CASES if c.op.name == "Clip" and c.sample.attrs["min"] == 0.0)
+    assert param_struct(case.node, "p") == (
+        "static const odtplan_clip_t p = {\n"
+        "    .count = 54,\n    .min = 0.0f,\n    .max = 6.0f,\n};\n"
+    )
+    assert call(case.node, "p", ["arena + 4"], ["y"]) == (
+        "odtplan_clip_f32(&p, (const float *)(arena + 4), (float *)y);"
+    )
+    mask = _case("ReluMask")
+    assert call(mask.node, "p", ["x"], ["m"]) == (
+        "odtplan_relu_mask_f32(&p, (const float *)x, (uint8_t *)m);"
+    )
+    concat = _case("Concat")
+    assert call(concat.node, "p", ["a", "b", "c"], ["y"]) == (
+        "odtplan_concat_f32(&p, (const float *const[]){(const float *)a, (const float *)b,"
+        " (const float *)c}, (float *)y);"
+    )
+
+
+def test_emission_refuses_what_does_not_fit() -> None:
+    relu = _case("Relu").node
+    with pytest.raises(GraphError, match=r"node: \[True, True\]"):
+        call(relu, "p", ["x", "x"], ["y"])
+    with pytest.raises(GraphError, match="rows"):
+        call(relu, "p", ["x"], ["y"], None, ("0", "1"))
+    view = next(c for c in cases() if c.op.view).node
+    with pytest.raises(GraphError, match="view"):
+        param_struct(view, "p")

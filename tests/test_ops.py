@@ -1,0 +1,320 @@
+"""Every operator, by its samples: inference, gradients, cost, and what the records promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from odt_plan.ir.autodiff import GradBuilder
+from odt_plan.ir.errors import GraphError, UsageError
+from odt_plan.ir.graph import Graph, TensorType
+from odt_plan.ir.interpreter import run
+from odt_plan.ir.opdef import OpDef, Sample, all_ops, get_op, register
+from odt_plan.ir.ops.elementary import exp32, log32, sigmoid32, sqrt32, tanh32
+from op_cases import Array, Case, cases
+
+CASES = list(cases())
+T = TensorType
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+every_op = pytest.mark.parametrize("op", all_ops().values(), ids=lambda op: op.name)
+
+
+def _run_kernel(case: Case, data: list[Array | None]) -> list[Array]:
+    return list(case.op.kernel(case.node, data))
+
+
+# --- the records ----------------------------------------------------------------------------------
+
+
+@every_op
+def test_record_is_complete(op: OpDef) -> None:
+    samples = list(op.samples())
+    assert samples
+    assert (op.c is None) == op.view
+    assert not (op.view and op.workspace(CASES[0].node)), "no code of a view can need scratch"
+    if op.rows_kernel is not None:
+        assert op.vjp is None
+    for slot in op.params:
+        assert op.vjp is not None, "a parameter needs a gradient"
+        assert any(len(s.types) > slot.index for s in samples)
+        assert slot.cold_index is None or slot.role == "weight"
+
+
+def test_names_are_registered_once() -> None:
+    with pytest.raises(ValueError, match="Gemm is registered twice"):
+        register(get_op("Gemm"))
+    with pytest.raises(GraphError, match="operator Sin is not known"):
+        get_op("Sin")
+
+
+@every_case
+def test_kernel_agrees_with_inference(case: Case) -> None:
+    results = _run_kernel(case, case.data())
+    assert len(results) == len(case.node.outputs)
+    for array, value in zip(results, case.node.outputs, strict=True):
+        assert array.shape == value.type.storage_shape
+        assert array.dtype == value.type.np_dtype
+
+
+@every_case
+def test_kernel_leaves_its_operands_alone(case: Case) -> None:
+    data = case.data()
+    before = [None if a is None else a.copy() for a in data]
+    _run_kernel(case, data)
+    for a, b in zip(data, before, strict=True):
+        assert a is None or np.array_equal(a, b)
+
+
+@every_case
+def test_float64_results_are_float64_and_near(case: Case) -> None:
+    data = case.data()
+    wide = [a.astype(np.float64) if a is not None and a.dtype == np.float32 else a for a in data]
+    for narrow, exact in zip(_run_kernel(case, data), _run_kernel(case, wide), strict=True):
+        if narrow.dtype == np.float32:
+            assert exact.dtype == np.float64
+            np.testing.assert_allclose(narrow, exact, rtol=2e-5, atol=2e-6)
+        else:
+            assert np.array_equal(narrow, exact)
+
+
+@every_case
+def test_work_is_positive(case: Case) -> None:
+    work = case.op.work(case.node)
+    assert isinstance(work.amount, int)
+    assert work.amount > 0 or case.op.view
+    assert case.op.workspace(case.node) >= 0
+
+
+@every_case
+def test_work_grows_with_the_batch(case: Case) -> None:
+    """Doubling every first axis of one size doubles at least some of the work, never lessens it."""
+    work = case.op.work(case.node)
+    sizes = {t.shape[0] for t in case.sample.types if t is not None and t.shape}
+    if case.op.view or len(sizes) != 1 or case.op.params or case.sample.attrs:
+        pytest.skip("the first axis is not a batch in this sample")
+    types = tuple(
+        None if t is None else T((2 * t.shape[0], *t.shape[1:]), t.dtype) if t.shape else t
+        for t in case.sample.types
+    )
+    bigger = case.op.work(_build(case.op.name, types).nodes[-1])
+    assert bigger.cost_class == work.cost_class
+    assert bigger.amount >= 1.5 * work.amount
+
+
+@every_case
+def test_inplace_operand_has_the_bytes_of_the_result(case: Case) -> None:
+    for i in case.op.inplace:
+        if i < len(case.sample.types) and (t := case.sample.types[i]) is not None:
+            same = t.nbytes == case.node.out.type.nbytes
+            assert same or len(case.op.inplace) > 1, "broadcast operands may differ"
+
+
+@every_case
+def test_view_keeps_the_bytes(case: Case) -> None:
+    data = case.data()
+    if not case.op.view:
+        pytest.skip("computes")
+    (result,) = _run_kernel(case, data)
+    assert data[0] is not None
+    assert result.tobytes() == data[0].tobytes()
+
+
+@every_case
+def test_rows_kernel_is_the_kernel_by_rows(case: Case) -> None:
+    op, data = case.op, case.data()
+    if op.rows_kernel is None:
+        pytest.skip("not streamable")
+    (whole,) = _run_kernel(case, data)
+    for step in (1, 2, len(whole)):
+        parts = [
+            op.rows_kernel(case.node, data, i, min(i + step, len(whole)))
+            for i in range(0, len(whole), step)
+        ]
+        assert np.array_equal(np.concatenate(parts), whole)
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+
+def _build(op: str, types: tuple[TensorType | None, ...]) -> Graph:
+    graph = Graph(op)
+    inputs = [None if t is None else graph.add_input(f"x{i}", t) for i, t in enumerate(types)]
+    graph.add_node(op, inputs, name="node")
+    return graph
+
+
+def _differentiable(sample: Sample) -> list[int]:
+    floats = [i for i, t in enumerate(sample.types) if t is not None and t.dtype == "f32"]
+    return floats if sample.differentiable is None else list(sample.differentiable)
+
+
+GRADIENTS = [(c, i) for c in CASES if c.op.vjp is not None for i in _differentiable(c.sample)]
+
+
+@pytest.mark.parametrize(("case", "index"), GRADIENTS, ids=lambda v: getattr(v, "name", str(v)))
+def test_gradient_is_the_central_difference(case: Case, index: int) -> None:
+    graph, sample = Graph(case.op.name), case.sample
+    inputs = [None if t is None else graph.add_input(f"x{i}", t) for i, t in enumerate(sample.types)]
+    forward = graph.add_node(case.op.name, inputs, sample.attrs, name="node")
+    seed = graph.add_input("dy", forward.out.type)
+    assert case.op.vjp is not None
+    need = [i == index for i in range(len(inputs))]
+    before = set(graph.nodes)
+    gradients = case.op.vjp(GradBuilder(graph, forward, {}), forward, seed, need)
+    assert len(gradients) == len(inputs)
+    assert all((g is None) != n for g, n in zip(gradients, need, strict=True))
+    graph.verify()
+    gradient, x = gradients[index], inputs[index]
+    assert gradient is not None
+    assert x is not None
+    assert gradient.type == x.type
+    for node in set(graph.nodes) - before:
+        assert node.out in _read(graph) or node.out is gradient, f"{node} is built for nothing"
+
+    rng = np.random.default_rng(3)
+    feeds = {
+        f"x{i}": a.astype(np.float64) if a.dtype == np.float32 else a
+        for i, a in enumerate(case.data(1))
+        if a is not None
+    }
+    feeds["dy"] = rng.uniform(-1, 1, forward.out.type.shape)
+    env = run(graph, feeds)
+    step = 1e-6
+    want = np.empty(x.type.size)
+    for k in range(x.type.size):
+        ends = []
+        for sign in (-1, 1):
+            moved = feeds[x.name].copy()
+            moved.reshape(-1)[k] += sign * step
+            data = [None if v is None else {**feeds, x.name: moved}[v.name] for v in inputs]
+            ends.append(case.op.kernel(forward, data)[0])
+        want[k] = ((ends[1] - ends[0]) * feeds["dy"]).sum() / (2 * step)
+    np.testing.assert_allclose(env[gradient.name].reshape(-1), want, rtol=2e-6, atol=1e-8)
+
+
+def _read(graph: Graph) -> set[object]:
+    return {v for node in graph.nodes for v in node.operands()}
+
+
+@pytest.mark.parametrize(
+    ("loss", "gradient"), [("cross_entropy", "SoftmaxCrossEntropyGrad"), ("mse", "MSEGrad")]
+)
+def test_loss_gradient_is_the_central_difference(loss: str, gradient: str) -> None:
+    rng = np.random.default_rng(0)
+    graph = Graph("loss")
+    x = graph.add_input("x", T((3, 4)))
+    if loss == "mse":
+        y = x
+        target = graph.add_input("target", T((3, 4)))
+        feeds = {"target": rng.normal(size=(3, 4))}
+        graph.add_node("MSE", (x, target), name="loss")
+    else:
+        target = graph.add_input("target", T((3,), "i32"))
+        feeds = {"target": np.array([3, 0, 2], np.int32)}
+        y = graph.add_node("Softmax", (x,), {"axis": 1}, name="probs").out
+        graph.add_node("CrossEntropy", (y, target), name="loss")
+    graph.add_node(gradient, (y, target), name="dx")
+    point = rng.normal(size=(3, 4))
+
+    def value(p: Array) -> Array:
+        return run(graph, {**feeds, "x": p})["loss"]
+
+    want = _central(value, point)
+    np.testing.assert_allclose(run(graph, {**feeds, "x": point})["dx"], want, rtol=1e-6, atol=1e-9)
+
+
+def _central(f: Callable[[Array], Array], point: Array, step: float = 1e-6) -> Array:
+    result = np.empty_like(point)
+    for i in np.ndindex(point.shape):
+        e = np.zeros_like(point)
+        e[i] = step
+        result[i] = (f(point + e) - f(point - e)) / (2 * step)
+    return result
+
+
+# --- losses at their edges ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ["CrossEntropy", "SoftmaxCrossEntropyGrad"])
+@pytest.mark.parametrize("label", [-1, 4])
+def test_label_out_of_range_is_an_error(op: str, label: int) -> None:
+    graph = _build(op, (T((2, 4)), T((2,), "i32")))
+    labels = np.array([1, label], np.int32)
+    with pytest.raises(UsageError, match=rf"node node: label {label} of sample 1 is not in 0..3"):
+        run(graph, {"x0": np.full((2, 4), 0.25, np.float32), "x1": labels})
+
+
+def test_zero_probability_has_a_finite_loss() -> None:
+    graph = _build("CrossEntropy", (T((1, 2)), T((1,), "i32")))
+    feeds = {"x0": np.array([[0.0, 1.0]], np.float32), "x1": np.array([0], np.int32)}
+    assert run(graph, feeds)["node"] == pytest.approx(87.336545)
+
+
+def test_softmax_of_large_values_is_finite() -> None:
+    graph = _build("Softmax", (T((1, 3)),))
+    x = np.array([[1e4, 1e4, -1e4]], np.float32)
+    assert run(graph, {"x0": x})["node"].tolist() == [[0.5, 0.5, 0.0]]
+
+
+# --- elementary functions -------------------------------------------------------------------------
+
+
+def _bit_patterns() -> Array:
+    """fp32 numbers of all exponents and both signs, subnormal ones included."""
+    rng = np.random.default_rng(0)
+    edges = [0x00000000, 0x00000001, 0x007FFFFF, 0x00800000, 0x3F800000, 0x7F7FFFFF]
+    bits = np.concatenate([rng.integers(0, 0x7F800000, 400_000), edges]).astype(np.uint32)
+    return np.concatenate([bits, bits | np.uint32(0x80000000)]).view(np.float32)
+
+
+def _near_one() -> Array:
+    rng = np.random.default_rng(1)
+    return np.concatenate(
+        [rng.uniform(-20, 20, 400_000), rng.uniform(-1, 2, 200_000)], dtype=np.float64
+    ).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("mine", "exact", "ulps"),
+    [(exp32, np.exp, 1.0), (log32, np.log, 1.0), (tanh32, np.tanh, 2.0), (sigmoid32, None, 3.0)],
+    ids=["exp", "log", "tanh", "sigmoid"],
+)
+def test_elementary_function_is_accurate(
+    mine: Callable[[Array], Array], exact: Callable[[Array], Array] | None, ulps: float
+) -> None:
+    x = np.concatenate([_bit_patterns(), _near_one()])
+    if exact is None:
+        exact = sigmoid32  # float64 arrays take NumPy's exp
+    got = mine(x)
+    assert got.dtype == np.float32
+    with np.errstate(all="ignore"):
+        want = exact(x.astype(np.float64))
+        rounded = want.astype(np.float32)
+        finite = np.isfinite(rounded) & np.isfinite(got)
+        unit = np.spacing(np.maximum(np.abs(rounded), np.finfo(np.float32).tiny))
+        error = np.abs(got.astype(np.float64) - want)[finite] / unit[finite]
+    assert error.max() < ulps
+    same = (got == rounded) | (np.isnan(got) & np.isnan(rounded))
+    assert same[~finite].all()
+
+
+def test_elementary_functions_at_the_edges() -> None:
+    inf, nan = np.inf, np.nan
+    x = np.array([-inf, -1.0, -0.0, 0.0, inf, nan], np.float32)
+    np.testing.assert_array_equal(exp32(x)[[0, 2, 3, 4, 5]], [0, 1, 1, inf, nan])
+    np.testing.assert_array_equal(log32(x), [nan, nan, -inf, -inf, inf, nan])
+    np.testing.assert_array_equal(tanh32(x)[[0, 2, 3, 4, 5]], [-1, 0, 0, 1, nan])
+    np.testing.assert_array_equal(sigmoid32(x)[[0, 2, 3, 4, 5]], [0, 0.5, 0.5, 1, nan])
+    np.testing.assert_array_equal(sqrt32(x), [nan, nan, 0, 0, inf, nan])
+    for f in (exp32, log32, tanh32, sigmoid32, sqrt32):
+        assert f(np.asarray(np.float32(0.5))).dtype == np.float32
+        assert f(np.asarray(np.float32(0.5))).shape == ()
+        assert f(np.array([0.5])).dtype == np.float64
+
+
+def test_square_root_is_correctly_rounded() -> None:
+    x = np.abs(_bit_patterns())
+    root = sqrt32(x)
+    wide = np.sqrt(x.astype(np.float64))  # 53 bits of a root never round to a tie of 24 bits
+    assert np.array_equal(root, wide.astype(np.float32))

@@ -1,0 +1,246 @@
+"""The joint model against brute force, its own schedules and the laws of budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations, product
+
+import nets
+import pytest
+
+from odt_plan.ir.autodiff import build_training, candidates
+from odt_plan.ir.graph import Graph
+from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec
+from odt_plan.planner import baselines
+from odt_plan.planner.cost import CostModel
+from odt_plan.planner.device import load_core, load_device
+from odt_plan.planner.importance import SCALE, prior
+from odt_plan.planner.milp import Milp, SolverOptions
+from odt_plan.planner.problem import ALWAYS, Limits, Problem, build_problem
+from odt_plan.planner.schedule import Schedule, realize
+from odt_plan.planner.solution import Solution
+
+EXACT = SolverOptions(gap=0.0, time_limit_s=30)
+WIDE = Limits(10**8, 10**8, None, None, 10**6)
+
+
+def cost_model(storage: str | None = None) -> CostModel:
+    device = load_device("stm32f746g-disco")
+    return CostModel(
+        device, load_core(device.core), device.find_storage(storage) if storage else None
+    )
+
+
+def problem_of(
+    training: TrainingGraph, forward: Graph, limits: Limits, storage: str | None = None, *, fixed: bool
+) -> Problem:
+    scores = prior(forward, [u.candidate for u in training.updates])
+    importance = {(c.param, c.channels): s for c, s in scores.items()}
+    return build_problem(training, cost_model(storage), limits, importance, fixed_updates=fixed)
+
+
+def train_all(
+    forward: Graph,
+    storage: str | None = None,
+    spec: TrainingSpec | None = None,
+    only: tuple[str, ...] = (),
+) -> Problem:
+    chosen = [
+        c for c in candidates(forward) if c.channels is None and (not only or c.param in only)
+    ]
+    training = build_training(forward, spec or TrainingSpec(), chosen)
+    return problem_of(training, forward, WIDE, storage, fixed=True)
+
+
+def with_ram(problem: Problem, ram: int) -> Problem:
+    return replace(problem, limits=replace(problem.limits, ram_bytes=ram))
+
+
+def ram_of(schedule: Schedule) -> int:
+    return max(schedule.live) + schedule.state_bytes
+
+
+def every_schedule(problem: Problem) -> list[Schedule]:
+    """All schedules of a small problem: each set of rebuilds, auxiliary nodes and page-ins."""
+    free = [a.index for a in problem.activities if a.kind in ("auxiliary", "rebuild")]
+    loads = [
+        (r.tensor.index, e.slot) for r in problem.retentions if r.pageable for e in r.events if e.may_load
+    ]
+    assert len(free) + len(loads) <= 14, "too large for brute force"
+    result = []
+    for bits in product((False, True), repeat=len(free) + len(loads)):
+        active = frozenset(a for a, b in zip(free, bits, strict=False) if b) | {ALWAYS}
+        paged = frozenset(x for x, b in zip(loads, bits[len(free) :], strict=True) if b)
+        try:
+            result.append(realize(problem, Solution(active, paged)))
+        except KeyError:
+            continue  # an auxiliary tensor was never made, or not before its page-out
+    return result
+
+
+CASES = [
+    pytest.param(lambda: nets.mlp((6, 8, 4)), None, (), id="mlp"),
+    pytest.param(lambda: nets.mlp((6, 8, 4)), "sdcard", (), id="mlp-paging"),
+    pytest.param(lambda: nets.cnn(2, 3, 4), None, (), id="cnn"),
+    pytest.param(
+        lambda: nets.resnet(1, 2, 4), None, ("b0.conv1.weight", "b0.conv2.bias"), id="resnet"
+    ),
+]
+
+
+@pytest.mark.parametrize(("net", "storage", "only"), CASES)
+def test_optimum_equals_brute_force_at_every_budget(
+    net: Callable[[], Graph], storage: str | None, only: tuple[str, ...]
+) -> None:
+    problem = train_all(net(), storage, only=only)
+    schedules = every_schedule(problem)
+    needs = sorted({ram_of(s) for s in schedules})
+    assert Milp(problem).solve("ram", EXACT).value == pytest.approx(needs[0], abs=0.5)
+    budgets = needs if len(needs) <= 12 else needs[:: len(needs) // 10]
+    for ram in budgets:
+        best = min(s.cycles for s in schedules if ram_of(s) <= ram)
+        result = Milp(with_ram(problem, ram)).solve("latency", EXACT)
+        assert result.solution is not None
+        assert round(result.value) == best, ram
+        placed = realize(with_ram(problem, ram), result.solution)
+        assert placed.cycles == best
+        assert ram_of(placed) <= ram
+    assert Milp(with_ram(problem, needs[0] - 4)).solve("latency", EXACT).status == "infeasible"
+
+
+@pytest.mark.parametrize("solver", ["highs", "scip", "cp-sat"])
+def test_all_solvers_agree(solver: str) -> None:
+    problem = train_all(nets.cnn(3, 4, 5), "sdcard")
+    need = round(Milp(problem).solve("ram", EXACT).value)
+    options = replace(EXACT, solver=solver)
+    assert round(Milp(problem).solve("ram", options).value) == need
+    for ram in (need, need + 400):
+        reference = Milp(with_ram(problem, ram)).solve("latency", EXACT).value
+        assert Milp(with_ram(problem, ram)).solve("latency", options).value == pytest.approx(reference)
+
+
+def test_choice_of_updates_equals_brute_force() -> None:
+    forward = nets.mlp((8, 6, 3))
+    every = candidates(forward)
+    by_param: dict[str, list[Candidate | None]] = {}
+    for c in every:
+        by_param.setdefault(c.param, [None]).append(c)
+    spec = TrainingSpec()
+    scores = prior(forward, every)
+    options = []
+    for combo in product(*by_param.values()):
+        chosen = [c for c in combo if c is not None]
+        if chosen:
+            training = build_training(forward, spec, chosen)
+            problem = problem_of(training, forward, WIDE, fixed=True)
+            need = round(Milp(problem).solve("ram", EXACT).value)
+            options.append((need, sum(scores[c] for c in chosen)))
+    superset = build_training(forward, spec, every)
+    importance = {(c.param, c.channels): s for c, s in scores.items()}
+    for ram in sorted({n for n, _ in options})[::5]:
+        problem = build_problem(
+            superset, cost_model(), replace(WIDE, ram_bytes=ram), importance, fixed_updates=False
+        )
+        best = max(s for n, s in options if n <= ram)
+        assert round(Milp(problem).solve("learn", EXACT).value) == best, ram
+
+
+def test_more_ram_never_costs_more_and_baselines_bound_the_optimum() -> None:
+    problem = train_all(nets.resnet(2, 4, 6), "sdcard")
+    need = round(Milp(problem).solve("ram", EXACT).value)
+    keep = realize(problem, baselines.keep_all(problem))
+    latencies = []
+    for ram in range(need, ram_of(keep) + 1, 256):
+        result = Milp(with_ram(problem, ram)).solve("latency", EXACT)
+        latencies.append(result.value)
+        assert result.bound <= result.value + 0.5
+    assert latencies == sorted(latencies, reverse=True)
+    assert latencies[0] > latencies[-1]
+    for rule in baselines.RULES.values():
+        schedule = realize(problem, rule(problem))
+        tight = with_ram(problem, ram_of(schedule))
+        assert Milp(tight).solve("latency", EXACT).value <= schedule.cycles
+        assert schedule.cycles >= keep.cycles
+
+
+def test_every_schedule_of_a_ratio_problem_is_cheaper_in_ram_than_the_whole_update() -> None:
+    forward = nets.cnn(2, 8, 4)
+    whole = Candidate("conv1.weight")
+    part = Candidate("conv1.weight", 2)
+    needs = []
+    for c in (part, whole):
+        training = build_training(forward, TrainingSpec(), [c])
+        problem = problem_of(training, forward, WIDE, fixed=True)
+        needs.append(Milp(problem).solve("ram", EXACT).value)
+    assert needs[0] < needs[1]
+
+
+def test_limits_on_flash_latency_energy_and_storage_bind() -> None:
+    problem = train_all(nets.cnn(3, 4, 5), "sdcard")
+    program = Milp(problem)
+    for objective, limit in (("flash", "flash_bytes"), ("latency", "cycles"), ("energy", "energy_j")):
+        least = program.solve(objective, EXACT).value
+        fits = replace(problem, limits=replace(problem.limits, **{limit: least * (1 + 1e-9)}))
+        assert Milp(fits).solve("ram", EXACT).status == "optimal"
+        below = replace(problem, limits=replace(problem.limits, **{limit: least * 0.999}))
+        assert Milp(below).solve("ram", EXACT).status == "infeasible"
+    need = Milp(problem).solve("ram", EXACT)
+    dry = replace(problem, limits=replace(problem.limits, storage_bytes=0))
+    assert Milp(dry).solve("ram", EXACT).value > need.value
+
+
+def test_accumulation_needs_more_state_and_optimizers_pay_for_their_tensors() -> None:
+    forward = nets.mlp((6, 8, 4))
+    plain = realize(p := train_all(forward), baselines.keep_all(p))
+    for spec, factor in (
+        (TrainingSpec(optimizer="momentum"), 2),
+        (TrainingSpec(optimizer="adam"), 3),
+        (TrainingSpec(micro_batches=4), 2),
+        (TrainingSpec(optimizer="adam", micro_batches=2), 4),
+    ):
+        problem = train_all(forward, spec=spec)
+        schedule = realize(problem, baselines.keep_all(problem))
+        assert schedule.state_bytes == factor * plain.state_bytes
+        assert schedule.cycles > plain.cycles
+
+
+def test_prior_prefers_late_and_large_and_is_concave() -> None:
+    forward = nets.cnn(3, 8, 6)
+    every = candidates(forward)
+    scores = prior(forward, every)
+    assert max(scores.values()) == SCALE
+    assert scores[Candidate("conv2.weight")] > scores[Candidate("conv1.weight")]
+    assert scores[Candidate("conv1.weight")] > scores[Candidate("conv1.bias")]
+    quarter, half = scores[Candidate("conv1.weight", 2)], scores[Candidate("conv1.weight", 4)]
+    whole = scores[Candidate("conv1.weight")]
+    assert quarter / 2 > half / 4 > whole / 8
+
+
+def test_same_seed_same_schedule() -> None:
+    problem = train_all(nets.resnet(2, 4, 6))
+    need = round(Milp(problem).solve("ram", EXACT).value)
+    runs = []
+    for _ in range(2):
+        result = Milp(with_ram(problem, need)).solve("latency", EXACT)
+        assert result.solution is not None
+        runs.append(realize(problem, result.solution))
+    assert runs[0] == runs[1]
+
+
+def test_layout_reaches_the_live_peak() -> None:
+    for net, storage in product((nets.mlp(), nets.cnn(), nets.resnet()), (None, "sdcard")):
+        problem = train_all(net, storage)
+        need = round(Milp(problem).solve("ram", EXACT).value)
+        result = Milp(with_ram(problem, need)).solve("latency", EXACT)
+        assert result.solution is not None
+        schedule = realize(problem, result.solution)
+        assert schedule.arena_bytes == max(schedule.live)
+        overlapping = [
+            (a.id, b.id)
+            for a, b in combinations([b for b in schedule.buffers if b.space == "arena"], 2)
+            if a.first <= b.last and b.first <= a.last
+            and a.offset < b.offset + b.bytes and b.offset < a.offset + a.bytes
+            and a.offset != b.offset
+        ]  # fmt: skip
+        assert not overlapping

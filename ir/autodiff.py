@@ -12,115 +12,18 @@ update nodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from .candidates import candidates, param_slots
 from .errors import UnsupportedModelError, UsageError
+from .grad_builder import GradBuilder
 from .graph import Attr, Graph, Node, TensorType, Value
 from .opdef import ParamSlot, get_op
 from .training import TILE_BYTES, Candidate, TrainingGraph, TrainingSpec, Update
 
-
-class GradBuilder:
-    """Appends the gradient nodes of one forward node.
-
-    Attributes:
-        graph: The training graph under construction.
-        node: The forward node that is being differentiated.
-        channels: Leading input channels of the weight whose gradient is built; None: all.
-    """
-
-    def __init__(self, graph: Graph, node: Node, aux: dict[Node, list[Node]]) -> None:
-        """Used by ``build_training`` only."""
-        self.graph = graph
-        self.node = node
-        self.channels: int | None = None
-        self._aux = aux
-
-    def add(
-        self,
-        op: str,
-        inputs: Iterable[Value | None],
-        attrs: Mapping[str, Attr] | None = None,
-        *,
-        suffix: str,
-    ) -> Value:
-        """Append a backward node named ``<forward node>/<suffix>`` and return its first result."""
-        name = f"{self.node.name}/{suffix}"
-        return self.graph.add_node(op, inputs, attrs, name=name, phase="backward").out
-
-    def aux(
-        self,
-        op: str,
-        inputs: Sequence[Value],
-        attrs: Mapping[str, Attr] | None = None,
-        *,
-        suffix: str,
-    ) -> Value:
-        """A node that runs in the forward phase, right after the node being differentiated.
-
-        It condenses what backward needs (a sign mask, an argmax index, leading channels). An equal
-        node made earlier is used again.
-        """
-        for old in self._aux.get(self.node, ()):
-            if old.op == op and old.inputs == tuple(inputs) and old.attrs == dict(attrs or {}):
-                return old.out
-        name = f"{self.node.name}/{suffix}"
-        node = self.graph.add_node(op, inputs, attrs, name=name, phase="forward")
-        self._aux.setdefault(self.node, []).append(node)
-        return node.out
-
-    def leading_channels(self, x: Value, axis: int) -> Value:
-        """The channels of ``x`` that the partial weight gradient needs; ``x`` itself for all."""
-        k = self.channels
-        if k is None or k == x.type.shape[axis]:
-            return x
-        rank = len(x.type.shape)
-        attrs: dict[str, Attr] = {
-            "starts": (0,) * rank,
-            "sizes": tuple(k if i == axis else d for i, d in enumerate(x.type.shape)),
-            "steps": (1,) * rank,
-        }
-        return self.aux("Slice", (x,), attrs, suffix=f"channels{k}")
-
-
-def param_slots(graph: Graph) -> dict[str, list[tuple[Node, ParamSlot]]]:
-    """Where each float constant is used as a trainable parameter.
-
-    Returns:
-        Constant name -> uses, for every constant all of whose uses are parameter slots.
-    """
-    uses: dict[str, list[tuple[Node, ParamSlot]]] = {}
-    blocked: set[str] = set()
-    for node in graph.nodes:
-        slots = {s.index: s for s in get_op(node.op).params}
-        for i, v in enumerate(node.inputs):
-            if v is None or v.name not in graph.constants:
-                continue
-            if i in slots and v.type.dtype == "f32":
-                uses.setdefault(v.name, []).append((node, slots[i]))
-            else:
-                blocked.add(v.name)
-    return {name: u for name, u in uses.items() if name not in blocked}
-
-
-def candidates(graph: Graph, ratios: Sequence[float] = (0.125, 0.25, 0.5, 1.0)) -> list[Candidate]:
-    """All ways to update the parameters of a forward graph, in forward order.
-
-    A weight offers ``max(1, floor(ratio x channels))`` leading input channels for each ratio below 1;
-    equal counts are offered once. Parameters used twice (tied) are only updated whole.
-    """
-    result: list[Candidate] = []
-    for name, uses in param_slots(graph).items():
-        node, slot = uses[0]
-        axis = slot.channel_axis(node) if len(uses) == 1 and slot.cold_index is not None else None
-        if axis is not None:
-            total = graph.values[name].type.shape[axis]
-            counts = sorted({max(1, int(total * r)) for r in ratios if r < 1})
-            result += [Candidate(name, k) for k in counts if k < total]
-        result.append(Candidate(name))
-    return result
+__all__ = ["GradBuilder", "build_training", "candidates", "param_slots"]
 
 
 def build_training(
@@ -134,8 +37,10 @@ def build_training(
         chosen: What to update. Several candidates of one parameter make the superset graph.
 
     Raises:
-        UnsupportedModelError: A node on the way from the loss to a chosen parameter has no gradient.
-        UsageError: A candidate names no trainable parameter, or none is chosen.
+        UnsupportedModelError: A node between a chosen parameter and the loss has no gradient, or
+            the prediction does not suit the loss.
+        UsageError: A candidate names no trainable parameter, can't be had in that part, or does not
+            reach the loss; or none is chosen.
     """
     return _TrainingBuilder(forward, spec, chosen).build()
 
@@ -144,17 +49,16 @@ class _TrainingBuilder:
     def __init__(self, forward: Graph, spec: TrainingSpec, chosen: Sequence[Candidate]) -> None:
         if len(forward.inputs) != 1 or len(forward.outputs) != 1:
             raise UnsupportedModelError(
-                f"{forward.name} has {len(forward.inputs)} inputs and {len(forward.outputs)} outputs;"
-                " training needs one of each"
+                f"{forward.name} has {len(forward.inputs)} inputs and {len(forward.outputs)}"
+                " outputs; training needs one of each"
             )
-        slots = param_slots(forward)
-        for c in chosen:
-            if c.param not in slots:
-                raise UsageError(f"{c.param} is not a trainable parameter of {forward.name}")
-        self.forward, self.spec, self.slots = forward, spec, slots
+        self.forward, self.spec, self.slots = forward, spec, param_slots(forward)
         self.chosen: dict[str, list[Candidate]] = {}
         for c in chosen:
-            self.chosen.setdefault(c.param, []).append(c)
+            self._check(c)
+            if c in self.chosen.setdefault(c.param, []):
+                raise UsageError(f"{c.param} is chosen twice in the same way")
+            self.chosen[c.param].append(c)
         self.superset = any(len(cs) > 1 for cs in self.chosen.values())
         self.graph = Graph(forward.name)
         self.map: dict[Value, Value] = {}
@@ -162,6 +66,20 @@ class _TrainingBuilder:
         self.aux: dict[Node, list[Node]] = {}
         self.grads: dict[Value, Value] = {}
         self.updates: list[Update] = []
+
+    def _check(self, candidate: Candidate) -> None:
+        name, k = candidate.param, candidate.channels
+        if name not in self.slots:
+            raise UsageError(f"{name} is not a trainable parameter of {self.forward.name}")
+        if k is None:
+            return
+        node, slot = self.slots[name][0]
+        axis = slot.channel_axis(node)
+        if axis is None or slot.cold_index is None or len(self.slots[name]) > 1:
+            raise UsageError(f"{name} can only be updated whole")
+        total = self.forward.values[name].type.shape[axis]
+        if not 0 < k < total:
+            raise UsageError(f"{name} has {total} input channels; {k} of them can't be updated")
 
     def build(self) -> TrainingGraph:
         prediction = self._copy_forward()
@@ -178,6 +96,9 @@ class _TrainingBuilder:
         for node in reversed(forward_nodes):
             if node is not skip:
                 self._differentiate(node, needed)
+        updated = {u.candidate.param for u in self.updates}
+        if missing := [name for name in self.chosen if name not in updated]:
+            raise UsageError(f"the loss does not depend on {', '.join(missing)}; freeze them")
         self.graph.outputs = [loss, prediction]
         self.graph.nodes = self._ordered(forward_nodes, loss_nodes)
         self.graph.verify()
@@ -195,8 +116,9 @@ class _TrainingBuilder:
             else:
                 k, axis = split
                 hot, cold = np.split(data, [k], axis=axis)
-                self.map[f.values[name]] = g.add_constant(f"{name}[:{k}]", np.ascontiguousarray(hot))
-                self.cold[name] = g.add_constant(f"{name}[{k}:]", np.ascontiguousarray(cold))
+                hot, cold = np.ascontiguousarray(hot), np.ascontiguousarray(cold)
+                self.map[f.values[name]] = g.add_constant(f"{name}[:{k}]", hot)
+                self.cold[name] = g.add_constant(f"{name}[{k}:]", cold)
         for node in f.nodes:
             inputs = [None if v is None else self.map[v] for v in node.inputs]
             for slot in get_op(node.op).params:
@@ -217,21 +139,16 @@ class _TrainingBuilder:
             return None
         node, slot = self.slots[name][0]
         axis = slot.channel_axis(node)
-        if axis is None or slot.cold_index is None or len(self.slots[name]) > 1:
-            raise UsageError(f"{name} can only be updated whole")
-        total = self.forward.values[name].type.shape[axis]
-        if not 0 < k < total:
-            raise UsageError(f"{name} has {total} input channels; {k} of them can't be updated")
+        assert axis is not None, name  # _check
         return k, axis
 
-    def _loss(self, prediction: Value):  # type: ignore[no-untyped-def]
+    def _loss(self, prediction: Value) -> tuple[Value, Value, Value, Callable[[], Value]]:
+        """Add the loss; returns what backward starts at, the loss, the target, and the seed."""
         g = self.graph
         if self.spec.loss == "mse":
             target = g.add_input("target", prediction.type)
             loss = g.add_node("MSE", (prediction, target), name="loss", phase="loss").out
-            return prediction, loss, target, lambda: g.add_node(
-                "MSEGrad", (prediction, target), name="loss/grad", phase="backward"
-            ).out
+            return prediction, loss, target, lambda: self._seed("MSEGrad", prediction, target)
         if len(prediction.type.shape) != 2:
             raise UnsupportedModelError(
                 f"cross entropy needs a prediction [batch, classes]; {prediction.name} is"
@@ -240,6 +157,11 @@ class _TrainingBuilder:
         target = g.add_input("target", TensorType((prediction.type.shape[0],), "i32"))
         producer = prediction.producer
         if producer is not None and producer.op == "Softmax" and producer.inputs[0] is not None:
+            if producer.int_attr("axis", -1) not in (-1, 1):
+                raise UnsupportedModelError(
+                    f"node {producer.name}: cross entropy needs a Softmax over the classes"
+                    f" (axis 1), not axis {producer.int_attr('axis')}; use --loss mse"
+                )
             logits, probs = producer.inputs[0], prediction
         else:
             logits = prediction
@@ -247,9 +169,10 @@ class _TrainingBuilder:
                 "Softmax", (prediction,), {"axis": -1}, name="loss/softmax", phase="loss"
             ).out
         loss = g.add_node("CrossEntropy", (probs, target), name="loss", phase="loss").out
-        return logits, loss, target, lambda: g.add_node(
-            "SoftmaxCrossEntropyGrad", (probs, target), name="loss/grad", phase="backward"
-        ).out
+        return logits, loss, target, lambda: self._seed("SoftmaxCrossEntropyGrad", probs, target)
+
+    def _seed(self, op: str, prediction: Value, target: Value) -> Value:
+        return self.graph.add_node(op, (prediction, target), name="loss/grad", phase="backward").out
 
     def _needed(self, nodes: Sequence[Node]) -> set[Value]:
         """Values whose gradient some chosen parameter upstream needs."""
@@ -273,35 +196,36 @@ class _TrainingBuilder:
 
     def _differentiate(self, node: Node, needed: set[Value]) -> None:
         dy = self.grads.pop(node.out, None)
-        if dy is None or node.out not in needed:
-            return
         op = get_op(node.op)
-        if op.vjp is None:
-            raise UnsupportedModelError(
-                f"node {node.name}: {node.op} has no gradient; freeze everything before it"
-            )
         builder = GradBuilder(self.graph, node, self.aux)
         chosen = [(s, name) for s in op.params if (name := self._trained(node, s)) is not None]
+        if dy is not None and node.out in needed:
+            if op.vjp is None:
+                raise UnsupportedModelError(
+                    f"node {node.name}: {node.op} has no gradient; freeze everything before it"
+                )
+            # A bias may change before the input's gradient is built, whose rule never reads it, so
+            # that dy can be consumed at once; weights and scales may not.
+            for slot, name in chosen:
+                if slot.role == "bias":
+                    self._update(builder, slot, name, dy)
+            need = [v is not None and v in needed for v in node.inputs]
+            if any(need):
+                parts = op.vjp(builder, node, dy, need)
+                for v, d, wanted in zip(node.inputs, parts, need, strict=True):
+                    if v is not None and d is not None and wanted:
+                        self._contribute(builder, v, d)
+            for slot, name in chosen:
+                if slot.role != "bias":
+                    self._update(builder, slot, name, dy)
         for slot, name in chosen:
-            if slot.role != "weight":
-                self._update(builder, slot, name, dy)
-        need = [v is not None and v in needed for v in node.inputs]
-        if any(need):
-            parts = op.vjp(builder, node, dy, need)
-            for v, d, wanted in zip(node.inputs, parts, need, strict=True):
-                if v is not None and d is not None and wanted:
-                    self._contribute(builder, v, d)
-        for slot, name in chosen:
-            if slot.role == "weight":
-                self._update(builder, slot, name, dy)
+            self._update_shared(slot, name, node)
 
     def _contribute(self, builder: GradBuilder, v: Value, d: Value) -> None:
         old = self.grads.get(v)
         self.grads[v] = d if old is None else builder.add("Add", (old, d), suffix=f"sum/{v.name}")
 
     def _update(self, builder: GradBuilder, slot: ParamSlot, name: str, dy: Value) -> None:
-        if len(self.slots[name]) > 1:
-            raise UnsupportedModelError(f"{name} is shared by several nodes; it can't be trained yet")
         node = builder.node
         op = get_op(node.op)
         assert op.vjp is not None
@@ -312,14 +236,28 @@ class _TrainingBuilder:
             before = len(self.graph.nodes)
             grad = op.vjp(builder, node, dy, need)[slot.index]
             builder.channels = None
-            assert grad is not None and grad.producer is not None, (node.name, name)
-            # A view or a gradient that others read as well is an ordinary tensor, never streamed.
-            fresh = grad.producer in self.graph.nodes[before:] and not get_op(grad.producer.op).view
+            assert grad is not None, (node.name, name)
+            producer = grad.producer
+            assert producer is not None, (node.name, name)
             if grad.type != value.type:
                 raise UnsupportedModelError(
                     f"node {node.name}: gradient {grad.type} of {name} is not {value.type}"
                 )
-            self._apply(candidate, slot, node, value, grad, grad.producer if fresh else None)
+            if len(self.slots[name]) > 1:
+                self._contribute(builder, value, grad)
+                continue
+            inside = producer in self.graph.nodes[before:] and not get_op(producer.op).view
+            self._apply(candidate, slot, node, value, grad, producer if inside else None)
+
+    def _update_shared(self, slot: ParamSlot, name: str, node: Node) -> None:
+        """Update a parameter of several nodes where backward has passed the first of them."""
+        uses = self.slots[name]
+        if len(uses) == 1 or node.name != uses[0][0].name:
+            return
+        value = node.inputs[slot.index]
+        grad = None if value is None else self.grads.pop(value, None)
+        if value is not None and grad is not None:
+            self._apply(self.chosen[name][0], slot, node, value, grad, None)
 
     def _param_value(self, candidate: Candidate, node: Node, slot: ParamSlot) -> Value:
         whole = node.inputs[slot.index]

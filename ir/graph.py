@@ -2,8 +2,8 @@
 
 A graph is a topologically ordered list of nodes over named values. Values that nobody produces
 are graph inputs, parameters (``constants`` with data) or optimizer state. The same structure holds
-the imported forward graph and the training graph (forward + loss + backward + update); ``Node.phase``
-tells the parts apart, so what backward needs of forward is simply the edges that cross.
+the imported forward graph and the training graph (forward + loss + backward + update);
+``Node.phase`` tells the parts apart, so what backward needs of forward is the edges that cross.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Attr = int | float | str | tuple[int, ...] | tuple[float, ...]
 Phase = Literal["forward", "loss", "backward", "update"]
 PHASES: tuple[Phase, ...] = ("forward", "loss", "backward", "update")
 
-#: dtype name -> (NumPy storage dtype, bits per element). ``bits`` packs 8 elements per byte, LSB first.
+#: dtype name -> (NumPy storage dtype, bits per element). ``bits`` packs 8 elements, LSB first.
 DTYPES: dict[str, tuple[str, int]] = {
     "f64": ("<f8", 64),
     "f32": ("<f4", 32),
@@ -75,18 +75,20 @@ class TensorType:
         return TensorType(self.shape, dtype)
 
     def __str__(self) -> str:
+        """As ``f32[1,3,32,32]``."""
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
 
 @dataclass(eq=False)
 class Value:
-    """A tensor with a unique name inside its graph; ``producer`` is None for inputs and constants."""
+    """A tensor, unique by name in its graph; ``producer`` is None for inputs and constants."""
 
     name: str
     type: TensorType
     producer: Node | None = None
 
     def __repr__(self) -> str:
+        """As ``%name: type``."""
         return f"%{self.name}: {self.type}"
 
 
@@ -138,6 +140,7 @@ class Node:
         return tuple(int(i) for i in v)
 
     def __repr__(self) -> str:
+        """One line of the textual IR."""
         args = ", ".join("-" if v is None else f"%{v.name}" for v in self.inputs)
         outs = ", ".join(map(repr, self.outputs))
         attrs = "".join(f" {k}={v}" for k, v in sorted(self.attrs.items()))
@@ -172,7 +175,7 @@ class Graph:
         return value
 
     def add_constant(self, name: str, data: Array, dtype: str | None = None) -> Value:
-        """Declare a constant (parameter) with data; dtype is derived from the array if not given."""
+        """Declare a constant (parameter) with data; dtype is the array's if not given."""
         if dtype is None:
             dtype = next((k for k, (d, _) in DTYPES.items() if np.dtype(d) == data.dtype), None)
             if dtype is None:
@@ -208,14 +211,8 @@ class Graph:
         Raises:
             GraphError: Unknown operator or operands that do not fit it; names the node.
         """
-        from .opdef import get_op  # the registry needs Node and TensorType from this module
-
         node = Node(op, self._unique_node(name), tuple(inputs), (), dict(attrs or {}), phase)
-        definition = get_op(op)
-        try:
-            types = definition.infer(node)
-        except (GraphError, AssertionError, IndexError, KeyError, ValueError) as e:
-            raise GraphError(f"node {node.name} ({op}): {e}") from e
+        types = _infer(node)
         wanted = list(outputs) if outputs is not None else []
         names = [
             wanted[i] if i < len(wanted) else (node.name if i == 0 else f"{node.name}.{i}")
@@ -246,8 +243,6 @@ class Graph:
             GraphError: Duplicate names, use before definition (which includes cycles), a dtype or
                 shape that disagrees with inference, constants whose data do not fit.
         """
-        from .opdef import get_op
-
         defined: set[Value] = set()
         for v in self.values.values():
             if v.producer is None:
@@ -266,11 +261,13 @@ class Graph:
                     raise GraphError(f"node {node.name} reads {v.name} before it is computed")
                 if self.values.get(v.name) is not v:
                     raise GraphError(f"node {node.name} reads {v.name}, which is of another graph")
-            types = get_op(node.op).infer(node)
+            types = _infer(node)
             got = tuple(v.type for v in node.outputs)
             if tuple(types) != got:
                 raise GraphError(f"node {node.name}: results {got} but inferred {tuple(types)}")
             for v in node.outputs:
+                if self.values.get(v.name) is not v:
+                    raise GraphError(f"value name {v.name} occurs twice, or is of another graph")
                 if v.producer is not node:
                     raise GraphError(f"value {v.name} does not point at its producer {node.name}")
                 if v in defined:
@@ -281,6 +278,7 @@ class Graph:
                 raise GraphError(f"output {v.name} is never computed")
 
     def __repr__(self) -> str:
+        """The textual IR."""
         lines = [f"graph {self.name}({', '.join(map(repr, self.inputs))})"]
         lines += [f"  {n!r}" for n in self.nodes]
         lines.append(f"  return {', '.join(v.name for v in self.outputs)}")
@@ -306,6 +304,21 @@ class Graph:
 
     def _unique_node(self, name: str) -> str:
         return _unique(name, self._node_names)
+
+
+def _infer(node: Node) -> tuple[TensorType, ...]:
+    """Result types of a node.
+
+    Raises:
+        GraphError: Operands or attributes do not fit the operator; names the node.
+    """
+    from .opdef import get_op  # the registry needs Node and TensorType from this module
+
+    definition = get_op(node.op)
+    try:
+        return tuple(definition.infer(node))
+    except (GraphError, AssertionError, IndexError, KeyError, ValueError) as e:
+        raise GraphError(f"node {node.name} ({node.op}): {e}") from e
 
 
 def _unique(name: str, taken: Mapping[str, Any] | set[str]) -> str:

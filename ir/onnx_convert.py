@@ -61,6 +61,11 @@ class Conversion:
         self._constants[name] = value
         return value
 
+    def forget(self, name: str) -> None:
+        """Take back a constant that its only reader replaces by another one of the same name."""
+        if self._constants.pop(name, None) is not None:
+            del self.graph.values[name], self.graph.constants[name]
+
 
 @dataclass(eq=False)
 class Site:
@@ -194,6 +199,8 @@ class Site:
         readers = sum(n.inputs.count(name) for n in self.conversion.file.nodes)
         if readers > 1 or name in self.conversion.file.outputs:
             name = f"{name}/{suffix}"
+        else:
+            self.conversion.forget(name)
         return self.conversion.constant(name, data.astype(np.float32))
 
     def reshape(self, x: Value, shape: tuple[int, ...], suffix: str = "") -> Value:

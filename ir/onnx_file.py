@@ -8,13 +8,14 @@ from pathlib import Path
 import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
+from .errors import UnsupportedModelError
 from .graph import Array, TensorType
 from .onnx_fold import infer_and_fold
 from .onnx_read import (
     STANDARD_DOMAINS,
     Obstacle,
+    at_known_opset,
     check_structure,
-    model_opset,
     node_name,
     read_initializers,
     read_proto,
@@ -85,9 +86,16 @@ def load_file(path: Path, batch: int) -> ModelFile:
         UnsupportedModelError: The file can't be read as a graph at all. Everything less than that
             stands in ``obstacles``.
     """
+    try:
+        return _load(path, batch)
+    except UnicodeDecodeError:  # protobuf decodes names only when they are read
+        raise UnsupportedModelError(f"{path}: damaged: a name is not UTF-8 text") from None
+
+
+def _load(path: Path, batch: int) -> ModelFile:
     proto = read_proto(path)
-    opset = model_opset(proto, path)
     check_structure(proto, path)
+    proto, opset = at_known_opset(proto, path)
     _unique_names(proto)
     constants, obstacles = read_initializers(proto)
     known = set(constants) | {o.where for o in obstacles}
@@ -95,6 +103,7 @@ def load_file(path: Path, batch: int) -> ModelFile:
     del proto.graph.input[:]
     inputs = {v.name: _bind(v, batch, runtime, obstacles) for v in runtime}
     proto.graph.input.extend(runtime)
+    proto.ir_version = max(proto.ir_version, 4)  # from here on initializers need not be inputs
     _forget_symbols(proto)
     types, errors = infer_and_fold(proto, constants)
     obstacles += [o for o in errors if o not in obstacles]

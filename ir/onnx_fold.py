@@ -20,6 +20,8 @@ from .onnx_read import STANDARD_DOMAINS, Obstacle
 
 #: Results of constant folding may not be larger: a model that needs them fits no microcontroller.
 MAX_FOLDED_ELEMENTS = 2**26
+#: Begins the reason of what onnx's inference finds.
+INCONSISTENT = "is inconsistent"
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomUniform")
 #: ONNX element type -> dtype name of the IR.
 ELEMENT_TYPES: dict[int, str] = {
@@ -78,7 +80,7 @@ def _infer(proto: ModelProto) -> tuple[ModelProto, list[Obstacle]]:
         text = str(e)
     found = re.findall(r"\(op_type:([^,)]*)(?:, node name: ([^)]*))?\): *([^\n]*)", text)
     obstacles = [
-        Obstacle(name or op, op, f"is inconsistent: {_plain(reason)}")
+        Obstacle(name or op, op, f"{INCONSISTENT}: {_plain(reason)}")
         for op, name, reason in found
         if "No schema registered" not in reason and "No Op registered" not in reason
     ]

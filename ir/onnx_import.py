@@ -12,6 +12,7 @@ from .errors import GraphError
 from .graph import Graph, Value
 from .onnx_convert import Conversion, Rejected, Site
 from .onnx_file import FileNode, ModelFile, load_file
+from .onnx_fold import INCONSISTENT
 from .onnx_ops import RULES
 from .onnx_read import Obstacle, report_obstacles
 from .passes import clean, rename
@@ -85,6 +86,11 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
                 del graph.values[v.name]
         del graph.nodes[begin:]
         reason = str(e).removeprefix(f"node {node.name} ({node.op}): ")
+        conversion.obstacles = [  # onnx's own words for the same thing are vaguer
+            o
+            for o in conversion.obstacles
+            if o.where != node.name or not o.reason.startswith(INCONSISTENT)
+        ]
         conversion.obstacles.append(Obstacle(node.name, node.op, reason))
         conversion.order.append(node.name)
         _placeholders(conversion, node)

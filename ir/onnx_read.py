@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, inliner, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, inliner, numpy_helper, version_converter
 
 from .errors import UnsupportedModelError, UsageError
 from .graph import Array
@@ -94,11 +94,11 @@ def read_proto(path: Path) -> ModelProto:
     return inliner.inline_local_functions(proto) if proto.functions else proto
 
 
-def model_opset(proto: ModelProto, path: Path) -> int:
-    """Version of the standard operator set; written into the model when it names none.
+def at_known_opset(proto: ModelProto, path: Path) -> tuple[ModelProto, int]:
+    """The model and the version of its standard operator set; older than 8 is converted to 8.
 
     Raises:
-        UnsupportedModelError: Older than 8 or newer than the installed onnx knows.
+        UnsupportedModelError: Newer than the installed onnx knows, or old and not convertible.
     """
     newest = int(onnx.defs.onnx_opset_version())
     versions = [int(o.version) for o in proto.opset_import if o.domain in STANDARD_DOMAINS]
@@ -110,16 +110,20 @@ def model_opset(proto: ModelProto, path: Path) -> int:
         version = int(max([MIN_OPSET, *known]))
         proto.opset_import.append(onnx.helper.make_opsetid("", version))
     if version < MIN_OPSET:
-        raise UnsupportedModelError(
-            f"{path}: opset {version} is older than {MIN_OPSET};"
-            " export again, or convert with onnx.version_converter"
-        )
+        try:
+            return version_converter.convert_version(proto, MIN_OPSET), MIN_OPSET
+        except Exception as e:  # the converter raises RuntimeError, ValueError and its own classes
+            reason = str(e).strip().splitlines()[-1]
+            raise UnsupportedModelError(
+                f"{path}: opset {version} is older than {MIN_OPSET} and onnx.version_converter"
+                f" can't convert it ({reason}); export again with opset {MIN_OPSET} or newer"
+            ) from None
     if version > newest:
         raise UnsupportedModelError(
             f"{path}: opset {version} is newer than {newest}, the newest of the installed onnx"
             f" {onnx.__version__}; update onnx or export with opset {newest}"
         )
-    return version
+    return proto, version
 
 
 def check_structure(proto: ModelProto, path: Path) -> None:

@@ -21,7 +21,8 @@ from .elementary import sigmoid32, tanh32
 from .elementwise import count_params, infer_like
 
 if TYPE_CHECKING:
-    from ..autodiff import GradBuilder
+    from ..grad_builder import GradBuilder
+
 
 def _register(
     name: str,

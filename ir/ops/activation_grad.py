@@ -17,7 +17,6 @@ SOURCE = "odtplan_activation"
 SHAPES: tuple[tuple[int, ...], ...] = ((2, 3, 3, 3), (11,), (1, 8), ())
 
 
-
 def scalar(x: Array, value: float) -> np.generic:
     """An attribute as a scalar of the data's own dtype, rounded once like the C parameter."""
     return x.dtype.type(value)  # type: ignore[no-any-return]
@@ -37,7 +36,6 @@ def unpack_bits(bits: Array, shape: tuple[int, ...]) -> Array:
 def work(cost_class: CostClass) -> Callable[[Node], Work]:
     """One unit of ``cost_class`` per element of the result."""
     return lambda node: Work(cost_class, node.out.type.size)
-
 
 
 def _register_mask(

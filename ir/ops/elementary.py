@@ -20,7 +20,7 @@ from ..graph import Array
 _F = np.float32
 _F32 = NDArray[np.float32]
 
-#: ln 2 in two parts; the high part has 9 significant bits, so its product with an exponent is exact.
+#: ln 2 in two parts; the high one has 9 significant bits, so its product with an exponent is exact.
 _LN2_HI = _F(0.693359375)
 _LN2_LO = _F(-2.12194440e-4)
 _LOG2_E = _F(1.44269504)
@@ -50,7 +50,7 @@ _SQRT_HALF_BITS = 0x3F3504F3
 
 
 def exp32(x: Array) -> Array:
-    """e to the x; float32 by the fixed polynomial, overflowing to inf and underflowing gradually."""
+    """Exponential function, overflowing to inf and underflowing gradually."""
     if x.dtype != np.float32:
         return _as_array(np.exp(x))
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):

@@ -26,7 +26,7 @@ from ..opdef import (
 )
 
 if TYPE_CHECKING:
-    from ..autodiff import GradBuilder
+    from ..grad_builder import GradBuilder
 
 #: ODTPLAN_MAX_RANK of backends/c/kernels/odtplan_types.h.
 MAX_RANK = 6

@@ -44,7 +44,7 @@ def joined(hot: Array, cold: Array | None, axis: int) -> Array:
 
 
 def chain(start: Array, left: Array, right: Array) -> Array:
-    """start + left @ right over the last two axes, one sequential chain per element."""
+    """The sum start + left @ right over the last two axes, one sequential chain per element."""
     acc = start
     for k in range(left.shape[-1]):
         acc = acc + left[..., :, k : k + 1] * right[..., k : k + 1, :]
@@ -194,11 +194,13 @@ register(
         "GemmGradInput",
         infer=_grad_input_infer,
         kernel=_grad_input_kernel,
-        work=lambda node: Work(
-            "gemm_grad_input", operand(node, 0).size * node.out.type.shape[-1]
-        ),
+        work=lambda node: Work("gemm_grad_input", operand(node, 0).size * node.out.type.shape[-1]),
         c=CKernel(
-            "odtplan_gemm_grad_input_f32", "odtplan_gemm_t", "odtplan_gemm", _grad_input_params
+            "odtplan_gemm_grad_input_f32",
+            "odtplan_gemm_t",
+            "odtplan_gemm",
+            _grad_input_params,
+            operands=3,
         ),
         samples=_grad_input_samples,
     )
@@ -213,9 +215,7 @@ def _grad_weight_infer(node: Node) -> Sequence[TensorType]:
     return (T((n, k) if node.int_attr("trans_b", 0) else (k, n), x.dtype),)
 
 
-def _grad_weight_rows(
-    node: Node, inputs: Sequence[Array | None], begin: int, end: int
-) -> Array:
+def _grad_weight_rows(node: Node, inputs: Sequence[Array | None], begin: int, end: int) -> Array:
     x, dy = needed(inputs, 0), needed(inputs, 1)
     rows, columns = (dy, x) if node.int_attr("trans_b", 0) else (x, dy)
     rows = rows.reshape(-1, rows.shape[-1])[:, begin:end]
@@ -239,9 +239,7 @@ register(
     OpDef(
         "GemmGradWeight",
         infer=_grad_weight_infer,
-        kernel=lambda node, inputs: (
-            _grad_weight_rows(node, inputs, 0, node.out.type.shape[0]),
-        ),
+        kernel=lambda node, inputs: (_grad_weight_rows(node, inputs, 0, node.out.type.shape[0]),),
         rows_kernel=_grad_weight_rows,
         work=lambda node: Work(
             "gemm_grad_weight", operand(node, 0).size * operand(node, 1).shape[-1]

@@ -32,7 +32,8 @@ def _check_labels(node: Node) -> TensorType:
 
 def _operands(node: Node, inputs: Sequence[Array | None]) -> tuple[Array, Array]:
     probs, labels = inputs
-    assert probs is not None and labels is not None
+    assert probs is not None
+    assert labels is not None
     bad = (labels < 0) | (labels >= probs.shape[1])
     if bad.any():
         raise UsageError(
@@ -115,14 +116,16 @@ def _check_target(node: Node) -> TensorType:
 
 def _mse_kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
     prediction, target = inputs
-    assert prediction is not None and target is not None
+    assert prediction is not None
+    assert target is not None
     d = (prediction - target).reshape(-1)
     return (np.asarray(np.add.accumulate(d * d)[-1] / d.dtype.type(d.size)),)
 
 
 def _mse_grad_kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
     prediction, target = inputs
-    assert prediction is not None and target is not None
+    assert prediction is not None
+    assert target is not None
     d = prediction - target
     return ((d + d) / d.dtype.type(d.size),)
 

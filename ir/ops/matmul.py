@@ -77,7 +77,8 @@ def _vjp(
         result[:2] = layer_gradients(builder, node, dy, need, 2)
         return result
     a, b = node.inputs[0], node.inputs[1]
-    assert a is not None and b is not None, node.name
+    assert a is not None, node.name
+    assert b is not None, node.name
     trans_a, trans_b = _transposed(node)
     if need[0]:
         left, right, flip = (b, dy, (trans_b, True)) if trans_a else (dy, b, (False, not trans_b))

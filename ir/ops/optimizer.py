@@ -1,8 +1,8 @@
 """Update rules as in torch.optim, and the accumulation of gradients over micro-batches.
 
 All are elementwise: a back end may call them on any run of rows, with ``count`` set to the number
-of elements. Results lie in place of the operands of the same rank in the list: the new weight on the
-weight, the new moments on the moments. ``hyper`` is f32[2], see ``ir.training.TrainingGraph``.
+of elements. Results lie in place: the new weight on the weight, each new moment on its moment (of
+which ``OpDef.inplace`` names only the weight). ``hyper`` is the f32[2] of ``TrainingGraph.hyper``.
 """
 
 from __future__ import annotations

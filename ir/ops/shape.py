@@ -14,7 +14,7 @@ from ..opdef import CKernel, OpDef, Sample, Vjp, Work, array, f32_operand, regis
 from .elementwise import check_rank, contiguous_strides, merge_axes
 
 if TYPE_CHECKING:
-    from ..autodiff import GradBuilder
+    from ..grad_builder import GradBuilder
 
 SOURCE = "odtplan_shape"
 #: ODTPLAN_MAX_CONCAT of backends/c/kernels/odtplan_types.h.
@@ -139,7 +139,6 @@ register_read(
 )
 
 
-
 # --- Concat --------------------------------------------------------------------------------------
 
 
@@ -207,9 +206,7 @@ register(
             np.concatenate([array(inputs, i) for i in range(len(inputs))], _concat_axis(node))
         ],
         work=lambda node: Work("copy", node.out.type.nbytes),
-        c=CKernel(
-            "odtplan_concat_f32", "odtplan_concat_t", SOURCE, _concat_params, variadic=True
-        ),
+        c=CKernel("odtplan_concat_f32", "odtplan_concat_t", SOURCE, _concat_params, variadic=True),
         samples=_concat_samples,
         vjp=_vjp_concat,
         onnx="Concat",

@@ -19,7 +19,7 @@ from .elementwise import check_rank, contiguous_strides, merge_axes
 from .shape import SOURCE, register_read
 
 if TYPE_CHECKING:
-    from ..autodiff import GradBuilder
+    from ..grad_builder import GradBuilder
 
 
 def _axes_attr(node: Node, key: str, rank: int, low: int) -> tuple[int, ...]:

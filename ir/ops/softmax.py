@@ -64,7 +64,8 @@ def _grad_infer(node: Node) -> Sequence[TensorType]:
 
 def _grad_kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
     y, dy = inputs
-    assert y is not None and dy is not None
+    assert y is not None
+    assert dy is not None
     return (y * (dy - _lane_sum(y * dy, _axis(node))),)
 
 

@@ -1,0 +1,47 @@
+"""Which parameters of a forward graph can be trained, and in which parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .graph import Graph, Node
+from .opdef import ParamSlot, get_op
+from .training import Candidate
+
+
+def param_slots(graph: Graph) -> dict[str, list[tuple[Node, ParamSlot]]]:
+    """Where each float constant is used as a trainable parameter.
+
+    Returns:
+        Constant name -> uses, for every constant all of whose uses are parameter slots.
+    """
+    uses: dict[str, list[tuple[Node, ParamSlot]]] = {}
+    blocked: set[str] = set()
+    for node in graph.nodes:
+        slots = {s.index: s for s in get_op(node.op).params}
+        for i, v in enumerate(node.inputs):
+            if v is None or v.name not in graph.constants:
+                continue
+            if i in slots and v.type.dtype == "f32":
+                uses.setdefault(v.name, []).append((node, slots[i]))
+            else:
+                blocked.add(v.name)
+    return {name: u for name, u in uses.items() if name not in blocked}
+
+
+def candidates(graph: Graph, ratios: Sequence[float] = (0.125, 0.25, 0.5, 1.0)) -> list[Candidate]:
+    """All ways to update the parameters of a forward graph, in forward order.
+
+    A weight offers ``max(1, floor(ratio x channels))`` leading input channels for each ratio below
+    1; equal counts are offered once. Parameters used twice (tied) are only updated whole.
+    """
+    result: list[Candidate] = []
+    for name, uses in param_slots(graph).items():
+        node, slot = uses[0]
+        axis = slot.channel_axis(node) if len(uses) == 1 and slot.cold_index is not None else None
+        if axis is not None:
+            total = graph.values[name].type.shape[axis]
+            counts = sorted({max(1, int(total * r)) for r in ratios if r < 1})
+            result += [Candidate(name, k) for k in counts if k < total]
+        result.append(Candidate(name))
+    return result

@@ -1,0 +1,70 @@
+"""The builder that gradient rules append their nodes with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from .graph import Attr, Graph, Node, Value
+
+
+class GradBuilder:
+    """Appends the gradient nodes of one forward node.
+
+    Attributes:
+        graph: The training graph under construction.
+        node: The forward node that is being differentiated.
+        channels: Leading input channels of the weight whose gradient is built; None: all.
+    """
+
+    def __init__(self, graph: Graph, node: Node, aux: dict[Node, list[Node]]) -> None:
+        """Used by ``build_training`` only."""
+        self.graph = graph
+        self.node = node
+        self.channels: int | None = None
+        self._aux = aux
+
+    def add(
+        self,
+        op: str,
+        inputs: Iterable[Value | None],
+        attrs: Mapping[str, Attr] | None = None,
+        *,
+        suffix: str,
+    ) -> Value:
+        """Append a backward node named ``<forward node>/<suffix>`` and return its first result."""
+        name = f"{self.node.name}/{suffix}"
+        return self.graph.add_node(op, inputs, attrs, name=name, phase="backward").out
+
+    def aux(
+        self,
+        op: str,
+        inputs: Sequence[Value],
+        attrs: Mapping[str, Attr] | None = None,
+        *,
+        suffix: str,
+    ) -> Value:
+        """A node that runs in the forward phase, right after the node being differentiated.
+
+        It condenses what backward needs (a sign mask, an argmax index, leading channels). An equal
+        node made earlier is used again.
+        """
+        for old in self._aux.get(self.node, ()):
+            if old.op == op and old.inputs == tuple(inputs) and old.attrs == dict(attrs or {}):
+                return old.out
+        name = f"{self.node.name}/{suffix}"
+        node = self.graph.add_node(op, inputs, attrs, name=name, phase="forward")
+        self._aux.setdefault(self.node, []).append(node)
+        return node.out
+
+    def leading_channels(self, x: Value, axis: int) -> Value:
+        """The channels of ``x`` that the partial weight gradient needs; ``x`` itself for all."""
+        k = self.channels
+        if k is None or k == x.type.shape[axis]:
+            return x
+        rank = len(x.type.shape)
+        attrs: dict[str, Attr] = {
+            "starts": (0,) * rank,
+            "sizes": tuple(k if i == axis else d for i, d in enumerate(x.type.shape)),
+            "steps": (1,) * rank,
+        }
+        return self.aux("Slice", (x,), attrs, suffix=f"channels{k}")

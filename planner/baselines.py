@@ -82,9 +82,7 @@ def retain(problem: Problem, keep: set[Tensor]) -> Solution:
     active: set[int] = {ALWAYS}
     have = {t for t in keep if t.rebuildable} | _not_rebuildable(problem)
     for a in problem.activities:
-        if a.kind == "auxiliary" and a.tensor in have:
-            active.add(a.index)
-        elif a.kind in ("update", "needed"):
+        if a.kind in ("update", "needed") or (a.kind == "auxiliary" and a.tensor in have):
             active.add(a.index)
     pending: dict[Tensor, Slot] = {}
     for slot in problem.slots:

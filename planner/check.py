@@ -8,8 +8,8 @@ solver, problem, cost, schedule or layout module. In this order it demands that
 2. executing the steps on symbols gives every operand in the right version at the right place, each
    chosen parameter is updated exactly once by its own gradient, and nothing else is
    (``check_machine``);
-3. every claim is what the steps cost, the budgets are kept, and the decisions are what the steps do
-   (``check_claims``).
+3. every claim is what the steps cost, and the budgets are kept (``check_claims``);
+4. the decisions are what the steps do (``check_decisions``).
 
 Reports and drawings are made from its result, never from solver variables.
 """
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from ..ir.training import TrainingGraph
 from . import check_claims
+from .check_decisions import decisions
 from .check_machine import Machine
 from .check_program import CheckError, Program, resolve
 from .device import Core, Device, load_core
@@ -129,7 +130,7 @@ def check(
     figures = check_claims.measure(program, device, core or load_core(device.core))
     check_claims.compare(program, figures)
     check_claims.storage_capacity(program, figures, device)
-    check_claims.decisions(program, machine)
+    decisions(program, machine)
     peak = max(figures.live_bytes)
     return CheckReport(
         steps=tuple(

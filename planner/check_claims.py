@@ -1,7 +1,7 @@
-"""The figures and decisions of a plan, computed again from its steps and the device.
+"""The figures of a plan, computed again from its steps and the device.
 
-Part of the checker (see ``planner.check``). The cost formulas of ``planner.cost`` are written here a
-second time on purpose: a mistake in one of them shows as a disagreement.
+Part of the checker (see ``planner.check``). The cost formulas of ``planner.cost`` are written here
+a second time on purpose: a mistake in one of them shows as a disagreement.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, isclose
 
-from ..ir.graph import Node, TensorType, Value
+from ..ir.graph import Node, TensorType
 from ..ir.opdef import get_op
-from .check_machine import Machine
 from .check_program import CheckError, Program, occupied
 from .device import Core, Device, Storage
 from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP, Step
@@ -164,7 +163,9 @@ def _live(p: Program) -> tuple[int, ...]:
 
 
 def _end(p: Program, space: str) -> int:
-    return max((b.offset + occupied(b.bytes) for b in p.plan.buffers if b.space == space), default=0)
+    return max(
+        (b.offset + occupied(b.bytes) for b in p.plan.buffers if b.space == space), default=0
+    )
 
 
 def _code_bytes(p: Program) -> int:
@@ -229,94 +230,3 @@ def storage_capacity(p: Program, f: Figures, device: Device) -> None:
     storage = _storage(p, device)
     if storage is not None and f.storage_bytes > storage.bytes:
         raise CheckError(f"pages {f.storage_bytes} B, but {storage.id} holds {storage.bytes} B")
-
-
-def decisions(p: Program, machine: Machine) -> None:
-    """Compare the plan's decisions with what its steps do.
-
-    Raises:
-        CheckError: A decision is not carried out, or an action is not decided.
-    """
-    _updates(p)
-    _activations(p, machine)
-    forward = {n.name: n for n in p.training.graph.nodes if n.phase == "forward"}
-    for name, precision in p.plan.decisions.precision.items():
-        if name not in forward:
-            raise CheckError(f"decisions.precision: the graph has no forward node {name}")
-        if forward[name].out.type.dtype != precision and forward[name].out.type.dtype.startswith("f"):
-            raise CheckError(f"decisions.precision: {name} computes in {forward[name].out.type.dtype}, not {precision}")
-
-
-def _updates(p: Program) -> None:
-    wanted = {u.candidate.param: u for u in p.training.updates}
-    seen: set[str] = set()
-    for d in p.plan.decisions.updates:
-        if d.param in seen:
-            raise CheckError(f"decisions.updates: {d.param} occurs twice")
-        seen.add(d.param)
-        u = wanted.get(d.param)
-        if u is None:
-            if d.ratio or d.channels is not None:
-                raise CheckError(f"decisions.updates: {d.param} has ratio {d.ratio} but no step updates it")
-            continue
-        ratio = 1.0
-        if u.candidate.channels is not None:
-            whole = u.value.type.size + _cold_size(u.owner)
-            ratio = u.value.type.size / whole
-        facts = (u.role, u.owner.name, u.candidate.channels)
-        if (d.role, d.node, d.channels) != facts or not isclose(d.ratio, ratio, rel_tol=1e-9):
-            raise CheckError(
-                f"decisions.updates: {d.param} is {d.role} of {d.node}, channels {d.channels}, ratio {d.ratio}"
-                f" in the plan, but {facts[0]} of {facts[1]}, channels {facts[2]}, ratio {ratio} in the graph"
-            )
-    for name in wanted:
-        if name not in seen:
-            raise CheckError(f"decisions.updates: {name} is updated but not decided")
-
-
-def _cold_size(owner: Node) -> int:
-    for slot in get_op(owner.op).params:
-        if slot.cold_index is not None and slot.cold_index < len(owner.inputs):
-            cold = owner.inputs[slot.cold_index]
-            if cold is not None:
-                return cold.type.size
-    return 0
-
-
-def _activations(p: Program, machine: Machine) -> None:
-    listed: dict[str, str] = {}
-    for d in p.plan.decisions.activations:
-        value = p.training.graph.values.get(d.value)
-        if value is None or d.value in listed:
-            raise CheckError(f"decisions.activations: {d.value} is unknown or listed twice")
-        if d.bytes != occupied(value.type.nbytes):
-            raise CheckError(
-                f"decisions.activations: {d.value} takes {occupied(value.type.nbytes)} B, not {d.bytes}"
-            )
-        listed[d.value] = d.action
-        action = "keep"
-        if d.value in machine.paged:
-            action = "page"
-        elif d.value in machine.recomputed:
-            action = "recompute"
-        if d.action != action:
-            raise CheckError(f"decisions.activations: {d.value} is to {d.action}, but the steps {action} it")
-    decided = {_source(p.training.graph.values[name]) for name in listed}
-    for node in p.training.graph.nodes:
-        if node.phase not in ("backward", "update"):
-            continue
-        for v in node.operands():
-            source = _source(v)
-            if source.producer is None or source.producer.phase != "forward":
-                continue
-            if source not in decided:
-                raise CheckError(f"decisions.activations: {v.name}, which {node.name} reads, is not listed")
-
-
-def _source(value: Value) -> Value:
-    """The value whose bytes a view shows."""
-    while value.producer is not None and get_op(value.producer.op).view:
-        operand = value.producer.inputs[0]
-        assert operand is not None, value.name
-        value = operand
-    return value

@@ -1,7 +1,7 @@
 """The plan under check, resolved: buffers, types and nodes by name, and the rules of their layout.
 
-Part of the checker (see ``planner.check``). Nothing here trusts a figure of the plan: a buffer's type
-comes from the training graph, its bytes from its type.
+Part of the checker (see ``planner.check``). Nothing here trusts a figure of the plan: a buffer's
+type comes from the training graph, its bytes from its type.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Program:
         nodes: Nodes of the training graph by name.
         resident: Values that live in the state space, with what they are.
         update_of: Update that each apply and accumulate node carries out.
+        state_of: State buffer of each resident value.
+        given: Arena buffer that the caller writes the sample to before step 0.
     """
 
     plan: Plan
@@ -46,6 +48,12 @@ class Program:
     nodes: dict[str, Node]
     resident: dict[str, str]
     update_of: dict[Node, Update]
+    state_of: dict[str, Buffer]
+    given: Buffer
+
+    def error(self, index: int, text: str) -> CheckError:
+        """The error that a step breaks a rule."""
+        return CheckError(f"{self.where(index)}: {text}")
 
     def where(self, index: int) -> str:
         """``step 12 (conv1/dw)`` for messages."""
@@ -80,11 +88,11 @@ class Program:
             CheckError: The plan has no such buffer, or the step is outside its lifetime.
         """
         if name not in self.buffers:
-            raise CheckError(f"{self.where(index)}: the plan has no buffer {name}")
+            raise self.error(index, f"the plan has no buffer {name}")
         b = self.buffers[name]
         if not b.first <= index <= b.last:
-            raise CheckError(
-                f"{self.where(index)}: buffer {name} ({b.value}) lives from step {b.first} to {b.last}"
+            raise self.error(
+                index, f"buffer {name} ({b.value}) lives from step {b.first} to {b.last}"
             )
         return b
 
@@ -106,11 +114,14 @@ def resolve(plan: Plan, training: TrainingGraph) -> Program:
     for key in type(said).model_fields:
         if getattr(said, key) != getattr(spec, key):
             raise CheckError(
-                f"training.{key} is {getattr(said, key)} in the plan but {getattr(spec, key)} in the graph"
+                f"training.{key} is {getattr(said, key)} in the plan, {getattr(spec, key)} in the"
+                " graph"
             )
     batch = training.sample.type.shape[0] if training.sample.type.shape else 1
     if plan.model.batch != batch:
-        raise CheckError(f"model.batch is {plan.model.batch} but the graph takes batches of {batch}")
+        raise CheckError(
+            f"model.batch is {plan.model.batch} but the graph takes batches of {batch}"
+        )
     if not plan.steps:
         raise CheckError("the plan has no steps")
     resident: dict[str, str] = {}
@@ -131,10 +142,11 @@ def resolve(plan: Plan, training: TrainingGraph) -> Program:
         buffers[b.id] = b
         types[b.id] = _type(b)
     nodes = {n.name: n for n in training.graph.nodes}
-    program = Program(plan, training, buffers, types, nodes, resident, update_of)
+    state_of = _state(plan, resident)
+    given = _given(plan, training)
+    program = Program(plan, training, buffers, types, nodes, resident, update_of, state_of, given)
     for b in plan.buffers:
         _space(program, b)
-    _state(program)
     _lifetimes(program)
     _overlaps(program)
     return program
@@ -177,7 +189,9 @@ def _space(p: Program, b: Buffer) -> None:
         if end > limit:
             raise CheckError(f"{what}: ends at byte {end}, but space {b.space} has {limit} B")
     if b.space in ("flash", "io", "state") and (b.first, b.last) != (0, last):
-        raise CheckError(f"{what}: lives from {b.first} to {b.last}, but {b.space} lives from 0 to {last}")
+        raise CheckError(
+            f"{what}: lives from {b.first} to {b.last}, but {b.space} lives from 0 to {last}"
+        )
     if not _belongs(p, b, value):
         raise CheckError(f"{what}: {b.value} can't live in space {b.space}")
 
@@ -195,11 +209,29 @@ def _belongs(p: Program, b: Buffer, value: Value | None) -> bool:
     return value is None or value.producer is not None or value is t.sample
 
 
-def _state(p: Program) -> None:
-    present = [b.value for b in p.plan.buffers if b.space == "state"]
-    for value, kind in p.resident.items():
-        if present.count(value) != 1:
-            raise CheckError(f"{value} ({kind}) has {present.count(value)} state buffers, needs one")
+def _state(plan: Plan, resident: dict[str, str]) -> dict[str, Buffer]:
+    found: dict[str, Buffer] = {}
+    for b in plan.buffers:
+        if b.space == "state":
+            if b.value in found:
+                raise CheckError(f"{b.value} has two state buffers, {found[b.value].id} and {b.id}")
+            found[b.value] = b
+    for value, kind in resident.items():
+        if value not in found:
+            raise CheckError(f"{value} ({kind}) has no state buffer")
+    return found
+
+
+def _given(plan: Plan, training: TrainingGraph) -> Buffer:
+    """The stay of the sample that the caller writes; later ones are paged in."""
+    written = {b for step in plan.steps for b in step.writes}
+    name = training.sample.name
+    found = [
+        b for b in plan.buffers if b.value == name and b.space == "arena" and b.id not in written
+    ]
+    if len(found) != 1:
+        raise CheckError(f"the sample {name} has {len(found)} buffers for the caller, must have 1")
+    return found[0]
 
 
 def _lifetimes(p: Program) -> None:
@@ -216,18 +248,20 @@ def _lifetimes(p: Program) -> None:
             if b.space not in ("arena", "storage"):
                 raise CheckError(f"{p.where(i)}: writes buffer {name} in read-only space {b.space}")
             if name in writers:
-                raise CheckError(f"{p.where(i)}: buffer {name} was written by step {writers[name]} before")
+                raise CheckError(
+                    f"{p.where(i)}: buffer {name} was written by step {writers[name]} before"
+                )
             writers[name] = i
     for b in p.plan.buffers:
         if b.space not in ("arena", "storage"):
             continue
-        # The caller writes the sample before step 0, once; later stays of it are paged in.
-        given = b.value == p.training.sample.name and b.space == "arena" and b.id not in writers
-        if b.id not in writers and not given:
+        if b.id not in writers and b is not p.given:
             raise CheckError(f"buffer {b.id} ({b.value}) is never written")
         first = writers.get(b.id, 0)
         if b.first != first:
-            raise CheckError(f"buffer {b.id} ({b.value}) lives from step {b.first}, but step {first} writes it")
+            raise CheckError(
+                f"buffer {b.id} ({b.value}) lives from step {b.first}, but step {first} writes it"
+            )
 
 
 def _overlaps(p: Program) -> None:
@@ -260,14 +294,14 @@ def _may_share(p: Program, a: Buffer, b: Buffer, family: dict[str, str]) -> None
         return
     old, new = (a, b) if a.first <= b.first else (b, a)
     step = p.plan.steps[new.first]
-    if same and old.last == new.first and step.kind == "compute" and new.id == step.writes[0]:
-        definition = get_op(p.step_nodes(new.first)[0].op)
-        for k in definition.inplace:
+    nodes = p.step_nodes(new.first) if step.writes[:1] == (new.id,) else []
+    if same and old.last == new.first and step.kind == "compute" and len(nodes) == 1:
+        for k in get_op(nodes[0].op).inplace:
             source = step.reads[k] if k < len(step.reads) else None
             if source is not None and family[source] == family[old.id]:
                 return
     raise CheckError(
         f"{p.where(new.first)}: buffer {new.id} ({new.value}) takes bytes {new.offset} to"
-        f" {new.offset + occupied(new.bytes)} of space {new.space}, where {old.id} ({old.value}) lives at"
-        f" {old.offset} to {old.offset + occupied(old.bytes)} until step {old.last}"
+        f" {new.offset + occupied(new.bytes)} of space {new.space}, where {old.id} ({old.value})"
+        f" lives at {old.offset} to {old.offset + occupied(old.bytes)} until step {old.last}"
     )

@@ -23,9 +23,9 @@ SCALE = 1_000_000
 def prior(forward: Graph, candidates: Sequence[Candidate]) -> dict[Candidate, int]:
     """Prior importance of each candidate, in 1 to ``SCALE``.
 
-    score = depth * sqrt(n * r) with n the tensor's parameters, r the updated part of it (so a quarter
-    of the channels keeps half of the gain) and depth rising linearly from 0.5 at the first trainable
-    layer to 1 at the last; biases and scales count half of that.
+    score = depth * sqrt(n * r) with n the tensor's parameters, r the updated part of it (so a
+    quarter of the channels keeps half of the gain) and depth rising linearly from 0.5 at the first
+    trainable layer to 1 at the last; biases and scales count half of that.
 
     Args:
         forward: Forward graph.

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from ..ir.errors import InfeasibleError
 from .cost import flash_weights_bytes
-from .milp import Milp, ObjectiveName, SolverOptions
+from .linear import SolverOptions
+from .milp import Milp, ObjectiveName
 from .problem import Limits, Problem
 
 #: Larger than any budget; small enough for exact arithmetic in doubles.
@@ -96,8 +97,11 @@ def _line(problem: Problem, name: str, need: float, where: str) -> str:
     if name == "latency":
         has = problem.cost.latency_s(limits.cycles or 0)
         s = problem.cost.latency_s(round(need))
-        return f"latency: needs {s:.6g} s, has {has:.6g} s; the smallest --latency that works is {s:.6g}s"
+        return (
+            f"latency: needs {s:.6g} s, has {has:.6g} s; the smallest --latency that works is"
+            f" {s:.6g}s"
+        )
     return (
-        f"energy: needs {need:.6g} J, has {limits.energy_j:.6g} J; the smallest --energy that works is"
-        f" {need:.6g}J"
+        f"energy: needs {need:.6g} J, has {limits.energy_j:.6g} J; the smallest --energy that works"
+        f" is {need:.6g}J"
     )

@@ -36,13 +36,15 @@ def live_bytes(blocks: Sequence[Block], steps: int) -> list[int]:
     return result
 
 
-def place(blocks: Sequence[Block], steps: int, *, exact_time_s: float = 5.0, seed: int = 0) -> list[int]:
+def place(
+    blocks: Sequence[Block], steps: int, *, exact_time_s: float = 5.0, seed: int = 0
+) -> list[int]:
     """Offsets of all blocks, aiming at an arena of exactly the live-byte peak.
 
     Args:
         blocks: Sizes (multiples of the alignment) and lifetimes.
         steps: Number of steps.
-        exact_time_s: Time limit of the exact search; it only starts where best fit misses the bound.
+        exact_time_s: Time limit of the exact search, which starts where best fit misses the bound.
         seed: Seed of the exact search.
 
     Returns:
@@ -76,7 +78,9 @@ def _best_fit(blocks: Sequence[Block], key: Callable[[Block], tuple[int, ...]]) 
     done: list[int] = []
     for i in sorted(range(len(blocks)), key=lambda i: (key(blocks[i]), i)):
         block = blocks[i]
-        taken = sorted((offsets[j], offsets[j] + blocks[j].bytes) for j in done if blocks[j].meets(block))
+        taken = sorted(
+            (offsets[j], offsets[j] + blocks[j].bytes) for j in done if blocks[j].meets(block)
+        )
         best_gap, spot, top = None, 0, 0
         for begin, end in taken:
             gap = begin - top

@@ -6,41 +6,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .. import __version__
-from ..ir.autodiff import build_training, candidates, param_slots
+from ..ir.autodiff import build_training, candidates
 from ..ir.errors import InfeasibleError, UsageError
-from ..ir.graph import Graph
 from ..ir.onnx_import import import_model
-from ..ir.opdef import get_op
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from . import baselines
+from .assemble import assemble, source_of
 from .baselines import Baseline
 from .check import CheckReport, check
-from .cost import CostModel, code_bytes, flash_weights_bytes
+from .cost import CostModel
 from .device import Device, load_core
-from .importance import PRIOR, prior, ratio
+from .importance import prior
 from .infeasible import explain
-from .milp import Milp, ObjectiveName, SolveResult, SolverName, SolverOptions
-from .plan import (
-    ActivationDecision,
-    Budget,
-    Claims,
-    Decisions,
-    DeviceInfo,
-    FlashClaim,
-    ModelInfo,
-    Objective,
-    Plan,
-    RamClaim,
-    SolverInfo,
-    Training,
-    UpdateDecision,
-)
-from .problem import Limits, Problem, build_problem
-from .rebuild import file_sha256
+from .linear import SolverName, SolverOptions
+from .milp import Milp, ObjectiveName, SolveResult
+from .plan import Budget, DeviceInfo, Objective, Plan
+from .problem import Limits, Problem
 from .schedule import Schedule, realize
-from .solution import Solution
-from .tensors import aligned
+from .timeline import build_problem
 from .train_set import choose
 
 Progress = Callable[[str], None]
@@ -172,7 +155,18 @@ class _Planner:
         objectives.append(_objective(name, result))
         if result.status != "optimal":
             status = "feasible"
-        plan = self._plan(training, schedule, objectives, status)
+        plan = assemble(
+            self.forward,
+            training,
+            schedule,
+            self.cost,
+            source=source_of(r.model, r.batch, r.fold_batchnorm),
+            device=self._device_info(),
+            objectives=objectives,
+            status="optimal" if status == "optimal" else "feasible",
+            importance=self._scores(training),
+            solver=(r.solver, r.seed, self.time_s),
+        )
         report = check(plan, training, r.device)
         rivals = self._baselines(every) if r.with_baselines else ()
         return PlannedModel(plan, training, r.device, report, rivals)
@@ -182,12 +176,32 @@ class _Planner:
     def _problem(
         self, training: TrainingGraph, *, fixed: bool, limits: Limits | None = None
     ) -> Problem:
-        scores = {(c.param, c.channels): s for c, s in self.importance.items()}
-        for u in training.updates:
-            key = (u.candidate.param, u.candidate.channels)
-            scores.setdefault(key, prior(self.forward, [*self.importance, u.candidate])[u.candidate])
         return build_problem(
-            training, self.cost, limits or self.limits, scores, fixed_updates=fixed
+            training,
+            self.cost,
+            limits or self.limits,
+            {(c.param, c.channels): s for c, s in self._scores(training).items()},
+            fixed_updates=fixed,
+        )
+
+    def _scores(self, training: TrainingGraph) -> dict[Candidate, int]:
+        """Importance of the graph's updates; a ratio given by hand is scored beside the rest."""
+        wanted = [u.candidate for u in training.updates]
+        scores = prior(self.forward, [*self.importance, *wanted])
+        return {c: scores[c] for c in wanted}
+
+    def _device_info(self) -> DeviceInfo:
+        r, limits = self.request, self.limits
+        return DeviceInfo(
+            id=r.device.id,
+            storage=r.storage,
+            budget=Budget(
+                ram_bytes=limits.ram_bytes,
+                flash_bytes=limits.flash_bytes,
+                latency_s=r.latency_s,
+                energy_j=r.energy_j,
+                storage_bytes=limits.storage_bytes,
+            ),
         )
 
     def _choose_updates(self, every: Sequence[Candidate]) -> tuple[list[Candidate], SolveResult]:
@@ -239,115 +253,6 @@ class _Planner:
             limits = replace(limits, ram_bytes=limits.ram_bytes - max(over, 4))
         raise LayoutError(self.limits.ram_bytes, over)
 
-    # -- the plan ---------------------------------------------------------------------------------
-
-    def _plan(
-        self,
-        training: TrainingGraph,
-        schedule: Schedule,
-        objectives: list[Objective],
-        status: str,
-    ) -> Plan:
-        r, cost, limits = self.request, self.cost, self.limits
-        spec = training.spec
-        updates = training.updates
-        weights = sum(aligned(u.value.type.nbytes) for u in updates)
-        optimizer = sum(aligned(v.type.nbytes) for u in updates for v in u.states)
-        accumulated = schedule.state_bytes - weights - optimizer
-        by_name = {n.name: n for n in training.graph.nodes}
-        nodes = [by_name[n] for s in schedule.steps for n in s.nodes]
-        flash_weights = flash_weights_bytes(training)
-        code = code_bytes(nodes, len(schedule.steps))
-        peak = max(schedule.live)
-        claims = Claims(
-            ram_bytes=RamClaim(
-                total=schedule.arena_bytes + schedule.state_bytes,
-                arena=schedule.arena_bytes,
-                weights=weights,
-                optimizer=optimizer,
-                accumulators=accumulated,
-                live_peak=peak,
-                peak_step=schedule.live.index(peak),
-            ),
-            flash_bytes=FlashClaim(total=flash_weights + code, weights=flash_weights, code=code),
-            storage_bytes=schedule.storage_bytes,
-            cycles=schedule.cycles,
-            latency_s=cost.latency_s(schedule.cycles),
-            energy_j=cost.energy_j(schedule.cycles, schedule.transfer_cycles),
-        )
-        return Plan(
-            odt_plan_version=__version__,
-            model=ModelInfo(
-                name=self.forward.name,
-                file=r.model.name,
-                sha256=file_sha256(r.model),
-                batch=r.batch,
-                fold_batchnorm=r.fold_batchnorm,
-            ),
-            training=Training(
-                loss=spec.loss,
-                optimizer=spec.optimizer,
-                micro_batches=spec.micro_batches,
-                momentum=spec.momentum,
-                beta1=spec.beta1,
-                beta2=spec.beta2,
-                epsilon=spec.epsilon,
-            ),
-            device=DeviceInfo(
-                id=r.device.id,
-                storage=r.storage,
-                budget=Budget(
-                    ram_bytes=limits.ram_bytes,
-                    flash_bytes=limits.flash_bytes,
-                    latency_s=r.latency_s,
-                    energy_j=r.energy_j,
-                    storage_bytes=limits.storage_bytes,
-                ),
-            ),
-            status="optimal" if status == "optimal" else "feasible",
-            objective=tuple(objectives),
-            claims=claims,
-            decisions=self._decisions(training, schedule),
-            buffers=schedule.buffers,
-            steps=schedule.steps,
-            solver=SolverInfo(
-                name=r.solver, version=_solver_version(), seed=r.seed, time_s=round(self.time_s, 6)
-            ),
-        )
-
-    def _decisions(self, training: TrainingGraph, schedule: Schedule) -> Decisions:
-        done = {u.candidate.param: u for u in training.updates}
-        updates = []
-        for param, uses in param_slots(self.forward).items():
-            node, slot = uses[0]
-            u = done.get(param)
-            updates.append(
-                UpdateDecision(
-                    param=param,
-                    node=node.name,
-                    role=slot.role,
-                    ratio=ratio(self.forward, u.candidate) if u else 0.0,
-                    channels=u.candidate.channels if u else None,
-                    importance=self._score(u.candidate) if u else 0.0,
-                )
-            )
-        activations = tuple(
-            ActivationDecision(value=name, bytes=size, action=action)  # type: ignore[arg-type]
-            for name, (size, action) in schedule.actions.items()
-        )
-        precision = {n.name: "f32" for n in self.forward.nodes if not get_op(n.op).view}
-        return Decisions(
-            importance_source=PRIOR,
-            updates=tuple(updates),
-            activations=activations,
-            precision=precision,  # type: ignore[arg-type]
-        )
-
-    def _score(self, candidate: Candidate) -> int:
-        if candidate in self.importance:
-            return self.importance[candidate]
-        return prior(self.forward, [*self.importance, candidate])[candidate]
-
     # -- comparison -------------------------------------------------------------------------------
 
     def _baselines(self, every: Sequence[Candidate]) -> tuple[Baseline, ...]:
@@ -371,9 +276,3 @@ class _Planner:
 
 def _objective(name: ObjectiveName, result: SolveResult) -> Objective:
     return Objective(name=name, value=result.value, bound=result.bound, gap=result.gap)
-
-
-def _solver_version() -> str:
-    from importlib.metadata import version
-
-    return f"ortools {version('ortools')}"

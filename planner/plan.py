@@ -17,7 +17,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 from ..ir.errors import UsageError
 from ..ir.training import LossName, OptimizerName
@@ -31,6 +39,8 @@ CODE_BYTES_PER_STEP = 48
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Space = Literal["arena", "state", "flash", "storage", "io"]
+#: keep: computed once, stays until its last reader; recompute: computed again; page: via storage.
+Action = Literal["keep", "recompute", "page"]
 StepKind = Literal["compute", "convert", "page_out", "page_in", "update"]
 
 
@@ -108,7 +118,7 @@ class FlashClaim(_Record):
 
 
 class Claims(_Record):
-    """What the plan promises; the checker recomputes every figure (all predicted, code estimated)."""
+    """What the plan promises, all predicted, code estimated; the checker recomputes every figure."""
 
     ram_bytes: RamClaim
     flash_bytes: FlashClaim
@@ -143,7 +153,7 @@ class ActivationDecision(_Record):
 
     value: str
     bytes: PositiveInt
-    action: Literal["keep", "recompute", "page"]
+    action: Action
 
 
 class Decisions(_Record):
@@ -160,11 +170,12 @@ class Buffer(_Record):
 
     A tensor that is computed again or paged back gets another buffer. An in-place result or a view
     is a buffer of its own at the same offset. ``first``/``last`` are the steps (inclusive) between
-    which the bytes must not be disturbed; constants, state and io buffers live from 0 to the last step.
+    which the bytes must not be disturbed; constants, state and io buffers live from the first step
+    to the last.
     """
 
     id: str
-    value: str  #: value name in the training graph; ``tile:<node>`` or ``workspace:<node>`` for scratch
+    value: str  #: in the training graph; ``tile:<node>`` or ``workspace:<node>`` for scratch
     space: Space
     dtype: str
     shape: tuple[PositiveInt, ...]
@@ -179,10 +190,10 @@ class Step(_Record):
 
     compute   ``nodes = [n]``; ``reads`` are n's operands (None = absent), ``writes`` its results.
     update    ``nodes = [apply]`` or, with a streamed gradient, ``[grad, apply]``; or
-              ``[grad, accumulate]``. ``reads`` are grad's operands followed by apply's operands without
-              the gradient itself; ``tile`` is the scratch buffer that holds ``tile_rows`` rows of the
-              gradient. ``writes`` are the updated state buffers (in place). After an apply that reads
-              an accumulator, the accumulator is zero.
+              ``[grad, accumulate]``. ``reads`` are grad's operands followed by apply's operands
+              without the gradient itself; ``tile`` is the scratch buffer that holds ``tile_rows``
+              rows of the gradient. ``writes`` are the updated state buffers (in place). After an
+              apply that reads an accumulator, the accumulator is zero.
     page_out  ``reads = [arena buffer]``, ``writes = [storage buffer]``; page_in the reverse.
     """
 

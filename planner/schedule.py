@@ -1,8 +1,8 @@
 """From decisions to a straight-line program: steps, buffers, lifetimes, offsets.
 
 Residency is not taken from the solver: it follows from which steps run. Every write opens a buffer;
-views and in-place results continue the block of bytes of their operand; a block lives from its first
-write to its last read.
+views and in-place results continue the block of bytes of their operand; a block lives from its
+first write to its last read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..ir.graph import Node, TensorType, Value
 from ..ir.opdef import get_op
 from ..ir.training import Update
 from .layout import Block, arena_bytes, live_bytes, place
-from .plan import Buffer, Step
+from .plan import Action, Buffer, Space, Step
 from .problem import ALWAYS, Problem, Slot
 from .solution import Solution
 from .tensors import Tensor, aligned
@@ -62,7 +62,7 @@ class Schedule:
     live: tuple[int, ...]
     cycles: int
     transfer_cycles: int
-    actions: dict[str, tuple[int, str]]
+    actions: dict[str, tuple[int, Action]]
 
 
 def realize(problem: Problem, solution: Solution, *, seed: int = 0) -> Schedule:
@@ -94,8 +94,8 @@ class _Realizer:
         self._fixed_buffers()
         paged = {t for t, _ in self.solution.loads}
         loads: dict[int, list[int]] = {}
-        for t, slot in sorted(self.solution.loads):
-            loads.setdefault(slot, []).append(t)
+        for t, k in sorted(self.solution.loads):
+            loads.setdefault(k, []).append(t)
         sample = p.training.sample
         self._open(sample, 0, None)
         self._views(None)
@@ -150,7 +150,8 @@ class _Realizer:
         operands: list[Value | None] = list(consumer.inputs)
         tile, workspace, rows = None, None, 0
         if slot.last_micro:
-            assert update.accumulator is not None and update.accumulate_node is not None
+            assert update.accumulator is not None
+            assert update.accumulate_node is not None
             operands = [
                 update.accumulator if v is update.accumulate_node.out else v for v in operands
             ]
@@ -179,7 +180,9 @@ class _Realizer:
                 tile=tile,
                 tile_rows=rows,
                 last_micro=slot.last_micro,
-                cycles=cost.node_cycles(consumer) if slot.last_micro else cost.update_cycles(update),
+                cycles=cost.node_cycles(consumer)
+                if slot.last_micro
+                else cost.update_cycles(update),
             )
         )
 
@@ -249,7 +252,7 @@ class _Realizer:
     def _fixed_buffers(self) -> None:
         training = self.problem.training
         self.state_top = 0
-        self.fixed: list[tuple[str, Value, str, int]] = []
+        self.fixed: list[tuple[str, Value, Space, int]] = []
         for v in self.storage.space:
             if v.producer is None and self.storage.space[v] in ("flash", "io"):
                 self.fixed.append((v.name, v, self.storage.space[v], 0))
@@ -329,7 +332,7 @@ class _Realizer:
         cycles = sum(s.cycles * (1 if s.last_micro else micro) for s in self.steps)
         return Schedule(
             tuple(self.steps),
-            tuple([*buffers, *self.extra]),
+            (*buffers, *self.extra),
             arena_bytes(blocks, offsets),
             self.state_top,
             self.storage_top,
@@ -339,7 +342,7 @@ class _Realizer:
             {self._paged_value(t).name: (t.bytes, self._action(t)) for t in self.read_late},
         )
 
-    def _action(self, tensor: Tensor) -> str:
+    def _action(self, tensor: Tensor) -> Action:
         if tensor in self.loaded:
             return "page"
         if any(w in self.repeated for w in tensor.writers):

@@ -1,4 +1,4 @@
-"""Decisions about a problem, free of any solver: which activities hold and what is paged in where."""
+"""Decisions about a problem, free of any solver: active slots and page-ins."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Storage:
         self.training = training
         graph = training.graph
         self.update_of: dict[Node, Update] = {}
-        self.space: dict[Value, Space] = {v: "flash" for v in graph.values.values()}
+        self.space: dict[Value, Space] = dict.fromkeys(graph.values.values(), "flash")
         tiles: set[Value] = set()
         for u in training.updates:
             for v in (u.value, *u.states, *((u.accumulator,) if u.accumulator else ())):
@@ -111,8 +111,10 @@ class Storage:
             writers = tuple(
                 n for v in values if (n := v.producer) is not None and not get_op(n.op).view
             )
-            rebuildable = bool(writers) and values[0].producer is not None and all(
-                n.phase == "forward" and not get_op(n.op).stateful for n in writers
+            rebuildable = (
+                bool(writers)
+                and values[0].producer is not None
+                and all(n.phase == "forward" and not get_op(n.op).stateful for n in writers)
             )
             tensor = Tensor(
                 len(self.tensors),
@@ -157,7 +159,9 @@ class Storage:
             if sum(v is source for v in node.operands()) > 1:
                 continue
             group = groups[root[source]]
-            if group[-1] is not source and not all(get_op(v.producer.op).view for v in group[group.index(source) + 1:] if v.producer):
+            if group[-1] is not source and not all(
+                get_op(v.producer.op).view for v in group[group.index(source) + 1 :] if v.producer
+            ):
                 continue
             members = set(group)
             readers = {

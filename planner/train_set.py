@@ -58,7 +58,9 @@ def _candidate(forward: Graph, item: str) -> Candidate:
     try:
         wanted = float(text)
     except ValueError:
-        raise UsageError(f"--train: {text!r} in {item} is no ratio; give a number like 0.25") from None
+        raise UsageError(
+            f"--train: {text!r} in {item} is no ratio; give a number like 0.25"
+        ) from None
     if not 0 < wanted <= 1:
         raise UsageError(f"--train: ratio {text} of {name} is not in (0, 1]")
     node, slot = slots[name][0]

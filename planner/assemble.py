@@ -1,0 +1,159 @@
+"""Assembles the plan file's content from a schedule; the checker recomputes every figure of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from .. import __version__
+from ..ir.autodiff import param_slots
+from ..ir.graph import Graph
+from ..ir.opdef import get_op
+from ..ir.training import Candidate, TrainingGraph
+from .cost import CostModel, code_bytes, flash_weights_bytes
+from .importance import PRIOR, ratio
+from .plan import (
+    ActivationDecision,
+    Claims,
+    Decisions,
+    DeviceInfo,
+    FlashClaim,
+    ModelInfo,
+    Objective,
+    Plan,
+    RamClaim,
+    SolverInfo,
+    Training,
+    UpdateDecision,
+)
+from .rebuild import file_sha256
+from .schedule import Schedule
+from .tensors import aligned
+
+
+def source_of(path: Path, batch: int, fold_batchnorm: bool) -> ModelInfo:
+    """What identifies the model and how it was imported; the plan lies beside the file."""
+    return ModelInfo(
+        name=path.stem,
+        file=path.name,
+        sha256=file_sha256(path),
+        batch=batch,
+        fold_batchnorm=fold_batchnorm,
+    )
+
+
+def assemble(
+    forward: Graph,
+    training: TrainingGraph,
+    schedule: Schedule,
+    cost: CostModel,
+    *,
+    source: ModelInfo,
+    device: DeviceInfo,
+    objectives: Sequence[Objective],
+    status: Literal["optimal", "feasible"],
+    importance: Mapping[Candidate, int],
+    solver: tuple[str, int, float],
+) -> Plan:
+    """The plan of a schedule.
+
+    Args:
+        forward: Imported graph.
+        training: Specialised training graph whose nodes the steps name.
+        schedule: Steps and placed buffers.
+        cost: Predicted costs.
+        source: Model file and import options.
+        device: Device and budgets.
+        objectives: Stages of the objective with their bounds.
+        status: Whether every stage reached its gap.
+        importance: Score of each update.
+        solver: Name, seed and seconds.
+    """
+    spec = training.spec
+    return Plan(
+        odt_plan_version=__version__,
+        model=source,
+        training=Training(
+            loss=spec.loss,
+            optimizer=spec.optimizer,
+            micro_batches=spec.micro_batches,
+            momentum=spec.momentum,
+            beta1=spec.beta1,
+            beta2=spec.beta2,
+            epsilon=spec.epsilon,
+        ),
+        device=device,
+        status=status,
+        objective=tuple(objectives),
+        claims=_claims(training, schedule, cost),
+        decisions=_decisions(forward, training, schedule, importance),
+        buffers=schedule.buffers,
+        steps=schedule.steps,
+        solver=SolverInfo(
+            name=solver[0],
+            version=f"ortools {version('ortools')}",
+            seed=solver[1],
+            time_s=round(solver[2], 6),
+        ),
+    )
+
+
+def _claims(training: TrainingGraph, schedule: Schedule, cost: CostModel) -> Claims:
+    updates = training.updates
+    weights = sum(aligned(u.value.type.nbytes) for u in updates)
+    optimizer = sum(aligned(v.type.nbytes) for u in updates for v in u.states)
+    by_name = {n.name: n for n in training.graph.nodes}
+    flash_weights = flash_weights_bytes(training)
+    nodes = [by_name[n] for s in schedule.steps for n in s.nodes]
+    code = code_bytes(nodes, len(schedule.steps))
+    peak = max(schedule.live)
+    return Claims(
+        ram_bytes=RamClaim(
+            total=schedule.arena_bytes + schedule.state_bytes,
+            arena=schedule.arena_bytes,
+            weights=weights,
+            optimizer=optimizer,
+            accumulators=schedule.state_bytes - weights - optimizer,
+            live_peak=peak,
+            peak_step=schedule.live.index(peak),
+        ),
+        flash_bytes=FlashClaim(total=flash_weights + code, weights=flash_weights, code=code),
+        storage_bytes=schedule.storage_bytes,
+        cycles=schedule.cycles,
+        latency_s=cost.latency_s(schedule.cycles),
+        energy_j=cost.energy_j(schedule.cycles, schedule.transfer_cycles),
+    )
+
+
+def _decisions(
+    forward: Graph,
+    training: TrainingGraph,
+    schedule: Schedule,
+    importance: Mapping[Candidate, int],
+) -> Decisions:
+    done = {u.candidate.param: u.candidate for u in training.updates}
+    updates = []
+    for param, uses in param_slots(forward).items():
+        node, slot = uses[0]
+        candidate = done.get(param)
+        updates.append(
+            UpdateDecision(
+                param=param,
+                node=node.name,
+                role=slot.role,
+                ratio=ratio(forward, candidate) if candidate else 0.0,
+                channels=candidate.channels if candidate else None,
+                importance=importance[candidate] if candidate else 0.0,
+            )
+        )
+    return Decisions(
+        importance_source=PRIOR,
+        updates=tuple(updates),
+        activations=tuple(
+            ActivationDecision(value=name, bytes=size, action=action)
+            for name, (size, action) in schedule.actions.items()
+        ),
+        precision={n.name: "f32" for n in forward.nodes if not get_op(n.op).view},
+    )

@@ -1,0 +1,137 @@
+"""The decisions of a plan against what its steps do.
+
+Part of the checker (see ``planner.check``). An action is derived from the steps that ran on the
+abstract machine, an update from the training graph; the plan may say nothing else.
+"""
+
+from __future__ import annotations
+
+from math import isclose
+
+from ..ir.graph import Node, Value
+from ..ir.opdef import get_op
+from .check_machine import Machine
+from .check_program import CheckError, Program, occupied
+
+
+def decisions(p: Program, machine: Machine) -> None:
+    """Compare the plan's decisions with what its steps do.
+
+    Raises:
+        CheckError: A decision is not carried out, or an action is not decided.
+    """
+    _updates(p)
+    _activations(p, machine)
+    _precision(p)
+    _objective(p)
+
+
+def _precision(p: Program) -> None:
+    forward = {n.name: n for n in p.training.graph.nodes if n.phase == "forward"}
+    for name, precision in p.plan.decisions.precision.items():
+        if name not in forward:
+            raise CheckError(f"decisions.precision: the graph has no forward node {name}")
+        dtype = forward[name].out.type.dtype
+        if dtype != precision and dtype.startswith("f"):
+            raise CheckError(f"decisions.precision: {name} computes in {dtype}, not {precision}")
+    for name, node in forward.items():
+        if get_op(node.op).params and name not in p.plan.decisions.precision:
+            raise CheckError(f"decisions.precision: {name} is missing")
+
+
+def _objective(p: Program) -> None:
+    """Values that the steps and decisions determine, and gaps, are as they say."""
+    facts = {
+        "learn": sum(u.importance for u in p.plan.decisions.updates),
+        "latency": float(p.plan.claims.cycles),
+    }
+    for o in p.plan.objective:
+        fact = facts.get(o.name, o.value)
+        # Solvers work in floating point: a millionth is rounding, not a lie.
+        if not isclose(o.value, fact, rel_tol=1e-6, abs_tol=1e-9):
+            raise CheckError(f"objective {o.name}: value is {o.value}, but the plan gives {fact}")
+        gap = abs(o.bound - o.value) / max(abs(o.value), 1e-9)
+        if not isclose(o.gap, gap, rel_tol=1e-6, abs_tol=1e-9):
+            raise CheckError(f"objective {o.name}: gap is {o.gap}, but bound and value give {gap}")
+
+
+def _updates(p: Program) -> None:
+    wanted = {u.candidate.param: u for u in p.training.updates}
+    seen: set[str] = set()
+    for d in p.plan.decisions.updates:
+        if d.param in seen:
+            raise CheckError(f"decisions.updates: {d.param} occurs twice")
+        seen.add(d.param)
+        u = wanted.get(d.param)
+        if u is None:
+            if d.ratio or d.channels is not None:
+                raise CheckError(
+                    f"decisions.updates: {d.param} has ratio {d.ratio} but no step updates it"
+                )
+            continue
+        ratio = 1.0
+        if u.candidate.channels is not None:
+            whole = u.value.type.size + _cold_size(u.owner)
+            ratio = u.value.type.size / whole
+        facts = (u.role, u.owner.name, u.candidate.channels)
+        if (d.role, d.node, d.channels) != facts or not isclose(d.ratio, ratio, rel_tol=1e-9):
+            raise CheckError(
+                f"decisions.updates: {d.param} is {d.role} of {d.node}, channels {d.channels},"
+                f" ratio {d.ratio} in the plan, but {facts[0]} of {facts[1]}, channels {facts[2]},"
+                f" ratio {ratio} in the graph"
+            )
+    for name in wanted:
+        if name not in seen:
+            raise CheckError(f"decisions.updates: {name} is updated but not decided")
+
+
+def _cold_size(owner: Node) -> int:
+    for slot in get_op(owner.op).params:
+        if slot.cold_index is not None and slot.cold_index < len(owner.inputs):
+            cold = owner.inputs[slot.cold_index]
+            if cold is not None:
+                return cold.type.size
+    return 0
+
+
+def _activations(p: Program, machine: Machine) -> None:
+    listed: dict[str, str] = {}
+    for d in p.plan.decisions.activations:
+        value = p.training.graph.values.get(d.value)
+        if value is None or d.value in listed:
+            raise CheckError(f"decisions.activations: {d.value} is unknown or listed twice")
+        size = occupied(value.type.nbytes)
+        if d.bytes != size:
+            raise CheckError(f"decisions.activations: {d.value} takes {size} B, not {d.bytes}")
+        listed[d.value] = d.action
+        action = "keep"
+        if d.value in machine.paged:
+            action = "page"
+        elif d.value in machine.recomputed:
+            action = "recompute"
+        if d.action != action:
+            raise CheckError(
+                f"decisions.activations: {d.value} is to {d.action}, but the steps {action} it"
+            )
+    decided = {_source(p.training.graph.values[name]) for name in listed}
+    for node in p.training.graph.nodes:
+        if node.phase not in ("backward", "update"):
+            continue
+        for v in node.operands():
+            source = _source(v)
+            given = source is p.training.sample
+            if not given and (source.producer is None or source.producer.phase != "forward"):
+                continue
+            if source not in decided:
+                raise CheckError(
+                    f"decisions.activations: {v.name}, which {node.name} reads, is not listed"
+                )
+
+
+def _source(value: Value) -> Value:
+    """The value whose bytes a view shows."""
+    while value.producer is not None and get_op(value.producer.op).view:
+        operand = value.producer.inputs[0]
+        assert operand is not None, value.name
+        value = operand
+    return value

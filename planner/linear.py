@@ -1,0 +1,171 @@
+"""Mixed-integer linear programs: collected as flat arrays, solved through ortools.math_opt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from ortools.math_opt import model_pb2
+from ortools.math_opt.python import mathopt
+
+from ..ir.errors import OdtPlanError
+
+SolverName = Literal["highs", "scip", "cp-sat"]
+Status = Literal["optimal", "feasible", "infeasible", "unknown"]
+_SOLVERS = {
+    "highs": mathopt.SolverType.HIGHS,
+    "scip": mathopt.SolverType.GSCIP,
+    "cp-sat": mathopt.SolverType.CP_SAT,
+}
+INF = float("inf")
+#: A linear expression: (column, coefficient) terms; columns may repeat.
+Terms = Iterable[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """How to solve: open solvers only.
+
+    Attributes:
+        solver: ``highs``, ``scip`` or ``cp-sat``.
+        gap: Relative gap at which to stop.
+        time_limit_s: Wall clock limit of one solve.
+        seed: Random seed.
+        threads: Threads of SCIP and CP-SAT; HiGHS runs in one.
+    """
+
+    solver: SolverName = "highs"
+    gap: float = 1e-3
+    time_limit_s: float = 60.0
+    seed: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class LinearResult:
+    """Outcome of a solve.
+
+    Attributes:
+        status: ``optimal`` (within the gap), ``feasible``, ``infeasible`` (proven) or ``unknown``
+            (the time limit came first).
+        bound: Proven bound on the objective.
+        values: Value per column, None without a solution.
+        time_s: Solve time.
+    """
+
+    status: Status
+    bound: float
+    values: NDArray[np.float64] | None
+    time_s: float
+
+
+@dataclass
+class LinearProgram:
+    """Bounded columns and sparse rows, handed to the solver at once."""
+
+    lower: list[float] = field(default_factory=list)
+    upper: list[float] = field(default_factory=list)
+    integer: list[bool] = field(default_factory=list)
+    row_lower: list[float] = field(default_factory=list)
+    row_upper: list[float] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+    coefficients: list[float] = field(default_factory=list)
+
+    def column(self, *, integer: bool, lower: float = 0.0, upper: float = 1.0) -> int:
+        """Add a variable and return its index."""
+        self.lower.append(lower)
+        self.upper.append(upper)
+        self.integer.append(integer)
+        return len(self.lower) - 1
+
+    def row(self, terms: Terms, lower: float = -INF, upper: float = INF) -> None:
+        """Add ``lower <= terms <= upper``."""
+        total = summed(terms)
+        self.rows += [len(self.row_lower)] * len(total)
+        self.columns += total.keys()
+        self.coefficients += total.values()
+        self.row_lower.append(lower)
+        self.row_upper.append(upper)
+
+    def solve(
+        self,
+        objective: Terms,
+        options: SolverOptions,
+        *,
+        maximize: bool,
+        on_message: Callable[[str], None] | None = None,
+    ) -> LinearResult:
+        """Optimize.
+
+        Raises:
+            OdtPlanError: The solver failed or is not part of this ortools build.
+        """
+        model = mathopt.Model.from_model_proto(self._proto(objective, maximize))
+        parameters = mathopt.SolveParameters(
+            relative_gap_tolerance=options.gap,
+            time_limit=timedelta(seconds=options.time_limit_s),
+            random_seed=options.seed,
+            # math_opt's HiGHS runs in one thread and refuses the parameter
+            threads=None if options.solver == "highs" else options.threads,
+        )
+
+        def messages(lines: list[str]) -> None:
+            for line in lines if on_message is not None else ():
+                assert on_message is not None
+                on_message(line)
+
+        try:
+            result = mathopt.solve(
+                model,
+                _SOLVERS[options.solver],
+                params=parameters,
+                msg_cb=messages if on_message is not None else None,
+            )
+        except Exception as e:  # the binding raises types of its own, by solver and version
+            raise OdtPlanError(
+                f"solver {options.solver} failed: {e}; try another --solver"
+            ) from None
+        seconds = result.solve_stats.solve_time.total_seconds()
+        bound = result.termination.objective_bounds.dual_bound
+        reason = result.termination.reason
+        if not result.has_primal_feasible_solution():
+            proven = reason == mathopt.TerminationReason.INFEASIBLE
+            return LinearResult("infeasible" if proven else "unknown", bound, None, seconds)
+        values = np.zeros(len(self.lower))
+        for variable, x in result.variable_values().items():
+            values[variable.id] = x
+        optimal = reason == mathopt.TerminationReason.OPTIMAL
+        return LinearResult("optimal" if optimal else "feasible", bound, values, seconds)
+
+    def _proto(self, objective: Terms, maximize: bool) -> model_pb2.ModelProto:
+        proto = model_pb2.ModelProto()
+        proto.variables.ids.extend(range(len(self.lower)))
+        proto.variables.lower_bounds.extend(self.lower)
+        proto.variables.upper_bounds.extend(self.upper)
+        proto.variables.integers.extend(self.integer)
+        proto.linear_constraints.ids.extend(range(len(self.row_lower)))
+        proto.linear_constraints.lower_bounds.extend(self.row_lower)
+        proto.linear_constraints.upper_bounds.extend(self.row_upper)
+        order = np.lexsort((self.columns, self.rows))
+        matrix = proto.linear_constraint_matrix
+        matrix.row_ids.extend(np.asarray(self.rows)[order].tolist())
+        matrix.column_ids.extend(np.asarray(self.columns)[order].tolist())
+        matrix.coefficients.extend(np.asarray(self.coefficients)[order].tolist())
+        total = summed(objective)
+        proto.objective.maximize = maximize
+        proto.objective.linear_coefficients.ids.extend(sorted(total))
+        proto.objective.linear_coefficients.values.extend(total[c] for c in sorted(total))
+        return proto
+
+
+def summed(terms: Terms) -> dict[int, float]:
+    """Coefficient per column."""
+    total: dict[int, float] = {}
+    for c, a in terms:
+        total[c] = total.get(c, 0.0) + a
+    return total

@@ -1,0 +1,325 @@
+"""Lays the timeline of a planning problem out and finds where tensors can be kept or rebuilt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ..ir.graph import Node
+from ..ir.opdef import get_op
+from ..ir.training import TrainingGraph, Update
+from .cost import CostModel
+from .problem import (
+    ALWAYS,
+    Activity,
+    ActivityKind,
+    Event,
+    Limits,
+    Problem,
+    Retention,
+    Slot,
+    Transient,
+)
+from .tensors import Storage, Tensor, aligned
+
+#: Ancestors that may be rebuilt for one backward step, besides what it reads: the nearest ones.
+REBUILD_LIMIT = 24
+
+
+def build_problem(
+    training: TrainingGraph,
+    cost: CostModel,
+    limits: Limits,
+    importance: Mapping[tuple[str, int | None], int],
+    *,
+    fixed_updates: bool,
+) -> Problem:
+    """Lay the timeline out and collect all choices.
+
+    Args:
+        training: Training graph; the superset if the update set is to be chosen.
+        cost: Predicted costs.
+        limits: Budgets.
+        importance: (parameter, channels) -> integer score of a candidate.
+        fixed_updates: Every update of the graph is carried out; nothing is chosen about them.
+    """
+    return _Builder(training, cost, limits, importance, fixed_updates).build()
+
+
+@dataclass
+class _Draft:
+    node: Node
+    update: Update | None
+    activity: int
+    rebuild: Tensor | None = None
+    last_micro: bool = False
+
+
+@dataclass
+class _Builder:
+    training: TrainingGraph
+    cost: CostModel
+    limits: Limits
+    importance: Mapping[tuple[str, int | None], int]
+    fixed_updates: bool
+    activities: list[Activity] = field(default_factory=lambda: [Activity(ALWAYS, "always")])
+    drafts: list[_Draft] = field(default_factory=list)
+
+    def build(self) -> Problem:
+        self.storage = Storage(self.training)
+        self.order = {n: i for i, n in enumerate(self.training.graph.nodes)}
+        self.consumers = self.training.graph.consumers()
+        self.update_activity: dict[Update, int] = {}
+        for u in self.training.updates:
+            self.update_activity[u] = (
+                ALWAYS if self.fixed_updates else self._activity("update", update=u)
+            )
+        self.node_activity = self._node_activities()
+        self._lay_out()
+        slots = tuple(self._slots())
+        retentions, transients, fixed = self._tensors(slots)
+        choices: dict[str, list[int]] = {}
+        gain: dict[int, int] = {}
+        state: dict[int, int] = {}
+        for u, a in self.update_activity.items():
+            key = (u.candidate.param, u.candidate.channels)
+            choices.setdefault(u.candidate.param, []).append(a)
+            gain[a] = gain.get(a, 0) + self.importance[key]
+            parts = [u.value, *u.states, *((u.accumulator,) if u.accumulator else ())]
+            state[a] = state.get(a, 0) + sum(aligned(v.type.nbytes) for v in parts)
+        return Problem(
+            self.training,
+            self.storage,
+            slots,
+            tuple(self.activities),
+            retentions,
+            transients,
+            fixed,
+            self.limits,
+            {p: tuple(a) for p, a in choices.items()},
+            gain,
+            state,
+            self.cost,
+            self.training.spec.micro_batches,
+        )
+
+    def _activity(
+        self,
+        kind: ActivityKind,
+        implied_by: tuple[int, ...] = (),
+        update: Update | None = None,
+        tensor: Tensor | None = None,
+    ) -> int:
+        self.activities.append(Activity(len(self.activities), kind, implied_by, update, tensor))
+        return len(self.activities) - 1
+
+    def _node_activities(self) -> dict[Node, int]:
+        """Activity of every node; a backward node runs if one of its readers does."""
+        result: dict[Node, int] = {}
+        needed: dict[tuple[int, ...], int] = {}
+        for node in reversed(self.training.graph.nodes):
+            update = self.storage.update_of.get(node)
+            if update is not None:
+                result[node] = self.update_activity[update]
+            elif node.phase == "backward":
+                readers = {result[c] for v in node.outputs for c in self.consumers[v]}
+                key = tuple(sorted(readers))
+                if len(key) == 1 or ALWAYS in key:
+                    result[node] = ALWAYS if ALWAYS in key else key[0]
+                else:
+                    if key not in needed:
+                        needed[key] = self._activity("needed", key)
+                    result[node] = needed[key]
+            elif self._auxiliary(node):
+                result[node] = self._activity("auxiliary", tensor=self.storage.of[node.out])
+            else:
+                result[node] = ALWAYS
+        return result
+
+    def _auxiliary(self, node: Node) -> bool:
+        """A forward node that only backward reads: it may as well run later."""
+        return (
+            node.phase == "forward"
+            and node.out not in self.training.graph.outputs
+            and not get_op(node.op).view
+            and self.storage.of[node.out].rebuildable
+            and all(
+                c.phase in ("backward", "update") for v in node.outputs for c in self.consumers[v]
+            )
+        )
+
+    # -- timeline ---------------------------------------------------------------------------------
+
+    def _lay_out(self) -> None:
+        nodes = [n for n in self.training.graph.nodes if not get_op(n.op).view]
+        backward = [n for n in nodes if n.phase in ("backward", "update")]
+        for n in nodes:
+            if n.phase in ("forward", "loss"):
+                self.drafts.append(_Draft(n, None, self.node_activity[n]))
+        covered: set[Tensor] = set()
+        updated: set[str] = set()
+        for i, node in enumerate(backward):
+            update = self.storage.update_of.get(node)
+            if update is not None and node is update.grad_node:
+                continue  # part of the update step
+            uses = self._forward_reads(node)
+            if uses - covered:
+                for other in backward[i + 1 :]:
+                    u = self.storage.update_of.get(other)
+                    if update is None or u is None or u.candidate.param != update.candidate.param:
+                        break
+                    uses |= self._forward_reads(other)
+                for tensor in self._rebuildable(uses, updated):
+                    activity = self._activity("rebuild", tensor=tensor)
+                    self.drafts += [_Draft(w, None, activity, tensor) for w in tensor.writers]
+                covered = uses
+            elif not uses:
+                covered = set()
+            last = (
+                update is not None and node is update.apply_node and update.accumulator is not None
+            )
+            self.drafts.append(_Draft(node, update, self.node_activity[node], last_micro=last))
+            if update is not None and node is update.apply_node:
+                updated.add(update.candidate.param)
+
+    def _forward_reads(self, node: Node) -> set[Tensor]:
+        return {t for t in self._reads(node) if self._is_forward(t)}
+
+    def _is_forward(self, tensor: Tensor) -> bool:
+        """Made in forward only: the sample, activations, auxiliary tensors, the prediction."""
+        return all(w.phase == "forward" for w in tensor.writers)
+
+    def _reads(self, node: Node) -> list[Tensor]:
+        """Arena tensors that a step reads, its own in-place operand included."""
+        update = self.storage.update_of.get(node)
+        operands = list(node.operands())
+        if (
+            update is not None
+            and update.grad_node is not None
+            and self._computes_grad(node, update)
+        ):
+            operands += update.grad_node.operands()
+        return list(dict.fromkeys(self.storage.of[v] for v in operands if v in self.storage.of))
+
+    @staticmethod
+    def _computes_grad(node: Node, update: Update) -> bool:
+        return node is (update.accumulate_node or update.apply_node)
+
+    def _inputs_of(self, tensor: Tensor) -> list[Tensor]:
+        reads = (t for w in tensor.writers for t in self._reads(w))
+        return [t for t in dict.fromkeys(reads) if t is not tensor]
+
+    def _rebuildable(self, uses: set[Tensor], updated: set[str]) -> list[Tensor]:
+        """Tensors that may be rebuilt for these reads, in forward order."""
+        found: set[Tensor] = set()
+        stack = list(uses)
+        while stack:
+            t = stack.pop()
+            if t in found or not t.rebuildable:
+                continue
+            if any(v.name in updated for w in t.writers for v in w.operands()):
+                continue  # its parameters have changed: it can't be made again
+            found.add(t)
+            stack += self._inputs_of(t)
+        ordered = sorted(found, key=lambda t: self.order[t.writers[-1]])
+        near = [t for t in ordered if t in uses]
+        far = [t for t in ordered if t not in uses]
+        keep = set(near) | set(far[-REBUILD_LIMIT:])
+        return [t for t in ordered if t in keep]
+
+    def _slots(self) -> Iterator[Slot]:
+        micro = self.training.spec.micro_batches
+        for k, d in enumerate(self.drafts):
+            op = get_op(d.node.op)
+            scratch = aligned(op.workspace(d.node))
+            update = d.update
+            if update is not None and not d.last_micro:
+                cycles = self.cost.update_cycles(update)
+                scratch += aligned(update.tile_bytes)
+                if update.grad_node is not None:
+                    scratch += aligned(get_op(update.grad_node.op).workspace(update.grad_node))
+            else:
+                cycles = self.cost.node_cycles(d.node)
+            writes = [self.storage.of[v] for v in d.node.outputs if v in self.storage.of]
+            yield Slot(
+                k,
+                d.node,
+                update,
+                d.activity,
+                tuple(self._reads(d.node)),
+                tuple(dict.fromkeys(writes)),
+                scratch,
+                cycles * (1 if d.last_micro else micro),
+                rebuild=d.rebuild is not None,
+                last_micro=d.last_micro,
+            )
+
+    # -- tensors ----------------------------------------------------------------------------------
+
+    def _tensors(
+        self, slots: tuple[Slot, ...]
+    ) -> tuple[tuple[Retention, ...], tuple[Transient, ...], tuple[tuple[int, int, int], ...]]:
+        writes: dict[Tensor, list[Slot]] = {t: [] for t in self.storage.tensors}
+        reads: dict[Tensor, list[Slot]] = {t: [] for t in self.storage.tensors}
+        for s in slots:
+            for t in s.writes:
+                writes[t].append(s)
+            for t in s.reads:
+                if t not in s.writes:
+                    reads[t].append(s)
+        retentions: list[Retention] = []
+        transients: list[Transient] = []
+        fixed: list[tuple[int, int, int]] = []
+        for t in self.storage.tensors:
+            if not self._is_forward(t):
+                transients.append(self._transient(t, writes[t], reads[t], len(slots) - 1))
+                continue
+            auxiliary = bool(t.writers) and self._auxiliary(t.writers[0]) and len(t.writers) == 1
+            window = None
+            if not auxiliary:
+                first = [s.index for s in writes[t] if not s.rebuild]
+                always = [s.index for s in reads[t] if s.activity == ALWAYS and self._early(s)]
+                window = (min(first, default=0), max([*first, *always], default=0))
+            events = self._events(t, writes[t], reads[t], window)
+            if any(not e.writes for e in events):
+                out = writes[t][0].activity if auxiliary else ALWAYS
+                retentions.append(Retention(t, window, events, out, self.cost.storage is not None))
+            elif window is not None:
+                fixed.append((*window, t.bytes))
+        return tuple(retentions), tuple(transients), tuple(fixed)
+
+    @staticmethod
+    def _early(slot: Slot) -> bool:
+        return slot.node.phase in ("forward", "loss") and not slot.rebuild
+
+    def _events(
+        self,
+        tensor: Tensor,
+        writes: list[Slot],
+        reads: list[Slot],
+        window: tuple[int, int] | None,
+    ) -> tuple[Event, ...]:
+        after = -1 if window is None else window[1]
+        events = [
+            Event(s.index, s.activity, False, s.index, may_load=self.cost.storage is not None)
+            for s in reads
+            if s.index > after
+        ]
+        runs: dict[int, list[int]] = {}
+        for s in writes:
+            if s.index > after:
+                runs.setdefault(s.activity, []).append(s.index)
+        events += [Event(max(r), a, True, min(r), may_load=False) for a, r in runs.items()]
+        return tuple(sorted(events, key=lambda e: e.slot))
+
+    def _transient(
+        self, tensor: Tensor, writes: list[Slot], reads: list[Slot], last: int
+    ) -> Transient:
+        users = sorted([*writes, *reads], key=lambda s: s.index)
+        if self.training.loss in tensor.values:
+            return Transient(tensor, users[0].index, ((last, (ALWAYS,)),))
+        segments: list[tuple[int, tuple[int, ...]]] = []
+        for i, s in enumerate(users):
+            acts = {u.activity for u in users[i:]}
+            segments.append((s.index, (ALWAYS,) if ALWAYS in acts else tuple(sorted(acts))))
+        return Transient(tensor, users[0].index, tuple(segments))

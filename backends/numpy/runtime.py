@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ...ir.errors import UsageError
-from ...ir.graph import Array, Node, TensorType, Value
+from ...ir.graph import Array, Node, Value
 from ...ir.opdef import get_op
 from ...ir.training import TrainingGraph, Update
 from ...planner.plan import Plan, Step
+from .data import check_labels, fitted
 from .memory import Memory
+from .parameters import merged, split
 
 
 class Runtime:
@@ -34,6 +36,7 @@ class Runtime:
         """
         self.plan, self.training = plan, training
         self.micro_steps = self.updates = 0
+        self._bias = (0, np.float32(0.0), np.float32(0.0))
         self._memory = Memory(plan)
         self._nodes: dict[str, Node] = {n.name: n for n in training.graph.nodes}
         self._update_of: dict[Node, Update] = {}
@@ -122,7 +125,7 @@ class Runtime:
         return float(loss)
 
     def _captured(self, step: Step, value: Value, old: Array | None) -> Array | None:
-        """A copy of ``value`` if this step is the first to write it: its bytes may be used again."""
+        """A copy of ``value`` once the first step has written it: its bytes are used again."""
         if old is None and step.kind == "compute":
             for b, v in zip(step.writes, self._nodes[step.nodes[0]].outputs, strict=True):
                 if v is value:
@@ -207,52 +210,46 @@ class Runtime:
     # ---- inputs
 
     def _feed(self, x: ArrayLike) -> None:
-        sample = _fit(x, self.training.sample.type, "the sample")
+        sample = fitted(x, self.training.sample.type, "the sample")
         self._memory.clear()
         self._arrays[self._sample][...] = sample
 
     def _target(self, target: ArrayLike) -> Array:
-        t = self.training
-        data = _fit(target, t.target.type, "the target")
-        if t.spec.loss == "cross_entropy":
-            classes = t.prediction.type.shape[-1]
-            if data.size and not 0 <= data.min() <= data.max() < classes:
-                raise UsageError(
-                    f"labels go from {data.min()} to {data.max()}, but the model has classes 0 to"
-                    f" {classes - 1}"
-                )
+        data = fitted(target, self.training.target.type, "the target")
+        if self.training.spec.loss == "cross_entropy":
+            check_labels(data, self.training.prediction.type.shape[-1], "the target")
         return data
 
     def _hyper(self, lr: float) -> Array:
         if not np.isfinite(lr) or lr < 0:
             raise UsageError(f"the step size must be a number >= 0, not {lr}")
-        spec, t = self.training.spec, self.updates + 1
-        if spec.optimizer != "adam":
+        if self.training.spec.optimizer != "adam":
             return np.array([lr, 1.0], np.float32)
-        return np.array(
-            [lr / (1.0 - spec.beta1**t), 1.0 / np.sqrt(1.0 - spec.beta2**t)], np.float32
-        )
+        bias1, bias2 = self._bias_corrections()
+        one = np.float32(1.0)
+        return np.array([np.float32(lr) / bias1, one / np.sqrt(bias2)], np.float32)
+
+    def _bias_corrections(self) -> tuple[np.float32, np.float32]:
+        """1 - beta1^t and 1 - beta2^t of the next update t, in f32.
+
+        The recurrence b * beta + (1 - beta) is the emitted C's; it keeps the digits that the
+        difference 1 - beta^t would lose in f32.
+        """
+        spec = self.training.spec
+        done, bias1, bias2 = self._bias
+        if done > self.updates + 1:
+            done, bias1, bias2 = 0, np.float32(0.0), np.float32(0.0)
+        for _ in range(done, self.updates + 1):
+            bias1 = bias1 * np.float32(spec.beta1) + np.float32(1.0 - spec.beta1)
+            bias2 = bias2 * np.float32(spec.beta2) + np.float32(1.0 - spec.beta2)
+        self._bias = (self.updates + 1, bias1, bias2)
+        return bias1, bias2
 
     # ---- parameters and state
 
     def params(self) -> dict[str, Array]:
         """Every parameter by its name in the model, learned values merged in."""
-        result: dict[str, Array] = {}
-        parts: set[str] = set()
-        for u in self.training.updates:
-            data = self._resident[u.value.name].copy()
-            cold = _cold(u)
-            if cold is not None:
-                axis, rest = cold
-                parts |= {u.value.name, rest.name}
-                data = np.concatenate([data, self.training.graph.constants[rest.name]], axis)
-            result[u.candidate.param] = data
-        for node in self.training.graph.nodes:
-            for slot in get_op(node.op).params:
-                v = node.inputs[slot.index] if slot.index < len(node.inputs) else None
-                if v is not None and v.name not in parts and v.name in self.training.graph.constants:
-                    result.setdefault(v.name, self.training.graph.constants[v.name].copy())
-        return result
+        return merged(self.training, self._resident)
 
     def set_params(self, values: Mapping[str, ArrayLike]) -> None:
         """Replace updated parameters; frozen ones may be given if they are as in the model.
@@ -260,31 +257,7 @@ class Runtime:
         Raises:
             UsageError: Unknown name, wrong shape, or another value for a frozen parameter.
         """
-        current = self.params()
-        updates = {u.candidate.param: u for u in self.training.updates}
-        checked: dict[str, Array] = {}
-        for name, given in values.items():
-            if name not in current:
-                raise UsageError(f"the model has no parameter {name}")
-            old = current[name]
-            new = _fit(given, TensorType(old.shape), f"parameter {name}")
-            u = updates.get(name)
-            cold = None if u is None else _cold(u)
-            if u is None:
-                frozen, hot = (new, old), None
-            elif cold is None:
-                frozen, hot = None, new
-            else:
-                hot, rest = np.split(new, [u.value.type.shape[cold[0]]], cold[0])
-                frozen = (rest, self.training.graph.constants[cold[1].name])
-            if frozen is not None and not np.array_equal(*frozen):
-                raise UsageError(
-                    f"parameter {name}: the plan keeps {'it' if u is None else 'part of it'} frozen in"
-                    " flash, other values can't be loaded; plan with --train all"
-                )
-            if hot is not None and u is not None:
-                checked[u.value.name] = hot
-        for name, data in checked.items():
+        for name, data in split(self.training, values).items():
             self._resident[name][...] = data
 
     def state_bytes(self) -> bytes:
@@ -302,7 +275,7 @@ class Runtime:
             UsageError: Not as many bytes as the plan lays out.
         """
         if len(data) != self.state_nbytes:
-            raise UsageError(f"the state has {len(data)} B, the plan lays out {self.state_nbytes} B")
+            raise UsageError(f"the state has {len(data)} B, the plan has {self.state_nbytes} B")
         self._memory.state[:] = np.frombuffer(data, np.uint8)
         self.updates, self.micro_steps = updates, 0
 
@@ -310,18 +283,6 @@ class Runtime:
         """Initial state: the model's parameters, zero in optimizer tensors and accumulators."""
         for name, array in self._resident.items():
             array[...] = self.training.graph.constants.get(name, 0)
-
-
-def _cold(update: Update) -> tuple[int, Value] | None:
-    """Channel axis and frozen remainder of a partly updated weight."""
-    if update.candidate.channels is None:
-        return None
-    for slot in get_op(update.owner.op).params:
-        if update.owner.inputs[slot.index] is update.value and slot.cold_index is not None:
-            axis, rest = slot.channel_axis(update.owner), update.owner.inputs[slot.cold_index]
-            assert axis is not None and rest is not None, update.value.name
-            return axis, rest
-    raise AssertionError(f"{update.value.name} has no frozen remainder")
 
 
 def _slice_to(plan: Plan, value: str) -> tuple[int, ...]:
@@ -337,19 +298,3 @@ def _slice_to(plan: Plan, value: str) -> tuple[int, ...]:
             result.append(index)
             needed.update(r for r in step.reads if r is not None)
     return tuple(reversed(result))
-
-
-def _fit(data: ArrayLike, t: TensorType, what: str) -> Array:
-    """An array of the wanted type; numbers are converted if that keeps their meaning.
-
-    Raises:
-        UsageError: Wrong shape, or not numbers of the wanted kind.
-    """
-    array = np.asarray(data)
-    kinds = "iu" if t.dtype.startswith(("i", "u")) else "iuf"
-    if array.shape != t.storage_shape or array.dtype.kind not in kinds:
-        raise UsageError(f"{what} is {array.dtype}{list(array.shape)}, the plan needs {t}")
-    converted = array.astype(t.np_dtype)
-    if t.dtype.startswith(("i", "u")) and not np.array_equal(converted, array):
-        raise UsageError(f"{what} has values that {t.dtype} can't hold")
-    return converted

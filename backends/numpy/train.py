@@ -13,6 +13,7 @@ import numpy as np
 
 from ...ir.errors import OdtPlanError, UsageError
 from ...ir.graph import Array
+from .data import checked_samples, checked_targets
 from .runtime import Runtime
 
 
@@ -22,8 +23,9 @@ class History:
 
     Attributes:
         losses: Mean loss of each update that was kept.
-        stopped: None when all steps were done; ``not_finite`` when a loss or a parameter became NaN
-            or infinite, ``interrupted`` by Ctrl-C. The runtime holds the state of the last good update.
+        stopped: None when all steps were done; ``not_finite`` when a loss or a parameter became
+            NaN or infinite, ``interrupted`` by Ctrl-C. The runtime then holds the state of the last
+            good update.
     """
 
     losses: tuple[float, ...]
@@ -35,31 +37,12 @@ class History:
         done = len(self.losses)
         if self.stopped == "not_finite":
             return (
-                f"stopped: update {done + 1} gave a NaN or infinite value; the state after update {done}"
-                " is kept; try a smaller step size"
+                f"stopped: update {done + 1} gave a NaN or infinite value; the state after update"
+                f" {done} is kept; try a smaller step size"
             )
         if self.stopped == "interrupted":
             return f"interrupted: the state after update {done} is kept"
         return f"{done} updates done"
-
-
-def load_data(path: Path) -> tuple[Array, Array]:
-    """Read the arrays ``x`` and ``y`` of an .npz file.
-
-    Raises:
-        UsageError: Unreadable, not an .npz file, or an array is missing.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            missing = [name for name in ("x", "y") if name not in data]
-            if missing:
-                raise UsageError(
-                    f"{path}: has no array {' and '.join(missing)}, only"
-                    f" {', '.join(data.files) or 'nothing'}; save with np.savez(path, x=..., y=...)"
-                )
-            return data["x"], data["y"]
-    except (OSError, ValueError, EOFError, AttributeError, TypeError) as e:
-        raise UsageError(f"{path}: can't be read as .npz: {e}") from None
 
 
 def train(
@@ -83,8 +66,8 @@ def train(
         steps: Updates to do.
         epochs: Passes over the data instead; a last group that is not full is filled from the start
             of the next pass.
-        batch: Samples per update; the plan fixes it (batch x micro-batches), so another number is an
-            error. None: take the plan's.
+        batch: Samples per update; the plan fixes it (batch x micro-batches), so another number is
+            an error. None: take the plan's.
         lr: Step size.
         seed: Of the order of the samples.
         on_step: Called after each update with its number (from 1) and mean loss.
@@ -96,10 +79,10 @@ def train(
     group = size * micro
     if batch is not None and batch != group:
         raise UsageError(
-            f"an update of this plan takes {group} samples (batch {size} x {micro} micro-batches), not"
-            f" {batch}; plan again with --batch or --micro-batches"
+            f"an update of this plan takes {group} samples (batch {size} x {micro} micro-batches),"
+            f" not {batch}; plan again with --batch or --micro-batches"
         )
-    x, y = _samples(runtime, x), _targets(runtime, y, len(x))
+    x, y = checked_samples(runtime.training, x), checked_targets(runtime.training, y, len(x))
     if (steps is None) == (epochs is None):
         raise UsageError("give either steps or epochs")
     if steps is None:
@@ -165,41 +148,3 @@ def _order(count: int, seed: int) -> Iterator[int]:
     rng = np.random.default_rng(seed)
     while True:
         yield from rng.permutation(count).tolist()
-
-
-def _samples(runtime: Runtime, x: Array) -> Array:
-    want = runtime.training.sample.type.shape[1:]
-    if x.ndim < 1 or x.shape[1:] != want or x.dtype.kind not in "iuf":
-        raise UsageError(
-            f"x is {x.dtype}{list(x.shape)}, must be numbers [count, {', '.join(map(str, want))}]"
-        )
-    if len(x) == 0:
-        raise UsageError("x has no samples")
-    x = x.astype(np.float32)
-    if not np.isfinite(x).all():
-        bad = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
-        raise UsageError(f"x: sample {bad} has a NaN or infinite value")
-    return x
-
-
-def _targets(runtime: Runtime, y: Array, count: int) -> Array:
-    if len(np.atleast_1d(y)) != count or y.ndim < 1:
-        raise UsageError(f"y has shape {list(y.shape)}, but x has {count} samples")
-    if runtime.training.spec.loss == "cross_entropy":
-        classes = runtime.training.prediction.type.shape[-1]
-        if y.ndim != 1 or y.dtype.kind not in "iu":
-            raise UsageError(f"y is {y.dtype}{list(y.shape)}, must be integer labels [{count}]")
-        if y.min() < 0 or y.max() >= classes:
-            raise UsageError(
-                f"y has labels from {y.min()} to {y.max()}, but the model has classes 0 to {classes - 1}"
-            )
-        return y.astype(np.int32)
-    want = runtime.training.prediction.type.shape[1:]
-    if y.shape[1:] != want or y.dtype.kind not in "iuf":
-        raise UsageError(
-            f"y is {y.dtype}{list(y.shape)}, must be numbers [{count}, {', '.join(map(str, want))}]"
-        )
-    y = y.astype(np.float32)
-    if not np.isfinite(y).all():
-        raise UsageError("y has a NaN or infinite value")
-    return y

@@ -51,9 +51,9 @@ def shown_kinds(plan: Plan, report: CheckReport) -> dict[str, str]:
             written.setdefault(b, i)
             if step.recompute or step.kind == "page_in":
                 restored.add(b)
-        backward = phases[i] in ("backward", "update") and not step.recompute
-        if backward or step.kind == "page_out":
+        if step.kind == "page_out":
             saved.update(b for b in step.reads if b is not None)
+    turn = phases.index("backward") if "backward" in phases else len(phases)
     dtypes = {b.id: b.dtype for b in plan.buffers}
     result: dict[str, str] = {}
     for life in report.lifetimes:
@@ -68,7 +68,7 @@ def shown_kinds(plan: Plan, report: CheckReport) -> dict[str, str]:
         elif dtypes[b] in MASK_DTYPES:
             result[b] = "mask"
         else:
-            result[b] = "saved" if b in saved else "forward"
+            result[b] = "saved" if b in saved or life.first < turn <= life.last else "forward"
     return result
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 MARGIN = 20.0
 LEFT = 92.0  # room for the address axis
 RIGHT = 24.0
-TOP = 96.0  # heading and legend
+TOP = 132.0  # heading, legend and the strip of the state
+STATE_HEIGHT = 20.0
 PLOT_HEIGHT = 460.0
 LEAST_WIDTH = 900.0
 MOST_WIDTH = 2200.0
@@ -27,7 +28,7 @@ STEP_WIDTH = 14.0
 BAND = 20.0  # phase strip
 GREY = "#666666"
 LIVE = "#000000"
-#: A budget beyond this multiple of what is used would squeeze the picture; it is named at the edge.
+#: A budget beyond this multiple of the arena would squeeze the picture; it is named at the edge.
 SCALE_LIMIT = 1.6
 
 
@@ -65,15 +66,14 @@ class _Scale:
 
 
 def _render(plan: Plan, report: CheckReport) -> str:
-    used = report.arena_bytes + report.state_bytes
-    budget = plan.device.budget.ram_bytes
-    fits = budget <= used * SCALE_LIMIT
-    most = round(max(used, budget if fits else 0, 1) * 1.06)
+    room = plan.device.budget.ram_bytes - report.state_bytes
+    fits = room <= report.arena_bytes * SCALE_LIMIT
+    most = round(max(report.arena_bytes, room if fits else 0, 1) * 1.06)
     steps = len(report.steps)
     scale = _Scale(steps, most, min(MOST_WIDTH, max(LEAST_WIDTH, steps * STEP_WIDTH)))
     kinds = shown_kinds(plan, report)
     heading = f"{plan.model.name}: memory over one training step"
-    legend, legend_width = _legend(set(kinds.values()), report)
+    legend, legend_width = _legend(set(kinds.values()))
     body = [
         text(MARGIN, MARGIN + 14, shorten(heading, 100), 16, font_weight="bold"),
         text(MARGIN, MARGIN + 34, summary(plan, report), 11),
@@ -85,7 +85,7 @@ def _render(plan: Plan, report: CheckReport) -> str:
         "</g>",
         *_names(report, kinds, scale),
         *_live(report, scale),
-        *_budget(budget, fits, scale),
+        *_budget(plan.device.budget.ram_bytes, room, fits, report, scale),
         *_phases(report, scale),
     ]
     width = max(scale.right + RIGHT, legend_width + 2 * MARGIN)
@@ -113,9 +113,11 @@ def _lifetime(life: Lifetime, kind: str, scale: _Scale) -> str:
 
 
 def _names(report: CheckReport, kinds: dict[str, str], scale: _Scale) -> Iterator[str]:
-    """Value names in the rectangles that are large enough."""
+    """Value names in the rectangles that are large enough, clear of in-place successors."""
+    taken = {(life.offset, life.first) for life in report.lifetimes}
     for life in report.lifetimes:
-        x, end = scale.x(life.first), scale.x(life.last + 1)
+        followed = life.last > life.first and (life.offset, life.last) in taken
+        x, end = scale.x(life.first), scale.x(life.last + (0 if followed else 1))
         height = scale.y(life.offset) - scale.y(life.offset + life.bytes)
         cells = int((end - x - 8) / (0.58 * 10))
         if height < 12 or cells < 6:
@@ -146,7 +148,7 @@ def _axes(scale: _Scale) -> Iterator[str]:
     yield text(
         MARGIN + 6,
         middle,
-        "address in RAM",
+        "address in the arena",
         11,
         text_anchor="middle",
         transform=f"rotate(-90 {number(MARGIN + 6)} {number(middle)})",
@@ -161,26 +163,25 @@ def _axes(scale: _Scale) -> Iterator[str]:
 def _state(report: CheckReport, scale: _Scale) -> Iterator[str]:
     if not report.state_bytes:
         return
-    low, high = scale.y(report.arena_bytes), scale.y(report.arena_bytes + report.state_bytes)
+    y = TOP - STATE_HEIGHT - 14
+    label = f"{report.state_bytes:,} B of weights and optimizer tensors that training changes"
     tip = tooltip(
-        "state that survives the step: updated weights, optimizer tensors, accumulators",
-        f"{report.state_bytes:,} B",
+        "state: updated weights, optimizer tensors, accumulators; it survives the step",
+        f"{report.state_bytes:,} B, not drawn to scale",
     )
-    yield element(
+    shape = element(
         "rect",
-        tip,
         x=LEFT,
-        y=high,
+        y=y,
         width=scale.width,
-        height=max(0.3, low - high),
+        height=STATE_HEIGHT,
         fill="#d9d9d9",
         stroke=GREY,
         stroke_width=0.7,
-        _class="state",
     )
-    if low - high >= 12:
-        label = f"weights and optimizer state, {kib(report.state_bytes)}"
-        yield text(LEFT + 6, (low + high) / 2 + 3.5, label, 10, pointer_events="none")
+    yield element("g", [tip, shape], _class="state")
+    yield text(LEFT + 6, y + 14, label, 10, pointer_events="none")
+    yield text(LEFT - 8, y + 14, "state", 10, text_anchor="end")
 
 
 def _live(report: CheckReport, scale: _Scale) -> Iterator[str]:
@@ -219,9 +220,11 @@ def _live(report: CheckReport, scale: _Scale) -> Iterator[str]:
     )
 
 
-def _budget(budget: int, fits: bool, scale: _Scale) -> Iterator[str]:
-    y = scale.y(budget) if fits else TOP
-    label = f"RAM budget {budget:,} B" + ("" if fits else " (above this scale)")
+def _budget(
+    budget: int, room: int, fits: bool, report: CheckReport, scale: _Scale
+) -> Iterator[str]:
+    y = scale.y(room) if fits else TOP
+    label = f"RAM budget {budget:,} B leaves {room:,} B" + ("" if fits else " (above this scale)")
     line = element(
         "line",
         x1=LEFT,
@@ -232,10 +235,13 @@ def _budget(budget: int, fits: bool, scale: _Scale) -> Iterator[str]:
         stroke_width=2,
         stroke_dasharray="9 5" if fits else "2 5",
     )
-    yield element("g", [tooltip(f"{budget:,} B"), line], _class="budget")
-    yield text(
-        scale.right - 4, y - 5, label, 11, text_anchor="end", fill="#a34700", font_weight="bold"
+    yield element(
+        "g", [tooltip(f"{budget:,} B, less the state: {room:,} B"), line], _class="budget"
     )
+    # the peak's label stands on the other side
+    left = report.peak_step * 2 >= len(report.steps)
+    x, anchor = (LEFT + 6, "start") if left else (scale.right - 4, "end")
+    yield text(x, y - 5, label, 11, text_anchor=anchor, fill="#a34700", font_weight="bold")
 
 
 def _phases(report: CheckReport, scale: _Scale) -> Iterator[str]:
@@ -267,7 +273,7 @@ def _phases(report: CheckReport, scale: _Scale) -> Iterator[str]:
         x += 19 + text_width(name, 10.5) + 16
 
 
-def _legend(kinds: set[str], report: CheckReport) -> tuple[list[str], float]:
+def _legend(kinds: set[str]) -> tuple[list[str], float]:
     parts: list[str] = []
     x = 0.0
     for name, kind in KINDS.items():
@@ -275,12 +281,6 @@ def _legend(kinds: set[str], report: CheckReport) -> tuple[list[str], float]:
             parts.append(element("rect", x=x, y=2.0, width=18.0, height=13.0, fill=kind.color))
             parts.append(text(x + 24, 13, kind.text, 10.5))
             x += 24 + text_width(kind.text, 10.5) + 14
-    if report.state_bytes:
-        parts.append(
-            element("rect", x=x, y=2.0, width=18.0, height=13.0, fill="#d9d9d9", stroke=GREY)
-        )
-        parts.append(text(x + 24, 13, "state", 10.5))
-        x += 24 + text_width("state", 10.5) + 14
     parts.append(element("line", x1=x, y1=8.5, x2=x + 18, y2=8.5, stroke=LIVE, stroke_width=1.8))
     parts.append(text(x + 24, 13, "live bytes", 10.5))
     return parts, x + 24 + text_width("live bytes", 10.5)

@@ -162,6 +162,9 @@ class _Facts:
         self.paged: dict[Value, int] = {}
         self.runs: dict[str, list[str]] = {}
         self.recomputed: set[str] = set()
+        self.late: set[str] = set()
+        phase_of = {n.name: n.phase for n in training.graph.nodes}
+        backward = False
         for i, (step, figures) in enumerate(zip(plan.steps, report.steps, strict=True)):
             if step.kind == "page_out":
                 for r in step.reads:
@@ -170,6 +173,9 @@ class _Facts:
             for name in step.nodes:
                 again = " (recomputed)" if step.recompute else ""
                 text = f"step {i}{again}: {figures.cycles:,} cycles"
+                backward = backward or phase_of[name] == "backward"
+                if backward and name not in self.runs and phase_of[name] == "forward":
+                    self.late.add(name)
                 self.runs.setdefault(name, []).append(text)
                 if step.recompute:
                     self.recomputed.add(name)
@@ -201,13 +207,15 @@ class _Facts:
         updates = self.updates.get(node.name, [])
         if updates:
             decisions.append("updated")
-            notes.append("updates " + ", ".join(f"{role} {_ratio(r)}" for role, _, r, _ in updates))
+            notes.append("updates " + ", ".join(_part(role, r) for role, _, r, _ in updates))
             for role, name, ratio, channels in updates:
                 part = "whole" if channels is None else f"{channels} leading input channels"
                 details.append(f"updated {role} {name}: {part} (ratio {ratio:g})")
         elif parameters:
             decisions.append("frozen")
             notes.append("frozen")
+        if node.name in self.late:
+            notes.append("run in backward")
         if node.name in self.recomputed:
             decisions.append("recomputed")
             notes.append("recomputed")
@@ -231,8 +239,8 @@ class _Facts:
         )
 
 
-def _ratio(r: float) -> str:
-    if r >= 1:
-        return "all"
-    f = Fraction(r).limit_denominator(64)
-    return f"{f}" if abs(float(f) - r) < 1e-9 else f"{r:.0%}"
+def _part(role: str, ratio: float) -> str:
+    if ratio >= 1:
+        return role
+    f = Fraction(ratio).limit_denominator(64)
+    return f"{role} {f}" if abs(float(f) - ratio) < 1e-9 else f"{role} {ratio:.0%}"

@@ -1,50 +1,73 @@
 /* See odtplan_conv.h. Convolution and both of its large gradients are sums over three nested loops
- * of products a * b, for 4 rows (of a) by 4 columns (of b) of results at a time: filters by pixels,
- * channels by pixels, filters by channels. One block kernel serves all; what differs is strides. */
+ * of products a * b, for 4 x 4 results at a time: filters by pixels, channels by pixels, filters by
+ * channels. One block kernel serves all; what differs is strides. Depthwise convolution has too few
+ * products per result for that and has its own loops. */
 #include "odtplan_conv.h"
 
-/* result[i][j] += a[i * a_row + ...] * b[j * b_column + ...], summed over the loops, outermost first */
+/* -- blocks of sums -------------------------------------------------------------------------------- */
+
+/* One factor of the products: where it starts, its distance between neighbouring results, and its
+ * steps in the three loops, outermost first. */
 typedef struct {
-    const float *a;
-    const float *b;
-    int32_t a_row;
-    int32_t b_column;
+    const float *at;
+    int32_t across;
+    int32_t step[3];
+} side_t;
+
+/* result[i][j] += a(i) * b(j), summed over the loops */
+typedef struct {
+    side_t a, b;
     int32_t count[3];
-    int32_t a_step[3];
-    int32_t b_step[3];
 } nest_t;
 
-#define ROW(i)                    \
-    do {                          \
-        const float v = a##i[ia]; \
-        s##i##0 += v * b0;        \
-        s##i##1 += v * b1;        \
-        s##i##2 += v * b2;        \
-        s##i##3 += v * b3;        \
+#define ROW(i, weight)                                               \
+    do {                                                             \
+        const float v = weight;                                      \
+        s##i##0 += v * b0, s##i##1 += v * b1, s##i##2 += v * b2, s##i##3 += v * b3; \
     } while (0)
 
-/* Inlined with constant column or steps where those are 1, which saves address arithmetic. */
-static inline void block4x4(const nest_t *t, float *s, int32_t column, int32_t a_step, int32_t b_step)
+#define TAP4X4(x0, x1, x2, x3, k)                             \
+    do {                                                      \
+        const float b0 = x0, b1 = x1, b2 = x2, b3 = x3;       \
+        ROW(0, a0[k]);                                        \
+        ROW(1, a1[k]);                                        \
+        ROW(2, a2[k]);                                        \
+        ROW(3, a3[k]);                                        \
+    } while (0)
+
+static void block4x4(const nest_t *t, float *s)
 {
     float s00 = s[0], s01 = s[1], s02 = s[2], s03 = s[3];
     float s10 = s[4], s11 = s[5], s12 = s[6], s13 = s[7];
     float s20 = s[8], s21 = s[9], s22 = s[10], s23 = s[11];
     float s30 = s[12], s31 = s[13], s32 = s[14], s33 = s[15];
+    const int32_t row = t->a.across, column = t->b.across, as = t->a.step[2], bs = t->b.step[2];
+    const int32_t three = as == 1 && t->count[2] == 3; /* a line of a 3x3 window */
     for (int32_t i = 0; i < t->count[0]; i++) {
         for (int32_t j = 0; j < t->count[1]; j++) {
-            const float *a0 = t->a + i * t->a_step[0] + j * t->a_step[1];
-            const float *a1 = a0 + t->a_row, *a2 = a1 + t->a_row, *a3 = a2 + t->a_row;
-            const float *q0 = t->b + i * t->b_step[0] + j * t->b_step[1];
-            const float *q1 = q0 + column, *q2 = q1 + column, *q3 = q2 + column;
-            int32_t ia = 0, ib = 0;
-            for (int32_t k = t->count[2]; k > 0; k--) {
-                const float b0 = q0[ib], b1 = q1[ib], b2 = q2[ib], b3 = q3[ib];
-                ROW(0);
-                ROW(1);
-                ROW(2);
-                ROW(3);
-                ia += a_step;
-                ib += b_step;
+            const float *a0 = t->a.at + i * t->a.step[0] + j * t->a.step[1];
+            const float *a1 = a0 + row, *a2 = a1 + row, *a3 = a2 + row;
+            const float *q = t->b.at + i * t->b.step[0] + j * t->b.step[1];
+            if (three && column == 1) {
+                const float *r = q + bs, *u = r + bs;
+                TAP4X4(q[0], q[1], q[2], q[3], 0);
+                TAP4X4(r[0], r[1], r[2], r[3], 1);
+                TAP4X4(u[0], u[1], u[2], u[3], 2);
+            } else if (column == 1) {
+                for (int32_t k = t->count[2], ia = 0, ib = 0; k > 0; k--, ia += as, ib += bs) {
+                    TAP4X4(q[ib], q[ib + 1], q[ib + 2], q[ib + 3], ia);
+                }
+            } else {
+                const float *q1 = q + column, *q2 = q1 + column, *q3 = q2 + column;
+                if (three) {
+                    TAP4X4(q[0], q1[0], q2[0], q3[0], 0);
+                    TAP4X4(q[bs], q1[bs], q2[bs], q3[bs], 1);
+                    TAP4X4(q[2 * bs], q1[2 * bs], q2[2 * bs], q3[2 * bs], 2);
+                    continue;
+                }
+                for (int32_t k = t->count[2], ia = 0, ib = 0; k > 0; k--, ia += as, ib += bs) {
+                    TAP4X4(q[ib], q1[ib], q2[ib], q3[ib], ia);
+                }
             }
         }
     }
@@ -54,20 +77,29 @@ static inline void block4x4(const nest_t *t, float *s, int32_t column, int32_t a
     s[12] = s30, s[13] = s31, s[14] = s32, s[15] = s33;
 }
 
-static inline void block1x4(const nest_t *t, float *s, int32_t column, int32_t a_step, int32_t b_step)
+#define TAP1X4(x0, x1, x2, x3, k)                       \
+    do {                                                \
+        const float b0 = x0, b1 = x1, b2 = x2, b3 = x3; \
+        ROW(0, a0[k]);                                  \
+    } while (0)
+
+static void block1x4(const int32_t *count, const side_t *a, const side_t *b, float *s)
 {
     float s00 = s[0], s01 = s[1], s02 = s[2], s03 = s[3];
-    for (int32_t i = 0; i < t->count[0]; i++) {
-        for (int32_t j = 0; j < t->count[1]; j++) {
-            const float *a0 = t->a + i * t->a_step[0] + j * t->a_step[1];
-            const float *q0 = t->b + i * t->b_step[0] + j * t->b_step[1];
-            const float *q1 = q0 + column, *q2 = q1 + column, *q3 = q2 + column;
-            int32_t ia = 0, ib = 0;
-            for (int32_t k = t->count[2]; k > 0; k--) {
-                const float b0 = q0[ib], b1 = q1[ib], b2 = q2[ib], b3 = q3[ib];
-                ROW(0);
-                ia += a_step;
-                ib += b_step;
+    const int32_t column = b->across, as = a->step[2], bs = b->step[2];
+    for (int32_t i = 0; i < count[0]; i++) {
+        for (int32_t j = 0; j < count[1]; j++) {
+            const float *a0 = a->at + i * a->step[0] + j * a->step[1];
+            const float *q = b->at + i * b->step[0] + j * b->step[1];
+            const float *q1 = q + column, *q2 = q1 + column, *q3 = q2 + column;
+            if (as == 1 && bs == 1) {
+                for (int32_t k = 0; k < count[2]; k++) {
+                    TAP1X4(q[k], q1[k], q2[k], q3[k], k);
+                }
+            } else {
+                for (int32_t k = count[2], ia = 0, ib = 0; k > 0; k--, ia += as, ib += bs) {
+                    TAP1X4(q[ib], q1[ib], q2[ib], q3[ib], ia);
+                }
             }
         }
     }
@@ -77,66 +109,48 @@ static inline void block1x4(const nest_t *t, float *s, int32_t column, int32_t a
 static void block1x1(const nest_t *t, float *s)
 {
     float sum = *s;
+    const int32_t as = t->a.step[2], bs = t->b.step[2];
     for (int32_t i = 0; i < t->count[0]; i++) {
         for (int32_t j = 0; j < t->count[1]; j++) {
-            const float *a = t->a + i * t->a_step[0] + j * t->a_step[1];
-            const float *b = t->b + i * t->b_step[0] + j * t->b_step[1];
-            int32_t ia = 0, ib = 0;
-            for (int32_t k = t->count[2]; k > 0; k--) {
+            const float *a = t->a.at + i * t->a.step[0] + j * t->a.step[1];
+            const float *b = t->b.at + i * t->b.step[0] + j * t->b.step[1];
+            for (int32_t k = t->count[2], ia = 0, ib = 0; k > 0; k--, ia += as, ib += bs) {
                 sum += a[ia] * b[ib];
-                ia += t->a_step[2];
-                ib += t->b_step[2];
             }
         }
     }
     *s = sum;
 }
 
-/* Make the innermost loop long: join the two inner loops where they are one run of memory, and turn
- * the outermost loop inwards where the others have one turn. The order of the products stays. */
-static void lengthen(nest_t *t)
+/* Add the products to a block of rows x columns sums, 1 or 4 each, stored row by row. */
+static void add_products(const nest_t *t, float *sums, int32_t rows, int32_t columns)
 {
-    if (t->count[1] == 1 && t->count[2] == 1) {
-        t->count[2] = t->count[0], t->a_step[2] = t->a_step[0], t->b_step[2] = t->b_step[0];
-        t->count[0] = 1;
-    } else if (t->a_step[1] == t->count[2] * t->a_step[2] && t->b_step[1] == t->count[2] * t->b_step[2]) {
-        t->count[2] *= t->count[1];
-        t->count[1] = 1;
+    if (rows == 4 && columns == 4) {
+        block4x4(t, sums);
+    } else if (columns == 4) {
+        block1x4(t->count, &t->a, &t->b, sums);
+    } else if (rows == 4) { /* products commute */
+        block1x4(t->count, &t->b, &t->a, sums);
+    } else {
+        block1x1(t, sums);
     }
 }
 
-/* Add the products to a block of rows x columns sums, 1 or 4 each, stored row by row. */
-static void add_products(nest_t t, float *sums, int32_t rows, int32_t columns)
+/* Make the innermost loop long: join the two inner loops where each side is one run of memory, and
+ * turn the outermost loop inwards where the others have one turn. The order of products stays. */
+static void lengthen(nest_t *t)
 {
-    if (t.count[0] == 0 || t.count[1] == 0 || t.count[2] == 0) {
-        return;
-    }
-    lengthen(&t);
-    if (rows == 4 && columns == 1) { /* products commute: four rows of a are four columns */
-        nest_t u = t;
-        u.a = t.b, u.b = t.a, u.b_column = t.a_row;
-        for (int32_t i = 0; i < 3; i++) {
-            u.a_step[i] = t.b_step[i], u.b_step[i] = t.a_step[i];
-        }
-        t = u;
-        rows = 1, columns = 4;
-    }
-    if (columns == 1) {
-        block1x1(&t, sums);
-    } else if (rows == 4) {
-        if (t.b_column == 1) {
-            block4x4(&t, sums, 1, t.a_step[2], t.b_step[2]);
-        } else {
-            block4x4(&t, sums, t.b_column, t.a_step[2], t.b_step[2]);
-        }
-    } else if (t.b_column == 1) {
-        block1x4(&t, sums, 1, t.a_step[2], t.b_step[2]);
-    } else if (t.a_step[2] == 1 && t.b_step[2] == 1) {
-        block1x4(&t, sums, t.b_column, 1, 1);
-    } else {
-        block1x4(&t, sums, t.b_column, t.a_step[2], t.b_step[2]);
+    int32_t *n = t->count;
+    if (n[1] == 1 && n[2] == 1) {
+        n[2] = n[0], t->a.step[2] = t->a.step[0], t->b.step[2] = t->b.step[0];
+        n[0] = 1;
+    } else if (t->a.step[1] == n[2] * t->a.step[2] && t->b.step[1] == n[2] * t->b.step[2]) {
+        n[2] *= n[1];
+        n[1] = 1;
     }
 }
+
+/* -- convolution and the gradient of its input ------------------------------------------------------ */
 
 /* One axis of a gather: which taps of the kernel a destination pixel sums, and where their sources
  * are. Forward, pixel t reads t * stride - pad + k * dilation. Backward (gradient of the input),
@@ -205,17 +219,6 @@ static taps_t find_taps(const axis_t *a, int32_t t)
     return r;
 }
 
-/* The taps of the pixel `turns` periods after t; inside the source they only move along. */
-static taps_t move_taps(const axis_t *a, taps_t now, int32_t t, int32_t turns)
-{
-    const int32_t next = t + turns * a->period;
-    if (t >= a->begin && next < a->end) {
-        now.source += turns * a->pixel_step;
-        return now;
-    }
-    return find_taps(a, next);
-}
-
 /* A weight tensor, or the hot or cold part of one, as a sum over source channels sees it. */
 typedef struct {
     const float *w;
@@ -230,99 +233,100 @@ typedef struct {
     int32_t part_count;
 } gather_t;
 
-#define TAP(k)                                                                  \
-    do {                                                                        \
-        const float *q = x + (k) * step;                                        \
-        const float v = w[k];                                                   \
-        s0 += v * q[0], s1 += v * q[pixel], s2 += v * q[2 * pixel], s3 += v * q[3 * pixel]; \
-    } while (0)
+/* A block of destination channels of one image: rows of them (1 or 4) from row on. */
+typedef struct {
+    const float *source;
+    float *dest; /* of the first of them */
+    const float *bias;
+    int32_t row, rows;
+} block_t;
 
-/* n >= 4 pixels of one channel whose 3x3 taps are all inside; the last block may overlap. */
-static inline void line3x3(float *y, int32_t n, const float *source, int32_t line, int32_t step,
-                           int32_t pixel, const float *weight, float start)
+/* The sums of pixels with taps (ty, tx) over each part of the weight; across: of their sources. */
+static void make_nests(const gather_t *g, const block_t *b, taps_t ty, taps_t tx, int32_t across,
+                       nest_t *nests)
 {
-    for (int32_t i = 0; i < n; i += 4) {
-        const int32_t at = i + 4 <= n ? i : n - 4;
-        const float *w = weight;
-        float s0 = start, s1 = start, s2 = start, s3 = start;
-        for (int32_t ky = 0; ky < 3; ky++, w += 3) {
-            const float *x = source + at * pixel + ky * line;
-            TAP(0);
-            TAP(1);
-            TAP(2);
-        }
-        y[at] = s0, y[at + 1] = s1, y[at + 2] = s2, y[at + 3] = s3;
+    const int32_t width = g->x.source, plane = g->y.source * width;
+    const float *source = b->source + ty.source * width + tx.source;
+    for (int32_t i = 0; i < g->part_count; i++) {
+        const part_t *w = &g->parts[i];
+        const nest_t t = {
+            {w->w + b->row * w->row + ty.first * g->x.kernel + tx.first, w->row,
+             {w->channel, g->y.kernel_step * g->x.kernel, g->x.kernel_step}},
+            {source, across, {plane, g->y.source_step * width, g->x.source_step}},
+            {w->channels, ty.count, tx.count},
+        };
+        nests[i] = t;
+        lengthen(&nests[i]);
+        source += w->channels * plane;
     }
 }
 
-/* Depthwise 3x3 with the usual steps; returns 0 where they are others. */
-static int32_t depthwise3x3(const gather_t *g, float *y, int32_t n, const float *source, float start)
+static void store(float *y, const float *sums, int32_t rows, int32_t columns, int32_t row,
+                  int32_t column)
 {
-    const axis_t *a = &g->x;
-    const int32_t line = g->y.source_step * a->source;
-    const float *w = g->parts[0].w;
-    if (a->source_step == 1 && a->pixel_step == 1) {
-        line3x3(y, n, source, line, 1, 1, w, start);
-    } else if (a->source_step == 1 && a->pixel_step == 2) {
-        line3x3(y, n, source, line, 1, 2, w, start);
-    } else if (a->source_step == -1 && a->pixel_step == 1) {
-        line3x3(y, n, source, line, -1, 1, w, start);
-    } else {
-        return 0;
+    for (int32_t i = 0; i < rows; i++, y += row, sums += columns) {
+        y[0] = sums[0];
+        if (columns == 4) {
+            y[column] = sums[1], y[2 * column] = sums[2], y[3 * column] = sums[3];
+        }
     }
-    return n;
 }
 
-/* Destination channels row..row+rows (1 or 4), one line of pixels: phase, phase + period, ... */
-static void gather_line(const gather_t *g, const float *source, float *line, int32_t row,
-                        int32_t rows, const float *bias, taps_t ty, int32_t phase)
+/* Pixels begin, begin + period, ... < end along one axis (down: y), at one pixel of the other. */
+static void gather_line(const gather_t *g, const block_t *b, int32_t down, int32_t at,
+                        int32_t begin, int32_t end)
 {
-    const axis_t *y = &g->y, *x = &g->x;
-    const int32_t plane = y->source * x->source, out_plane = y->size * x->size;
-    const int32_t window = g->part_count == 1 && g->parts[0].channels == 1 && rows == 1 &&
-                           y->kernel == 3 && x->kernel == 3 && ty.count == 3 &&
-                           y->kernel_step == 1 && x->kernel_step == 1 && x->period == 1;
-    taps_t tx = find_taps(x, phase);
-    int32_t t = phase;
-    while (t < x->size) {
-        const int32_t inside = t >= x->begin && t < x->end ? x->end - t : 0;
-        const int32_t offset = ty.source * x->source + tx.source;
-        int32_t done = 0;
-        if (window && inside >= 4) {
-            done = depthwise3x3(g, line + t, inside, source + offset, bias ? *bias : 0.0f);
+    const axis_t *along = down ? &g->y : &g->x;
+    const taps_t none = {0, 0, 0}, other = find_taps(down ? &g->x : &g->y, at);
+    const int32_t period = along->period, step = down ? g->x.size : 1;
+    const int32_t across = along->pixel_step * (down ? g->x.source : 1);
+    float *line = b->dest + at * (down ? 1 : g->x.size);
+    nest_t nests[2];
+    int32_t columns, inside = 0; /* whether the taps of the pixels before were all inside */
+    for (int32_t t = begin; t < end; t += columns * period) {
+        float sums[16];
+        if (inside == 0 || t >= along->end) {
+            taps_t taps = find_taps(along, t), rest = other;
+            inside = t >= along->begin && t < along->end;
+            if (taps.count == 0 || rest.count == 0) {
+                taps = rest = none;
+            }
+            make_nests(g, b, down ? taps : rest, down ? rest : taps, across, nests);
         }
-        if (done == 0) {
-            const int32_t columns = inside > 3 * x->period ? 4 : 1;
-            float sums[16];
-            for (int32_t i = 0; i < rows * columns; i++) {
-                sums[i] = bias ? bias[i / columns] : 0.0f;
+        columns = inside && along->end - t > 3 * period ? 4 : 1;
+        for (int32_t i = 0; i < b->rows; i++) {
+            float *s = sums + i * columns;
+            s[0] = b->bias ? b->bias[i] : 0.0f;
+            if (columns == 4) {
+                s[1] = s[2] = s[3] = s[0];
             }
-            if (ty.count > 0 && tx.count > 0) {
-                const float *b = source + offset;
-                for (int32_t i = 0; i < g->part_count; i++) {
-                    const part_t *w = &g->parts[i];
-                    const nest_t t4 = {
-                        w->w + row * w->row + ty.first * x->kernel + tx.first,
-                        b,
-                        w->row,
-                        x->pixel_step,
-                        {w->channels, ty.count, tx.count},
-                        {w->channel, y->kernel_step * x->kernel, x->kernel_step},
-                        {plane, y->source_step * x->source, x->source_step},
-                    };
-                    add_products(t4, sums, rows, columns);
-                    b += w->channels * plane;
-                }
-            }
-            for (int32_t i = 0; i < rows; i++) {
-                for (int32_t j = 0; j < columns; j++) {
-                    line[i * out_plane + t + j * x->period] = sums[i * columns + j];
-                }
-            }
-            done = columns;
         }
-        tx = move_taps(x, tx, t, done);
-        t += done * x->period;
+        for (int32_t i = 0; i < g->part_count; i++) {
+            add_products(&nests[i], sums, b->rows, columns);
+            nests[i].b.at += inside ? columns * across : 0;
+        }
+        store(line + t * step, sums, b->rows, columns, g->y.size * g->x.size, period * step);
+    }
+}
+
+/* All pixels whose x is phase, phase + period, ...: fours along x where their taps are all inside,
+ * the columns that are left along y. */
+static void gather_phase(const gather_t *g, const block_t *b, int32_t phase)
+{
+    const int32_t period = g->x.period;
+    const int32_t first = phase + ceil_div(g->x.begin - phase, period) * period;
+    const int32_t fours = ceil_div(g->x.end - first, period) / 4 * 4;
+    for (int32_t y = 0; y < g->y.size; y++) {
+        gather_line(g, b, 0, y, first, first + fours * period);
+    }
+    for (int32_t x = phase; x < g->x.size; x += period) {
+        if (x == first && fours > 0) {
+            x += (fours - 1) * period;
+        } else {
+            for (int32_t y = 0; y < g->y.period; y++) {
+                gather_line(g, b, 1, x, y, g->y.size);
+            }
+        }
     }
 }
 
@@ -330,17 +334,149 @@ static void gather_line(const gather_t *g, const float *source, float *line, int
 static void gather(const gather_t *g, const float *source, float *dest, int32_t channels,
                    const float *bias)
 {
-    int32_t rows;
-    for (int32_t row = 0; row < channels; row += rows) {
-        rows = channels - row >= 4 ? 4 : 1;
-        taps_t ty = find_taps(&g->y, 0);
-        for (int32_t t = 0; t < g->y.size; t++) {
-            float *line = dest + (row * g->y.size + t) * g->x.size;
-            for (int32_t phase = 0; phase < g->x.period; phase++) {
-                gather_line(g, source, line, row, rows, bias ? bias + row : NULL, ty, phase);
-            }
-            ty = g->y.period == 1 ? move_taps(&g->y, ty, t, 1) : find_taps(&g->y, t + 1);
+    block_t b = {source, dest, bias, 0, 0};
+    for (; b.row < channels; b.row += b.rows) {
+        b.rows = channels - b.row >= 4 ? 4 : 1;
+        b.dest = dest + b.row * g->y.size * g->x.size;
+        b.bias = bias ? bias + b.row : NULL;
+        for (int32_t phase = 0; phase < g->x.period; phase++) {
+            gather_phase(g, &b, phase);
         }
+    }
+}
+
+/* -- depthwise -------------------------------------------------------------------------------------- */
+
+typedef struct {
+    int32_t lo, hi; /* windows whose tap is inside the input */
+    int32_t source; /* input coordinate of that tap in window 0, may be negative */
+} span_t;
+
+static span_t find_span(const odtplan_conv_t *p, int32_t axis, int32_t tap)
+{
+    const int32_t at = tap * p->dilation[axis] - p->pad[axis];
+    span_t r = {ceil_div(-at, p->stride[axis]), ceil_div(p->in_size[axis] - at, p->stride[axis]), at};
+    r.hi = r.hi < p->out_size[axis] ? r.hi : p->out_size[axis];
+    r.hi = r.hi > r.lo ? r.hi : r.lo;
+    return r;
+}
+
+#define TAP3(k)                                                                             \
+    do {                                                                                    \
+        const float *q = x + (k) * step;                                                    \
+        const float v = w[k];                                                               \
+        s0 += v * q[0], s1 += v * q[pixel], s2 += v * q[2 * pixel], s3 += v * q[3 * pixel]; \
+    } while (0)
+
+/* n >= 4 pixels whose windows of `lines` x 3 taps are inside; the last block may overlap. */
+ODTPLAN_INLINE void windows3(float *y, int32_t n, const float *source, int32_t lines, int32_t down,
+                            int32_t step, int32_t pixel, const float *weight, float start)
+{
+    for (int32_t i = 0; i < n; i += 4) {
+        const int32_t at = i + 4 <= n ? i : n - 4;
+        const float *w = weight;
+        float s0 = start, s1 = start, s2 = start, s3 = start;
+        for (int32_t ky = 0; ky < lines; ky++, w += 3) {
+            const float *x = source + at * pixel + ky * down;
+            TAP3(0);
+            TAP3(1);
+            TAP3(2);
+        }
+        y[at] = s0, y[at + 1] = s1, y[at + 2] = s2, y[at + 3] = s3;
+    }
+}
+
+/* One channel by its filter of 3 columns where neighbouring pixels use the same taps. */
+static void depthwise3(const gather_t *g, const float *source, float *dest, float start)
+{
+    const axis_t *y = &g->y, *x = &g->x;
+    const int32_t down = y->source_step * x->source, step = x->source_step;
+    for (int32_t t = 0; t < y->size; t++, dest += x->size) {
+        const taps_t ty = find_taps(y, t);
+        const float *w = g->parts[0].w + 3 * ty.first, *line = source + ty.source * x->source;
+        const int32_t n = x->end - x->begin;
+        for (int32_t u = 0; u < x->size; u++) {
+            const taps_t tx = find_taps(x, u);
+            if (n >= 4 && u == x->begin) {
+                const float *first = line + tx.source;
+                if (step == 1 && x->pixel_step == 1) {
+                    windows3(dest + u, n, first, ty.count, down, 1, 1, w, start);
+                } else if (step == 1 && x->pixel_step == 2) {
+                    windows3(dest + u, n, first, ty.count, down, 1, 2, w, start);
+                } else if (step == -1 && x->pixel_step == 1) {
+                    windows3(dest + u, n, first, ty.count, down, -1, 1, w, start);
+                } else {
+                    windows3(dest + u, n, first, ty.count, down, step, x->pixel_step, w, start);
+                }
+                u += n - 1;
+            } else {
+                float sum = start;
+                for (int32_t ky = 0; ky < ty.count; ky++) {
+                    for (int32_t kx = 0; kx < tx.count; kx++) {
+                        sum += w[3 * ky + tx.first + kx] * line[ky * down + tx.source + kx * step];
+                    }
+                }
+                dest[u] = sum;
+            }
+        }
+    }
+}
+
+/* y += v * q, n times. */
+ODTPLAN_INLINE void add_scaled(float *y, int32_t to, const float *q, int32_t from, float v, int32_t n)
+{
+    for (; n >= 4; n -= 4, y += 4 * to, q += 4 * from) {
+        const float b0 = v * q[0], b1 = v * q[from], b2 = v * q[2 * from], b3 = v * q[3 * from];
+        y[0] += b0, y[to] += b1, y[2 * to] += b2, y[3 * to] += b3;
+    }
+    for (; n > 0; n--, y += to, q += from) {
+        *y += v * *q;
+    }
+}
+
+/* One channel tap by tap, for all other windows. */
+static void spread(const odtplan_conv_t *p, int32_t backward, const float *source, const float *w,
+                   float *dest, float start)
+{
+    const int32_t *size = backward ? p->in_size : p->out_size, stride = p->stride[1];
+    for (int32_t i = 0; i < size[0] * size[1]; i++) {
+        dest[i] = start;
+    }
+    for (int32_t ky = 0; ky < p->kernel[0]; ky++) {
+        for (int32_t kx = 0; kx < p->kernel[1]; kx++) {
+            const float v = w[ky * p->kernel[1] + kx];
+            const span_t sy = find_span(p, 0, ky), sx = find_span(p, 1, kx);
+            const int32_t ix = sx.lo * stride + sx.source;
+            for (int32_t t = sy.lo; t < sy.hi && sx.lo < sx.hi; t++) {
+                const int32_t in = (t * p->stride[0] + sy.source) * p->in_size[1] + ix;
+                const int32_t out = t * p->out_size[1] + sx.lo;
+                float *y = dest + (backward ? in : out);
+                const float *q = source + (backward ? out : in);
+                const int32_t n = sx.hi - sx.lo;
+                if (stride == 1) {
+                    add_scaled(y, 1, q, 1, v, n);
+                } else if (backward) {
+                    add_scaled(y, stride, q, 1, v, n);
+                } else {
+                    add_scaled(y, 1, q, stride, v, n);
+                }
+            }
+        }
+    }
+}
+
+/* One image and group, whichever loops suit it. */
+static void convolve(const odtplan_conv_t *p, const gather_t *g, const float *source, float *dest,
+                     int32_t channels, const float *bias)
+{
+    const int32_t dense = g->x.kernel == 3 && g->x.period == 1 && g->x.kernel_step == 1 &&
+                          g->y.period == 1 && g->y.kernel_step == 1;
+    if (p->group == 1 || p->group_channels > 1 || p->filters > p->group) {
+        gather(g, source, dest, channels, bias);
+    } else if (dense) {
+        depthwise3(g, source, dest, bias ? *bias : 0.0f);
+    } else {
+        spread(p, g->x.backward, source, g->parts[0].w, dest, bias ? *bias : 0.0f);
     }
 }
 
@@ -373,7 +509,7 @@ void odtplan_conv_f32(const odtplan_conv_t *p, const float *x, const float *w, c
         } else if (cold && first >= p->hot) {
             g.parts[0].w = cold + (first - p->hot) * depth * taps;
         }
-        gather(&g, x, y, rows, b ? b + first : NULL);
+        convolve(p, &g, x, y, rows, b ? b + first : NULL);
         x += depth * g.y.source * g.x.source;
         y += rows * g.y.size * g.x.size;
     }
@@ -394,14 +530,14 @@ void odtplan_conv_grad_input_f32(const odtplan_conv_t *p, const float *dy, const
             const part_t hot = {w, rows, taps, p->hot * taps};
             const part_t frozen = {cold, rows, taps, rest * taps};
             g.parts[0] = hot;
-            gather(&g, dy, dx, p->hot, NULL);
+            convolve(p, &g, dy, dx, p->hot, NULL);
             g.parts[0] = frozen;
-            gather(&g, dy, dx + p->hot * plane, rest, NULL);
+            convolve(p, &g, dy, dx + p->hot * plane, rest, NULL);
         } else {
             if (cold && first >= p->hot) {
                 g.parts[0].w = cold + (first - p->hot) * depth * taps;
             }
-            gather(&g, dy, dx, depth, NULL);
+            convolve(p, &g, dy, dx, depth, NULL);
         }
         dy += rows * g.y.source * g.x.source;
         dx += depth * plane;
@@ -410,49 +546,31 @@ void odtplan_conv_grad_input_f32(const odtplan_conv_t *p, const float *dy, const
 
 /* -- gradients of weight and bias ---------------------------------------------------------------- */
 
-typedef struct {
-    int32_t lo, hi; /* windows whose tap is inside the input */
-    int32_t source; /* input coordinate of that tap in window 0, may be negative */
-} span_t;
-
-static span_t find_span(const odtplan_conv_t *p, int32_t axis, int32_t tap)
-{
-    const int32_t at = tap * p->dilation[axis] - p->pad[axis];
-    span_t r = {ceil_div(-at, p->stride[axis]), ceil_div(p->in_size[axis] - at, p->stride[axis]), at};
-    r.hi = r.hi < p->out_size[axis] ? r.hi : p->out_size[axis];
-    r.hi = r.hi > r.lo ? r.hi : r.lo;
-    return r;
-}
-
-/* Windows begin..end of a line, for the taps among three that they see. */
-static void some_taps(const float *dy, const float *x, int32_t stride, const span_t *taps,
-                      int32_t begin, int32_t end, float *sums)
-{
-    for (int32_t t = begin; t < end; t++) {
-        for (int32_t k = 0; k < 3; k++) {
-            if (t >= taps[k].lo && t < taps[k].hi) {
-                sums[k] += dy[t] * x[t * stride + taps[k].source];
-            }
-        }
-    }
-}
-
 /* Three neighbouring taps of a depthwise filter in one line of windows. */
 static void three_taps(const float *dy, const float *x, int32_t stride, const span_t *taps,
                        float *sums)
 {
     /* lo and hi fall with the tap: windows in the middle see all taps, those at the ends some */
     const int32_t begin = taps[0].lo, end = taps[2].hi > begin ? taps[2].hi : begin;
-    float s0, s1, s2;
-    some_taps(dy, x, stride, taps, taps[2].lo, begin, sums);
-    s0 = sums[0], s1 = sums[1], s2 = sums[2];
-    for (int32_t t = begin; t < end; t++) {
-        const float *q = x + t * stride;
+    const int32_t x0 = taps[0].source, x1 = taps[1].source, x2 = taps[2].source;
+    float s0 = sums[0], s1 = sums[1], s2 = sums[2];
+    for (int32_t t = taps[2].lo; t < begin && t < taps[2].hi; t++) {
+        s2 += dy[t] * x[t * stride + x2];
+    }
+    for (int32_t t = taps[1].lo; t < begin && t < taps[1].hi; t++) {
+        s1 += dy[t] * x[t * stride + x1];
+    }
+    for (int32_t t = begin, i = begin * stride; t < end; t++, i += stride) {
         const float v = dy[t];
-        s0 += v * q[taps[0].source], s1 += v * q[taps[1].source], s2 += v * q[taps[2].source];
+        s0 += v * x[i + x0], s1 += v * x[i + x1], s2 += v * x[i + x2];
+    }
+    for (int32_t t = end; t < taps[0].hi; t++) {
+        s0 += dy[t] * x[t * stride + x0];
+    }
+    for (int32_t t = end; t < taps[1].hi; t++) {
+        s1 += dy[t] * x[t * stride + x1];
     }
     sums[0] = s0, sums[1] = s1, sums[2] = s2;
-    some_taps(dy, x, stride, taps, end, taps[0].hi, sums);
 }
 
 /* Three neighbouring taps of row ky of a depthwise filter. */
@@ -483,16 +601,15 @@ static void tap_gradient(const odtplan_conv_t *p, const float *x, const float *d
     float sums[16] = {0.0f};
     if (sy.lo < sy.hi && sx.lo < sx.hi) {
         const int32_t iy = sy.lo * p->stride[0] + sy.source, ix = sx.lo * p->stride[1] + sx.source;
-        const nest_t t = {
-            dy + sy.lo * p->out_size[1] + sx.lo,
-            x + iy * p->in_size[1] + ix,
-            out_plane,
-            plane,
+        nest_t t = {
+            {dy + sy.lo * p->out_size[1] + sx.lo, out_plane,
+             {p->filters * out_plane, p->out_size[1], 1}},
+            {x + iy * p->in_size[1] + ix, plane,
+             {p->channels * plane, p->stride[0] * p->in_size[1], p->stride[1]}},
             {p->batch, sy.hi - sy.lo, sx.hi - sx.lo},
-            {p->filters * out_plane, p->out_size[1], 1},
-            {p->channels * plane, p->stride[0] * p->in_size[1], p->stride[1]},
         };
-        add_products(t, sums, rows, columns);
+        lengthen(&t);
+        add_products(&t, sums, rows, columns);
     }
     for (int32_t i = 0; i < rows; i++) {
         for (int32_t j = 0; j < columns; j++) {

@@ -16,4 +16,11 @@ typedef struct {
     int32_t count;
 } odtplan_count_t;
 
+/* Inlined where the compiler can be told so: loops that constant arguments make cheap. */
+#if defined(__GNUC__)
+#define ODTPLAN_INLINE static inline __attribute__((always_inline))
+#else
+#define ODTPLAN_INLINE static inline
+#endif
+
 #endif

@@ -1,0 +1,120 @@
+"""Data sets and operands from outside: read, validated, converted."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ...ir.errors import UsageError
+from ...ir.graph import Array, TensorType
+from ...ir.training import TrainingGraph
+
+
+def load_data(path: Path) -> tuple[Array, Array]:
+    """Read the arrays ``x`` and ``y`` of an .npz file.
+
+    Raises:
+        UsageError: Unreadable, not an .npz file, or an array is missing.
+    """
+    try:
+        with path.open("rb") as file:
+            data = np.load(file, allow_pickle=False)
+            if not isinstance(data, np.lib.npyio.NpzFile):
+                raise UsageError(f"{path}: is one array; save with np.savez(path, x=..., y=...)")
+            missing = [name for name in ("x", "y") if name not in data]
+            if missing:
+                raise UsageError(
+                    f"{path}: has no array {' and '.join(missing)}, only"
+                    f" {', '.join(data.files) or 'nothing'}; save with np.savez(path, x=..., y=...)"
+                )
+            return data["x"], data["y"]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        raise UsageError(f"{path}: can't be read as .npz: {e}") from None
+
+
+def fitted(data: ArrayLike, t: TensorType, what: str) -> Array:
+    """An array of the wanted type; numbers are converted if that keeps their meaning.
+
+    Args:
+        data: Anything that NumPy takes for an array of numbers.
+        t: Wanted type; the shape must agree already.
+        what: Subject of the message.
+
+    Raises:
+        UsageError: Wrong shape, or not numbers of the wanted kind.
+    """
+    array = np.asarray(data)
+    kinds = "iu" if t.dtype.startswith(("i", "u")) else "iuf"
+    if array.shape != t.storage_shape or array.dtype.kind not in kinds:
+        raise UsageError(f"{what} is {array.dtype}{list(array.shape)}, the plan needs {t}")
+    with np.errstate(over="ignore"):  # too large for f32 becomes infinite
+        converted = array.astype(t.np_dtype)
+    if t.dtype.startswith(("i", "u")) and not np.array_equal(converted, array):
+        raise UsageError(f"{what} has values that {t.dtype} can't hold")
+    return converted
+
+
+def check_labels(labels: Array, classes: int, what: str) -> None:
+    """Demand labels from 0 to ``classes - 1``.
+
+    Raises:
+        UsageError: There are others.
+    """
+    low, high = labels.min(), labels.max()
+    if low < 0 or high >= classes:
+        raise UsageError(
+            f"{what} has labels from {low} to {high}, but the model has classes 0 to {classes - 1}"
+        )
+
+
+def checked_samples(training: TrainingGraph, x: Array) -> Array:
+    """The samples of a data set as f32 [count, ...].
+
+    Raises:
+        UsageError: Not numbers, another shape than the model's, none at all, or not finite.
+    """
+    want = training.sample.type.shape[1:]
+    if x.ndim < 1 or x.shape[1:] != want or x.dtype.kind not in "iuf":
+        raise UsageError(
+            f"x is {x.dtype}{list(x.shape)}, must be numbers [count, {', '.join(map(str, want))}]"
+        )
+    if len(x) == 0:
+        raise UsageError("x has no samples")
+    x = _f32(x)
+    if not np.isfinite(x).all():
+        bad = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
+        raise UsageError(f"x: sample {bad} has a NaN or infinite value")
+    return x
+
+
+def checked_targets(training: TrainingGraph, y: Array, count: int) -> Array:
+    """Labels i32[count], or targets f32 [count, ...] like the prediction.
+
+    Raises:
+        UsageError: Wrong kind, shape or count, labels out of range, or not finite.
+    """
+    if y.ndim < 1 or len(y) != count:
+        raise UsageError(f"y has shape {list(y.shape)}, but x has {count} samples")
+    if training.spec.loss == "cross_entropy":
+        classes = training.prediction.type.shape[-1]
+        if y.ndim != 1 or y.dtype.kind not in "iu":
+            raise UsageError(f"y is {y.dtype}{list(y.shape)}, must be integer labels [{count}]")
+        check_labels(y, classes, "y")
+        return y.astype(np.int32)
+    want = training.prediction.type.shape[1:]
+    if y.shape[1:] != want or y.dtype.kind not in "iuf":
+        raise UsageError(
+            f"y is {y.dtype}{list(y.shape)}, must be numbers [{count}, {', '.join(map(str, want))}]"
+        )
+    y = _f32(y)
+    if not np.isfinite(y).all():
+        raise UsageError("y has a NaN or infinite value")
+    return y
+
+
+def _f32(a: Array) -> Array:
+    with np.errstate(over="ignore"):  # too large for f32 becomes infinite, which callers refuse
+        return a.astype(np.float32)

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__
-from .ir.errors import OdtPlanError, UsageError
+from .ir.errors import OdtPlanError, UnsupportedModelError, UsageError
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 internal error, or a file that can't be read or written; 2 wrong usage,"
@@ -38,6 +38,7 @@ class _PlanByDefault(TyperGroup):
     """Inserts ``plan`` where the first word is no command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        args = args or ["--help"]
         if "--debug" in args:  # may stand anywhere
             args = ["--debug", *(a for a in args if a != "--debug")]
         own = {o for p in self.get_params(ctx) for o in p.opts}
@@ -54,7 +55,6 @@ class _PlanByDefault(TyperGroup):
 app = typer.Typer(
     cls=_PlanByDefault,
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -198,8 +198,39 @@ def plan(
 
 
 @app.command(epilog=EXIT_CODES)
+def run(
+    plan_file: PlanFile,
+    data: Annotated[Path, typer.Option(metavar="DATA.npz", help="Arrays x and y (x_val, y_val).")],
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Updates to do.  [default: 200]")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data instead.")] = None,
+    lr: Annotated[float, typer.Option(help="Step size.")] = 0.01,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of samples.")] = 0,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Write the learned parameters.")
+    ] = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train by a plan with the NumPy runtime, inside an arena of exactly the planned bytes."""
+    from .running import RunOptions, run_training
+
+    result = run_training(
+        RunOptions(plan_file, data, steps, epochs, lr, seed, model, device, save, as_json, quiet)
+    )
+    if as_json:
+        _print_json(result)
+
+
+@app.command(epilog=EXIT_CODES)
 def verify(
-    plan_file: PlanFile, model: ModelOption = None, device: DeviceOption = None, as_json: Json = False
+    plan_file: PlanFile,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    as_json: Json = False,
 ) -> None:
     """Replay a plan independently of the planner and compare its claims."""
     from .planner.check import check as replay
@@ -215,6 +246,27 @@ def verify(
         _print_json(verified_record(loaded, report))
     else:
         print_verified(plan_file, loaded, report)
+
+
+@app.command(epilog=EXIT_CODES)
+def check(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
+    batch: Batch = 1,
+    fold_batchnorm: Fold = None,
+    as_json: Json = False,
+) -> None:
+    """Tell which layers can be trained, and everything that is in the way, by node name."""
+    from .ir.trainability import trainability
+    from .layers import layers_record, print_layers
+
+    fold = batch == 1 if fold_batchnorm is None else fold_batchnorm
+    report = trainability(model, batch=batch, fold_batchnorm=fold)
+    if as_json:
+        _print_json(layers_record(report))
+    else:
+        print_layers(model, report)
+    if report.obstacles:
+        raise typer.Exit(UnsupportedModelError.exit_code)
 
 
 @devices_app.callback(invoke_without_command=True)

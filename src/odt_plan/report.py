@@ -26,6 +26,7 @@ _BAR = 24
 _LABEL = 10
 #: Width of the report where there is no terminal to ask.
 _PIPE_WIDTH = 160
+_UNITS = {"learn": " of importance", "latency": " cycles", "ram": " B", "flash": " B"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def print_plan(planned: PlannedModel, budgeted: Budgeted, files: Sequence[Path])
     _solved(out, planned.plan)
     _baselines(out, planned)
     if files:
-        _line(out, "written", ", ".join(map(str, files)))
+        _line(out, "written", _listed(files))
 
 
 def print_verified(plan_file: Path, plan: Plan, report: CheckReport) -> None:
@@ -102,7 +103,7 @@ def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
     clock = f"{device.clock_hz.value / 1e6:g} MHz"
     _line(out, "device", f"{device.id}: {device.name}, {device.core}, {clock}")
     if device.id == GENERIC_DEVICE:
-        stand_in = "stands in because no --device was given; its times and energies are estimates"
+        stand_in = "stands in where no device is named; its times and energies are estimates"
         _line(out, "", stand_in)
     own = plan.device.budget
     limits = [
@@ -204,7 +205,8 @@ def _activations(out: Console, plan: Plan) -> None:
 
 def _solved(out: Console, plan: Plan) -> None:
     for o in plan.objective:
-        text = f"{o.name} {o.value:,.6g}, bound {o.bound:,.6g}, gap {o.gap:.3%}"
+        unit = _UNITS.get(o.name, "")
+        text = f"{o.name} {o.value:,.0f}{unit}, bound {o.bound:,.0f}{unit}, gap {o.gap:.3%}"
         _line(out, "objective", text)
     s = plan.solver
     where = f"{s.name} ({s.version}), seed {s.seed}, {format_seconds(s.time_s)}"
@@ -283,6 +285,16 @@ def print_device(device: Device) -> None:
         out.print(told.append(f"  ({source})" if source else "", "dim"), soft_wrap=True)
     whole = f"{format_bytes(size)} of RAM from {origin:#010x} and all flash, less the reserve"
     out.print(Text(f"{'a plan uses':<24}{whole}"), soft_wrap=True)
+
+
+def _listed(files: Sequence[Path]) -> str:
+    """The folder and its files; the kernels of the C library only by number."""
+    folder = min((f.parent for f in files), key=lambda p: len(p.parts))
+    names = [str(f.relative_to(folder)) for f in files]
+    own = [n for n in names if not n.startswith("odtplan_")]
+    kernels = len(names) - len(own)
+    more = f" and {kernels} files of the kernel library" if kernels else ""
+    return f"{folder}: {', '.join(own)}{more}"
 
 
 def _short(n: int) -> str:

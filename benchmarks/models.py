@@ -1,4 +1,4 @@
-"""The models that are measured: the bundled one, and public pretrained ones where they are at hand."""
+"""The models that are measured: the bundled one, and public pretrained ones where present."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def solve_table() -> Iterator[str]:
     """Markdown rows: each model at each budget, ``--train auto``."""
     yield f"### `--train auto` on {DEVICE}: seconds from file to checked plan, proven gaps"
     yield ""
-    yield "| model | RAM budget B | seconds (measured) | learn gap | latency gap | RAM B | tensors updated |"
+    yield "| model | RAM budget B | seconds (measured) | learn gap | latency gap | RAM B | updated |"
     yield "|---|---|---|---|---|---|---|"
     for path in models():
         for ram in BUDGETS:
@@ -97,7 +97,7 @@ def squeeze_table(steps: int = 10) -> Iterator[str]:
             p = planned.plan
             assert p.claims.latency_s >= latency * (1 - 1e-12), "latency fell as RAM fell"
             latency = p.claims.latency_s
-            count = {a: 0 for a in ("keep", "recompute", "page")}
+            count = dict.fromkeys(("keep", "recompute", "page"), 0)
             for d in p.decisions.activations:
                 count[d.action] += 1
             yield (

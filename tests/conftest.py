@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of models and data beside the checkout (or ``ODT_PLAN_SHARED``); skips if absent."""
+    """Folder of models and data: ``ODT_PLAN_SHARED`` or beside the checkout; skips if absent."""
     folder = os.environ.get("ODT_PLAN_SHARED")
     path = Path(folder) if folder else Path(__file__).resolve().parents[2] / "shared"
     if not path.is_dir():

@@ -12,7 +12,15 @@ def _weights(g: Graph, rng: np.random.Generator, name: str, *shape: int) -> Valu
     return g.add_constant(name, data)
 
 
-def conv(g: Graph, rng: np.random.Generator, x: Value, name: str, channels: int, kernel: int = 3, stride: int = 1) -> Value:
+def conv(
+    g: Graph,
+    rng: np.random.Generator,
+    x: Value,
+    name: str,
+    channels: int,
+    kernel: int = 3,
+    stride: int = 1,
+) -> Value:
     """Conv with bias and same padding."""
     w = _weights(g, rng, f"{name}.weight", channels, x.type.shape[1], kernel, kernel)
     b = _weights(g, rng, f"{name}.bias", channels)
@@ -52,13 +60,17 @@ def cnn(layers: int = 3, channels: int = 4, size: int = 6, seed: int = 0, batch:
     x = g.add_input("x", TensorType((batch, 2, size, size)))
     for i in range(layers):
         x = relu(g, conv(g, rng, x, f"conv{i}", channels), f"relu{i}")
-    flat = g.add_node("Reshape", (x,), {"shape": (batch, channels * size * size)}, name="flatten").out
+    flat = g.add_node(
+        "Reshape", (x,), {"shape": (batch, channels * size * size)}, name="flatten"
+    ).out
     g.outputs = [dense(g, rng, flat, "fc", 3)]
     g.verify()
     return g
 
 
-def resnet(blocks: int = 2, channels: int = 4, size: int = 6, seed: int = 0, batch: int = 1) -> Graph:
+def resnet(
+    blocks: int = 2, channels: int = 4, size: int = 6, seed: int = 0, batch: int = 1
+) -> Graph:
     """Residual blocks: fan-out and Add."""
     rng, g = np.random.default_rng(seed), Graph("resnet")
     x = g.add_input("x", TensorType((batch, 2, size, size)))

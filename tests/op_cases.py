@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from odt_plan.ir.autodiff import GradBuilder
+from odt_plan.ir.grad_builder import GradBuilder
 from odt_plan.ir.graph import Attr, Graph, Node, TensorType, Value
 from odt_plan.ir.opdef import OpDef, Sample, all_ops, get_op
 
@@ -32,10 +32,7 @@ class Case:
     def data(self, seed: int = 0) -> list[Array | None]:
         """Operand arrays in storage form, the same for the same seed."""
         rng = np.random.default_rng([seed, self.index, *self.op.name.encode()])
-        return [
-            None if t is None else _random(t, self.sample, rng)
-            for t in self.sample.types
-        ]
+        return [None if t is None else _random(t, self.sample, rng) for t in self.sample.types]
 
 
 def cases() -> Iterator[Case]:

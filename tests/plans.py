@@ -1,5 +1,8 @@
-"""Plans for the tests of checker and back ends: a keep-all builder that shares no code with the
-planner's schedule and layout, and plans of the planner under pressure (recomputation, paging)."""
+"""Plans for the tests of checker and back ends.
+
+A keep-all builder that shares no code with the planner's schedule and layout, and plans that the
+planner makes under pressure (recomputation, paging).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec, Update
 from odt_plan.planner.cost import CostModel, code_bytes, flash_weights_bytes
 from odt_plan.planner.device import Device, load_core, load_device
 from odt_plan.planner.importance import prior
-from odt_plan.planner.milp import Milp, SolverOptions
+from odt_plan.planner.linear import SolverOptions
+from odt_plan.planner.milp import Milp
 from odt_plan.planner.plan import (
     ActivationDecision,
     Budget,
@@ -31,8 +35,9 @@ from odt_plan.planner.plan import (
     Training,
     UpdateDecision,
 )
-from odt_plan.planner.problem import Limits, build_problem
+from odt_plan.planner.problem import Limits
 from odt_plan.planner.schedule import realize
+from odt_plan.planner.timeline import build_problem
 
 BOARD = "stm32f746g-disco"
 Action = dict[str, tuple[int, str]]
@@ -116,7 +121,7 @@ class _KeepAll:
         self.stays[t.loss.name].last = len(self.steps) - 1
         buffers = [*self._constant(), *self._place()]
         late = {v for n in t.graph.nodes if n.phase in ("backward", "update") for v in n.operands()}
-        kept = [v for v in late if v.producer is not None and v.producer.phase == "forward"]
+        kept = [v for v in late if v is t.sample or (v.producer and v.producer.phase == "forward")]
         actions: Action = {
             v.name: (padded(v.type.nbytes), "keep") for v in sorted(kept, key=lambda v: v.name)
         }
@@ -171,18 +176,20 @@ class _KeepAll:
             Step(
                 kind="update", nodes=tuple(n.name for n in nodes),
                 reads=tuple(self._read(v) for v in operands),
-                writes=tuple(v.name for v in changed if v is not None), workspace=workspace, tile=tile,
-                tile_rows=rows, cycles=self.cost.update_cycles(u),
+                writes=tuple(v.name for v in changed if v is not None), workspace=workspace,
+                tile=tile, tile_rows=rows, cycles=self.cost.update_cycles(u),
             )
         )  # fmt: skip
 
     def _apply(self, u: Update) -> None:
-        assert u.accumulator is not None and u.accumulate_node is not None
+        assert u.accumulator is not None
+        assert u.accumulate_node is not None
         total = u.accumulate_node.out
         operands = [u.accumulator if v is total else v for v in u.apply_node.inputs]
         self.steps.append(
             Step(
-                kind="update", nodes=(u.apply_node.name,), reads=tuple(self._read(v) for v in operands),
+                kind="update", nodes=(u.apply_node.name,),
+                reads=tuple(self._read(v) for v in operands),
                 writes=tuple(v.name for v in (u.value, *u.states)), last_micro=True,
                 cycles=self.cost.node_cycles(u.apply_node),
             )
@@ -278,14 +285,13 @@ def finish(
     for u in updates:
         sizes = u.value.type.size, 0
         if u.candidate.channels is not None:
-            (cold,) = (
-                v for v in u.owner.operands() if v.name == f"{u.candidate.param}[{u.candidate.channels}:]"
-            )
+            name = f"{u.candidate.param}[{u.candidate.channels}:]"
+            (cold,) = (v for v in u.owner.operands() if v.name == name)
             sizes = u.value.type.size, cold.type.size
         decided.append(
             UpdateDecision(
-                param=u.candidate.param, node=u.owner.name, role=u.role, ratio=sizes[0] / sum(sizes),
-                channels=u.candidate.channels, importance=1.0,
+                param=u.candidate.param, node=u.owner.name, role=u.role,
+                ratio=sizes[0] / sum(sizes), channels=u.candidate.channels, importance=1.0,
             )
         )  # fmt: skip
     return Plan(
@@ -303,11 +309,11 @@ def finish(
             budget=Budget(ram_bytes=ram, flash_bytes=flash + code, storage_bytes=stored),
         ),
         status="feasible",
-        objective=(Objective(name="latency", value=1.0, bound=1.0, gap=0.0),),
+        objective=(Objective(name="latency", value=cycles, bound=cycles, gap=0.0),),
         claims=Claims(
             ram_bytes=RamClaim(
-                total=ram, arena=top, weights=weights, optimizer=optimizer, accumulators=accumulators,
-                live_peak=max(live), peak_step=live.index(max(live)),
+                total=ram, arena=top, weights=weights, optimizer=optimizer,
+                accumulators=accumulators, live_peak=max(live), peak_step=live.index(max(live)),
             ),
             flash_bytes=FlashClaim(total=flash + code, weights=flash, code=code),
             storage_bytes=stored,

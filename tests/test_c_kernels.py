@@ -44,11 +44,11 @@ SANITIZED = "ODT_PLAN_TEST_SANITIZED"
 sanitized = SANITIZED in os.environ
 #: Bytes around each buffer that must not change; the sanitizer guards exact buffers better.
 GUARD = 0 if sanitized else 64
-POISON = 0xFF
+#: Fill of the guards; they differ, so that copying one over the other shows.
+OPERAND_GUARD, RESULT_GUARD = 0xA5, 0x5A
 
 #: In-place results beyond the first, which OpDef.inplace can't say: result i on operand j.
 STATE_RESULTS = {"Momentum": {1: 2}, "Adam": {1: 2, 2: 3}}
-
 
 
 def _random_samples(rng: np.random.Generator) -> Iterator[tuple[str, Sample]]:
@@ -99,8 +99,14 @@ def _zig() -> list[str] | None:
 
 
 def _run(command: Sequence[str | Path]) -> None:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stderr}"
+    code, errors = _result(tuple(map(str, command)))
+    assert code == 0, f"{' '.join(map(str, command))}\n{errors}"
+
+
+@functools.cache  # a kernel that does not compile fails every test at once, not one by one
+def _result(command: tuple[str, ...]) -> tuple[int, str]:
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, done.stderr
 
 
 class Library:
@@ -165,10 +171,11 @@ def _wrapper(index: int, case: Case) -> str:
 
 
 class Buffer:
-    """Bytes between two guards; starts poisoned."""
+    """Bytes between two guards; a result starts with the guard's bytes."""
 
     def __init__(self, nbytes: int, data: Array | None = None) -> None:
-        self.raw = np.full(nbytes + 2 * GUARD, POISON, np.uint8)
+        self.fill = RESULT_GUARD if data is None else OPERAND_GUARD
+        self.raw = np.full(nbytes + 2 * GUARD, self.fill, np.uint8)
         self.bytes = self.raw[GUARD : GUARD + nbytes]
         if data is not None:
             self.bytes[:] = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
@@ -182,8 +189,8 @@ class Buffer:
         return self.bytes.view(t.np_dtype).reshape(t.storage_shape)
 
     def check_guards(self) -> None:
-        assert (self.raw[:GUARD] == POISON).all(), "wrote before a buffer"
-        assert (self.raw[len(self.raw) - GUARD :] == POISON).all(), "wrote behind a buffer"
+        assert (self.raw[:GUARD] == self.fill).all(), "wrote before a buffer"
+        assert (self.raw[len(self.raw) - GUARD :] == self.fill).all(), "wrote behind a buffer"
 
 
 def _invoke(

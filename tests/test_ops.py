@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from op_cases import Array, Case, cases
+
 from odt_plan.ir.autodiff import GradBuilder
 from odt_plan.ir.errors import GraphError, UsageError
-from odt_plan.ir.graph import Graph, TensorType
+from odt_plan.ir.graph import Graph, TensorType, Value
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.opdef import OpDef, Sample, all_ops, get_op, register
 from odt_plan.ir.ops.elementary import exp32, log32, sigmoid32, sqrt32, tanh32
-from op_cases import Array, Case, cases
 
 CASES = list(cases())
 T = TensorType
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+
+
+def some_cases(wanted: Callable[[Case], bool]) -> pytest.MarkDecorator:
+    """Parametrize over the samples that a test is about."""
+    chosen = [c for c in CASES if wanted(c)]
+    assert chosen
+    return pytest.mark.parametrize("case", chosen, ids=lambda c: c.name)
+
+
 every_op = pytest.mark.parametrize("op", all_ops().values(), ids=lambda op: op.name)
 
 
@@ -32,7 +42,6 @@ def test_record_is_complete(op: OpDef) -> None:
     samples = list(op.samples())
     assert samples
     assert (op.c is None) == op.view
-    assert not (op.view and op.workspace(CASES[0].node)), "no code of a view can need scratch"
     if op.rows_kernel is not None:
         assert op.vjp is None
     for slot in op.params:
@@ -86,23 +95,25 @@ def test_work_is_positive(case: Case) -> None:
     assert case.op.workspace(case.node) >= 0
 
 
-@every_case
-def test_work_grows_with_the_batch(case: Case) -> None:
-    """Doubling every first axis of one size doubles at least some of the work, never lessens it."""
-    work = case.op.work(case.node)
+def _is_batched(case: Case) -> bool:
+    """Whether all operands share a first axis that nothing else in the sample depends on."""
     sizes = {t.shape[0] for t in case.sample.types if t is not None and t.shape}
-    if case.op.view or len(sizes) != 1 or case.op.params or case.sample.attrs:
-        pytest.skip("the first axis is not a batch in this sample")
+    return len(sizes) == 1 and not (case.op.view or case.op.params or case.sample.attrs)
+
+
+@some_cases(_is_batched)
+def test_work_doubles_with_the_batch(case: Case) -> None:
+    work = case.op.work(case.node)
     types = tuple(
         None if t is None else T((2 * t.shape[0], *t.shape[1:]), t.dtype) if t.shape else t
         for t in case.sample.types
     )
     bigger = case.op.work(_build(case.op.name, types).nodes[-1])
     assert bigger.cost_class == work.cost_class
-    assert bigger.amount >= 1.5 * work.amount
+    assert bigger.amount == 2 * work.amount
 
 
-@every_case
+@some_cases(lambda c: bool(c.op.inplace))
 def test_inplace_operand_has_the_bytes_of_the_result(case: Case) -> None:
     for i in case.op.inplace:
         if i < len(case.sample.types) and (t := case.sample.types[i]) is not None:
@@ -110,21 +121,18 @@ def test_inplace_operand_has_the_bytes_of_the_result(case: Case) -> None:
             assert same or len(case.op.inplace) > 1, "broadcast operands may differ"
 
 
-@every_case
+@some_cases(lambda c: c.op.view)
 def test_view_keeps_the_bytes(case: Case) -> None:
     data = case.data()
-    if not case.op.view:
-        pytest.skip("computes")
     (result,) = _run_kernel(case, data)
     assert data[0] is not None
     assert result.tobytes() == data[0].tobytes()
 
 
-@every_case
+@some_cases(lambda c: c.op.rows_kernel is not None)
 def test_rows_kernel_is_the_kernel_by_rows(case: Case) -> None:
     op, data = case.op, case.data()
-    if op.rows_kernel is None:
-        pytest.skip("not streamable")
+    assert op.rows_kernel is not None
     (whole,) = _run_kernel(case, data)
     for step in (1, 2, len(whole)):
         parts = [
@@ -139,9 +147,12 @@ def test_rows_kernel_is_the_kernel_by_rows(case: Case) -> None:
 
 def _build(op: str, types: tuple[TensorType | None, ...]) -> Graph:
     graph = Graph(op)
-    inputs = [None if t is None else graph.add_input(f"x{i}", t) for i, t in enumerate(types)]
-    graph.add_node(op, inputs, name="node")
+    graph.add_node(op, _inputs(graph, types), name="node")
     return graph
+
+
+def _inputs(graph: Graph, types: Sequence[TensorType | None]) -> list[Value | None]:
+    return [None if t is None else graph.add_input(f"x{i}", t) for i, t in enumerate(types)]
 
 
 def _differentiable(sample: Sample) -> list[int]:
@@ -155,7 +166,9 @@ GRADIENTS = [(c, i) for c in CASES if c.op.vjp is not None for i in _differentia
 @pytest.mark.parametrize(("case", "index"), GRADIENTS, ids=lambda v: getattr(v, "name", str(v)))
 def test_gradient_is_the_central_difference(case: Case, index: int) -> None:
     graph, sample = Graph(case.op.name), case.sample
-    inputs = [None if t is None else graph.add_input(f"x{i}", t) for i, t in enumerate(sample.types)]
+    inputs = [
+        None if t is None else graph.add_input(f"x{i}", t) for i, t in enumerate(sample.types)
+    ]
     forward = graph.add_node(case.op.name, inputs, sample.attrs, name="node")
     seed = graph.add_input("dy", forward.out.type)
     assert case.op.vjp is not None
@@ -189,7 +202,9 @@ def test_gradient_is_the_central_difference(case: Case, index: int) -> None:
             moved.reshape(-1)[k] += sign * step
             data = [None if v is None else {**feeds, x.name: moved}[v.name] for v in inputs]
             ends.append(case.op.kernel(forward, data)[0])
-        want[k] = ((ends[1] - ends[0]) * feeds["dy"]).sum() / (2 * step)
+        # equal ends also where a pad of -inf stays -inf
+        moves = [np.where(ends[0] == ends[1], 0.0, e) for e in ends]
+        want[k] = ((moves[1] - moves[0]) * feeds["dy"]).sum() / (2 * step)
     np.testing.assert_allclose(env[gradient.name].reshape(-1), want, rtol=2e-6, atol=1e-8)
 
 

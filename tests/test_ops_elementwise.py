@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from op_cases import Array, forward_and_gradients
 
-from odt_plan.ir.autodiff import GradBuilder
 from odt_plan.ir.errors import GraphError
+from odt_plan.ir.grad_builder import GradBuilder
 from odt_plan.ir.graph import Attr, Graph, Node, TensorType, Value
 from odt_plan.ir.opdef import get_op
 from odt_plan.ir.ops.activation_grad import pack_bits, unpack_bits

@@ -16,10 +16,12 @@ from odt_plan.planner import baselines
 from odt_plan.planner.cost import CostModel
 from odt_plan.planner.device import load_core, load_device
 from odt_plan.planner.importance import SCALE, prior
-from odt_plan.planner.milp import Milp, SolverOptions
-from odt_plan.planner.problem import ALWAYS, Limits, Problem, build_problem
+from odt_plan.planner.linear import SolverOptions
+from odt_plan.planner.milp import Milp
+from odt_plan.planner.problem import ALWAYS, Limits, Problem
 from odt_plan.planner.schedule import Schedule, realize
 from odt_plan.planner.solution import Solution
+from odt_plan.planner.timeline import build_problem
 
 EXACT = SolverOptions(gap=0.0, time_limit_s=30)
 WIDE = Limits(10**8, 10**8, None, None, 10**6)
@@ -33,7 +35,12 @@ def cost_model(storage: str | None = None) -> CostModel:
 
 
 def problem_of(
-    training: TrainingGraph, forward: Graph, limits: Limits, storage: str | None = None, *, fixed: bool
+    training: TrainingGraph,
+    forward: Graph,
+    limits: Limits,
+    storage: str | None = None,
+    *,
+    fixed: bool,
 ) -> Problem:
     scores = prior(forward, [u.candidate for u in training.updates])
     importance = {(c.param, c.channels): s for c, s in scores.items()}
@@ -65,7 +72,11 @@ def every_schedule(problem: Problem) -> list[Schedule]:
     """All schedules of a small problem: each set of rebuilds, auxiliary nodes and page-ins."""
     free = [a.index for a in problem.activities if a.kind in ("auxiliary", "rebuild")]
     loads = [
-        (r.tensor.index, e.slot) for r in problem.retentions if r.pageable for e in r.events if e.may_load
+        (r.tensor.index, e.slot)
+        for r in problem.retentions
+        if r.pageable
+        for e in r.events
+        if e.may_load
     ]
     assert len(free) + len(loads) <= 14, "too large for brute force"
     result = []
@@ -117,7 +128,9 @@ def test_all_solvers_agree(solver: str) -> None:
     assert round(Milp(problem).solve("ram", options).value) == need
     for ram in (need, need + 400):
         reference = Milp(with_ram(problem, ram)).solve("latency", EXACT).value
-        assert Milp(with_ram(problem, ram)).solve("latency", options).value == pytest.approx(reference)
+        assert Milp(with_ram(problem, ram)).solve("latency", options).value == pytest.approx(
+            reference
+        )
 
 
 def test_choice_of_updates_equals_brute_force() -> None:
@@ -179,7 +192,11 @@ def test_every_schedule_of_a_ratio_problem_is_cheaper_in_ram_than_the_whole_upda
 def test_limits_on_flash_latency_energy_and_storage_bind() -> None:
     problem = train_all(nets.cnn(3, 4, 5), "sdcard")
     program = Milp(problem)
-    for objective, limit in (("flash", "flash_bytes"), ("latency", "cycles"), ("energy", "energy_j")):
+    for objective, limit in (
+        ("flash", "flash_bytes"),
+        ("latency", "cycles"),
+        ("energy", "energy_j"),
+    ):
         least = program.solve(objective, EXACT).value
         fits = replace(problem, limits=replace(problem.limits, **{limit: least * (1 + 1e-9)}))
         assert Milp(fits).solve("ram", EXACT).status == "optimal"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import struct
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -50,7 +51,7 @@ CORES = {
     ),
     "cortex-m33": Core(
         "-mcpu=cortex-m33 -mfpu=fpv5-sp-d16 -mfloat-abi=hard",
-        "-target thumb-freestanding-eabihf -mcpu=cortex_m33",
+        "-target thumb-freestanding-eabihf -mcpu=cortex_m33+fp_armv8d16sp",
         "CORTEX_M33",
         None,
     ),
@@ -75,7 +76,11 @@ class Limits:
 
     flash_bytes: int = 1 << 20
     ram_bytes: int = 320 << 10
-    stack_bytes: int = 8 << 10
+    stack_bytes: int = 6 << 10
+
+
+#: zig links its run-time library (soft floats) unless it is told not to; there is no C library anyway.
+_NO_LIBRARY: dict[Compiler, str] = {"zig": "-nostartfiles", "gcc": "-nostdlib"}
 
 
 class BuildError(Exception):
@@ -135,26 +140,39 @@ def build(
     values = {"flash_origin": hex(FLASH_ORIGIN), "ram_origin": hex(RAM_ORIGIN)}
     values |= {k: str(v) for k, v in vars(limits).items()}
     script.write_text(Template((FIRMWARE / "link.ld").read_text()).substitute(values))
-    selftest_file = f"{name}_selftest.c"
-    sources = [s for s in sorted(folder.glob("*.c")) if selftest or s.name != selftest_file]
+    sources = _model_sources(folder, name, selftest)
     sources += [FIRMWARE / "board.c", FIRMWARE / "memory.c", main]
-    header = folder / f"{name}.h"
-    labels = header.is_file() and f"{name.upper()}_CLASSES" in header.read_text()
-    macros = [f'MODEL_HEADER="{name}.h"', f"MODEL_NAME={name}", f"MODEL_MACRO={name.upper()}"]
-    macros += ["MODEL_LABELS"] * labels + ["MODEL_SELFTEST"] * selftest + ["BOARD_MPU"] * mpu
+    macros = [*_model_macros(folder, name, selftest), *["BOARD_MPU"] * mpu]
     macros += [f"BOARD_FLASH_ORIGIN={FLASH_ORIGIN}u", f"BOARD_FLASH_BYTES={limits.flash_bytes}u"]
     macros += [f"BOARD_RAM_ORIGIN={RAM_ORIGIN}u", f"BOARD_RAM_BYTES={limits.ram_bytes}u"]
     elf = folder / f"{tag}.elf"
     command = _driver(core, compiler)
     command += ["-std=c99", optimise, "-ffp-contract=off", "-ffreestanding", "-fno-math-errno", "-g"]
     command += ["-Wdouble-promotion", "-ffunction-sections", "-fdata-sections", f"-I{folder}"]
-    command += [f"-I{FIRMWARE}", *(f"-D{m}" for m in (*macros, *defines))]
-    command += [*map(str, sources), "-nostdlib", "-Wl,--gc-sections", f"-Wl,-T,{script}"]
+    command += [f"-I{FIRMWARE}", f"-I{FIRMWARE / 'freestanding'}"]
+    command += [f"-D{m}" for m in (*macros, *defines)]
+    command += [*map(str, sources), _NO_LIBRARY[compiler], "-Wl,--gc-sections", f"-Wl,-T,{script}"]
     command += ["-lgcc"] if compiler == "gcc" else []
-    done = subprocess.run([*command, "-o", str(elf)], capture_output=True, text=True)
+    return _compile([*command, "-o", str(elf)], elf)
+
+
+def _compile(command: list[str], target: Path) -> Path:
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise BuildError(done.stderr)
-    return elf
+    return target
+
+
+def _model_sources(folder: Path, name: str, selftest: bool) -> list[Path]:
+    left_out = f"{name}_selftest.c"
+    return [s for s in sorted(folder.glob("*.c")) if selftest or s.name != left_out]
+
+
+def _model_macros(folder: Path, name: str, selftest: bool) -> list[str]:
+    header = folder / f"{name}.h"
+    labels = header.is_file() and f"{name.upper()}_CLASSES" in header.read_text()
+    macros = [f'MODEL_HEADER="{name}.h"', f"MODEL_NAME={name}", f"MODEL_MACRO={name.upper()}"]
+    return macros + ["MODEL_LABELS"] * labels + ["MODEL_SELFTEST"] * selftest
 
 
 def _driver(core: str, compiler: Compiler) -> list[str]:
@@ -180,6 +198,46 @@ def run(
         return run_qemu(elf, machine, given)
     flash, ram = (FLASH_ORIGIN, limits.flash_bytes), (RAM_ORIGIN, limits.ram_bytes)
     return run_unicorn(elf, CORES[core].unicorn, given, flash=flash, ram=ram)
+
+
+#: Flags that generated code and kernels must be clean under.
+STRICT = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wdouble-promotion", "-Werror"]
+
+
+def build_host(
+    folder: Path,
+    name: str,
+    compiler: Sequence[str] = ("gcc",),
+    *,
+    sanitize: bool = True,
+    selftest: bool = True,
+    defines: Sequence[str] = (),
+    main: Path = FIRMWARE / "main.c",
+) -> Path:
+    """Compile for this machine; ``sanitize`` adds address and undefined-behaviour checks and poisons
+    dead arena bytes.
+
+    Raises:
+        BuildError: The compiler refused, warnings included.
+    """
+    target = folder / f"host{'-checked' if sanitize else ''}"
+    checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DODTPLAN_POISON"]
+    macros = [*_model_macros(folder, name, selftest), *defines]
+    command = [*compiler, *STRICT, "-O1" if sanitize else "-O2", "-g", "-ffp-contract=off"]
+    command += [*(checks if sanitize else ()), f"-I{folder}", f"-I{FIRMWARE}"]
+    command += [f"-D{m}" for m in macros]
+    command += map(str, [*_model_sources(folder, name, selftest), FIRMWARE / "host.c", main])
+    return _compile([*command, "-o", str(target)], target)
+
+
+def run_host(program: Path, files: dict[str, bytes]) -> BoardResult:
+    """Run a host build in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        for n, data in files.items():
+            (Path(folder) / n).write_bytes(data)
+        done = subprocess.run([str(program.resolve())], cwd=folder, capture_output=True, text=True)
+        written = {p.name: p.read_bytes() for p in Path(folder).iterdir() if p.name not in files}
+        return BoardResult(done.returncode, done.stdout + done.stderr, written)
 
 
 def training_input(

@@ -163,6 +163,7 @@ __attribute__((used, noinline)) static void start(void) {
 /* Turns the FPU on where there is one, paints the stack. */
 __attribute__((naked)) void Reset_Handler(void) {
     __asm__ volatile(
+        ".syntax unified\n"
 #if defined(__ARM_FP)
         "ldr r0, =0xe000ed88\nldr r1, [r0]\nldr r2, =0x00f00000\norrs r1, r2\nstr r1, [r0]\ndsb\nisb\n"
 #endif

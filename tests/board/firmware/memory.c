@@ -1,6 +1,7 @@
 /* The three functions of <string.h> that the library uses, by words where both ends are aligned. */
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 typedef uint32_t __attribute__((may_alias)) word_t;
 
@@ -51,3 +52,23 @@ int memcmp(const void *left, const void *right, size_t n) {
     }
     return 0;
 }
+
+/* What clang calls instead, by the Arm run-time ABI; the digits promise an alignment. */
+#define COPIES(name) \
+    void name(void *to, const void *from, size_t n); \
+    void name(void *to, const void *from, size_t n) { memcpy(to, from, n); }
+#define SETS(name) \
+    void name(void *to, size_t n, int value); \
+    void name(void *to, size_t n, int value) { memset(to, value, n); }
+#define CLEARS(name) \
+    void name(void *to, size_t n); \
+    void name(void *to, size_t n) { memset(to, 0, n); }
+COPIES(__aeabi_memcpy)
+COPIES(__aeabi_memcpy4)
+COPIES(__aeabi_memcpy8)
+SETS(__aeabi_memset)
+SETS(__aeabi_memset4)
+SETS(__aeabi_memset8)
+CLEARS(__aeabi_memclr)
+CLEARS(__aeabi_memclr4)
+CLEARS(__aeabi_memclr8)

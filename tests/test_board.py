@@ -1,0 +1,153 @@
+"""The emitted firmware on emulated Cortex-M boards: exact limits, faults, equality with NumPy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nets
+import pytest
+from board import lane
+from board.elf import Elf
+from board.lane import BoardResult, BuildError, Compiler, Emulator, Limits
+from test_c_backend import CASES, Planned, planned, reference, samples
+
+from odt_plan.backends.c import emit_c
+from odt_plan.planner.device import load_device
+from odt_plan.planner.pipeline import Request, make_plan
+
+needs_zig = pytest.mark.skipif(not lane.has_zig_lane(), reason="needs ziglang and unicorn")
+needs_gcc = pytest.mark.skipif(not lane.has_gcc(), reason="needs arm-none-eabi-gcc")
+needs_qemu = pytest.mark.skipif(
+    not (lane.has_gcc() and lane.has_qemu()), reason="needs arm-none-eabi-gcc and qemu-system-arm"
+)
+STEPS, LR = 2, 0.05
+
+
+def on_board(
+    case: Planned,
+    folder: Path,
+    core: str = "cortex-m7",
+    compiler: Compiler = "zig",
+    emulator: Emulator = "unicorn",
+    **options: Any,
+) -> tuple[Elf, BoardResult]:
+    """Emit, build, run; the output is compared with NumPy bit for bit."""
+    plan, training = case
+    name = emit_c(plan, training, folder)[0].stem
+    limits = options.get("limits", Limits())
+    image = lane.build(folder, name, core, compiler, **options)
+    files = lane.training_input(*samples(training, STEPS), LR)
+    result = lane.run(image, core, emulator, files=files, limits=limits)
+    assert result.exit_code == 0, result.stdout
+    assert result.value("selftest") == 0
+    assert result.value("selftest_exact") == 1
+    assert result.files["output.bin"] == reference(plan, training, STEPS, LR)
+    elf = Elf(image)
+    ram = plan.claims.ram_bytes
+    assert elf.symbols[f"{name}_arena"].bytes == ram.arena
+    assert elf.symbols[f"{name}_state"].bytes == ram.total - ram.arena
+    assert 0 < result.stack_bytes < limits.stack_bytes
+    doubles = {s for s in elf.symbols if s.startswith("__aeabi_d") or s.endswith("df3")}
+    assert doubles == set()
+    return elf, result
+
+
+@needs_zig
+@pytest.mark.parametrize("case", ["resnet-adam", "cnn-micro", "cnn-paged"])
+def test_cortex_m7(case: str, tmp_path: Path) -> None:
+    _, result = on_board(CASES[case](), tmp_path)
+    assert result.entries == {"infer": 1, "train": STEPS}
+    assert result.instructions["train"] > result.instructions["infer"] > 0
+    assert sum(result.functions["train"].values()) == result.instructions["train"]
+
+
+@needs_zig
+@pytest.mark.parametrize("core", ["cortex-m4", "cortex-m33", "cortex-m0plus"])
+def test_other_cores(core: str, tmp_path: Path) -> None:
+    on_board(planned(nets.cnn(layers=1)), tmp_path, core)
+
+
+@needs_zig
+def test_instruction_counts_repeat(tmp_path: Path) -> None:
+    first = on_board(planned(nets.mlp()), tmp_path)[1]
+    second = on_board(planned(nets.mlp()), tmp_path)[1]
+    assert first.functions == second.functions
+
+
+@needs_qemu
+@pytest.mark.parametrize(
+    ("core", "case"), [("cortex-m7", "cnn-paged"), ("cortex-m4", "mlp-sgd"), ("cortex-m3", "mlp-sgd")]
+)
+def test_qemu_with_the_mpu_on(core: str, case: str, tmp_path: Path) -> None:
+    on_board(CASES[case](), tmp_path, core, "gcc", "qemu", mpu=True)
+
+
+@needs_qemu
+@needs_zig
+def test_two_emulators_count_the_same(tmp_path: Path) -> None:
+    qemu = on_board(planned(nets.resnet()), tmp_path, "cortex-m7", "gcc", "qemu")[1]
+    unicorn = on_board(planned(nets.resnet()), tmp_path, "cortex-m7", "gcc")[1]
+    assert qemu.functions == unicorn.functions
+    assert qemu.stack_bytes == unicorn.stack_bytes
+
+
+@pytest.mark.parametrize(
+    "compiler",
+    [pytest.param("zig", marks=needs_zig), pytest.param("gcc", marks=needs_gcc)],
+)
+def test_ram_that_is_too_small_fails_at_link(compiler: Compiler, tmp_path: Path) -> None:
+    plan, training = planned(nets.mlp())
+    emit_c(plan, training, tmp_path)
+    small = Limits(ram_bytes=Limits.stack_bytes + plan.claims.ram_bytes.total)
+    with pytest.raises(BuildError, match=r"(?s)RAM.*overflow"):
+        lane.build(tmp_path, "mlp", "cortex-m7", compiler, limits=small)  # no byte for the program
+    lane.build(tmp_path, "mlp", "cortex-m7", compiler)
+
+
+@pytest.mark.parametrize(
+    ("emulator", "code"),
+    [
+        pytest.param("unicorn", 121, marks=needs_zig),
+        pytest.param("qemu", 120, marks=needs_qemu),
+    ],
+)
+@pytest.mark.parametrize("address", ["0x20050000u", "0x1ffffffcu", "0x00000100u"])
+def test_a_store_outside_ram_faults(
+    emulator: Emulator, code: int, address: str, tmp_path: Path
+) -> None:
+    emit_c(*planned(nets.mlp()), tmp_path)
+    compiler: Compiler = "gcc" if emulator == "qemu" else "zig"
+    store = [f"OUT_OF_BOUNDS={address}"]
+    image = lane.build(
+        tmp_path, "mlp", "cortex-m7", compiler, defines=store, mpu=emulator == "qemu", selftest=False
+    )
+    result = lane.run(image, "cortex-m7", emulator)
+    assert result.exit_code == code, result.stdout
+    assert "survived" not in result.stdout
+
+
+@needs_zig
+@pytest.mark.parametrize(
+    "model", ["mlperf_resnet8_bn", "st_har", "cntk_mnist", "tinymaix_mnist_cnn"]
+)
+def test_real_models_on_the_disco_board(
+    model: str, shared: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    device = load_device("stm32f746g-disco")
+    done = make_plan(
+        Request(shared / "models" / f"{model}.onnx", device, with_baselines=False)
+    )
+    limits = Limits(device.flash_bytes, device.ram_region()[1])
+    elf, result = on_board((done.plan, done.training), tmp_path, limits=limits)
+    claims = done.plan.claims
+    measured = {
+        "flash_bytes": elf.symbols["__flash_used"].address,
+        "stack_bytes": result.stack_bytes,
+        "instructions": result.instructions["train"] // STEPS,
+    }
+    record_property(model, json.dumps(measured))
+    predicted = claims.cycles / device.cycles_per_instruction.value
+    assert 0.5 < measured["instructions"] / predicted < 2.0

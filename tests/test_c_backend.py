@@ -1,0 +1,293 @@
+"""The emitted C: equal to NumPy bit for bit on this machine, sanitized; its API; its files."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import nets
+import numpy as np
+import plans
+import pytest
+from board import lane
+
+from odt_plan.backends.c import emit, emit_c
+from odt_plan.backends.c.ctext import comment, identifier
+from odt_plan.backends.numpy import Runtime
+from odt_plan.ir.autodiff import build_training, candidates
+from odt_plan.ir.errors import OdtPlanError
+from odt_plan.ir.graph import Graph
+from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec
+from odt_plan.planner.plan import Plan
+
+Planned = tuple[Plan, TrainingGraph]
+needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+
+
+def planned(forward: Graph, spec: TrainingSpec | None = None) -> Planned:
+    training = build_training(forward, spec or TrainingSpec(), plans.whole(forward))
+    return plans.keep_all(training), training
+
+
+def partly(forward: Graph) -> Planned:
+    """Weights by a part of their input channels, biases whole."""
+    best: dict[str, Candidate] = {}
+    for c in candidates(forward):
+        best.setdefault(c.param, c)
+    training = build_training(forward, TrainingSpec(optimizer="momentum"), list(best.values()))
+    return plans.keep_all(training), training
+
+
+def paged(forward: Graph) -> Planned:
+    """So little RAM that the plan pages."""
+    training = build_training(forward, TrainingSpec(), plans.whole(forward))
+    roomy = plans.squeezed(forward, training, ram_bytes=10**6)
+    ram = roomy.claims.ram_bytes
+    plan = roomy
+    for ram_bytes in range(ram.total - 256, ram.total - ram.arena, -256):
+        try:
+            plan = plans.squeezed(forward, training, ram_bytes=ram_bytes, storage="sdcard")
+        except AssertionError:
+            break
+        if plan.claims.storage_bytes:
+            return plan, training
+    raise AssertionError("no budget made the plan page")
+
+
+CASES: dict[str, Callable[[], Planned]] = {
+    "mlp-sgd": lambda: planned(nets.mlp()),
+    "mlp-mse": lambda: planned(nets.mlp(), TrainingSpec(loss="mse")),
+    "cnn-momentum-batch2": lambda: planned(nets.cnn(batch=2), TrainingSpec(optimizer="momentum")),
+    "resnet-adam": lambda: planned(nets.resnet(), TrainingSpec(optimizer="adam")),
+    "cnn-micro": lambda: planned(nets.cnn(), TrainingSpec(optimizer="adam", micro_batches=2)),
+    "cnn-partly": lambda: partly(nets.cnn(channels=8)),
+    "cnn-paged": lambda: paged(nets.cnn(size=8)),
+}
+
+
+def samples(training: TrainingGraph, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    rng = np.random.default_rng(7)
+    xs = [rng.standard_normal(training.sample.type.shape).astype("f4") for _ in range(count)]
+    kind = training.target.type
+    if kind.dtype == "i32":
+        classes = training.prediction.type.shape[-1]
+        return xs, [rng.integers(0, classes, kind.shape, dtype="i4") for _ in range(count)]
+    return xs, [rng.standard_normal(kind.shape).astype("f4") for _ in range(count)]
+
+
+def reference(plan: Plan, training: TrainingGraph, count: int, lr: float) -> bytes:
+    """What the main program must write: prediction, losses, state."""
+    xs, targets = samples(training, count)
+    runtime = Runtime(plan, training)
+    parts = [np.asarray(runtime.infer(xs[0]), "<f4").tobytes()]
+    for x, t in zip(xs, targets, strict=True):
+        parts.append(np.float32(runtime.train_step(x, t, lr)).tobytes())
+    return b"".join([*parts, runtime.state_bytes()])
+
+
+@needs_gcc
+@pytest.mark.parametrize("case", CASES)
+def test_host_equals_numpy_bit_for_bit(case: str, tmp_path: Path) -> None:
+    plan, training = CASES[case]()
+    name = emit_c(plan, training, tmp_path)[0].stem
+    program = lane.build_host(tmp_path, name)
+    result = lane.run_host(program, lane.training_input(*samples(training, 5), 0.05))
+    assert result.exit_code == 0, result.stdout
+    assert result.value("selftest_exact") == 1
+    assert result.files["output.bin"] == reference(plan, training, 5, 0.05)
+    if case == "cnn-paged":
+        assert len(result.files["page.bin"]) > 0
+
+
+@needs_gcc
+def test_a_lifetime_that_ends_early_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, training = planned(nets.mlp())
+    kept = next(b for b in plan.buffers if b.value == "relu0")
+    assert kept.last > kept.first + 2
+    cut = [b.model_copy(update={"last": b.first + 1}) if b is kept else b for b in plan.buffers]
+    golden = emit.run_golden(plan, training)
+    monkeypatch.setattr(emit, "run_golden", lambda _plan, _training: golden)
+    emit_c(plan.model_copy(update={"buffers": tuple(cut)}), training, tmp_path)
+    program = lane.build_host(tmp_path, "mlp")
+    result = lane.run_host(program, lane.training_input(*samples(training, 1), 0.05))
+    assert result.exit_code != 0
+    assert "use-after-poison" in result.stdout
+
+
+@needs_gcc
+@pytest.mark.parametrize("static", [0, 1])
+def test_api(static: int, tmp_path: Path) -> None:
+    plan, training = planned(nets.mlp(), TrainingSpec(optimizer="adam"))
+    emit_c(plan, training, tmp_path)
+    main = lane.FIRMWARE / "api.c"
+    define = [f"MLP_STATIC_ARENA={static}"]
+    program = lane.build_host(tmp_path, "mlp", selftest=False, defines=define, main=main)
+    result = lane.run_host(program, {})
+    assert result.exit_code == 0, result.stdout
+    got = [line.split("=") for line in result.stdout.splitlines()]
+    argument, ok, yes = "1", "0", "1"
+    no_arena = [["init_no_arena", argument], ["init_misaligned", argument]]
+    saved = 24 + 16 + plan.claims.ram_bytes.total - plan.claims.ram_bytes.arena
+    assert got == [
+        ["infer_before_init", "2"],
+        ["init_null", argument],
+        *(no_arena if not static else []),
+        ["init", ok],
+        ["infer_null", argument],
+        ["infer", ok],
+        ["label_low", "3"],
+        ["label_high", "3"],
+        ["lr_nan", argument],
+        ["lr_negative", argument],
+        ["lr_infinite", argument],
+        ["labels_null", argument],
+        ["refused_changed_nothing", yes],
+        ["train", ok],
+        ["trained", yes],
+        ["save_fails", "5"],
+        ["save", ok],
+        ["saved_bytes", str(saved)],
+        ["init_again", ok],
+        ["load", ok],
+        ["loaded", yes],
+        ["load_cut", "7"],
+        ["load_damaged", "7"],
+        *[["load_foreign", "6"]] * 5,
+        ["refused_kept_state", yes],
+        ["load_torn", "5"],
+        ["torn_is_initial", yes],
+    ]
+
+
+@needs_gcc
+def test_paging_without_callbacks_is_refused(tmp_path: Path) -> None:
+    plan, training = CASES["cnn-paged"]()
+    emit_c(plan, training, tmp_path)
+    main = tmp_path / "no_callbacks.txt"
+    main.write_text(
+        '#include "cnn.h"\n#include "board.h"\nint main(void) {\n'
+        "    static cnn_t net;\n    static float x[CNN_SAMPLE_SIZE];\n    int32_t label = 0;\n"
+        "    cnn_init(&net);\n"
+        '    board_value("train", (uint32_t)cnn_train_step(&net, x, &label, 0.1f, NULL));\n'
+        "    return 0;\n}\n"
+    )
+    source = main.rename(tmp_path.parent / f"{tmp_path.name}_main.c")
+    result = lane.run_host(lane.build_host(tmp_path, "cnn", selftest=False, main=source), {})
+    assert result.value("train") == 4, result.stdout
+
+
+def test_needs_nothing_but_three_memory_functions(tmp_path: Path) -> None:
+    plan, training = CASES["cnn-micro"]()
+    files = emit_c(plan, training, tmp_path)
+    included = {
+        name for f in files for name in re.findall(r"#include <(.+)>", f.read_text("ascii"))
+    }
+    assert included <= {"stdint.h", "stddef.h", "string.h"}
+    if shutil.which("gcc") is None or shutil.which("nm") is None:
+        pytest.skip("needs gcc and nm to look at the symbols")
+    sources = [str(f) for f in files if f.suffix == ".c"]
+    command = ["gcc", "-std=c99", "-O2", "-r", "-nostdlib", "-fno-stack-protector", *sources]
+    subprocess.run([*command, "-o", str(tmp_path / "all.o")], check=True)
+    listed = subprocess.run(["nm", tmp_path / "all.o"], check=True, capture_output=True, text=True)
+    symbols = [line.split()[-2:] for line in listed.stdout.splitlines()]
+    undefined = {name for kind, name in symbols if kind == "U"}
+    assert undefined <= {"memcpy", "memset", "memcmp", "_GLOBAL_OFFSET_TABLE_"}
+    outside = {name for kind, name in symbols if kind in "TDBRVC"}
+    assert {n for n in outside if not n.startswith(("cnn_", "odtplan_"))} == set()
+    writable = {name for kind, name in symbols if kind in "dDbBC"}
+    assert writable == {"cnn_arena", "cnn_state"}
+
+
+def test_headers_are_cplusplus(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    files = emit_c(*planned(nets.resnet()), tmp_path)
+    lines = [f'#include "{f.name}"' for f in files if f.suffix == ".h" and "weights" not in f.name]
+    (tmp_path / "all.cpp").write_text("\n".join([*lines, "resnet_t net;", ""]))
+    flags = ["-std=c++11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    subprocess.run(["g++", *flags, str(tmp_path / "all.cpp")], check=True)
+
+
+@pytest.mark.skipif(not lane.has_zig_lane(), reason="needs ziglang")
+def test_clang_finds_nothing_to_warn_about(tmp_path: Path) -> None:
+    files = emit_c(*planned(nets.resnet()), tmp_path)
+    sources = [str(f) for f in files if f.suffix == ".c"]
+    subprocess.run([*lane.ZIG, *lane.STRICT, "-c", *sources], cwd=tmp_path, check=True)
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
+def test_cmake_builds_it(tmp_path: Path) -> None:
+    emit_c(*planned(nets.mlp()), tmp_path / "src")
+    subprocess.run(["cmake", "-S", tmp_path / "src", "-B", tmp_path / "build"], check=True)
+    subprocess.run(["cmake", "--build", tmp_path / "build"], check=True)
+
+
+def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
+    plan, training = planned(nets.resnet())
+    later = plan.model_copy(update={"solver": plan.solver.model_copy(update={"time_s": 99.0})})
+    again = build_training(nets.resnet(), TrainingSpec(), plans.whole(nets.resnet()))
+    first = emit_c(plan, training, tmp_path / "a")
+    second = emit_c(later, again, tmp_path / "b")
+    assert [f.name for f in first] == [f.name for f in second]
+    assert [f.read_bytes() for f in first] == [f.read_bytes() for f in second]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("MobileNet-v2 0.35", "mobilenet_v2_0_35"),
+        ("8bit", "model_8bit"),
+        ("odtplan_conv", "model_odtplan_conv"),
+        ("string", "model_string"),
+        ("../../etc/passwd", "etc_passwd"),
+        ("模型", "model"),
+    ],
+)
+def test_identifier(text: str, expected: str) -> None:
+    assert identifier(text) == expected
+
+
+def test_comment_stays_a_comment() -> None:
+    text = comment("a */ int evil; /* ??/ \\")
+    assert "*/" not in text
+    assert "/*" not in text
+    assert not text.endswith("\\")
+    assert comment("tab\tnew\nline é") == "tab?new?line ?"
+
+
+@needs_gcc
+def test_hostile_names_compile(tmp_path: Path) -> None:
+    forward = nets.mlp()
+    for i, node in enumerate(forward.nodes):
+        node.name = f"{i} */ \n#error \\"
+    plan, training = planned(forward)
+    files = emit_c(plan, training, tmp_path, name="2 */ evil\n")
+    assert files[0].name == "model_2_evil.h"
+    lane.build_host(tmp_path, "model_2_evil", sanitize=False)
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OdtPlanError, match="can't write the C files"):
+        emit_c(*planned(nets.mlp()), tmp_path / "file" / "out")
+
+
+def test_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+    original = Path.write_text
+
+    def failing(self: Path, *args: object, **kwargs: object) -> int:
+        written.append(self)
+        if len(written) == 4:
+            raise OSError(28, "No space left on device")
+        return original(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "write_text", failing)
+    with pytest.raises(OdtPlanError, match="No space left on device"):
+        emit_c(*planned(nets.mlp()), tmp_path)
+    assert list(tmp_path.iterdir()) == []

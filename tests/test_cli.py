@@ -1,0 +1,488 @@
+"""The command line as a user sees it: output, exit codes, one-line errors, files or no files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from odt_plan import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "examples" / "digits_cnn.onnx"
+BUDGET = ("--ram", "100KB", "--flash", "1MB")
+
+
+class Ran:
+    """What a run of the command line left behind."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def error(self) -> str:
+        """The only line on stderr, without ``error: ``."""
+        assert self.err.startswith("error: "), self.err
+        assert self.err.count("\n") == 1, self.err
+        return self.err.removeprefix("error: ").rstrip("\n")
+
+    @property
+    def json(self) -> Any:
+        """Standard output as JSON."""
+        return json.loads(self.out)
+
+
+class Cli:
+    """Runs commands inside this process, in an empty folder."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> None:
+        self._capfd, self._patch = capfd, patch
+
+    def __call__(self, *args: str | Path) -> Ran:
+        self._patch.setattr(sys, "argv", ["odt-plan", *map(str, args)])
+        self._capfd.readouterr()
+        with pytest.raises(SystemExit) as e:
+            cli.main()
+        code = e.value.code
+        assert isinstance(code, int)
+        out, err = self._capfd.readouterr()
+        return Ran(code, out, err)
+
+
+@pytest.fixture
+def odt(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Cli:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_COLOR", "1")
+    return Cli(capfd, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the outputs of one plan."""
+    out = tmp_path_factory.mktemp("planned") / "out"
+    command = [sys.executable, "-m", "odt_plan.cli", str(MODEL), *BUDGET, "-o", str(out), "-q"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == done.stderr == ""
+    return out
+
+
+# ---- help, version, default command ------------------------------------------------------------
+
+
+def test_help_lists_commands_and_exit_codes(odt: Cli) -> None:
+    done = odt("--help")
+    assert done.code == 0
+    assert all(c in done.out for c in ("plan", "run", "verify", "check", "devices"))
+    assert "Exit codes: 0 done; 1 internal" in done.out
+
+
+def test_help_is_fast_because_imports_are_lazy() -> None:
+    code = (
+        "import sys; sys.argv = ['odt-plan', '--help']\n"
+        "from odt_plan.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'onnx', 'ortools', 'pydantic', 'networkx', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    best = 9.0
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        best = min(best, time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+    assert best < 0.3
+
+
+def test_version(odt: Cli) -> None:
+    assert odt("--version").out == "odt-plan 0.1.0\n"
+
+
+def test_no_arguments_show_the_help(odt: Cli) -> None:
+    done = odt()
+    assert done.code == 0
+    assert done.out.startswith("Usage: odt-plan")
+
+
+@pytest.mark.parametrize("words", [(MODEL, *BUDGET), ("plan", MODEL, *BUDGET), (*BUDGET, MODEL)])
+def test_planning_is_the_default_command(odt: Cli, words: tuple[str | Path, ...]) -> None:
+    done = odt(*words, "--json")
+    assert done.code == 0, done.err
+    assert done.json["model"]["name"] == "digits_cnn"
+
+
+def test_a_mistyped_command_is_told(odt: Cli) -> None:
+    done = odt("verfy", "out/plan.json")
+    assert done.code == 2
+    assert done.error.startswith("'verfy' is neither a command (")
+
+
+# ---- plan ---------------------------------------------------------------------------------------
+
+
+def test_report_says_what_was_understood_and_adds_up(odt: Cli) -> None:
+    done = odt(MODEL, *BUDGET)
+    assert done.code == 0, done.err
+    assert done.err == ""
+    assert "\x1b" not in done.out
+    assert "102,400 B (100.00 KiB) as given" in done.out
+    assert "generic-cortex-m7" in done.out
+    assert "estimate" in done.out
+    assert "prior" in done.out
+    assert "predicted per training step" in done.out
+    for name in ("keep-all", "last-layer", "bias-only", "sqrt(n)", "greedy"):
+        assert name in done.out
+    (ram,) = (line for line in done.out.splitlines() if line.startswith("RAM "))
+    (parts,) = (line for line in done.out.splitlines() if "= arena" in line)
+    total = int(ram.split("%")[1].split()[0].replace(",", ""))
+    assert total == sum(int(w.replace(",", "")) for w in parts.split() if w[0].isdigit())
+
+
+def test_report_counts_the_reserve_of_a_device(odt: Cli) -> None:
+    done = odt(MODEL, "--device", "stm32f746g-disco")
+    assert "of 327,680 B (320.00 KiB)" in done.out
+    assert "reserve 8,192" in done.out
+
+
+def test_json_is_the_plan(odt: Cli) -> None:
+    plan = odt(MODEL, *BUDGET, "--json").json
+    ram = plan["claims"]["ram_bytes"]
+    assert plan["schema_version"] == 1
+    assert plan["status"] == "optimal"
+    assert ram["total"] <= 102_400
+    parts = ("arena", "weights", "optimizer", "accumulators")
+    assert ram["total"] == sum(ram[k] for k in parts)
+
+
+def test_output_folder_holds_plan_model_and_pictures(odt: Cli, tmp_path: Path) -> None:
+    done = odt(MODEL, *BUDGET, "-o", "out", "--emit", "dot,svg", "--emit", "c")
+    assert done.code == 0, done.err
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"plan.json", MODEL.name, "plan.dot", "plan.svg", "memory.svg"} <= names
+    assert {"digits_cnn.c", "digits_cnn.h"} <= names
+    assert not [n for n in names if n.startswith(".")]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / MODEL.name).read_bytes() == MODEL.read_bytes()
+
+
+def test_emit_without_folder_writes_to_out(odt: Cli, tmp_path: Path) -> None:
+    assert odt(MODEL, *BUDGET, "--emit", "dot", "-q").code == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"plan.json", "plan.dot"}
+
+
+def test_without_output_nothing_is_written(odt: Cli, tmp_path: Path) -> None:
+    assert odt(MODEL, *BUDGET).code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_same_input_gives_the_same_bytes(odt: Cli, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert odt(MODEL, *BUDGET, "-o", name, "--emit", "c,dot,svg", "-q").code == 0
+    first = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+    second = {p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()}
+    plans = [json.loads(files.pop("plan.json")) for files in (first, second)]
+    for plan in plans:
+        del plan["solver"]["time_s"]
+    assert plans[0] == plans[1]
+    assert first == second
+
+
+def test_a_plan_may_be_written_again_but_foreign_files_stay(odt: Cli, tmp_path: Path) -> None:
+    assert odt(MODEL, *BUDGET, "-o", "out", "-q").code == 0
+    assert odt(MODEL, *BUDGET, "-o", "out", "-q").code == 0
+    foreign = tmp_path / "mine"
+    foreign.mkdir()
+    (foreign / "plan.dot").write_text("mine")
+    done = odt(MODEL, *BUDGET, "-o", "mine", "--emit", "dot")
+    assert done.code == 2
+    assert "plan.dot: exists" in done.error
+    assert "--force" in done.error
+    assert [p.name for p in foreign.iterdir()] == ["plan.dot"]
+    assert (foreign / "plan.dot").read_text() == "mine"
+    assert odt(MODEL, *BUDGET, "-o", "mine", "--emit", "dot", "--force", "-q").code == 0
+    assert (foreign / "plan.dot").read_text() != "mine"
+
+
+def test_output_that_cannot_be_written_is_exit_1(odt: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = odt(MODEL, *BUDGET, "-o", "file/out")
+    assert done.code == 1
+    assert "file/out: can't write" in done.error
+    done = odt(MODEL, *BUDGET, "-o", "/proc/nowhere/out")
+    assert done.code == 1
+    assert "can't write" in done.error
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder_is_exit_1(odt: Cli, tmp_path: Path) -> None:
+    (tmp_path / "ro").mkdir(mode=0o500)
+    done = odt(MODEL, *BUDGET, "-o", "ro/out")
+    assert done.code == 1
+    assert "Permission denied" in done.error
+
+
+def test_infeasible_is_exit_3_and_leaves_nothing(odt: Cli, tmp_path: Path) -> None:
+    done = odt(MODEL, "--ram", "4KB", "--flash", "1MB", "-o", "out")
+    assert done.code == 3
+    assert "4,096 B" in done.error
+    assert "the smallest --ram that works is" in done.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_smallest_budget_that_is_told_works(odt: Cli) -> None:
+    told = odt(MODEL, "--ram", "4KB", "--flash", "1MB").error.split()[-1].replace(",", "")
+    assert odt(MODEL, "--ram", told, "--flash", "1MB", "-q").code == 0
+
+
+def test_limits_of_latency_and_energy(odt: Cli) -> None:
+    free = odt(MODEL, *BUDGET, "--json").json["claims"]
+    limit = free["latency_s"] * 0.6
+    tight = odt(MODEL, *BUDGET, "--latency", f"{limit * 1e3:.3f}ms", "--json").json["claims"]
+    assert tight["latency_s"] <= limit
+    limit = free["energy_j"] * 0.6
+    tight = odt(MODEL, *BUDGET, "--energy", f"{limit * 1e3:.3f}mJ", "--json").json["claims"]
+    assert tight["energy_j"] <= limit
+    done = odt(MODEL, *BUDGET, "--latency", "1us")
+    assert done.code == 3
+    assert "latency" in done.error
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ((MODEL,), "--ram and --flash or --device is missing"),
+        ((MODEL, "--ram", "320KB"), "--flash or --device is missing"),
+        ((MODEL, "--flash", "1MB"), "--ram or --device is missing"),
+        ((MODEL, "--ram", "320 kb/s", "--flash", "1MB"), "--ram: '320 kb/s' is not a size"),
+        ((MODEL, "--ram=-5KB", "--flash", "1MB"), "--ram: '-5KB' is not a size"),
+        ((MODEL, "--ram", "", "--flash", "1MB"), "--ram: '' is not a size"),
+        ((MODEL, *BUDGET, "--latency", "fast"), "--latency: 'fast' can't be read"),
+        ((MODEL, *BUDGET, "--energy", "0mJ"), "--energy: '0mJ'"),
+        ((MODEL, "--device", "nope"), "device 'nope' is not known"),
+        ((MODEL, "--device", "nope.yaml"), "nope.yaml: can't read the file"),
+        ((MODEL, *BUDGET, "--storage", "tape"), "has no storage 'tape'; it knows none, sdcard"),
+        ((MODEL, *BUDGET, "--emit", "pdf"), "--emit: 'pdf' is not one of c, dot, svg"),
+        ((MODEL, *BUDGET, "--train", "conv9.weight"), "no trainable parameter conv9.weight"),
+        ((MODEL, *BUDGET, "--train", "conv2.weight=2"), "ratio 2 of conv2.weight"),
+        ((MODEL, *BUDGET, "--optimizer", "lion"), "'--optimizer'"),
+        ((MODEL, *BUDGET, "--micro-batches", "0"), "'--micro-batches'"),
+        ((MODEL, *BUDGET, "--time-limit", "0"), "--time-limit: 0 s"),
+        ((MODEL, *BUDGET, "--objective", "ram"), "needs a fixed update set"),
+        ((MODEL, *BUDGET, "--nonsense"), "No such option: --nonsense"),
+        ((MODEL, "other.onnx", *BUDGET), "unexpected extra argument"),
+        (("missing.onnx", *BUDGET), "missing.onnx: no such file"),
+        ((".", *BUDGET), "is a folder, not an ONNX file"),
+        ((*BUDGET,), "Missing argument 'MODEL.onnx'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(
+    odt: Cli, tmp_path: Path, args: tuple[str | Path, ...], told: str
+) -> None:
+    done = odt(*args)
+    assert (done.code, done.out) == (2, "")
+    assert told in done.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_budgets_come_with_an_example(odt: Cli) -> None:
+    error = odt(MODEL).error
+    assert "--ram 320KB --flash 1MB" in error
+    assert "--device stm32f746g-disco" in error
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, 5000])
+def test_broken_model_is_exit_4(odt: Cli, tmp_path: Path, cut: int) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(MODEL.read_bytes()[:cut])
+    done = odt(broken, *BUDGET, "-o", "out")
+    assert done.code == 4
+    assert "broken.onnx" in done.error
+    assert [p.name for p in tmp_path.iterdir()] == ["broken.onnx"]
+
+
+def test_unexpected_failure_is_one_line_and_exit_1(
+    odt: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> list[str]:
+        raise RuntimeError("out of paper")
+
+    monkeypatch.setattr("odt_plan.planner.device.device_ids", broken)
+    done = odt("devices")
+    assert done.code == 1
+    assert done.error.startswith("RuntimeError: out of paper")
+    assert "--debug" in done.error
+
+
+def test_train_takes_names_with_ratios_and_keywords(odt: Cli) -> None:
+    args = ("--train", "conv3.weight=0.25,classifier.weight", "--train", "classifier.bias")
+    updates = odt(MODEL, *BUDGET, *args, "--json").json["decisions"]["updates"]
+    ratios = {u["param"]: u["ratio"] for u in updates if u["ratio"]}
+    assert ratios == {"conv3.weight": 0.25, "classifier.weight": 1.0, "classifier.bias": 1.0}
+    updates = odt(MODEL, *BUDGET, "--train", "last", "--json").json["decisions"]["updates"]
+    assert {u["node"] for u in updates if u["ratio"]} == {"classifier"}
+
+
+def test_own_device_file_goes_with_the_plan(odt: Cli, tmp_path: Path) -> None:
+    text = (ROOT / "specs" / "devices" / "nucleo-f411re.yaml").read_text(encoding="utf-8")
+    own = tmp_path / "board.yaml"
+    own.write_text(text.replace("id: nucleo-f411re", "id: my-board"), encoding="utf-8")
+    assert odt(MODEL, "--device", own, "-o", "out", "-q").code == 0
+    own.unlink()
+    assert odt("verify", "out/plan.json").code == 0
+
+
+# ---- verify, run, check, devices ----------------------------------------------------------------
+
+
+def test_verify_confirms_a_plan(odt: Cli, planned: Path) -> None:
+    done = odt("verify", planned / "plan.json")
+    assert done.code == 0, done.err
+    assert "all claims confirmed" in done.out
+    record = odt("verify", planned / "plan.json", "--json").json
+    assert record["ok"] is True
+    assert record["arena_bytes"] + record["state_bytes"] == record["ram_bytes"]
+
+
+def tampered(planned: Path, to: Path, change: dict[str, Any]) -> Path:
+    """A copy of the output folder with changes in plan.json (dotted keys)."""
+    shutil.copytree(planned, to)
+    plan = json.loads((to / "plan.json").read_text(encoding="utf-8"))
+    for key, value in change.items():
+        *path, last = key.split(".")
+        place = plan
+        for p in path:
+            place = place[int(p)] if isinstance(place, list) else place[p]
+        place[last] = value
+    (to / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    return to / "plan.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "told", "code"),
+    [
+        ({"schema_version": 2}, "schema_version 2 is not 1", 2),
+        ({"claims.cycles": -1}, "claims.cycles", 2),
+        ({"surprise": 1}, "surprise", 2),
+        ({"model.sha256": "0" * 64}, "not the planned model", 2),
+        ({"claims.ram_bytes.arena": 4}, "arena", 1),
+        ({"claims.latency_s": 1e-6}, "latency", 1),
+        ({"steps": []}, "", 1),
+    ],
+)
+def test_tampered_plan_is_told(
+    odt: Cli, planned: Path, tmp_path: Path, change: dict[str, Any], told: str, code: int
+) -> None:
+    done = odt("verify", tampered(planned, tmp_path / "copy", change))
+    assert done.code == code
+    assert told in done.error
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", '{"schema_version": 1}'])
+def test_what_is_no_plan_is_exit_2(odt: Cli, tmp_path: Path, text: str) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    done = odt("verify", "plan.json")
+    assert done.code == 2
+    assert "plan.json" in done.error
+
+
+def test_plan_without_its_model_says_how_to_give_it(odt: Cli, planned: Path, tmp_path: Path) -> None:
+    shutil.copy(planned / "plan.json", tmp_path)
+    done = odt("verify", "plan.json")
+    assert done.code == 2
+    assert "--model" in done.error
+    assert odt("verify", "plan.json", "--model", MODEL).code == 0
+
+
+def test_run_trains_and_saves(odt: Cli, planned: Path, tmp_path: Path) -> None:
+    data = ROOT / "examples" / "digits.npz"
+    args = ("--data", data, "--steps", "12", "--lr", "0.001", "--save", "learned.npz")
+    done = odt("run", planned / "plan.json", *args)
+    assert done.code == 0, done.err
+    assert "as planned" in done.out
+    assert "12 updates done" in done.out
+    plan = json.loads((planned / "plan.json").read_text(encoding="utf-8"))
+    chosen = {u["param"] for u in plan["decisions"]["updates"] if u["ratio"]}
+    with np.load(tmp_path / "learned.npz") as learned:
+        assert set(learned.files) == chosen
+
+
+def test_run_tells_its_losses_as_json(odt: Cli, planned: Path) -> None:
+    data = ROOT / "examples" / "digits.npz"
+    record = odt("run", planned / "plan.json", "--data", data, "--steps", "3", "--json").json
+    assert record["updates"] == len(record["losses"]) == 3
+    assert all(np.isfinite(record["losses"]))
+    ram = json.loads((planned / "plan.json").read_text(encoding="utf-8"))["claims"]["ram_bytes"]
+    assert record["arena_bytes"] == ram["arena"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "args", "told"),
+    [
+        (None, (), "can't be read"),
+        ({"a": np.zeros(3)}, (), "has no array x and y"),
+        ({"x": np.zeros((4, 2)), "y": np.zeros(4, int)}, (), "must be numbers [count, 1, 8, 8]"),
+        ({"x": np.zeros((4, 1, 8, 8)), "y": np.full(4, 10)}, (), "classes 0 to 9"),
+        ({"x": np.full((4, 1, 8, 8), np.nan), "y": np.zeros(4, int)}, (), "NaN"),
+        ({"x": np.zeros((4, 1, 8, 8)), "y": np.zeros(4, int)}, ("--lr", "0"), "--lr: 0.0"),
+        ({"x": np.zeros((4, 1, 8, 8)), "y": np.zeros(4, int)}, ("--lr", "nan"), "--lr: nan"),
+    ],
+)
+def test_wrong_data_are_exit_2(
+    odt: Cli,
+    planned: Path,
+    tmp_path: Path,
+    arrays: dict[str, Any] | None,
+    args: tuple[str, ...],
+    told: str,
+) -> None:
+    if arrays is None:
+        (tmp_path / "data.npz").write_text("no arrays")
+    else:
+        np.savez(tmp_path / "data.npz", **arrays)
+    done = odt("run", planned / "plan.json", "--data", "data.npz", *args)
+    assert done.code == 2
+    assert told in done.error
+
+
+def test_check_lists_layers(odt: Cli) -> None:
+    done = odt("check", MODEL)
+    assert done.code == 0
+    assert "4 of 4 layers with parameters can be trained" in done.out
+    record = odt("check", MODEL, "--json").json
+    assert [x["name"] for x in record["layers"] if x["trainable"]] == [
+        "conv1",
+        "conv2",
+        "conv3",
+        "classifier",
+    ]
+
+
+def test_check_lists_all_obstacles_by_name(odt: Cli, shared: Path) -> None:
+    done = odt("check", shared / "models" / "kwt1_op17.onnx")
+    assert done.code == 4
+    assert done.out.count("obstacle: ") == 25
+    assert "/b.11/n2/LayerNormalization (LayerNormalization)" in done.out
+
+
+def test_devices_are_listed_and_shown(odt: Cli) -> None:
+    done = odt("devices")
+    assert done.code == 0
+    assert "stm32f746g-disco" in done.out
+    done = odt("devices", "show", "stm32f746g-disco")
+    assert "4 x 32 KiB + 1 x 128 KiB + 3 x 256 KiB" in done.out
+    assert "POET" in done.out
+    assert len(odt("devices", "--json").json) == 13
+    assert odt("devices", "show", "rp2040", "--json").json["core"] == "cortex-m0plus"
+    assert odt("devices", "show", "nope").code == 2

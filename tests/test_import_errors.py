@@ -1,0 +1,300 @@
+"""Bad model files: one clear message each, the documented class, and everything at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from odt_plan.ir import onnx_read
+from odt_plan.ir.errors import OdtPlanError, UnsupportedModelError, UsageError
+from odt_plan.ir.onnx_import import import_model
+from onnx import NodeProto, TensorProto, helper
+from onnx_files import model, node, save
+
+
+def refused(path: Path, *parts: str, kind: type[OdtPlanError] = UnsupportedModelError, batch: int = 1) -> str:
+    """The message; it names the file and holds all parts."""
+    with pytest.raises(kind) as e:
+        import_model(path, batch=batch)
+    text = str(e.value)
+    assert str(path) in text
+    for part in parts:
+        assert part in text
+    return text
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    refused(tmp_path / "none.onnx", "no such file", kind=UsageError)
+    refused(tmp_path, "is a folder", kind=UsageError)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "not an ONNX model"),
+        (b"<html>not found</html>", "not an ONNX model"),
+        (b"\x08\x07", "it has no nodes and no outputs"),
+    ],
+)
+def test_files_that_are_no_models(tmp_path: Path, data: bytes, reason: str) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(data)
+    refused(path, reason)
+
+
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
+    """No prefix of a file imports, and none raises anything but the documented error."""
+    proto = model([node("Add", "x c", "a"), node("Relu", "a", "y")], {"x": [1, 4]}, ["y"], {"c": np.ones(4, np.float32)})
+    data = proto.SerializeToString()
+    path = tmp_path / "model.onnx"
+    imported = 0
+    for size in range(len(data)):
+        path.write_bytes(data[:size])
+        try:
+            import_model(path)
+            imported += 1
+        except UnsupportedModelError as e:
+            assert str(path) in str(e)
+    tail = len(proto.opset_import[0].SerializeToString()) + 2
+    assert imported <= tail  # only the cut between the graph and the last field is a whole model
+
+
+def test_huge_file_is_refused_by_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with path.open("wb") as f:
+        f.truncate(2**31 + 5)  # sparse: takes no space
+    refused(path, "2147483653 bytes")
+
+
+def test_flipped_bytes_never_escape(tmp_path: Path) -> None:
+    """Damaged files import or are refused; nothing else is raised."""
+    proto = model(
+        [node("Conv", "x w", "a", pads=[1, 1, 1, 1]), node("Flatten", "a", "y")],
+        {"x": ["N", 1, 3, 3]}, ["y"], {"w": np.ones((2, 1, 3, 3), np.float32)},
+    )  # fmt: skip
+    data = np.frombuffer(proto.SerializeToString(), np.uint8)
+    rng = np.random.default_rng(5)
+    path = tmp_path / "model.onnx"
+    good = bad = 0
+    for _ in range(300):
+        damaged = data.copy()
+        damaged[rng.integers(0, len(data))] = rng.integers(0, 256)
+        path.write_bytes(damaged.tobytes())
+        try:
+            import_model(path)
+            good += 1
+        except OdtPlanError:
+            bad += 1
+    assert good > 50
+    assert bad > 50
+
+
+# -- graphs ----------------------------------------------------------------------------------------
+
+
+def _relu(tmp_path: Path, *nodes: NodeProto, **options: Any) -> Path:
+    proto = model([*nodes], options.pop("inputs", {"x": [1, 4]}), ["y"], **options)
+    return save(proto, tmp_path)
+
+
+def test_cycle_is_named_by_its_nodes(tmp_path: Path) -> None:
+    path = _relu(tmp_path, node("Add", "x c", "a"), node("Relu", "a", "b"), node("Tanh", "b", "c"), node("Relu", "c", "y"))
+    refused(path, "Add_a (Add)", "cycle", "Add_a", "Relu_b", "Tanh_c")
+
+
+def test_use_before_definition(tmp_path: Path) -> None:
+    path = _relu(tmp_path, node("Relu", "a", "y"), node("Tanh", "x", "a"))
+    refused(path, "Relu_y (Relu): reads a before node Tanh_a computes it")
+
+
+def test_undefined_and_twice_defined_values(tmp_path: Path) -> None:
+    path = _relu(tmp_path, node("Relu", "ghost", "a"), node("Tanh", "x", "a"))
+    refused(path, "reads ghost, which nothing computes", "computes a, which Relu_a computes already", "y (output): nothing computes it")
+
+
+def test_types_that_do_not_fit(tmp_path: Path) -> None:
+    c = {"c": np.ones((3, 5), np.float32)}
+    path = _relu(tmp_path, node("MatMul", "x c", "y"), constants=c)
+    refused(path, "MatMul_y (MatMul)")
+    path = _relu(
+        tmp_path, node("Conv", "x w", "y"), inputs={"x": [1, 4, 6, 6]}, constants={"w": np.ones((2, 3, 3, 3), np.float32)}
+    )
+    refused(path, "Conv_y (Conv)", "4 channels")
+    proto = model([node("Relu", "x", "y")], {"x": [1, 4]}, ["y"])
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 7]))
+    refused(save(proto, tmp_path), "4", "7")
+
+
+@pytest.mark.parametrize(("value", "text"), [(np.nan, "1 NaN and 0 infinite of 6"), (np.inf, "0 NaN and 1 infinite of 6")])
+def test_weights_that_are_not_finite_are_named(tmp_path: Path, value: float, text: str) -> None:
+    weight = np.ones(6, np.float32)
+    weight[2] = value
+    path = _relu(tmp_path, node("Add", "x weight", "y"), inputs={"x": [1, 6]}, constants={"weight": weight})
+    refused(path, "weight (initializer)", text)
+
+
+def test_nan_that_folding_makes_is_named(tmp_path: Path) -> None:
+    path = _relu(tmp_path, node("Sqrt", "c", "root"), node("Add", "x root", "y"), constants={"c": -np.ones(4, np.float32)})
+    refused(path, "constant root holds 4 NaN or infinite of 4 values")
+
+
+def test_opsets_out_of_range(tmp_path: Path) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    proto = model([node("Relu", "x", "y")], {"x": [1, 4]}, ["y"], opset=newest)
+    import_model(save(proto, tmp_path))
+    proto.opset_import[0].version = newest + 1
+    refused(save(proto, tmp_path), f"opset {newest + 1} is newer than {newest}")
+    old = model([node("Upsample", "x", "y", height_scale=2.0, width_scale=2.0)], {"x": [1, 1, 4, 4]}, ["y"], opset=1)
+    refused(save(old, tmp_path), "opset 1 is older than 8")
+
+
+# -- dimensions and element types ------------------------------------------------------------------
+
+
+def test_dimensions_that_stay_unknown(tmp_path: Path) -> None:
+    path = _relu(tmp_path, node("Relu", "x", "y"), inputs={"x": ["N", 3, "width"]})
+    refused(path, "x (input): dimension 2 (width) is not known", "--batch")
+    path = _relu(tmp_path, node("Relu", "x", "y"), inputs={"x": None})
+    refused(path, "x (input): has no shape")
+
+
+def test_batch_that_is_fixed_or_baked_in(tmp_path: Path) -> None:
+    path = _relu(tmp_path, node("Relu", "x", "y"), inputs={"x": [2, 3]})
+    import_model(path)
+    refused(path, "fixed batch of 2, not 4; use --batch 2", batch=4)
+    shape = {"shape": np.array([1, 6], np.int64), "rest": np.array([1, -1], np.int64)}
+    for key in shape:
+        path = _relu(tmp_path, node("Reshape", f"x {key}", "y", name="flat"), inputs={"x": ["N", 6]}, constants={key: shape[key]})
+        import_model(path)
+        refused(path, "flat (Reshape)", "a batch of 1 is baked in, use --batch 1, not 4", batch=4)
+
+
+def test_inputs_that_are_not_float(tmp_path: Path) -> None:
+    proto = model([node("Cast", "x", "a", to=1), node("Relu", "a", "y")], {"x": [1, 4]}, ["y"], dtype=TensorProto.UINT8)
+    text = refused(save(proto, tmp_path), "x (input): is uint8; only float32")
+    assert "Relu" not in text  # what follows is judged as if the input were float
+
+
+def test_double_weights_and_strings(tmp_path: Path) -> None:
+    path = _relu(tmp_path, node("Add", "x c", "y"), constants={"c": np.ones(4)})
+    refused(path, "Add_y (Add)")
+    proto = model([node("Relu", "x", "a"), node("Gather", "names a", "y")], {"x": [1, 4]}, ["y"])
+    proto.graph.initializer.append(helper.make_tensor("names", TensorProto.STRING, [1], [b"a"]))
+    refused(save(proto, tmp_path), "names (initializer): holds strings")
+
+
+# -- nodes -----------------------------------------------------------------------------------------
+
+
+def _if() -> NodeProto:
+    branch = helper.make_graph([node("Relu", "x", "b")], "branch", [], [helper.make_tensor_value_info("b", 1, None)])
+    return node("If", "flag", "y", then_branch=branch, else_branch=branch)
+
+
+CASES: dict[str, tuple[list[NodeProto], dict[str, NDArray[Any]], str]] = {
+    "If": ([node("Greater", "x zero", "flag4"), node("Gather", "flag4 i", "flag"), _if()], {"zero": np.zeros(1, np.float32), "i": np.array(0)}, "operators with subgraphs are not supported"),
+    "step": ([node("Slice", "x s e a t", "y")], {"s": np.array([-1]), "e": np.array([-9]), "a": np.array([3]), "t": np.array([-1])}, "step -1 on axis 3; only positive steps"),
+    "norm": ([node("BatchNormalization", "x s s s s", "y", training_mode=1)], {"s": np.ones(2, np.float32)}, "is in training mode"),
+    "drop": ([node("Dropout", "x r t", "y")], {"r": np.array(0.5, np.float32), "t": np.array(True)}, "is in training mode"),
+    "pad": ([node("Pad", "x p", "y", mode="reflect")], {"p": np.array([0, 0, 1, 1] * 2)}, "mode reflect is not supported"),
+    "crop": ([node("Pad", "x p", "y")], {"p": np.array([0, 0, 0, -1] * 2)}, "negative pads"),
+    "index": ([node("MaxPool", "x", "y i", kernel_shape=[2, 2])], {}, "the index output is not supported"),
+    "domain": ([node("Fancy", "x", "y", domain="com.example")], {}, "the operator of the domain com.example is not supported"),
+    "reshape": ([node("Reshape", "x s", "y")], {"s": np.array([7, -1])}, "does not fit the shape [7, -1]"),
+    "clip": ([node("ReduceMean", "x", "m"), node("Clip", "x m", "y")], {}, "min m is not constant"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nodes_that_are_not_supported(tmp_path: Path, name: str) -> None:
+    nodes, constants, reason = CASES[name]
+    nodes[-1].name = "culprit"
+    proto = model(nodes, {"x": [1, 2, 4, 4]}, ["y"], constants)
+    proto.opset_import.append(helper.make_opsetid("com.example", 1))
+    refused(save(proto, tmp_path), "culprit", reason)
+
+
+def test_all_obstacles_at_once(tmp_path: Path) -> None:
+    """Input, weight and nodes, also behind nodes that are refused; equal reasons share a line."""
+    nodes = [
+        node("Elu", "x", "a", name="first"),
+        node("Conv", "a w", "b", name="conv"),
+        node("Elu", "b", "c", name="second"),
+        node("Pad", "c p", "d", name="pad", mode="edge"),
+        node("Fancy", "d", "e", name="custom", domain="com.example"),
+        node("Add", "e other", "f", name="sum"),
+        node("Erf", "f", "y", name="last"),
+    ]
+    w = np.full((2, 2, 3, 3), np.nan, np.float32)
+    constants = {"w": w, "p": np.array([0, 0, 1, 1] * 2)}
+    proto = model(nodes, {"x": [1, 2, 8, 8], "other": ["N", 2, "h", 6]}, ["y"], constants)
+    proto.opset_import.append(helper.make_opsetid("com.example", 1))
+    text = refused(
+        save(proto, tmp_path),
+        "first, second (Elu): the operator is not supported",
+        "w (initializer): holds 36 NaN",
+        "other (input): dimension 2 (h) is not known",
+        "pad (Pad): mode edge",
+        "custom (Fancy)",
+        "last (Erf)",
+        "7 obstacles",
+    )
+    assert len(text.splitlines()) == 7
+    assert "conv" not in text.split(":", 1)[1]
+    assert "sum" not in text.split(":", 1)[1]
+
+
+# -- external data ---------------------------------------------------------------------------------
+
+
+def _external(tmp_path: Path) -> tuple[onnx.ModelProto, Path]:
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    proto = model([node("Add", "x c", "y")], {"x": [1, 64]}, ["y"], {"c": np.ones(64, np.float32)})
+    onnx.save(proto, folder / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    return onnx.load(folder / "model.onnx", load_external_data=False), folder
+
+
+def _location(value: str) -> Callable[[onnx.ModelProto], None]:
+    def change(proto: onnx.ModelProto) -> None:
+        entry = next(e for e in proto.graph.initializer[0].external_data if e.key == "location")
+        entry.value = value
+
+    return change
+
+
+def test_external_data_that_are_missing_outside_or_short(tmp_path: Path) -> None:
+    proto, folder = _external(tmp_path)
+    (tmp_path / "outside.bin").write_bytes(bytes(256))
+    outside = str(tmp_path / "outside.bin")
+    for where, reason in (
+        ("../outside.bin", "outside the model's folder"),
+        (outside, "outside the model's folder"),
+        ("", "outside the model's folder"),
+        ("gone.bin", "'gone.bin' is missing"),
+    ):
+        _location(where)(proto)
+        refused(save(proto, folder), "c (initializer)", reason)
+    (folder / "link.bin").symlink_to(outside)
+    _location("link.bin")(proto)
+    refused(save(proto, folder), "outside the model's folder")
+    (folder / "w.bin").write_bytes(bytes(100))
+    _location("w.bin")(proto)
+    refused(save(proto, folder), "'w.bin' has 100 bytes, not 256")
+
+
+def test_external_data_count_towards_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proto, folder = _external(tmp_path)
+    path = save(proto, folder)
+    import_model(path)
+    monkeypatch.setattr(onnx_read, "MAX_FILE_BYTES", max(200, path.stat().st_size))
+    refused(path, "external data exceed")

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # One BLAS thread: the kernels under test use none, and the test processes share the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test bench lint style types imports clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -20,12 +20,15 @@ demo: $(VENV)/.installed ## set up, then plan the training of the bundled model
 test: $(VENV)/.test ## set up, then run the tests
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
-bench: $(VENV)/.test ## solve times, gaps, peaks and instruction counts into benchmarks/results
+bench: $(VENV)/.test ## solve times, gaps, peaks and instruction counts into benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
 
-lint: $(VENV)/.lint ## ruff, mypy strict, import contracts
+lint: style types imports ## ruff, mypy strict, import contracts
+style: $(VENV)/.lint
 	$(BIN)/ruff check .
+types: $(VENV)/.lint
 	$(BIN)/mypy
+imports: $(VENV)/.lint
 	$(BIN)/lint-imports
 
 clean: ## remove the environment and everything generated

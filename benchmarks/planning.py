@@ -49,6 +49,26 @@ def solve_table() -> Iterator[str]:
             )
 
 
+def solver_table() -> Iterator[str]:
+    """Markdown rows: the same joint model solved by each solver, one thread."""
+    yield "### The solvers on the same model (`--train auto`, gap 0.1 %, one thread)"
+    yield ""
+    yield "| model | RAM budget B | highs s | scip s | cp-sat s | learn, largest bound |"
+    yield "|---|---|---|---|---|---|"
+    for path in models():
+        for ram in (None, 300_000):
+            seconds, bounds = [], []
+            for solver in ("highs", "scip", "cp-sat"):
+                planned, _, _ = plan(path, ram, with_baselines=False, solver=solver)
+                if planned is None:
+                    break
+                seconds.append(f"{planned.plan.solver.time_s:.2f}")
+                bounds.append(planned.plan.objective[0].bound)
+            if bounds:
+                budget = "device" if ram is None else f"{ram:,}"
+                yield f"| {path.stem} | {budget} | {' | '.join(seconds)} | {max(bounds):,.0f} |"
+
+
 def baseline_table() -> Iterator[str]:
     """Markdown rows: RAM and latency of the plan and of each baseline."""
     yield "### Peak RAM against the baselines (predicted; same accounting, same kernels)"

@@ -1,8 +1,8 @@
 """Make examples/digits_cnn.onnx and examples/digits.npz, offline and from a fixed seed.
 
 Needs torch, scikit-learn and onnx; nothing else in the project does (only the two files are used).
-The network is trained on upright digits. The data set holds other people's digits as a tilted, noisy
-sensor sees them: the pretrained network does badly on it, and training on the device repairs that.
+The network is trained on upright digits. The data set holds other digits as a tilted, noisy sensor
+sees them: the pretrained network does badly on it, and training on the device repairs that.
 
     python examples/make_digits_cnn.py
 """
@@ -10,6 +10,7 @@ sensor sees them: the pretrained network does badly on it, and training on the d
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -57,9 +58,7 @@ def tilted(images: Floats, degrees: Floats, shift: Floats) -> Floats:
     y, x = np.clip(y, -1, 8) + 1, np.clip(x, -1, 8) + 1
     y0, x0 = np.floor(y).astype(int), np.floor(x).astype(int)
     fy, fx, n = y - y0, x - x0, np.arange(len(images))[:, None, None]
-    rows = [
-        padded[n, y0 + d, x0] * (1 - fx) + padded[n, y0 + d, x0 + 1] * fx for d in (0, 1)
-    ]
+    rows = [padded[n, y0 + d, x0] * (1 - fx) + padded[n, y0 + d, x0 + 1] * fx for d in (0, 1)]
     return np.asarray(rows[0] * (1 - fy) + rows[1] * fy, np.float32)
 
 
@@ -98,7 +97,7 @@ def export(net: DigitsNet, path: Path) -> None:
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 10])
     conv = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
     pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
-    chain = [
+    chain: list[tuple[str, str, dict[str, Any]]] = [
         ("Conv", "conv1", conv), ("Relu", "relu1", {}),
         ("Conv", "conv2", conv), ("Relu", "relu2", {}), ("MaxPool", "pool2", pool),
         ("Conv", "conv3", conv), ("Relu", "relu3", {}), ("MaxPool", "pool3", pool),

@@ -46,9 +46,10 @@ class GradBuilder:
         """A node that runs in the forward phase, right after the node being differentiated.
 
         It condenses what backward needs (a sign mask, an argmax index, leading channels). An equal
-        node made earlier is used again.
+        node that was made for this or another node is used again: two layers that read the same
+        tensor save its leading channels once.
         """
-        for old in self._aux.get(self.node, ()):
+        for old in (n for nodes in self._aux.values() for n in nodes):
             if old.op == op and old.inputs == tuple(inputs) and old.attrs == dict(attrs or {}):
                 return old.out
         name = f"{self.node.name}/{suffix}"

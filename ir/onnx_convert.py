@@ -1,8 +1,8 @@
 """What a conversion rule sees of the file, and how it builds IR nodes.
 
 A rule (``ir.onnx_ops``) gets a ``Site``, one node of the file in its conversion, and returns the
-value that stands for the node's result. It raises ``Rejected`` with the reason when the node can't
-be expressed.
+value that stands for the node's result. It raises ``RejectedError`` with the reason when the node
+can't be expressed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from .graph import Array, Attr, Graph, Value
+from .obstacles import Obstacle
 from .onnx_file import FileAttr, FileNode, ModelFile
-from .onnx_read import Obstacle
 
 
-class Rejected(Exception):
+class RejectedError(Exception):
     """The node can't be converted; the text is the reason."""
 
 
@@ -46,17 +46,18 @@ class Conversion:
         """The IR constant of this name; equal names mean equal data.
 
         Raises:
-            Rejected: Not float32, empty, or not finite.
+            RejectedError: Not float32, empty, or not finite.
         """
         if name in self._constants:
             return self._constants[name]
         if data.dtype != np.float32:
-            raise Rejected(f"constant {name} is {data.dtype}; only float32 tensors are supported")
+            raise RejectedError(f"constant {name} is {data.dtype}; only float32 is supported")
         if data.size == 0:
-            raise Rejected(f"constant {name} of shape {list(data.shape)} is empty")
+            raise RejectedError(f"constant {name} of shape {list(data.shape)} is empty")
         if not np.isfinite(data).all():
             bad = int((~np.isfinite(data)).sum())
-            raise Rejected(f"constant {name} holds {bad} NaN or infinite of {data.size} values")
+            what = f"{bad} NaN or infinite of {data.size} values"
+            raise RejectedError(f"constant {name} holds {what}")
         value = self.graph.add_constant(name, np.ascontiguousarray(data).reshape(data.shape))
         self._constants[name] = value
         return value
@@ -102,9 +103,9 @@ class Site:
         """Integer-tuple attribute; required if there is no default."""
         value = self.node.attrs.get(key, default)
         if value is None:
-            raise Rejected(f"attribute {key} is missing")
+            raise RejectedError(f"attribute {key} is missing")
         if not isinstance(value, tuple):
-            raise Rejected(f"attribute {key} is {value!r}, not a list of integers")
+            raise RejectedError(f"attribute {key} is {value!r}, not a list of integers")
         return tuple(int(v) for v in value)
 
     def has(self, key: str) -> bool:
@@ -114,7 +115,7 @@ class Site:
     def _typed(self, key: str, default: FileAttr, kind: type | tuple[type, ...]) -> Any:
         value = self.node.attrs.get(key, default)
         if not isinstance(value, kind):
-            raise Rejected(f"attribute {key} is {value!r}, which has the wrong type")
+            raise RejectedError(f"attribute {key} is {value!r}, which has the wrong type")
         return value
 
     # -- operands ----------------------------------------------------------------------------------
@@ -131,10 +132,10 @@ class Site:
         """A required operand.
 
         Raises:
-            Rejected: Missing, or a constant that is not float32.
+            RejectedError: Missing, or a constant that is not float32.
         """
         if not self.present(index):
-            raise Rejected(f"operand {index} is missing")
+            raise RejectedError(f"operand {index} is missing")
         name = self.node.inputs[index]
         data = self.conversion.file.constants.get(name)
         if data is not None:
@@ -159,7 +160,7 @@ class Site:
             return default
         data = self._fixed(index, what)
         if data.size != 1:
-            raise Rejected(f"{what} {self.node.inputs[index]} is not a scalar")
+            raise RejectedError(f"{what} {self.node.inputs[index]} is not a scalar")
         return float(data.reshape(()))
 
     def ints(self, index: int, what: str) -> tuple[int, ...] | None:
@@ -175,7 +176,8 @@ class Site:
     def _fixed(self, index: int, what: str) -> Array:
         data = self.data(index)
         if data is None:
-            raise Rejected(f"{what} {self.node.inputs[index]} is not constant; export it fixed")
+            name = self.node.inputs[index]
+            raise RejectedError(f"{what} {name} is not constant; export it fixed")
         return data
 
     # -- results -----------------------------------------------------------------------------------

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from .errors import UnsupportedModelError
 from .graph import Array, TensorType
+from .obstacles import Obstacle
 from .onnx_fold import infer_and_fold
 from .onnx_read import (
     STANDARD_DOMAINS,
-    Obstacle,
     at_known_opset,
     check_structure,
     node_name,
     read_initializers,
     read_proto,
+    tensor_array,
 )
 
 FileAttr = int | float | str | tuple[int, ...] | tuple[float, ...] | Array
@@ -86,13 +87,6 @@ def load_file(path: Path, batch: int) -> ModelFile:
         UnsupportedModelError: The file can't be read as a graph at all. Everything less than that
             stands in ``obstacles``.
     """
-    try:
-        return _load(path, batch)
-    except UnicodeDecodeError:  # protobuf decodes names only when they are read
-        raise UnsupportedModelError(f"{path}: damaged: a name is not UTF-8 text") from None
-
-
-def _load(path: Path, batch: int) -> ModelFile:
     proto = read_proto(path)
     check_structure(proto, path)
     proto, opset = at_known_opset(proto, path)
@@ -148,7 +142,8 @@ def _bind(
     tensor = v.type.tensor_type
     dims = tensor.shape.dim
     if tensor.elem_type != TensorProto.FLOAT:
-        kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+        kinds = TensorProto.DataType.items()
+        kind = next((k.lower() for k, v in kinds if v == tensor.elem_type), "of an unknown type")
         obstacles.append(Obstacle(v.name, "input", f"is {kind}; only float32 inputs are supported"))
     if not tensor.HasField("shape"):
         obstacles.append(Obstacle(v.name, "input", "has no shape; export with static shapes"))
@@ -158,7 +153,9 @@ def _bind(
     for axis, d in enumerate(dims):
         if d.dim_value > 0:
             if axis == 0 and batch not in (1, d.dim_value):
-                reason = f"has a fixed batch of {d.dim_value}, not {batch}; use --batch {d.dim_value}"
+                reason = (
+                    f"has a fixed batch of {d.dim_value}, not {batch}; use --batch {d.dim_value}"
+                )
                 obstacles.append(Obstacle(v.name, "input", reason))
         elif axis == 0 or d.dim_param in symbols:
             d.dim_value = batch
@@ -190,8 +187,8 @@ def _record(node: NodeProto) -> FileNode:
         if a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
             subgraphs = True
         elif a.type == AttributeProto.TENSOR:
-            if a.t.data_type != TensorProto.STRING:
-                attrs[a.name] = numpy_helper.to_array(a.t)
+            with suppress(ValueError):  # a tensor that can't be read is as good as missing
+                attrs[a.name] = tensor_array(a.t)
         elif a.type in (AttributeProto.INTS, AttributeProto.FLOATS):
             attrs[a.name] = tuple(onnx.helper.get_attribute_value(a))
         elif a.type == AttributeProto.STRING:

@@ -16,7 +16,8 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoPr
 from onnx.reference import ReferenceEvaluator
 
 from .graph import Array, TensorType
-from .onnx_read import STANDARD_DOMAINS, Obstacle
+from .obstacles import Obstacle
+from .onnx_read import STANDARD_DOMAINS
 
 #: Results of constant folding may not be larger: a model that needs them fits no microcontroller.
 MAX_FOLDED_ELEMENTS = 2**26
@@ -112,7 +113,9 @@ def _evaluate(
         return None
     if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
         return None
-    if node.op_type in ("Shape", "Size") and node.input[0] in types:
+    if not any(node.output):
+        return None
+    if node.op_type in ("Shape", "Size") and node.input and node.input[0] in types:
         shape = types[node.input[0]].shape
         span = {a.name: a.i for a in node.attribute}
         dims = shape[slice(span.get("start", 0), span.get("end", len(shape)))]
@@ -124,18 +127,42 @@ def _evaluate(
     if any(o in types and types[o].size > MAX_FOLDED_ELEMENTS for o in node.output):
         return None
     wanted = [o for o in node.output if o]
-    graph = onnx.helper.make_graph(
-        [node], "constant", [ValueInfoProto(name=i) for i in dict.fromkeys(names)],
-        [ValueInfoProto(name=o) for o in wanted],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=list(proto.opset_import))
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # NaN that results is reported where it is used
-            values = ReferenceEvaluator(model).run(None, {i: constants[i] for i in names})
+            values = _run(node, proto, {i: constants[i] for i in names}, wanted)
     except Exception:  # an operator without reference: it stays a node, and the table judges it
         return None
     arrays = [np.asarray(a) for a in values]
     if any(a.dtype.kind not in "fiub" or a.dtype.itemsize > 8 for a in arrays):
         return None
     return dict(zip(wanted, arrays, strict=True))
+
+
+def _run(
+    node: NodeProto, proto: ModelProto, operands: dict[str, Array], wanted: list[str]
+) -> list[Array]:
+    """Results of one node by onnx's reference implementation."""
+    if node.op_type == "DequantizeLinear" and operands[node.input[1]].ndim < 2:
+        return [_dequantize(node, [operands[i] for i in node.input if i])]
+    graph = onnx.helper.make_graph(
+        [node],
+        "constant",
+        [ValueInfoProto(name=i) for i in operands],
+        [ValueInfoProto(name=o) for o in wanted],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=list(proto.opset_import))
+    return list(ReferenceEvaluator(model).run(None, dict(operands)))
+
+
+def _dequantize(node: NodeProto, operands: list[Array]) -> Array:
+    """Float weights of a quantized model; onnx's reference lacks the older opsets of this operator.
+
+    Scale and zero point are one number or one per index of ``axis``.
+    """
+    x, scale, *rest = operands
+    axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+    shape = [-1 if i == axis % max(1, x.ndim) else 1 for i in range(x.ndim)]
+    zero = rest[0].astype(np.int64).reshape(shape if rest[0].size > 1 else ()) if rest else 0
+    factor = scale.reshape(shape if scale.size > 1 else ())
+    return np.asarray((x.astype(np.int64) - zero).astype(np.float32) * factor)

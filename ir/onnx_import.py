@@ -10,12 +10,13 @@ from pathlib import Path
 
 from .errors import GraphError
 from .graph import Graph, Value
-from .onnx_convert import Conversion, Rejected, Site
+from .obstacles import Obstacle, report_obstacles
+from .onnx_convert import Conversion, RejectedError, Site
 from .onnx_file import FileNode, ModelFile, load_file
 from .onnx_fold import INCONSISTENT
 from .onnx_ops import RULES
-from .onnx_read import Obstacle, report_obstacles
-from .passes import clean, rename
+from .passes import clean
+from .surgery import rename
 
 
 def import_model(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> Graph:
@@ -71,16 +72,16 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
     try:
         rule = RULES.get(node.op) if not node.domain else None
         if node.subgraphs:
-            raise Rejected("operators with subgraphs are not supported")
+            raise RejectedError("operators with subgraphs are not supported")
         if rule is None:
             domain = f" of the domain {node.domain}" if node.domain else ""
-            raise Rejected(f"the operator{domain} is not supported")
+            raise RejectedError(f"the operator{domain} is not supported")
         names = [i for i in node.inputs if i]
         if any(i not in file.constants and conversion.values.get(i) is None for i in names):
             _placeholders(conversion, node)  # the reason is reported where it arose
             return
         result = rule(Site(conversion, node))
-    except (Rejected, GraphError) as e:
+    except (RejectedError, GraphError) as e:
         for leftover in graph.nodes[begin:]:
             for v in leftover.outputs:
                 del graph.values[v.name]

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import onnx_shapes as shapes
 from .graph import Attr, Value
-from .onnx_convert import Rejected, Site
+from .onnx_convert import RejectedError, Site
 from .onnx_shapes import positive_axes, positive_axis
 
 Rule = Callable[[Site], Value]
@@ -26,16 +26,16 @@ def _geometry(s: Site, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> dict[
     """Strides, dilations and explicit pads of a convolution or pool."""
     rank = len(sizes)
     if rank not in (1, 2):
-        raise Rejected(f"{rank} spatial axes; 1 and 2 are supported")
+        raise RejectedError(f"{rank} spatial axes; 1 and 2 are supported")
     strides = s.integers("strides", (1,) * rank)
     dilations = s.integers("dilations", (1,) * rank)
     pads = s.integers("pads", (0,) * (2 * rank))
     if not len(kernel) == len(strides) == len(dilations) == rank or len(pads) != 2 * rank:
-        raise Rejected(f"strides, dilations, pads or kernel do not fit {rank} spatial axes")
+        raise RejectedError(f"strides, dilations, pads or kernel do not fit {rank} spatial axes")
     if min(strides) < 1 or min(dilations) < 1:
-        raise Rejected("strides and dilations must be positive")
+        raise RejectedError("strides and dilations must be positive")
     if min(pads) < 0:
-        raise Rejected(f"negative pads {list(pads)} are not supported")
+        raise RejectedError(f"negative pads {list(pads)} are not supported")
     mode = s.text("auto_pad", "NOTSET")
     if mode == "VALID":
         pads = (0,) * (2 * rank)
@@ -48,17 +48,18 @@ def _geometry(s: Site, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> dict[
             ends.append(total - begins[-1])
         pads = (*begins, *ends)
     elif mode != "NOTSET":
-        raise Rejected(f"auto_pad {mode} is not known")
+        raise RejectedError(f"auto_pad {mode} is not known")
     return {"strides": strides, "dilations": dilations, "pads": pads}
 
 
 def _conv(s: Site) -> Value:
     x, w = s.value(0), s.value(1)
     if len(x.type.shape) < 3 or len(w.type.shape) != len(x.type.shape):
-        raise Rejected(f"input {x.type} and weight {w.type} do not fit a convolution")
+        raise RejectedError(f"input {x.type} and weight {w.type} do not fit a convolution")
     kernel = w.type.shape[2:]
-    if s.integers("kernel_shape", kernel) != kernel:
-        raise Rejected(f"kernel_shape {s.integers('kernel_shape')} is not the weight's {kernel}")
+    stated = s.integers("kernel_shape", kernel)
+    if stated != kernel:
+        raise RejectedError(f"kernel_shape {stated} is not the weight's {kernel}")
     attrs = _geometry(s, x.type.shape[2:], kernel) | {"group": s.integer("group", 1)}
     return s.emit("Conv", (x, w, s.optional(2)), attrs)
 
@@ -66,7 +67,7 @@ def _conv(s: Site) -> Value:
 def _pool(op: str) -> Rule:
     def rule(s: Site) -> Value:
         if s.wanted(1):
-            raise Rejected("the index output is not supported")
+            raise RejectedError("the index output is not supported")
         x, kernel = s.value(0), s.integers("kernel_shape")
         attrs = _geometry(s, x.type.shape[2:], kernel) | {"kernel_shape": kernel}
         same = s.text("auto_pad", "NOTSET").startswith("SAME")
@@ -84,7 +85,7 @@ def _pool(op: str) -> Rule:
 def _gemm(s: Site) -> Value:
     a, b = s.value(0), s.value(1)
     if len(a.type.shape) != 2 or len(b.type.shape) != 2:
-        raise Rejected(f"operands {a.type} and {b.type} are not matrices")
+        raise RejectedError(f"operands {a.type} and {b.type} are not matrices")
     alpha, beta, trans_b = s.real("alpha", 1.0), s.real("beta", 1.0), s.integer("transB")
     if s.integer("transA"):
         a = s.emit("Transpose", (a,), {"perm": (1, 0)}, "trans_a")
@@ -122,7 +123,7 @@ def _matmul(s: Site) -> Value:
     a, b = s.value(0), s.value(1)
     left, right = a.type.shape, b.type.shape
     if not left or not right:
-        raise Rejected(f"operands {a.type} and {b.type}: a scalar is not a matrix")
+        raise RejectedError(f"operands {a.type} and {b.type}: a scalar is not a matrix")
     if len(left) > 1 and len(right) > 1:
         return s.emit("MatMul", (a, b))
     if len(left) == 1:
@@ -180,9 +181,11 @@ def _softmax(s: Site) -> Value:
 
 def _batchnorm(s: Site) -> Value:
     if s.integer("training_mode") or any(map(s.wanted, range(1, 5))):
-        raise Rejected("is in training mode; export the model in inference mode (frozen statistics)")
+        raise RejectedError(
+            "is in training mode; export the model in inference mode (frozen statistics)"
+        )
     if s.integer("spatial", 1) != 1:
-        raise Rejected("spatial=0 is not supported")
+        raise RejectedError("spatial=0 is not supported")
     operands = [s.value(i) for i in range(5)]
     return s.emit("BatchNormalization", operands, {"epsilon": s.real("epsilon", 1e-5)})
 
@@ -202,15 +205,19 @@ def _reduce_mean(s: Site) -> Value:
 
 def _dropout(s: Site) -> Value:
     if s.wanted(1):
-        raise Rejected("the mask output is not supported")
+        raise RejectedError("the mask output is not supported")
     if s.present(2) and s.scalar(2, "training_mode", 0.0):
-        raise Rejected("is in training mode; export the model in inference mode")
+        raise RejectedError("is in training mode; export the model in inference mode")
     return s.value(0)
+
+
+def _constant(s: Site) -> Value:
+    raise RejectedError("its value is not a dense numeric tensor, or can't be read")
 
 
 def _cast(s: Site) -> Value:
     if s.integer("to") != 1:
-        raise Rejected("only casts of float32 to itself are supported outside constants")
+        raise RejectedError("only casts of float32 to itself are supported outside constants")
     return s.value(0)
 
 
@@ -222,6 +229,7 @@ RULES: dict[str, Rule] = {
     "Cast": _cast,
     "Clip": _clip,
     "Concat": shapes.concat,
+    "Constant": _constant,
     "Conv": _conv,
     "Div": _plain("Div", 2),
     "Dropout": _dropout,

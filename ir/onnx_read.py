@@ -8,7 +8,6 @@ are finite. Everything that is wrong with single tensors is collected, not only 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,45 +16,13 @@ from onnx import ModelProto, NodeProto, TensorProto, inliner, numpy_helper, vers
 
 from .errors import UnsupportedModelError, UsageError
 from .graph import Array
+from .obstacles import Obstacle, report_obstacles
+from .onnx_external import MAX_FILE_BYTES, all_tensors, load_external
 
-#: Protocol buffers cannot hold more than this.
-MAX_FILE_BYTES = 2**31 - 1
 #: Oldest opset whose operators have today's broadcasting rules.
 MIN_OPSET = 8
 #: Names of the standard operator set.
 STANDARD_DOMAINS = ("", "ai.onnx")
-
-
-@dataclass(frozen=True)
-class Obstacle:
-    """One reason why a model can't be planned.
-
-    Attributes:
-        where: Node, input or initializer name.
-        op: Operator type; for things that are not nodes what it is, as "initializer".
-        reason: What is wrong, and the way out where there is one.
-    """
-
-    where: str
-    op: str
-    reason: str
-
-
-def report_obstacles(path: Path, obstacles: Sequence[Obstacle]) -> UnsupportedModelError:
-    """The error that lists all obstacles; nodes with the same reason share a line."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for o in obstacles:
-        names = groups.setdefault((o.op, o.reason), [])
-        if o.where not in names:
-            names.append(o.where)
-    lines = [f"{', '.join(names)} ({op}): {reason}" for (op, reason), names in groups.items()]
-    if len(lines) == 1:
-        return UnsupportedModelError(f"{path}: {lines[0]}")
-    count = len({(o.where, o.op) for o in obstacles})
-    return UnsupportedModelError(
-        f"{path}: {count} obstacles; the model must be exported without them:\n  "
-        + "\n  ".join(lines)
-    )
 
 
 def read_proto(path: Path) -> ModelProto:
@@ -90,7 +57,14 @@ def read_proto(path: Path) -> ModelProto:
         ) from None
     if not proto.graph.node and not proto.graph.output:
         raise UnsupportedModelError(f"{path}: not an ONNX model: it has no nodes and no outputs")
-    _load_external(proto, path)
+    try:
+        damaged = any(not isinstance(text, str) for text in _texts(proto))
+    except UnicodeDecodeError:  # some protobuf runtimes decode late and raise, others give bytes
+        damaged = True
+    if damaged:
+        raise UnsupportedModelError(f"{path}: damaged: a name is not UTF-8 text")
+    if obstacles := load_external(proto, path):
+        raise report_obstacles(path, obstacles)
     return inliner.inline_local_functions(proto) if proto.functions else proto
 
 
@@ -113,7 +87,7 @@ def at_known_opset(proto: ModelProto, path: Path) -> tuple[ModelProto, int]:
         try:
             return version_converter.convert_version(proto, MIN_OPSET), MIN_OPSET
         except Exception as e:  # the converter raises RuntimeError, ValueError and its own classes
-            reason = str(e).strip().splitlines()[-1]
+            reason = str(e).strip().splitlines()[-1].split("failed: ")[-1]
             raise UnsupportedModelError(
                 f"{path}: opset {version} is older than {MIN_OPSET} and onnx.version_converter"
                 f" can't convert it ({reason}); export again with opset {MIN_OPSET} or newer"
@@ -187,15 +161,29 @@ def read_initializers(proto: ModelProto) -> tuple[dict[str, Array], list[Obstacl
                 raise ValueError("holds strings")
             if t.name in arrays:
                 raise ValueError("is defined twice")
-            a = numpy_helper.to_array(t)
+            a = tensor_array(t)
             if a.dtype.kind == "f" and not np.isfinite(a).all():
                 nan, inf = int(np.isnan(a).sum()), int(np.isinf(a).sum())
                 if nan or a.size > 1:
                     raise ValueError(f"holds {nan} NaN and {inf} infinite of {a.size} values")
             arrays[t.name] = a
-        except (ValueError, TypeError) as e:
+        except ValueError as e:
             found.append(Obstacle(t.name, "initializer", str(e).splitlines()[0]))
     return arrays, found
+
+
+def tensor_array(t: TensorProto) -> Array:
+    """Data of a tensor.
+
+    Raises:
+        ValueError: The element type is unknown, or the data do not fit the shape.
+    """
+    if t.data_type == TensorProto.UNDEFINED or t.data_type not in TensorProto.DataType.values():
+        raise ValueError(f"has the unknown element type {t.data_type}")
+    try:
+        return numpy_helper.to_array(t)
+    except (ValueError, TypeError, KeyError) as e:
+        raise ValueError(f"can't be read as {list(t.dims)}: {e}") from None
 
 
 def _cycle(nodes: Sequence[NodeProto], producer: dict[str, int], start: int) -> list[str]:
@@ -218,50 +206,17 @@ def _cycle(nodes: Sequence[NodeProto], producer: dict[str, int], start: int) -> 
     return []
 
 
-def _tensors(proto: ModelProto) -> Iterator[TensorProto]:
-    yield from proto.graph.initializer
-    for node in proto.graph.node:
-        for a in node.attribute:
-            if a.type == onnx.AttributeProto.TENSOR:
-                yield a.t
-            yield from a.tensors
-
-
-def _load_external(proto: ModelProto, path: Path) -> None:
-    """Read tensors that are stored beside the model.
-
-    Raises:
-        UnsupportedModelError: A data file is missing, too short or outside the model's folder.
-    """
-    found: list[Obstacle] = []
-    folder = path.parent.resolve()
-    total = 0
-    for t in _tensors(proto):
-        if t.data_location != TensorProto.EXTERNAL:
-            continue
-        entries = {e.key: e.value for e in t.external_data}
-        location = entries.get("location", "")
-        file = (folder / location).resolve()
-        try:
-            if not location or not file.is_relative_to(folder) or file == folder:
-                raise ValueError(f"external data {location!r} lie outside the model's folder")
-            if not file.is_file():
-                raise ValueError(f"external data file {location!r} is missing in {folder}")
-            size, offset = file.stat().st_size, int(entries.get("offset", 0))
-            length = int(entries.get("length", size - offset))
-            if offset < 0 or length < 0 or offset + length > size:
-                raise ValueError(
-                    f"external data file {location!r} has {size} bytes, not {offset + length}"
-                )
-            total += length
-            if total > MAX_FILE_BYTES:
-                raise ValueError(f"external data exceed {MAX_FILE_BYTES} bytes")
-            with file.open("rb") as f:
-                f.seek(offset)
-                t.raw_data = f.read(length)
-            t.data_location = TensorProto.DEFAULT
-            del t.external_data[:]
-        except (ValueError, OSError) as e:
-            found.append(Obstacle(t.name, "initializer", str(e)))
-    if found:
-        raise report_obstacles(path, found)
+def _texts(proto: ModelProto) -> Iterator[str]:
+    """Every text that later stages read."""
+    graph = proto.graph
+    yield graph.name
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (a.name for a in node.attribute)
+    yield from (t.name for t in graph.initializer)
+    yield from (o.domain for o in proto.opset_import)
+    for v in (*graph.input, *graph.output):
+        yield v.name
+        yield from (d.dim_param for d in v.type.tensor_type.shape.dim)
+    for t in all_tensors(proto):
+        yield from (text for e in t.external_data for text in (e.key, e.value))

@@ -5,17 +5,17 @@ from __future__ import annotations
 from math import prod
 
 from .graph import Attr, Value
-from .onnx_convert import Rejected, Site
+from .onnx_convert import RejectedError, Site
 
 
 def positive_axis(axis: int, rank: int) -> int:
     """The axis counted from the front.
 
     Raises:
-        Rejected: There is no such axis.
+        RejectedError: There is no such axis.
     """
     if not -rank <= axis < rank:
-        raise Rejected(f"axis {axis} does not exist in a tensor of rank {rank}")
+        raise RejectedError(f"axis {axis} does not exist in a tensor of rank {rank}")
     return axis % rank
 
 
@@ -23,13 +23,12 @@ def positive_axes(axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
     """Axes counted from the front, ascending.
 
     Raises:
-        Rejected: An axis does not exist or occurs twice.
+        RejectedError: An axis does not exist or occurs twice.
     """
     result = tuple(sorted(positive_axis(a, rank) for a in axes))
     if len(set(result)) != len(result):
-        raise Rejected(f"axes {list(axes)} name an axis twice")
+        raise RejectedError(f"axes {list(axes)} name an axis twice")
     return result
-
 
 
 def flatten(s: Site) -> Value:
@@ -38,7 +37,7 @@ def flatten(s: Site) -> Value:
     shape, axis = x.type.shape, s.integer("axis", 1)
     axis = axis + len(shape) if axis < 0 else axis
     if not 0 <= axis <= len(shape):
-        raise Rejected(f"axis {axis} does not exist in a tensor of rank {len(shape)}")
+        raise RejectedError(f"axis {axis} does not exist in a tensor of rank {len(shape)}")
     return s.reshape(x, (prod(shape[:axis]), prod(shape[axis:])))
 
 
@@ -47,7 +46,7 @@ def reshape(s: Site) -> Value:
     x = s.value(0)
     wanted = s.ints_or_attr(1, "shape")
     if wanted is None:
-        raise Rejected("the target shape is missing")
+        raise RejectedError("the target shape is missing")
     old = x.type.shape
     hint = f"; a batch of 1 is baked in, use --batch 1, not {s.batch}" if s.batch != 1 else ""
     mixes = s.batch != 1 and old[:1] == (s.batch,) and wanted[:1] == (1,)
@@ -60,7 +59,7 @@ def reshape(s: Site) -> Value:
         if rest > 0 and x.type.size % rest == 0:
             shape[shape.index(-1)] = x.type.size // rest
     if mixes or any(d < 1 for d in shape) or prod(shape) != x.type.size:
-        raise Rejected(f"{x.type} does not fit the shape {list(wanted)}{hint}")
+        raise RejectedError(f"{x.type} does not fit the shape {list(wanted)}{hint}")
     return s.reshape(x, tuple(shape))
 
 
@@ -73,7 +72,7 @@ def squeeze(s: Site) -> Value:
         return s.reshape(x, tuple(d for d in shape if d != 1))
     drop = positive_axes(axes, len(shape))
     if any(shape[a] != 1 for a in drop):
-        raise Rejected(f"axes {list(axes)} of {x.type} are not all of length 1")
+        raise RejectedError(f"axes {list(axes)} of {x.type} are not all of length 1")
     return s.reshape(x, tuple(d for i, d in enumerate(shape) if i not in drop))
 
 
@@ -82,7 +81,7 @@ def unsqueeze(s: Site) -> Value:
     x = s.value(0)
     axes = s.ints_or_attr(1, "axes")
     if axes is None:
-        raise Rejected("axes are missing")
+        raise RejectedError("axes are missing")
     shape = list(x.type.shape)
     for a in positive_axes(axes, len(shape) + len(axes)):
         shape.insert(a, 1)
@@ -103,7 +102,9 @@ def concat(s: Site) -> Value:
     parts = [s.value(i) for i in range(len(s.node.inputs))]
     if len(parts) == 1:
         return parts[0]
-    return s.emit("Concat", parts, {"axis": positive_axis(s.integer("axis", 1), len(parts[0].type.shape))})
+    return s.emit(
+        "Concat", parts, {"axis": positive_axis(s.integer("axis", 1), len(parts[0].type.shape))}
+    )
 
 
 def slice_(s: Site) -> Value:
@@ -112,23 +113,29 @@ def slice_(s: Site) -> Value:
     shape, rank = x.type.shape, len(x.type.shape)
     starts, ends = s.ints_or_attr(1, "starts"), s.ints_or_attr(2, "ends")
     if starts is None or ends is None:
-        raise Rejected("starts or ends are missing")
+        raise RejectedError("starts or ends are missing")
     axes = s.ints_or_attr(3, "axes")
-    axes = tuple(range(len(starts))) if axes is None else tuple(positive_axis(a, rank) for a in axes)
+    axes = (
+        tuple(range(len(starts))) if axes is None else tuple(positive_axis(a, rank) for a in axes)
+    )
     steps = s.ints(4, "steps") or (1,) * len(starts)
     if not len(starts) == len(ends) == len(axes) == len(steps) or len(set(axes)) != len(axes):
-        raise Rejected("starts, ends, axes and steps differ in length")
+        raise RejectedError("starts, ends, axes and steps differ in length")
     first, sizes, strides = [0] * rank, list(shape), [1] * rank
     for begin, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if step < 1:
-            raise Rejected(f"step {step} on axis {axis}; only positive steps are supported")
+            raise RejectedError(f"step {step} on axis {axis}; only positive steps are supported")
         begin, end, _ = slice(begin, end, step).indices(shape[axis])
         first[axis], strides[axis], sizes[axis] = begin, step, max(0, -(-(end - begin) // step))
         if not sizes[axis]:
-            raise Rejected(f"the slice of axis {axis} of {x.type} is empty")
+            raise RejectedError(f"the slice of axis {axis} of {x.type} is empty")
     if tuple(sizes) == shape:
         return x
-    attrs: dict[str, Attr] = {"starts": tuple(first), "sizes": tuple(sizes), "steps": tuple(strides)}
+    attrs: dict[str, Attr] = {
+        "starts": tuple(first),
+        "sizes": tuple(sizes),
+        "steps": tuple(strides),
+    }
     return s.emit("Slice", (x,), attrs)
 
 
@@ -138,16 +145,16 @@ def pad(s: Site) -> Value:
     rank = len(x.type.shape)
     mode = s.text("mode", "constant")
     if mode != "constant":
-        raise Rejected(f"mode {mode} is not supported; pad with a constant")
+        raise RejectedError(f"mode {mode} is not supported; pad with a constant")
     pads = s.ints_or_attr(1, "pads")
     if pads is None:
-        raise Rejected("pads are missing")
+        raise RejectedError("pads are missing")
     value = s.real("value", 0.0) if s.opset < 11 else s.scalar(2, "pad value", 0.0)
     axes = tuple(positive_axis(a, rank) for a in s.ints(3, "axes") or range(rank))
     if len(pads) != 2 * len(axes):
-        raise Rejected(f"{len(pads)} pads do not fit {len(axes)} axes")
+        raise RejectedError(f"{len(pads)} pads do not fit {len(axes)} axes")
     if min(pads, default=0) < 0:
-        raise Rejected(f"negative pads {list(pads)} are not supported; use Slice")
+        raise RejectedError(f"negative pads {list(pads)} are not supported; use Slice")
     begins, ends = [0] * rank, [0] * rank
     for i, a in enumerate(axes):
         begins[a], ends[a] = pads[i], pads[i + len(axes)]

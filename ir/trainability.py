@@ -12,10 +12,10 @@ from pathlib import Path
 
 from .autodiff import param_slots
 from .graph import Graph, Node, TensorType, Value
+from .obstacles import Obstacle
 from .onnx_convert import Conversion
 from .onnx_file import FileNode, load_file
 from .onnx_import import convert
-from .onnx_read import Obstacle
 from .opdef import get_op
 from .passes import clean
 
@@ -85,14 +85,14 @@ class TrainabilityReport:
         macs = sum(layer.macs for layer in self.layers)
         text = (
             f"{len(self.trainable)} of {len(self.parametric)} layers with parameters can be trained"
-            f" ({free:,} of {total:,} parameters); {macs:,} MACs per forward run, batch {self.batch}"
+            f" ({free:,} of {total:,} parameters);"
+            f" {macs:,} MACs per forward run, batch {self.batch}"
         )
-        return f"{text}; {len(self.obstacles)} obstacles" if self.obstacles else text
+        count = len(self.obstacles)
+        return f"{text}; {count} obstacle{'s' * (count > 1)}" if count else text
 
 
-def trainability(
-    path: Path, *, batch: int = 1, fold_batchnorm: bool = True
-) -> TrainabilityReport:
+def trainability(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> TrainabilityReport:
     """Judge every node of a model file.
 
     Args:
@@ -208,8 +208,9 @@ def _advice(report: TrainabilityReport, rejected: set[str]) -> str:
         if not free:
             return f"no layer behind {last.name} ({last.op}) can be trained; export without it"
         return (
-            f"cut the file behind {last.name} (onnx.utils.extract_model) and run the front part"
-            f" frozen by other means: {len(free)} of {len(report.parametric)} layers remain trainable"
+            f"cut the file behind {last.name} ({last.op}) with onnx.utils.extract_model and run the"
+            f" front part frozen by other means: {len(free)} of {len(report.parametric)} layers"
+            " remain trainable"
         )
     if report.obstacles:
         return "remove the obstacles and export again"

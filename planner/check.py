@@ -3,8 +3,9 @@
 It reads the plan, the training graph and the device, and nothing of the code that made the plan: no
 solver, problem, cost, schedule or layout module. In this order it demands that
 
-1. every buffer has the type of its value, is aligned, lies within its space, is written once and
-   shares bytes with no other live buffer, views and in-place results apart (``check_program``);
+1. every buffer has the type of its value, is aligned, lies within its space (``check_program``), is
+   written once and shares bytes with no other live one, views and in-place results apart
+   (``check_layout``);
 2. executing the steps on symbols gives every operand in the right version at the right place, each
    chosen parameter is updated exactly once by its own gradient, and nothing else is
    (``check_machine``);
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from ..ir.training import TrainingGraph
 from . import check_claims
 from .check_decisions import decisions
+from .check_layout import layout
 from .check_machine import Machine
 from .check_program import CheckError, Program, resolve
 from .device import Core, Device, load_core
@@ -125,6 +127,7 @@ def check(
     if plan.device.id != device.id:
         raise CheckError(f"the plan is for device {plan.device.id}, not {device.id}")
     program = resolve(plan, training)
+    layout(program)
     machine = Machine(program)
     machine.run()
     figures = check_claims.measure(program, device, core or load_core(device.core))

@@ -63,6 +63,17 @@ class Machine:
         for v in p.training.graph.outputs:
             if v.producer is not None and v.producer not in self._done:
                 raise CheckError(f"output {v.name} is never computed")
+        self._loss_at_the_end()
+
+    def _loss_at_the_end(self) -> None:
+        """Back ends return the loss after the last step."""
+        p, loss, last = self.program, self.program.training.loss, len(self.program.plan.steps) - 1
+        for b in p.plan.buffers:
+            if b.value == loss.name and b.space == "arena" and b.last == last:
+                held = self._memory.at(b)
+                if held is not None and (loss.name, self._micro) in held.holds:
+                    return
+        raise CheckError(f"{loss.name} must live until the last step, {last}, where it is returned")
 
     def _closed(self) -> None:
         """Every chosen parameter has been updated once, every accumulator is empty again."""
@@ -197,6 +208,13 @@ class Machine:
                 index, f"{nodes[0].name} is not the gradient that {nodes[-1].name} takes"
             )
         operands.remove(update.grad)
+        if update.value in nodes[0].inputs and self.program.plan.steps[index].tile_rows < _rows(
+            update
+        ):
+            raise self.program.error(
+                index,
+                f"{nodes[0].name} reads {update.value.name}, whose first rows are already updated",
+            )
         return [*nodes[0].inputs, *operands]
 
     def _once(self, index: int, step: Step, node: Node) -> None:
@@ -257,3 +275,7 @@ class Machine:
 
     def _write(self, b: Buffer, symbol: Symbol) -> None:
         self._memory.write(b, symbol, self.program.types[b.id])
+
+
+def _rows(update: Update) -> int:
+    return update.value.type.shape[0] if update.value.type.shape else 1

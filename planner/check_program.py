@@ -1,4 +1,4 @@
-"""The plan under check, resolved: buffers, types and nodes by name, and the rules of their layout.
+"""The plan under check, resolved: buffers, types and nodes by name.
 
 Part of the checker (see ``planner.check``). Nothing here trusts a figure of the plan: a buffer's
 type comes from the training graph, its bytes from its type.
@@ -6,14 +6,12 @@ type comes from the training graph, its bytes from its type.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..ir.errors import OdtPlanError
 from ..ir.graph import DTYPES, Node, TensorType, Value
-from ..ir.opdef import get_op
 from ..ir.training import TrainingGraph, Update
-from .plan import ALIGNMENT_BYTES, Buffer, Plan, Step
+from .plan import ALIGNMENT_BYTES, Buffer, Plan
 
 
 class CheckError(OdtPlanError):
@@ -97,13 +95,6 @@ class Program:
         return b
 
 
-def touched(step: Step) -> Iterator[str]:
-    """Every buffer id that a step names."""
-    yield from (b for b in step.reads if b is not None)
-    yield from step.writes
-    yield from (b for b in (step.workspace, step.tile) if b is not None)
-
-
 def resolve(plan: Plan, training: TrainingGraph) -> Program:
     """Resolve names and check each buffer by itself: type, bytes, space, alignment, bounds.
 
@@ -147,8 +138,6 @@ def resolve(plan: Plan, training: TrainingGraph) -> Program:
     program = Program(plan, training, buffers, types, nodes, resident, update_of, state_of, given)
     for b in plan.buffers:
         _space(program, b)
-    _lifetimes(program)
-    _overlaps(program)
     return program
 
 
@@ -232,76 +221,3 @@ def _given(plan: Plan, training: TrainingGraph) -> Buffer:
     if len(found) != 1:
         raise CheckError(f"the sample {name} has {len(found)} buffers for the caller, must have 1")
     return found[0]
-
-
-def _lifetimes(p: Program) -> None:
-    """Each arena and storage buffer is written once, at its first step, and read only later."""
-    writers: dict[str, int] = {}
-    for i, step in enumerate(p.plan.steps):
-        scratch = [b for b in (step.workspace, step.tile) if b is not None]
-        for name in touched(step):
-            p.buffer(i, name)
-        for name in (*step.writes, *scratch):
-            b = p.buffers[name]
-            if b.space == "state" and name in step.writes:
-                continue
-            if b.space not in ("arena", "storage"):
-                raise CheckError(f"{p.where(i)}: writes buffer {name} in read-only space {b.space}")
-            if name in writers:
-                raise CheckError(
-                    f"{p.where(i)}: buffer {name} was written by step {writers[name]} before"
-                )
-            writers[name] = i
-    for b in p.plan.buffers:
-        if b.space not in ("arena", "storage"):
-            continue
-        if b.id not in writers and b is not p.given:
-            raise CheckError(f"buffer {b.id} ({b.value}) is never written")
-        first = writers.get(b.id, 0)
-        if b.first != first:
-            raise CheckError(
-                f"buffer {b.id} ({b.value}) lives from step {b.first}, but step {first} writes it"
-            )
-
-
-def _overlaps(p: Program) -> None:
-    """No two live buffers share bytes, except views and in-place results at the same range."""
-    family = _families(p)
-    for space in ("arena", "state", "storage"):
-        ordered = sorted((b for b in p.plan.buffers if b.space == space), key=lambda b: b.offset)
-        for k, a in enumerate(ordered):
-            for b in ordered[k + 1 :]:
-                if b.offset >= a.offset + occupied(a.bytes):
-                    break
-                if b.first <= a.last and a.first <= b.last and occupied(b.bytes) > 0:
-                    _may_share(p, a, b, family)
-
-
-def _families(p: Program) -> dict[str, str]:
-    """Buffer -> representative of the views of the same bytes."""
-    family = {b: b for b in p.buffers}
-    for i, step in enumerate(p.plan.steps):
-        if step.kind == "compute" and len(step.writes) == 1 and step.reads and step.reads[0]:
-            nodes = p.step_nodes(i)
-            if len(nodes) == 1 and get_op(nodes[0].op).view:
-                family[step.writes[0]] = family[step.reads[0]]
-    return family
-
-
-def _may_share(p: Program, a: Buffer, b: Buffer, family: dict[str, str]) -> None:
-    same = a.offset == b.offset and a.bytes == b.bytes
-    if same and family[a.id] == family[b.id]:
-        return
-    old, new = (a, b) if a.first <= b.first else (b, a)
-    step = p.plan.steps[new.first]
-    nodes = p.step_nodes(new.first) if step.writes[:1] == (new.id,) else []
-    if same and old.last == new.first and step.kind == "compute" and len(nodes) == 1:
-        for k in get_op(nodes[0].op).inplace:
-            source = step.reads[k] if k < len(step.reads) else None
-            if source is not None and family[source] == family[old.id]:
-                return
-    raise CheckError(
-        f"{p.where(new.first)}: buffer {new.id} ({new.value}) takes bytes {new.offset} to"
-        f" {new.offset + occupied(new.bytes)} of space {new.space}, where {old.id} ({old.value})"
-        f" lives at {old.offset} to {old.offset + occupied(old.bytes)} until step {old.last}"
-    )

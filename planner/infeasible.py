@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import ceil, floor, log10
 
 from ..ir.errors import InfeasibleError
 from .cost import flash_weights_bytes
 from .linear import SolverOptions
 from .milp import Milp, ObjectiveName
 from .problem import Limits, Problem
+from .sizes import format_bytes
 
 #: Larger than any budget; small enough for exact arithmetic in doubles.
 NO_LIMIT = 2**50
@@ -84,14 +86,14 @@ def _line(problem: Problem, name: str, need: float, where: str) -> str:
         n = round(need)
         weights = flash_weights_bytes(problem.training)
         return (
-            f"flash: weights need {weights:,} B or more, with code (estimated) {n:,} B, has"
-            f" {limits.flash_bytes:,} B, {n - limits.flash_bytes:,} B too few; the smallest --flash"
+            f"flash: weights need {format_bytes(weights)} or more, with code (estimated) {format_bytes(n)}, has"
+            f" {format_bytes(limits.flash_bytes)}, {n - limits.flash_bytes:,} B too few; the smallest --flash"
             f" that works is {n}"
         )
     if name == "ram":
         n = round(need)
         return (
-            f"RAM: needs {n:,} B{where}, has {limits.ram_bytes:,} B, {n - limits.ram_bytes:,} B too"
+            f"RAM: needs {format_bytes(n)}{where}, has {format_bytes(limits.ram_bytes)}, {n - limits.ram_bytes:,} B too"
             f" few; the smallest --ram that works is {n}"
         )
     if name == "latency":
@@ -99,9 +101,15 @@ def _line(problem: Problem, name: str, need: float, where: str) -> str:
         s = problem.cost.latency_s(round(need))
         return (
             f"latency: needs {s:.6g} s, has {has:.6g} s; the smallest --latency that works is"
-            f" {s:.6g}s"
+            f" {_rounded_up(s)}s"
         )
     return (
         f"energy: needs {need:.6g} J, has {limits.energy_j:.6g} J; the smallest --energy that works"
-        f" is {need:.6g}J"
+        f" is {_rounded_up(need)}J"
     )
+
+
+def _rounded_up(x: float) -> str:
+    """Six digits that are not below ``x``: typed in again, they must work."""
+    unit = 10.0 ** (floor(log10(x)) - 5)
+    return f"{ceil(x / unit) * unit:.6g}"

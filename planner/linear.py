@@ -31,14 +31,15 @@ class SolverOptions:
     """How to solve: open solvers only.
 
     Attributes:
-        solver: ``highs``, ``scip`` or ``cp-sat``.
+        solver: ``highs``, ``scip`` or ``cp-sat``. CP-SAT is the default: on the same linear model it
+            proves the joint plan of ResNet-8 several times faster (benchmarks/RESULTS.md).
         gap: Relative gap at which to stop.
         time_limit_s: Wall clock limit of one solve.
         seed: Random seed.
         threads: Threads of SCIP and CP-SAT; HiGHS runs in one.
     """
 
-    solver: SolverName = "highs"
+    solver: SolverName = "cp-sat"
     gap: float = 1e-3
     time_limit_s: float = 60.0
     seed: int = 0

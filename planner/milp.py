@@ -249,14 +249,19 @@ class Milp:
             self.c.row(self.cycles, upper=p.limits.cycles)
 
     def _energy_row(self) -> None:
-        """Energy of computing and of transfers <= energy limit."""
+        """Energy of computing and of transfers <= energy limit.
+
+        Counted in the energy of one computing cycle: coefficients in joules would be too small for
+        solvers that scale rows to integers.
+        """
         p = self.problem
-        per_cycle = p.cost.energy_j(1, 0)
-        extra = p.cost.energy_j(1, 1) - per_cycle if p.cost.storage is not None else 0.0
-        self.energy = [(v, c * per_cycle) for v, c in self.cycles]
-        self.energy += [(v, c * extra) for v, c in self.page_cycles]
+        self.joules_per_unit = p.cost.energy_j(1, 0)
+        self.energy = list(self.cycles)
+        if self.page_cycles:
+            extra = p.cost.energy_j(1, 1) / self.joules_per_unit - 1.0
+            self.energy += [(v, c * extra) for v, c in self.page_cycles]
         if p.limits.energy_j is not None:
-            self.c.row(self.energy, upper=p.limits.energy_j)
+            self.c.row(self.energy, upper=p.limits.energy_j / self.joules_per_unit)
 
     # -- solving ----------------------------------------------------------------------------------
 
@@ -283,9 +288,10 @@ class Milp:
         r = self.c.solve(objective, options, maximize=name == "learn", on_message=on_message)
         if r.values is None:
             return SolveResult(r.status, float("nan"), r.bound, None, "", r.time_s)
-        value = float(sum(a * r.values[c] for c, a in objective))
+        unit = self.joules_per_unit if name == "energy" else 1.0
+        value = unit * float(sum(a * r.values[c] for c, a in objective))
         solution, peak = self._solution(r.values), self._peak_node(r.values)
-        return SolveResult(r.status, value, r.bound, solution, peak, r.time_s)
+        return SolveResult(r.status, value, unit * r.bound, solution, peak, r.time_s)
 
     def _peak_node(self, values: NDArray[np.float64]) -> str:
         live = [sum(b * values[v] for v, b in terms) for terms in self.live]

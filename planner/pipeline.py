@@ -62,7 +62,7 @@ class Request:
     batch: int = 1
     fold_batchnorm: bool = True
     objective: ObjectiveName = "learn"
-    solver: SolverName = "highs"
+    solver: SolverName = "cp-sat"
     gap: float = 1e-3
     time_limit_s: float = 60.0
     seed: int = 0
@@ -213,11 +213,16 @@ class _Planner:
         return result.solution.candidates(problem), result
 
     def _solve(self, problem: Problem, name: ObjectiveName) -> SolveResult:
-        result = Milp(problem).solve(name, self.options, self.progress)
-        self.time_s += result.time_s
+        result = self._attempt(problem, name)
         if result.status == "infeasible":
             raise explain(problem, self.options, self._smallest_ram)
-        if result.solution is None:
+        return result
+
+    def _attempt(self, problem: Problem, name: ObjectiveName) -> SolveResult:
+        """Solve; without a solution the result is proven infeasible."""
+        result = Milp(problem).solve(name, self.options, self.progress)
+        self.time_s += result.time_s
+        if result.solution is None and result.status != "infeasible":
             raise InfeasibleError(
                 f"no plan found within {self.options.time_limit_s:g} s, and none excluded;"
                 " raise --time-limit or the budgets"
@@ -240,11 +245,13 @@ class _Planner:
         self, training: TrainingGraph, name: ObjectiveName
     ) -> tuple[Schedule, SolveResult]:
         """Solve for a fixed update set until the layout, too, keeps the RAM budget."""
-        limits = self.limits
+        limits, over = self.limits, 0
         for _ in range(LAYOUT_TRIES):
             problem = self._problem(training, fixed=True, limits=limits)
-            result = self._solve(problem, name)
-            assert result.solution is not None
+            solve = self._solve if limits is self.limits else self._attempt
+            result = solve(problem, name)
+            if result.solution is None:
+                break  # tightened below the live bytes of any plan
             schedule = realize(problem, result.solution, seed=self.options.seed)
             over = schedule.arena_bytes + schedule.state_bytes - self.limits.ram_bytes
             if over <= 0:

@@ -8,9 +8,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from odt_plan.ir.graph import Graph
+from odt_plan.ir.interpreter import run
+from odt_plan.ir.onnx_import import import_model
+
+Array = NDArray[Any]
 Dims = Sequence[int | str | None]
 
 
@@ -50,3 +56,36 @@ def save(proto: onnx.ModelProto, folder: Path, name: str = "model.onnx") -> Path
 def floats(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
     """Standard normal float32."""
     return rng.standard_normal(shape).astype(np.float32)
+
+
+def outputs(graph: Graph, feeds: Mapping[str, Array]) -> list[Array]:
+    """The graph's results, by the interpreter."""
+    env = run(graph, feeds)
+    return [env[v.name] for v in graph.outputs]
+
+
+def runtime(path: Path, feeds: Mapping[str, Array]) -> list[Array]:
+    """The file's results, by onnxruntime; skips where it is absent."""
+    ort = pytest.importorskip("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    result: list[Array] = session.run(None, dict(feeds))
+    return result
+
+
+def assert_close(got: Array, want: Array, tolerance: float = 1e-5) -> None:
+    """Equal shapes; the largest difference is at most ``tolerance`` of the largest value."""
+    assert got.shape == want.shape
+    assert np.abs(got - want).max(initial=0) <= tolerance * max(1.0, np.abs(want).max(initial=0))
+
+
+def agrees(path: Path, batch: int = 1, **options: Any) -> Graph:
+    """Import, compare with onnxruntime on seeded inputs, return the graph."""
+    graph = import_model(path, batch=batch, **options)
+    rng = np.random.default_rng(0)
+    feeds = {v.name: floats(rng, *v.type.shape) for v in graph.inputs}
+    for got, want in zip(outputs(graph, feeds), runtime(path, feeds), strict=True):
+        assert_close(got, want)
+    return graph

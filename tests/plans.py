@@ -6,7 +6,7 @@ planner makes under pressure (recomputation, paging).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from odt_plan.ir.autodiff import build_training, candidates
@@ -14,7 +14,7 @@ from odt_plan.ir.graph import Graph, Node, Value
 from odt_plan.ir.opdef import get_op
 from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec, Update
 from odt_plan.planner.cost import CostModel, code_bytes, flash_weights_bytes
-from odt_plan.planner.device import Device, load_core, load_device
+from odt_plan.planner.device import Core, Device, load_core, load_device
 from odt_plan.planner.importance import prior
 from odt_plan.planner.linear import SolverOptions
 from odt_plan.planner.milp import Milp
@@ -40,7 +40,7 @@ from odt_plan.planner.schedule import realize
 from odt_plan.planner.timeline import build_problem
 
 BOARD = "stm32f746g-disco"
-Action = dict[str, tuple[int, str]]
+Action = Mapping[str, tuple[int, str]]
 
 
 def padded(n: int) -> int:
@@ -52,15 +52,21 @@ def whole(forward: Graph) -> list[Candidate]:
     return [c for c in candidates(forward) if c.channels is None]
 
 
-def cost_of(device: Device, storage: str | None = None) -> CostModel:
+def cost_of(device: Device, storage: str | None = None, core: Core | None = None) -> CostModel:
     found = device.find_storage(storage) if storage else None
-    return CostModel(device, load_core(device.core), found)
+    return CostModel(device, core or load_core(device.core), found)
 
 
-def keep_all(training: TrainingGraph, *, reuse: bool = True, device: Device | None = None) -> Plan:
+def keep_all(
+    training: TrainingGraph,
+    *,
+    reuse: bool = True,
+    device: Device | None = None,
+    core: Core | None = None,
+) -> Plan:
     """Every node once, in the graph's order; ``reuse`` places by first fit, else side by side."""
     device = device or load_device(BOARD)
-    return _KeepAll(training, cost_of(device), reuse).plan(device)
+    return _KeepAll(training, cost_of(device, core=core), reuse).plan(device)
 
 
 def squeezed(

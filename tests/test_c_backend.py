@@ -165,6 +165,19 @@ def test_api(static: int, tmp_path: Path) -> None:
 
 
 @needs_gcc
+def test_selftest_finds_a_wrong_weight(tmp_path: Path) -> None:
+    plan, training = planned(nets.mlp())
+    emit_c(plan, training, tmp_path)
+    weights = tmp_path / "mlp_weights.c"
+    text, n = re.subn(r"^    (-?[\d.]+)f,", r"    \1e1f,", weights.read_text(), count=1, flags=re.M)
+    assert n == 1
+    weights.write_text(text)
+    result = lane.run_host(lane.build_host(tmp_path, "mlp"), {})
+    assert result.exit_code == 1
+    assert result.value("selftest") == 8  # ODTPLAN_ERROR_SELFTEST
+
+
+@needs_gcc
 def test_paging_without_callbacks_is_refused(tmp_path: Path) -> None:
     plan, training = CASES["cnn-paged"]()
     emit_c(plan, training, tmp_path)
@@ -244,6 +257,8 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
         ("8bit", "model_8bit"),
         ("odtplan_conv", "model_odtplan_conv"),
         ("string", "model_string"),
+        ("int8", "model_int8"),
+        ("net weights", "net_weights_model"),
         ("../../etc/passwd", "etc_passwd"),
         ("模型", "model"),
     ],

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from odt_plan import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,6 +154,27 @@ def test_report_counts_the_reserve_of_a_device(odt: Cli) -> None:
     done = odt(MODEL, "--device", "stm32f746g-disco")
     assert "of 327,680 B (320.00 KiB)" in done.out
     assert "reserve 8,192" in done.out
+
+
+def test_report_tells_a_budget_beyond_the_device(odt: Cli) -> None:
+    done = odt(MODEL, "--device", "stm32f746g-disco", "--ram", "1MB")
+    assert "RAM 1,048,576 B (1.00 MiB) as given, more than the device's 327,680 B" in done.out
+    assert "flash 1,032,192 B (1008.00 KiB) after the reserve" in done.out
+
+
+def test_report_tells_paging_and_its_storage(odt: Cli) -> None:
+    done = odt(MODEL, "--ram", "340KB", "--flash", "1MB", "--train", "all", "--storage", "sdcard")
+    assert done.code == 0, done.err
+    assert "paging to sdcard" in done.out
+    assert "of sdcard" in done.out
+
+
+def test_report_survives_an_ascii_pipe(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "odt_plan.cli", str(MODEL), *BUDGET]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, check=True)
+    assert done.stdout.isascii()
+    assert b"compared with" in done.stdout
 
 
 def test_json_is_the_plan(odt: Cli) -> None:
@@ -341,6 +363,28 @@ def test_own_device_file_goes_with_the_plan(odt: Cli, tmp_path: Path) -> None:
     assert odt(MODEL, "--device", own, "-o", "out", "-q").code == 0
     own.unlink()
     assert odt("verify", "out/plan.json").code == 0
+    assert odt(MODEL, *BUDGET, "-o", "out", "-q").code == 0
+    assert not (tmp_path / "out" / "plan.device.yaml").exists()
+    assert odt("verify", "out/plan.json").code == 0
+
+
+def test_weights_beside_the_model_are_copied(odt: Cli, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    (tmp_path / "in").mkdir()
+    options = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 0}
+    onnx.save_model(onnx.load(MODEL), tmp_path / "in" / "split.onnx", **options)
+    assert odt("in/split.onnx", *BUDGET, "-o", "out", "-q").code == 0
+    shutil.rmtree(tmp_path / "in")
+    assert odt("verify", "out/plan.json").code == 0
+
+
+def test_interrupt_is_one_line(odt: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("odt_plan.planner.device.device_ids", interrupted)
+    done = odt("devices")
+    assert (done.code, done.error) == (130, "interrupted")
 
 
 # ---- verify, run, check, devices ----------------------------------------------------------------
@@ -397,7 +441,7 @@ def test_what_is_no_plan_is_exit_2(odt: Cli, tmp_path: Path, text: str) -> None:
     assert "plan.json" in done.error
 
 
-def test_plan_without_its_model_says_how_to_give_it(odt: Cli, planned: Path, tmp_path: Path) -> None:
+def test_plan_without_its_model_is_told(odt: Cli, planned: Path, tmp_path: Path) -> None:
     shutil.copy(planned / "plan.json", tmp_path)
     done = odt("verify", "plan.json")
     assert done.code == 2
@@ -405,26 +449,44 @@ def test_plan_without_its_model_says_how_to_give_it(odt: Cli, planned: Path, tmp
     assert odt("verify", "plan.json", "--model", MODEL).code == 0
 
 
-def test_run_trains_and_saves(odt: Cli, planned: Path, tmp_path: Path) -> None:
-    data = ROOT / "examples" / "digits.npz"
-    args = ("--data", data, "--steps", "12", "--lr", "0.001", "--save", "learned.npz")
+@pytest.fixture(scope="module")
+def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first samples of the bundled data, a held-out part included."""
+    path = tmp_path_factory.mktemp("data") / "few.npz"
+    with np.load(ROOT / "examples" / "digits.npz") as data:
+        few = {name: data[name][:8] for name in ("x", "y", "x_val", "y_val")}
+    np.savez(path, **few)  # type: ignore[arg-type]  # (names of arrays, not options)
+    return path
+
+
+def test_run_trains_and_saves(odt: Cli, planned: Path, few_digits: Path, tmp_path: Path) -> None:
+    args = ("--data", few_digits, "--steps", "5", "--lr", "0.001", "--save", "learned.npz")
     done = odt("run", planned / "plan.json", *args)
     assert done.code == 0, done.err
     assert "as planned" in done.out
-    assert "12 updates done" in done.out
+    assert "5 updates done" in done.out
+    assert "accuracy on x_val: " in done.out
     plan = json.loads((planned / "plan.json").read_text(encoding="utf-8"))
     chosen = {u["param"] for u in plan["decisions"]["updates"] if u["ratio"]}
     with np.load(tmp_path / "learned.npz") as learned:
         assert set(learned.files) == chosen
 
 
-def test_run_tells_its_losses_as_json(odt: Cli, planned: Path) -> None:
-    data = ROOT / "examples" / "digits.npz"
-    record = odt("run", planned / "plan.json", "--data", data, "--steps", "3", "--json").json
-    assert record["updates"] == len(record["losses"]) == 3
+def test_run_tells_its_losses_as_json(odt: Cli, planned: Path, few_digits: Path) -> None:
+    args = ("--data", few_digits, "--epochs", "1", "--lr", "0.001", "--json")
+    record = odt("run", planned / "plan.json", *args).json
+    assert record["updates"] == len(record["losses"]) == 8
     assert all(np.isfinite(record["losses"]))
+    assert 0 <= record["accuracy_before"] <= 1
     ram = json.loads((planned / "plan.json").read_text(encoding="utf-8"))["claims"]["ram_bytes"]
     assert record["arena_bytes"] == ram["arena"]
+
+
+def test_saving_into_a_missing_folder_is_exit_1(odt: Cli, planned: Path, few_digits: Path) -> None:
+    args = ("--data", few_digits, "--steps", "1", "--save", "none/learned.npz")
+    done = odt("run", planned / "plan.json", *args)
+    assert done.code == 1
+    assert done.error == "none/learned.npz: can't write: none is no folder"
 
 
 @pytest.mark.parametrize(

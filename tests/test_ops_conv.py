@@ -24,6 +24,7 @@ from odt_plan.ir.graph import Attr, Graph, Node, TensorType
 from odt_plan.ir.opdef import get_op
 
 KERNELS = Path(odt_plan.__file__).parent / "backends" / "c" / "kernels"
+CONV_FILES = ("conv", "conv_grad", "depthwise", "gather", "sums")
 Array = np.ndarray[Any, Any]
 FAST = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -204,6 +205,17 @@ def test_rows_of_the_weight_gradient_equal_the_whole() -> None:
                 np.testing.assert_array_equal(np.concatenate(parts), r.results[op])
 
 
+def test_both_ways_to_sum_a_weight_gradient_give_the_same_bits() -> None:
+    """The whole gradient of a wide layer is summed pixel by pixel, a row of it by running sums."""
+    attrs: dict[str, Attr] = {"group": 1, "strides": (1, 1), "pads": (1,) * 4, "dilations": (1, 1)}
+    r = run(Case((2, 32, 4, 5), (33, 32, 3, 3), attrs, None, True, 5), "f32")
+    node, inputs = r.nodes["ConvGradWeight"]
+    rows = get_op("ConvGradWeight").rows_kernel
+    assert rows is not None
+    parts = [rows(node, inputs, i, i + 1) for i in range(33)]
+    np.testing.assert_array_equal(np.concatenate(parts), r.results["ConvGradWeight"])
+
+
 @pytest.mark.parametrize(
     ("x", "w", "attrs", "reason"),
     [
@@ -230,13 +242,14 @@ def test_operands_that_do_not_fit(
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
-    """odtplan_conv.c as a shared object."""
+    """The convolution's sources as a shared object."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("needs a C compiler")
     out = tmp_path_factory.mktemp("conv") / "libconv.so"
     flags = "-std=c99 -O2 -ffp-contract=off -Wall -Wextra -Wconversion -Wdouble-promotion -Werror"
-    command = [compiler, *flags.split(), "-shared", "-fPIC", str(KERNELS / "odtplan_conv.c")]
+    sources = [str(KERNELS / f"odtplan_{f}.c") for f in CONV_FILES]
+    command = [compiler, *flags.split(), "-shared", "-fPIC", *sources]
     subprocess.run([*command, "-o", str(out)], check=True)
     return ctypes.CDLL(str(out))
 
@@ -275,7 +288,7 @@ def test_c_equals_numpy_bit_for_bit(kernels: ctypes.CDLL, case: Case, rows: int)
 
 
 def test_c_equals_numpy_for_usual_layers(kernels: ctypes.CDLL) -> None:
-    """Sizes at which every block kernel and the depthwise window run, with and without remainder."""
+    """Sizes at which all block kernels and depthwise windows run, with and without remainder."""
     layers = product((4, 6), (1, 3), (1, 2), (9, 12), (False, True))
     for channels, k, stride, size, depthwise in layers:
         p = k // 2
@@ -288,4 +301,5 @@ def test_c_equals_numpy_for_usual_layers(kernels: ctypes.CDLL) -> None:
         w = (channels, 1, k, k) if depthwise else (channels + 3, channels, k, k)
         r = run(Case((2, channels, size, size + 1), w, attrs, None, True, k), "f32")
         for op, (node, inputs) in r.nodes.items():
-            np.testing.assert_array_equal(call(kernels, node, inputs, 4), r.results[op], op)
+            got = call(kernels, node, inputs, 4)
+            np.testing.assert_array_equal(got, r.results[op], op)

@@ -222,7 +222,9 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         pytest.skip("needs a C compiler")
     out = tmp_path_factory.mktemp("pool") / "libpool.so"
     flags = "-std=c99 -O2 -ffp-contract=off -Wall -Wextra -Wconversion -Wdouble-promotion -Werror"
-    sources = [str(KERNELS / f"odtplan_{f}.c") for f in ("pool", "norm", "conv")]
+    sources = [
+        str(KERNELS / f"odtplan_{f}.c") for f in ("pool", "norm", "conv_grad", "gather", "sums")
+    ]
     command = [compiler, *flags.split(), "-shared", "-fPIC", *sources, "-o", str(out)]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(out))

@@ -1,4 +1,4 @@
-"""The package as users get it: sdist -> wheel -> clean environment -> a run outside the checkout."""
+"""The package as users get it: sdist, wheel, clean environment, a run outside the checkout."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import odt_plan
 import pytest
+
+import odt_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("ir", "planner", "backends", "specs")
@@ -33,9 +34,9 @@ def sources(folder: Path) -> set[str]:
 def run(command: list[str | Path], folder: Path, **env: str) -> str:
     """Run a command in a folder; its output stands in the failure message."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COV"))}
-    done = subprocess.run(
-        list(map(str, command)), cwd=folder, env={**inherited, **env}, capture_output=True, text=True
-    )
+    words = list(map(str, command))
+    env = {**inherited, **env}
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -62,8 +63,8 @@ def test_wheel_from_sdist_runs_outside_the_checkout(tmp_path: Path) -> None:
     assert wheel_names(wheel) == wanted
     assert {Path(n).suffix for n in wanted} >= {".py", ".c", ".h", ".yaml", ".typed"}
 
-    # A clean environment: the wheel, and what it depends on from the running one. Its own .pth files
-    # (an editable installation of this checkout) are not followed.
+    # A clean environment: the wheel, and what it depends on from the running one, whose own .pth
+    # files (an editable installation of this checkout) are not followed.
     home = tmp_path / "env"
     venv.EnvBuilder(with_pip=False).create(home)
     variables = {"base": str(home), "platbase": str(home), "installed_base": str(home)}

@@ -9,7 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
+import nets
 import numpy as np
+import plans
 import pytest
 
 from odt_plan.backends.viz import write_dot, write_memory_svg, write_svg
@@ -20,7 +22,8 @@ from odt_plan.backends.viz.svg import shorten
 from odt_plan.ir.errors import OdtPlanError
 from odt_plan.ir.graph import Graph, Node, TensorType, Value
 from odt_plan.ir.training import TrainingGraph, TrainingSpec
-from odt_plan.planner.check import CheckReport, Lifetime, StepReport
+from odt_plan.planner.check import CheckReport, Lifetime, StepReport, check
+from odt_plan.planner.device import load_device
 from odt_plan.planner.plan import (
     Budget,
     Buffer,
@@ -230,6 +233,31 @@ def test_memory_picture_shows_every_arena_buffer_once(tmp_path):
         (found,) = [t for t in titles if expected in t]
         assert f"{b.bytes:,} B at offset {b.offset:,}" in found
         assert f"steps {b.first} to {b.last}" in found
+
+
+def test_pictures_of_a_squeezed_plan_show_what_its_steps_do(tmp_path):
+    """A real plan with recomputation and paging, drawn from the checker's own report."""
+    forward = nets.resnet(blocks=3, size=8)
+    training = plans.training_of(forward)
+    ram = plans.keep_all(training).claims.ram_bytes
+    limit = ram.total - ram.arena + ram.live_peak * 45 // 100
+    plan = plans.squeezed(forward, training, ram_bytes=limit, storage="sdcard")
+    report = check(plan, training, load_device(plans.BOARD))
+    again = {n for s in plan.steps if s.recompute for n in s.nodes}
+    assert again
+    assert any(s.kind == "page_in" for s in plan.steps)
+    write_svg(plan, training, report, tmp_path / "plan.svg")
+    root = ElementTree.parse(tmp_path / "plan.svg").getroot()
+    marked = set()
+    for g in root.iter(f"{SVG}g"):
+        strokes = {r.get("stroke") for r in g.findall(f"{SVG}rect")}
+        if g.get("class") == "node" and STYLES["recomputed"].color in strokes:
+            marked.add((g.findtext(f"{SVG}title") or "").split()[1])
+    assert marked == again
+    write_memory_svg(plan, report, tmp_path / "memory.svg")
+    ids = [b.id for b in plan.buffers if b.space == "arena"]
+    titles = [t.split("\n")[0] for t in _titles(tmp_path / "memory.svg")]
+    assert all(sum(t.endswith(f" ({i})") for t in titles) == 1 for i in ids)
 
 
 def test_memory_rectangles_are_to_scale(tmp_path):

@@ -13,20 +13,31 @@ from .emit_call import C_TYPES, float_literal
 
 _PER_LINE = 8
 _COLUMNS = 100
-#: Words that a model's name must not be: each would break ``<name>_t`` or the include of ``<name>.h``.
-_RESERVED_HEADERS = {"stdint", "stddef", "string"}
+#: Names that a model must not have: ``<name>.h`` would hide a standard header ...
+_HEADERS = frozenset(
+    "assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdalign"
+    " stdarg stdatomic stdbool stddef stdint stdio stdlib string tgmath threads time wchar wctype".split()
+)
+#: ... ``<name>_t`` would be a type of the C library ...
+_TYPES = re.compile(
+    r"u?int(_least|_fast)?\d+|u?int(ptr|max)|s?size|ptrdiff|wchar|wint|char\d+|max_align|sig_atomic"
+    r"|double|div|l+div|imaxdiv|fpos|clock|off|pid|uid|gid|mode|dev|ino|nlink|key|id"
+)
+#: ... or its files and symbols could be those of another model.
+_ENDINGS = ("_weights", "_selftest")
 
 
 def identifier(text: str) -> str:
     """A lower-case C identifier made of ``text``, usable as prefix and as file stem.
 
-    Names that start with a digit, clash with the kernel library (``odtplan``) or with a standard
-    header get the prefix ``model_``.
+    Names that start with a digit, clash with the kernel library (``odtplan``), a standard header or
+    a type of the C library get the prefix ``model_``.
     """
     name = re.sub(r"_+", "_", re.sub(r"[^a-z0-9]", "_", text.lower())).strip("_")
-    if not name or name[0].isdigit() or name.startswith("odtplan") or name in _RESERVED_HEADERS:
+    clash = name.startswith("odtplan") or name in _HEADERS or _TYPES.fullmatch(name)
+    if not name or name[0].isdigit() or clash:
         name = f"model_{name}".rstrip("_")
-    return name
+    return f"{name}_model" if name.endswith(_ENDINGS) else name
 
 
 def symbol(prefix: str, index: int, text: str) -> str:

@@ -16,7 +16,7 @@ from ...planner.plan import ALIGNMENT_BYTES, Buffer, Plan
 from .ctext import array, block, c_type, comment, identifier, symbol
 from .emit_call import float_literal
 from .golden import SEED, golden_arrays, golden_table, run_golden
-from .schedule import Schedule, emit_schedule
+from .schedule import emit_schedule
 
 _INCLUDE = re.compile(r'^#include "(odtplan_\w+)\.h"', re.MULTILINE)
 
@@ -61,7 +61,8 @@ def write_files(folder: Path, files: dict[str, str]) -> list[Path]:
             path.replace(folder / n)
     except OSError as e:
         reason = e.strerror or str(e)
-        raise OdtPlanError(f"{folder}: can't write the C files: {reason}; choose another -o") from None
+        message = f"{folder}: can't write the C files: {reason}; choose another folder with -o"
+        raise OdtPlanError(message) from None
     finally:
         for path in temporary.values():
             _discard(path)
@@ -81,7 +82,8 @@ class _Library:
     def __init__(self, plan: Plan, training: TrainingGraph, model: str) -> None:
         self.plan, self.training, self.model, self.macro = plan, training, model, model.upper()
         constants = training.graph.constants
-        self.weights = {n: symbol(f"{model}_w", i, n) for i, n in enumerate(constants)}
+        # The capital keeps weights apart from whatever a model named ``<model>_...`` defines.
+        self.weights = {n: symbol(f"{model}_W", i, n) for i, n in enumerate(constants)}
         self.state = _state_tensors(plan)
         self.schedule = emit_schedule(plan, training, self.weights)
 
@@ -93,7 +95,7 @@ class _Library:
             for suffix in (".h", ".c", "_weights.h", "_selftest.c")
         }
         files[f"{self.model}_weights.c"] = self._weights()
-        kernels = _kernel_files(["odtplan_runtime", *self.schedule.sources])
+        kernels = kernel_files(["odtplan_runtime", *self.schedule.sources])
         sources = [f"{self.model}.c", f"{self.model}_weights.c"]
         sources += [n for n in kernels if n.endswith(".c")]
         values["sources"] = "\n".join(f"  {s}" for s in sources)
@@ -168,12 +170,14 @@ class _Library:
         }
         if training.spec.loss == "cross_entropy":
             sizes["CLASSES"] = (f"{training.prediction.type.shape[-1]}", "labels are 0 .. this - 1")
-        return "".join(f"#define {self.macro}_{k} {v} /* {note} */\n" for k, (v, note) in sizes.items())
+        lines = (f"{self.macro}_{k} {v} /* {note} */" for k, (v, note) in sizes.items())
+        return "".join(f"#define {line}\n" for line in lines)
 
     def _target_note(self) -> str:
+        size = f"{self.macro}_TARGET_SIZE"
         if self.training.spec.loss == "mse":
-            return f"target: {self.macro}_TARGET_SIZE floats shaped like the prediction (MSE loss)."
-        return f"labels: {self.macro}_TARGET_SIZE classes (cross entropy); checked before anything runs."
+            return f"target: {size} floats shaped like the prediction (MSE loss)."
+        return f"labels: {size} classes (cross entropy loss); checked before anything runs."
 
     def _label_check(self) -> str:
         test = f"if (labels[i] < 0 || labels[i] >= {self.macro}_CLASSES) {{"
@@ -245,8 +249,8 @@ def _template(name: str) -> str:
     return (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
 
 
-def _kernel_files(stems: list[str]) -> dict[str, str]:
-    """Library files that the given sources need, followed through their includes, sorted by name."""
+def kernel_files(stems: list[str]) -> dict[str, str]:
+    """Library files that the given sources need, found through their includes."""
     folder = resources.files(__package__) / "kernels"
     result: dict[str, str] = {}
     waiting = list(stems)

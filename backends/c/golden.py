@@ -75,11 +75,10 @@ def run_golden(plan: Plan, training: TrainingGraph) -> Golden:
 
 def golden_arrays(golden: Golden) -> str:
     """Definitions of sample, target, prediction, loss and checksum."""
+    target = "int32_t" if golden.target.dtype.kind == "i" else "float"
     parts = [
         _static("golden_sample", golden.sample, "float"),
-        _static(
-            "golden_target", golden.target, "int32_t" if golden.target.dtype.kind == "i" else "float"
-        ),
+        _static("golden_target", golden.target, target),
         _static("golden_prediction", golden.prediction, "float"),
         f"static const float golden_loss = {float_literal(float(golden.loss))};\n",
         f"#define GOLDEN_STATE_CRC 0x{zlib.crc32(golden.state):08x}u\n",

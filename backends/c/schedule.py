@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ...ir.errors import GraphError
 from ...ir.graph import Node, TensorType, Value
@@ -49,10 +50,8 @@ def inference_steps(plan: Plan, prediction: str) -> list[int]:
         GraphError: No step computes it, or it depends on an update.
     """
     buffers = {b.id: b for b in plan.buffers}
-    last = next(
-        (i for i, s in enumerate(plan.steps) if any(buffers[w].value == prediction for w in s.writes)),
-        None,
-    )
+    written = [{buffers[w].value for w in s.writes} for s in plan.steps]
+    last = next((i for i, values in enumerate(written) if prediction in values), None)
     if last is None:
         raise GraphError(f"no step of the plan computes the prediction {prediction}")
     wanted = {w for w in plan.steps[last].writes if buffers[w].value == prediction}
@@ -283,7 +282,7 @@ def _minus(buffers: Iterable[Buffer], held: Sequence[Buffer]) -> list[Range]:
     wanted = list(buffers)
     edges = sorted({e for b in (*held, *wanted) for e in (b.offset, b.offset + b.bytes)})
     result: list[Range] = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         if not _covers(wanted, start) or _covers(held, start):
             continue
         if result and result[-1][1] == start:

@@ -25,6 +25,7 @@ class Runtime:
         training: The training graph that the plan was made for.
         micro_steps: Micro-steps done since the last update.
         updates: Updates done (Adam's time step).
+        inference_steps: Indices of the steps that the prediction needs.
     """
 
     def __init__(self, plan: Plan, training: TrainingGraph) -> None:
@@ -56,7 +57,7 @@ class Runtime:
                 self._io[b.value] = b.id
             elif b.space == "state":
                 self._resident[b.value] = self._arrays[b.id]
-        self._inference = _slice_to(plan, training.prediction.name)
+        self.inference_steps = _slice_to(plan, training.prediction.name)
         written = {w for s in plan.steps for w in s.writes}
         (self._sample,) = (
             b.id
@@ -85,7 +86,7 @@ class Runtime:
         """
         self._feed(x)
         result: Array | None = None
-        for index in self._inference:
+        for index in self.inference_steps:
             step = self.plan.steps[index]
             self._step(step)
             result = self._captured(step, self.training.prediction, result)

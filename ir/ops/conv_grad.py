@@ -18,6 +18,8 @@ from .window import Window, planes, window
 
 #: Elements of a block of products in the weight gradient; keeps it inside the processor's cache.
 _BLOCK = 1 << 17
+#: Results from which on adding pixel by pixel is faster than running sums.
+_MANY = 1024
 
 
 # -- gradient of the input -------------------------------------------------------------------------
@@ -85,24 +87,42 @@ def _infer_grad_weight(node: Node) -> list[TensorType]:
     return [TensorType(shape, x.dtype)]
 
 
+def _products(a: Array, b: Array) -> Array:
+    """Sums of ``a[i] * b[i, j]`` over the last axis, strictly in its order; b may broadcast.
+
+    Both ways give the same bits: one pixel after the other where a pixel has many results, else
+    running sums along the pixels.
+    """
+    rows, depth = a.shape[0], b.shape[1]
+    if b.shape[0] == 1 and rows * depth >= _MANY:
+        total = np.zeros((rows, depth), a.dtype)
+        product = np.empty_like(total)
+        for p, q in zip(a.T.copy(), b[0].T.copy(), strict=True):
+            total += np.multiply(p[:, None], q, out=product)
+        return total
+    total = np.empty((rows, depth), a.dtype)
+    step = max(1, _BLOCK // (a.shape[1] * depth))
+    for i in range(0, rows, step):
+        products = a[i : i + step, None] * (b if b.shape[0] == 1 else b[i : i + step])
+        np.add.accumulate(products, axis=2, out=products)
+        total[i : i + step] = products[:, :, -1]
+    return total
+
+
 def _rows_grad_weight(node: Node, inputs: Sequence[Array | None], begin: int, end: int) -> Array:
     x, dy = array(inputs, 0), array(inputs, 1)
     shape, win = node.ints_attr("weight_shape"), _grad_weight_window(node)
     filters = dy.shape[1] // node.int_attr("group", 1)
-    xs, dys = np.swapaxes(planes(x), 0, 1), np.swapaxes(planes(dy), 0, 1)
-    first = np.arange(begin, end) // filters * shape[1]
-    channels = first[:, None] + np.arange(shape[1])  # of x, by row of the weight
+    xs, dys = np.swapaxes(planes(x), 0, 1), np.swapaxes(planes(dy)[:, begin:end], 0, 1)
+    groups = np.arange(begin, end) // filters
+    if groups[0] == groups[-1]:
+        groups = groups[:1]
+    channels = groups[:, None] * shape[1] + np.arange(shape[1])  # of x, by row of the weight
     dw = np.zeros((end - begin, shape[1], win.y.kernel * win.x.kernel), x.dtype)
     for tap, outs, ins in win.walk():
-        a = dys[begin:end][outs].reshape(end - begin, 1, -1)
-        b = xs[ins].reshape(x.shape[1], -1)
-        if a.shape[2] == 0:
-            continue
-        step = max(1, _BLOCK // (a.shape[2] * shape[1]))
-        for i in range(0, end - begin, step):
-            products = a[i : i + step] * b[channels[i : i + step]]
-            np.add.accumulate(products, axis=2, out=products)  # strictly sequential
-            dw[i : i + step, :, tap] = products[:, :, -1]
+        a, b = dys[outs].reshape(end - begin, -1), xs[ins].reshape(x.shape[1], -1)
+        if a.shape[1] > 0:
+            dw[:, :, tap] = _products(a, b[channels])
     return dw.reshape(end - begin, *shape[1:])
 
 
@@ -195,7 +215,10 @@ register(
         rows_kernel=_rows_grad_weight,
         work=_work_grad_weight,
         c=CKernel(
-            "odtplan_conv_grad_weight_f32", "odtplan_conv_t", "odtplan_conv", _c_params_grad_weight
+            "odtplan_conv_grad_weight_f32",
+            "odtplan_conv_t",
+            "odtplan_conv_grad",
+            _c_params_grad_weight,
         ),
         samples=_samples_grad_weight,
     )
@@ -210,7 +233,7 @@ register(
         c=CKernel(
             "odtplan_conv_grad_bias_f32",
             "odtplan_conv_grad_bias_t",
-            "odtplan_conv",
+            "odtplan_conv_grad",
             _c_params_grad_bias,
         ),
         samples=lambda: iter(

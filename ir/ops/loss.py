@@ -94,7 +94,7 @@ register(
         "SoftmaxCrossEntropyGrad",
         infer=lambda node: (_check_labels(node),),
         kernel=_cross_entropy_grad_kernel,
-        work=lambda node: Work("elementwise", operand(node, 0).size),
+        work=lambda node: Work("elementwise", 2 * operand(node, 0).size),
         c=CKernel(
             "odtplan_softmax_cross_entropy_grad_f32",
             "odtplan_cross_entropy_t",

@@ -130,7 +130,7 @@ register(
         "Adam",
         infer=_infer(2),
         kernel=_adam_kernel,
-        work=lambda node: Work("elementwise", 5 * operand(node, 0).size),
+        work=lambda node: Work("elementwise", 4 * operand(node, 0).size),
         c=CKernel(
             "odtplan_adam_f32",
             "odtplan_adam_t",

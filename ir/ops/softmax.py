@@ -104,7 +104,7 @@ register(
         "SoftmaxGrad",
         infer=_grad_infer,
         kernel=_grad_kernel,
-        work=lambda node: Work("elementwise", 2 * operand(node, 0).size),
+        work=lambda node: Work("elementwise", 3 * operand(node, 0).size),
         c=CKernel("odtplan_softmax_grad_f32", "odtplan_softmax_t", "odtplan_softmax", _params),
         samples=_grad_samples,
         inplace=(0, 1),

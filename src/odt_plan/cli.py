@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -22,6 +23,8 @@ EXIT_CODES = (
     " size, device or data file; 3 no plan keeps the limits; 4 the model is broken or holds what"
     " can't be planned."
 )
+#: What shells expect after Ctrl-C (128 + SIGINT).
+INTERRUPTED = 130
 #: Typer brings its own click in newer versions; both name the base of their errors so.
 _ClickError: type[Any] = next(
     c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"
@@ -145,7 +148,7 @@ def plan(
     batch: Batch = 1,
     fold_batchnorm: Fold = None,
     objective: Annotated[Objective, typer.Option(help="What to optimize.")] = "learn",
-    solver: Annotated[Solver, typer.Option()] = "highs",
+    solver: Annotated[Solver, typer.Option()] = "cp-sat",
     gap: Annotated[float, typer.Option(min=0.0, help="Relative gap to prove.")] = 1e-3,
     time_limit: Annotated[float, typer.Option(min=0.0, metavar="SECONDS")] = 60.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -205,7 +208,7 @@ def run(
         int | None, typer.Option(min=1, help="Updates to do.  [default: 200]")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data instead.")] = None,
-    lr: Annotated[float, typer.Option(help="Step size.")] = 0.01,
+    lr: Annotated[float, typer.Option(help="Step size.")] = 0.001,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of samples.")] = 0,
     save: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Write the learned parameters.")
@@ -318,6 +321,9 @@ def _fail(message: str, code: int) -> NoReturn:
 def main() -> None:
     """Entry point of ``odt-plan``: every failure is one line and a documented exit code."""
     debug = "--debug" in sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names from model files may not be encodable
+            stream.reconfigure(errors="replace")
     try:
         code = app(prog_name="odt-plan", standalone_mode=False)
     except OdtPlanError as e:
@@ -327,7 +333,7 @@ def main() -> None:
     except _ClickError as e:
         _fail(e.format_message(), e.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", 1)
+        code = INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
@@ -335,6 +341,8 @@ def main() -> None:
         if debug:
             raise
         _fail(f"{type(e).__name__}: {e}; this is a defect, --debug shows where", 1)
+    if code == INTERRUPTED:
+        _fail("interrupted", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -82,8 +82,10 @@ class OutputFolder:
         Raises:
             OdtPlanError: It can't be read or written.
         """
+        target = self.staging / (name or source.name)
         try:
-            shutil.copyfile(source, self.staging / (name or source.name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
         except OSError as e:
             raise _unwritable(self._folder / (name or source.name), e) from None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .ir.errors import UsageError
 from .ir.graph import Graph
+from .ir.onnx_external import external_files
 from .ir.onnx_import import import_model
 from .ir.training import LossName, OptimizerName, TrainingSpec
 from .output import PLAN_FILE, OutputFolder
@@ -23,7 +24,7 @@ from .report import Budgeted, print_plan
 #: Where --emit writes without -o.
 DEFAULT_OUTPUT = Path("out")
 #: Copy of the user's own device file in the output folder, for ``verify`` and ``run``.
-DEVICE_FILE = "device.yaml"
+DEVICE_FILE = "plan.device.yaml"
 #: What --emit knows.
 EMITTED = ("c", "dot", "svg")
 
@@ -77,6 +78,8 @@ def run_plan(options: PlanOptions) -> None:
                 show("writing")
                 _write(planned, request, options.device, emitted, output)
         files = output.commit() if output is not None else []
+    if folder is not None and folder / DEVICE_FILE not in files:
+        (folder / DEVICE_FILE).unlink(missing_ok=True)  # of an earlier plan in this folder
     if options.as_json:
         sys.stdout.write(planned.plan.model_dump_json(indent=2) + "\n")
     elif not options.quiet:
@@ -184,6 +187,8 @@ def _write(
     folder = output.staging
     output.write(PLAN_FILE, planned.plan.model_dump_json(indent=2) + "\n")
     output.copy(request.model)
+    for part in external_files(request.model):
+        output.copy(request.model.parent / part, part.as_posix())
     if device_option is not None and device_option != request.device.id:
         output.copy(Path(device_option), DEVICE_FILE)
     if "c" in emitted:

@@ -107,8 +107,8 @@ def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
         _line(out, "", stand_in)
     own = plan.device.budget
     limits = [
-        f"RAM {format_bytes(own.ram_bytes)}{_origin(budgeted.ram_bytes)}",
-        f"flash {format_bytes(own.flash_bytes)}{_origin(budgeted.flash_bytes)}",
+        f"RAM {format_bytes(own.ram_bytes)}{_origin(budgeted.ram_bytes, device.ram_region()[1])}",
+        f"flash {format_bytes(own.flash_bytes)}{_origin(budgeted.flash_bytes, device.flash_bytes)}",
     ]
     if own.latency_s is not None:
         limits.append(f"latency {format_seconds(own.latency_s)}")
@@ -122,8 +122,12 @@ def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
     _line(out, "training", f"{t.loss.replace('_', '-')}, {t.optimizer}, {batches}, f32{fold}")
 
 
-def _origin(given: int | None) -> str:
-    return " as given" if given is not None else " after the reserve"
+def _origin(given: int | None, device_bytes: int) -> str:
+    """Where a budget comes from; a given one may exceed the device (memory added to the board)."""
+    if given is None:
+        return " after the reserve"
+    more = f", more than the device's {device_bytes:,} B" if given > device_bytes else ""
+    return f" as given{more}"
 
 
 def _memory(out: Console, plan: Plan, device: Device, budgeted: Budgeted) -> None:
@@ -153,7 +157,7 @@ def _sum(parts: Sequence[tuple[str, int]]) -> str:
 
 def _bar(out: Console, label: str, used: int, limit: int) -> None:
     share = used / limit if limit else 1.0
-    full = min(_BAR, round(share * _BAR))
+    full = min(_BAR, int(share * _BAR))  # full only when nothing is left
     meter = "[" + "=" * full + " " * (_BAR - full) + "]"
     style = "green" if share < 0.9 else "yellow"
     text = f" {share:6.1%}  {used:,} B of {format_bytes(limit)}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .backends.numpy import History, Runtime, load_data, save_learned, train
-from .ir.errors import UsageError
+from .ir.errors import OdtPlanError, UsageError
 from .ir.graph import Array
 from .planner.check import check
 from .planner.plan import load_plan
@@ -59,6 +59,8 @@ def run_training(options: RunOptions) -> dict[str, object]:
     x, y = load_data(options.data)
     if not np.isfinite(options.lr) or options.lr <= 0:
         raise UsageError(f"--lr: {options.lr} is no step size; give for example 0.01")
+    if options.save is not None and not options.save.parent.is_dir():  # before hours of training
+        raise OdtPlanError(f"{options.save}: can't write: {options.save.parent} is no folder")
     steps = options.steps
     if steps is None and options.epochs is None:
         steps = 200

@@ -52,9 +52,7 @@ class Elf:
         i = bisect_right(self._starts, address) - 1
         return self._functions[self._starts[i]] if i >= 0 else "?"
 
-    def _read_symbols(
-        self, data: bytes, table: tuple[int, ...], strings: tuple[int, ...]
-    ) -> None:
+    def _read_symbols(self, data: bytes, table: tuple[int, ...], strings: tuple[int, ...]) -> None:
         for offset in range(table[4], table[4] + table[5], 16):
             name, value, size, info = struct.unpack_from("<IIIB", data, offset)
             start = strings[4] + name

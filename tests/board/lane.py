@@ -19,7 +19,8 @@ from typing import Literal
 
 import numpy as np
 
-from .emulate import FIRMWARE, ZIG, BoardResult, run_qemu, run_unicorn
+from .emulate import FIRMWARE, ZIG, BoardResult, run_qemu
+from .unicorn_board import run_unicorn
 
 Compiler = Literal["zig", "gcc"]
 Emulator = Literal["unicorn", "qemu"]
@@ -79,7 +80,7 @@ class Limits:
     stack_bytes: int = 6 << 10
 
 
-#: zig links its run-time library (soft floats) unless it is told not to; there is no C library anyway.
+#: zig links its run-time library (soft floats) unless told not to; there is no C library anyway.
 _NO_LIBRARY: dict[Compiler, str] = {"zig": "-nostartfiles", "gcc": "-nostdlib"}
 
 
@@ -135,23 +136,44 @@ def build(
     Raises:
         BuildError: The compiler or the linker failed, for example because a region overflows.
     """
-    tag = f"{core}-{compiler}{'-mpu' if mpu else ''}"
+    macros = [*_model_macros(folder, name, selftest), *["BOARD_MPU"] * mpu, *defines]
+    return build_program(
+        folder,
+        [*_model_sources(folder, name, selftest), main],
+        core,
+        compiler,
+        limits=limits,
+        optimise=optimise,
+        defines=macros,
+    )
+
+
+def build_program(
+    folder: Path,
+    sources: Sequence[Path],
+    core: str,
+    compiler: Compiler,
+    *,
+    limits: Limits = Limits(),
+    optimise: str = "-O2",
+    defines: Sequence[str] = (),
+) -> Path:
+    """Compile and link sources with the board's start-up; ``folder`` is searched for headers."""
+    tag = f"{core}-{compiler}{'-mpu' if 'BOARD_MPU' in defines else ''}"
     script = folder / f"{tag}.ld"
     values = {"flash_origin": hex(FLASH_ORIGIN), "ram_origin": hex(RAM_ORIGIN)}
     values |= {k: str(v) for k, v in vars(limits).items()}
     script.write_text(Template((FIRMWARE / "link.ld").read_text()).substitute(values))
-    sources = _model_sources(folder, name, selftest)
-    sources += [FIRMWARE / "board.c", FIRMWARE / "memory.c", main]
-    macros = [*_model_macros(folder, name, selftest), *["BOARD_MPU"] * mpu]
-    macros += [f"BOARD_FLASH_ORIGIN={FLASH_ORIGIN}u", f"BOARD_FLASH_BYTES={limits.flash_bytes}u"]
+    macros = [f"BOARD_FLASH_ORIGIN={FLASH_ORIGIN}u", f"BOARD_FLASH_BYTES={limits.flash_bytes}u"]
     macros += [f"BOARD_RAM_ORIGIN={RAM_ORIGIN}u", f"BOARD_RAM_BYTES={limits.ram_bytes}u"]
     elf = folder / f"{tag}.elf"
     command = _driver(core, compiler)
-    command += ["-std=c99", optimise, "-ffp-contract=off", "-ffreestanding", "-fno-math-errno", "-g"]
-    command += ["-Wdouble-promotion", "-ffunction-sections", "-fdata-sections", f"-I{folder}"]
+    command += ["-std=c99", optimise, "-ffp-contract=off", "-ffreestanding", "-fno-math-errno"]
+    command += ["-g", "-Wdouble-promotion", "-ffunction-sections", "-fdata-sections", f"-I{folder}"]
     command += [f"-I{FIRMWARE}", f"-I{FIRMWARE / 'freestanding'}"]
     command += [f"-D{m}" for m in (*macros, *defines)]
-    command += [*map(str, sources), _NO_LIBRARY[compiler], "-Wl,--gc-sections", f"-Wl,-T,{script}"]
+    command += map(str, [*sources, FIRMWARE / "board.c", FIRMWARE / "memory.c"])
+    command += [_NO_LIBRARY[compiler], "-Wl,--gc-sections", f"-Wl,-T,{script}"]
     command += ["-lgcc"] if compiler == "gcc" else []
     return _compile([*command, "-o", str(elf)], elf)
 
@@ -214,8 +236,9 @@ def build_host(
     defines: Sequence[str] = (),
     main: Path = FIRMWARE / "main.c",
 ) -> Path:
-    """Compile for this machine; ``sanitize`` adds address and undefined-behaviour checks and poisons
-    dead arena bytes.
+    """Compile for this machine.
+
+    ``sanitize`` adds address and undefined-behaviour checks and poisons dead arena bytes.
 
     Raises:
         BuildError: The compiler refused, warnings included.
@@ -243,7 +266,7 @@ def run_host(program: Path, files: dict[str, bytes]) -> BoardResult:
 def training_input(
     samples: Sequence[np.ndarray], targets: Sequence[np.ndarray], lr: float
 ) -> dict[str, bytes]:
-    """The ``input.bin`` of the main program: training steps, after an inference on the first sample."""
+    """The ``input.bin`` of the main program: the sample of an inference, then training steps."""
     parts = [struct.pack("<I", len(samples)), np.asarray(samples[0], "<f4").tobytes()]
     for x, t in zip(samples, targets, strict=True):
         kind = "<i4" if np.asarray(t).dtype.kind == "i" else "<f4"

@@ -60,7 +60,7 @@ static float single(float acc, const product_t *p, ptrdiff_t j) {
     return acc;
 }
 
-/* y[j] = start[j] + first + second for j < outs; start NULL means zero. */
+/* y[j] = start[j] + first + second for j < outs; start NULL means zero, second NULL nothing. */
 static void product_row(const product_t *first, const product_t *second, const float *start,
                         float *y, int32_t outs) {
     int32_t j = 0;
@@ -73,7 +73,9 @@ static void product_row(const product_t *first, const product_t *second, const f
             acc[3] = start[j + 3];
         }
         block4(acc, first, j);
-        block4(acc, second, j);
+        if (second != NULL) {
+            block4(acc, second, j);
+        }
         y[j] = acc[0];
         y[j + 1] = acc[1];
         y[j + 2] = acc[2];
@@ -82,7 +84,7 @@ static void product_row(const product_t *first, const product_t *second, const f
     for (; j < outs; j++) {
         float acc = start != NULL ? start[j] : 0.0f;
         acc = single(acc, first, j);
-        y[j] = single(acc, second, j);
+        y[j] = second != NULL ? single(acc, second, j) : acc;
     }
 }
 
@@ -92,14 +94,10 @@ void odtplan_gemm_f32(const odtplan_gemm_t *p, const float *a, const float *b, c
     product_t first = {a, b, 1, trans ? 1 : p->n, trans ? p->hot : 1, p->hot};
     product_t second = {a, cold, 1, trans ? 1 : p->n, trans ? p->cold : 1, p->cold};
     int32_t i;
-    if (cold == NULL) { /* an empty part: no element of it is read */
-        second.matrix = b;
-        second.taps = 0;
-    }
     for (i = 0; i < p->m; i++) {
         first.row = a;
         second.row = a + p->hot;
-        product_row(&first, &second, c, y, p->n);
+        product_row(&first, cold != NULL ? &second : NULL, c, y, p->n);
         a += p->hot + p->cold;
         y += p->n;
     }
@@ -110,17 +108,30 @@ void odtplan_gemm_grad_input_f32(const odtplan_gemm_t *p, const float *dy, const
     const int trans = p->trans_b != 0;
     product_t hot_part = {dy, b, 1, trans ? p->hot : 1, trans ? 1 : p->n, p->n};
     product_t cold_part = {dy, cold, 1, trans ? p->cold : 1, trans ? 1 : p->n, p->n};
-    product_t nothing = {dy, b, 1, 1, 1, 0};
     int32_t i;
     for (i = 0; i < p->m; i++) {
         hot_part.row = dy;
-        product_row(&hot_part, &nothing, NULL, dx, p->hot);
+        product_row(&hot_part, NULL, NULL, dx, p->hot);
         if (cold != NULL) {
             cold_part.row = dy;
-            product_row(&cold_part, &nothing, NULL, dx + p->hot, p->cold);
+            product_row(&cold_part, NULL, NULL, dx + p->hot, p->cold);
         }
         dy += p->n;
         dx += p->hot + p->cold;
+    }
+}
+
+/* A row of the gradient of one sample, the usual case: one tap per result. */
+static void outer_row(float x, const float *row, float *y, int32_t outs) {
+    int32_t j = 0;
+    for (; j + 4 <= outs; j += 4) {
+        y[j] = 0.0f + x * row[j];
+        y[j + 1] = 0.0f + x * row[j + 1];
+        y[j + 2] = 0.0f + x * row[j + 2];
+        y[j + 3] = 0.0f + x * row[j + 3];
+    }
+    for (; j < outs; j++) {
+        y[j] = 0.0f + x * row[j];
     }
 }
 
@@ -130,11 +141,14 @@ void odtplan_gemm_grad_weight_f32(const odtplan_gemm_t *p, const float *x, const
     const float *rows = trans ? dy : x;
     const int32_t outs = trans ? p->hot : p->n;
     product_t part = {rows, trans ? x : dy, trans ? p->n : p->hot, outs, 1, p->m};
-    product_t nothing = {rows, part.matrix, 1, 1, 1, 0};
     int32_t i;
     for (i = row_begin; i < row_end; i++) {
-        part.row = rows + i;
-        product_row(&part, &nothing, NULL, dw, outs);
+        if (p->m == 1) {
+            outer_row(rows[i], part.matrix, dw, outs);
+        } else {
+            part.row = rows + i;
+            product_row(&part, NULL, NULL, dw, outs);
+        }
         dw += outs;
     }
 }
@@ -161,14 +175,10 @@ static void matmul_one(const odtplan_matmul_t *p, const float *a, const float *b
     product_t first = {a, b, row_step, tap_step, out_step, p->hot};
     product_t second = {a, cold, row_step, tap_step, out_step, p->cold};
     int32_t i;
-    if (cold == NULL) {
-        second.matrix = b;
-        second.taps = 0;
-    }
     for (i = 0; i < p->m; i++) {
         first.row = a + (p->trans_a != 0 ? i : i * depth);
         second.row = first.row + p->hot * row_step;
-        product_row(&first, &second, NULL, y, p->n);
+        product_row(&first, cold != NULL ? &second : NULL, NULL, y, p->n);
         y += p->n;
     }
 }

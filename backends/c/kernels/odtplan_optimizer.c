@@ -4,19 +4,19 @@
 
 void odtplan_sgd_f32(const odtplan_sgd_t *p, const float *w, const float *g, const float *hyper,
                      float *w_out) {
-    const float rate = hyper[0];
+    const float rate = hyper[0], scale = p->gradient_scale;
     int32_t i;
     for (i = 0; i < p->count; i++) {
-        w_out[i] = w[i] - rate * (g[i] * p->gradient_scale);
+        w_out[i] = w[i] - rate * (g[i] * scale);
     }
 }
 
 void odtplan_momentum_f32(const odtplan_momentum_t *p, const float *w, const float *g,
                           const float *m, const float *hyper, float *w_out, float *m_out) {
-    const float rate = hyper[0];
+    const float rate = hyper[0], scale = p->gradient_scale, momentum = p->momentum;
     int32_t i;
     for (i = 0; i < p->count; i++) {
-        float moment = p->momentum * m[i] + g[i] * p->gradient_scale;
+        float moment = momentum * m[i] + g[i] * scale;
         m_out[i] = moment;
         w_out[i] = w[i] - rate * moment;
     }
@@ -25,15 +25,16 @@ void odtplan_momentum_f32(const odtplan_momentum_t *p, const float *w, const flo
 void odtplan_adam_f32(const odtplan_adam_t *p, const float *w, const float *g, const float *m,
                       const float *v, const float *hyper, float *w_out, float *m_out,
                       float *v_out) {
+    const odtplan_adam_t a = *p; /* a copy, which the stores below can't change */
     const float rate = hyper[0], correction = hyper[1];
     int32_t i;
-    for (i = 0; i < p->count; i++) {
-        float scaled = g[i] * p->gradient_scale;
-        float first = p->beta1 * m[i] + p->rest1 * scaled;
-        float second = p->beta2 * v[i] + (p->rest2 * scaled) * scaled;
+    for (i = 0; i < a.count; i++) {
+        float scaled = g[i] * a.gradient_scale;
+        float first = a.beta1 * m[i] + a.rest1 * scaled;
+        float second = a.beta2 * v[i] + (a.rest2 * scaled) * scaled;
         m_out[i] = first;
         v_out[i] = second;
-        w_out[i] = w[i] - (rate * first) / (odtplan_sqrtf(second) * correction + p->epsilon);
+        w_out[i] = w[i] - (rate * first) / (odtplan_sqrtf(second) * correction + a.epsilon);
     }
 }
 

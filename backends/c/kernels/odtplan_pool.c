@@ -2,66 +2,71 @@
 #include "odtplan_pool.h"
 
 typedef struct {
-    int32_t begin, end; /* taps inside the input */
+    int32_t begin, end; /* taps begin..end are inside */
     int32_t source;     /* input coordinate of tap 0, may be negative */
-} range_t;
+} taps_t;
 
-/* Taps of window t along one axis whose coordinates lie in -before .. size + after. */
-static range_t find_range(int32_t t, int32_t size, int32_t kernel, int32_t stride, int32_t pad,
-                          int32_t dilation, int32_t before, int32_t after)
+/* Taps of window t along an axis with coordinates in -before .. size + after. */
+static taps_t find_taps(const odtplan_pool_t *p, int32_t axis, int32_t t, int32_t before, int32_t after)
 {
-    range_t r = {0, kernel, t * stride - pad};
-    while (r.begin < r.end && r.source + r.begin * dilation < -before) {
+    const int32_t d = p->dilation[axis];
+    taps_t r = {0, p->kernel[axis], t * p->stride[axis] - p->pad[axis]};
+    while (r.begin < r.end && r.source + r.begin * d < -before) {
         r.begin++;
     }
-    while (r.end > r.begin && r.source + (r.end - 1) * dilation >= size + after) {
+    while (r.end > r.begin && r.source + (r.end - 1) * d >= p->in_size[axis] + after) {
         r.end--;
     }
     return r;
 }
 
-static range_t pool_range(const odtplan_pool_t *p, int32_t axis, int32_t t)
+/* Taps of a window inside the input. */
+static inline taps_t window_taps(const odtplan_pool_t *p, int32_t axis, int32_t t)
 {
-    return find_range(t, p->in_size[axis], p->kernel[axis], p->stride[axis], p->pad[axis],
-                      p->dilation[axis], 0, 0);
-}
-
-/* The first maximum of a window: its value, and its tap in *tap. */
-static float maximum(const odtplan_pool_t *p, const float *x, range_t ry, range_t rx, int32_t *tap)
-{
-    float best = 0.0f;
-    *tap = -1;
-    for (int32_t ky = ry.begin; ky < ry.end; ky++) {
-        const float *line = x + (ry.source + ky * p->dilation[0]) * p->in_size[1];
-        for (int32_t kx = rx.begin; kx < rx.end; kx++) {
-            const float v = line[rx.source + kx * p->dilation[1]];
-            if (v > best || *tap < 0) {
-                best = v;
-                *tap = ky * p->kernel[1] + kx;
-            }
-        }
+    const taps_t all = {0, p->kernel[axis], t * p->stride[axis] - p->pad[axis]};
+    if (all.source >= 0 && all.source + (all.end - 1) * p->dilation[axis] < p->in_size[axis]) {
+        return all;
     }
-    return best;
+    return find_taps(p, axis, t, 0, 0);
 }
 
-/* Either result may be NULL. */
-static void max_pool(const odtplan_pool_t *p, const float *x, float *y, uint8_t *index)
+/* Taps of a window that an average counts, along one axis. */
+static int32_t counted_taps(const odtplan_pool_t *p, int32_t axis, int32_t t)
 {
+    const int32_t *pad = p->counted_pad + 2 * axis;
+    const taps_t r = find_taps(p, axis, t, pad[0], pad[1]);
+    return r.end - r.begin;
+}
+
+/* Maxima, or with `index` the taps of the first ones. */
+ODTPLAN_INLINE void max_pool(const odtplan_pool_t *p, const float *x, float *y, uint8_t *index)
+{
+    const int32_t width = p->in_size[1], down = p->dilation[0] * width, step = p->dilation[1];
     for (int32_t i = 0; i < p->planes; i++) {
         for (int32_t oy = 0; oy < p->out_size[0]; oy++) {
-            const range_t ry = pool_range(p, 0, oy);
+            const taps_t ty = window_taps(p, 0, oy);
             for (int32_t ox = 0; ox < p->out_size[1]; ox++) {
-                int32_t tap;
-                const float best = maximum(p, x, ry, pool_range(p, 1, ox), &tap);
-                if (y) {
-                    *y++ = best;
+                const taps_t tx = window_taps(p, 1, ox);
+                const float *line = x + (ty.source * width + ty.begin * down);
+                int32_t tap = ty.begin * p->kernel[1] + tx.begin;
+                float best = line[tx.source + tx.begin * step];
+                for (int32_t ky = ty.begin; ky < ty.end; ky++, line += ky < ty.end ? down : 0) {
+                    for (int32_t kx = tx.begin; kx < tx.end; kx++) {
+                        const float v = line[tx.source + kx * step];
+                        if (v > best) {
+                            best = v;
+                            tap = ky * p->kernel[1] + kx;
+                        }
+                    }
                 }
                 if (index) {
                     *index++ = (uint8_t)tap;
+                } else {
+                    *y++ = best;
                 }
             }
         }
-        x += p->in_size[0] * p->in_size[1];
+        x += p->in_size[0] * width;
     }
 }
 
@@ -97,60 +102,51 @@ void odtplan_max_pool_grad_f32(const odtplan_pool_t *p, const float *dy, const u
     }
 }
 
-static range_t average_range(const odtplan_average_pool_t *p, int32_t axis, int32_t t)
+void odtplan_average_pool_f32(const odtplan_pool_t *p, const float *x, float *y)
 {
-    return find_range(t, p->in_size[axis], p->kernel[axis], p->stride[axis], p->pad[axis],
-                      p->dilation[axis], 0, 0);
-}
-
-/* Taps of window t along one axis that count in the divisor. */
-static int32_t counted(const odtplan_average_pool_t *p, int32_t axis, int32_t t)
-{
-    const range_t r = find_range(t, p->in_size[axis], p->kernel[axis], p->stride[axis], p->pad[axis],
-                                 p->dilation[axis], p->counted_pad[2 * axis],
-                                 p->counted_pad[2 * axis + 1]);
-    return r.end - r.begin;
-}
-
-void odtplan_average_pool_f32(const odtplan_average_pool_t *p, const float *x, float *y)
-{
+    const int32_t width = p->in_size[1], down = p->dilation[0] * width, step = p->dilation[1];
     for (int32_t i = 0; i < p->planes; i++) {
         for (int32_t oy = 0; oy < p->out_size[0]; oy++) {
-            const range_t ry = average_range(p, 0, oy);
-            const int32_t lines = counted(p, 0, oy);
+            const taps_t ty = window_taps(p, 0, oy);
+            const int32_t lines = counted_taps(p, 0, oy);
             for (int32_t ox = 0; ox < p->out_size[1]; ox++) {
-                const range_t rx = average_range(p, 1, ox);
+                const taps_t tx = window_taps(p, 1, ox);
+                const int32_t inside = tx.end - tx.begin;
+                const int32_t counted = inside == p->kernel[1] ? inside : counted_taps(p, 1, ox);
                 float sum = 0.0f;
-                for (int32_t ky = ry.begin; ky < ry.end; ky++) {
-                    const float *line = x + (ry.source + ky * p->dilation[0]) * p->in_size[1];
-                    for (int32_t kx = rx.begin; kx < rx.end; kx++) {
-                        sum += line[rx.source + kx * p->dilation[1]];
+                for (int32_t ky = ty.begin; ky < ty.end; ky++) {
+                    const float *line = x + (ty.source * width + ky * down);
+                    for (int32_t kx = tx.begin; kx < tx.end; kx++) {
+                        sum += line[tx.source + kx * step];
                     }
                 }
-                *y++ = sum / (float)(lines * counted(p, 1, ox));
+                *y++ = sum / (float)(lines * counted);
             }
         }
-        x += p->in_size[0] * p->in_size[1];
+        x += p->in_size[0] * width;
     }
 }
 
-void odtplan_average_pool_grad_f32(const odtplan_average_pool_t *p, const float *dy, float *dx)
+void odtplan_average_pool_grad_f32(const odtplan_pool_t *p, const float *dy, float *dx)
 {
-    const int32_t plane = p->in_size[0] * p->in_size[1];
+    const int32_t width = p->in_size[1], plane = p->in_size[0] * width;
+    const int32_t down = p->dilation[0] * width, step = p->dilation[1];
     for (int32_t i = 0; i < p->planes; i++, dx += plane) {
         for (int32_t j = 0; j < plane; j++) {
             dx[j] = 0.0f;
         }
         for (int32_t oy = 0; oy < p->out_size[0]; oy++) {
-            const range_t ry = average_range(p, 0, oy);
-            const int32_t lines = counted(p, 0, oy);
+            const taps_t ty = window_taps(p, 0, oy);
+            const int32_t lines = counted_taps(p, 0, oy);
             for (int32_t ox = 0; ox < p->out_size[1]; ox++) {
-                const range_t rx = average_range(p, 1, ox);
-                const float share = *dy++ / (float)(lines * counted(p, 1, ox));
-                for (int32_t ky = ry.begin; ky < ry.end; ky++) {
-                    float *line = dx + (ry.source + ky * p->dilation[0]) * p->in_size[1];
-                    for (int32_t kx = rx.begin; kx < rx.end; kx++) {
-                        line[rx.source + kx * p->dilation[1]] += share;
+                const taps_t tx = window_taps(p, 1, ox);
+                const int32_t inside = tx.end - tx.begin;
+                const int32_t counted = inside == p->kernel[1] ? inside : counted_taps(p, 1, ox);
+                const float share = *dy++ / (float)(lines * counted);
+                for (int32_t ky = ty.begin; ky < ty.end; ky++) {
+                    float *line = dx + (ty.source * width + ky * down);
+                    for (int32_t kx = tx.begin; kx < tx.end; kx++) {
+                        line[tx.source + kx * step] += share;
                     }
                 }
             }

@@ -19,18 +19,8 @@ typedef struct {
     int32_t stride[2];
     int32_t pad[2]; /* before the first element */
     int32_t dilation[2];
+    int32_t counted_pad[4]; /* padding that an average counts: y begin, y end, x begin, x end */
 } odtplan_pool_t;
-
-typedef struct {
-    int32_t planes;
-    int32_t in_size[2];
-    int32_t out_size[2];
-    int32_t kernel[2];
-    int32_t stride[2];
-    int32_t pad[2];
-    int32_t dilation[2];
-    int32_t counted_pad[4]; /* padding whose taps count in the divisor: y begin, y end, x begin, x end */
-} odtplan_average_pool_t;
 
 typedef struct {
     int32_t planes;
@@ -45,9 +35,9 @@ void odtplan_max_pool_index_f32(const odtplan_pool_t *p, const float *x, uint8_t
 void odtplan_max_pool_grad_f32(const odtplan_pool_t *p, const float *dy, const uint8_t *index,
                                float *dx);
 
-void odtplan_average_pool_f32(const odtplan_average_pool_t *p, const float *x, float *y);
+void odtplan_average_pool_f32(const odtplan_pool_t *p, const float *x, float *y);
 
-void odtplan_average_pool_grad_f32(const odtplan_average_pool_t *p, const float *dy, float *dx);
+void odtplan_average_pool_grad_f32(const odtplan_pool_t *p, const float *dy, float *dx);
 
 void odtplan_global_average_pool_f32(const odtplan_global_pool_t *p, const float *x, float *y);
 

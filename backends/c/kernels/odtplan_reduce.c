@@ -60,11 +60,12 @@ void odtplan_expand_scale_f32(const odtplan_expand_t *p, const float *x, float *
     const int32_t count = rows(p->dims);
     const int32_t size = p->dims[ODTPLAN_MAX_RANK - 1];
     const ptrdiff_t step = p->strides[ODTPLAN_MAX_RANK - 1];
+    const float scale = p->scale;
     int32_t index[ODTPLAN_MAX_RANK] = {0};
     int32_t r, i;
     for (r = 0; r < count; r++) {
         for (i = 0; i < size; i++) {
-            *y++ = x[i * step] * p->scale;
+            *y++ = x[i * step] * scale;
         }
         x += advance(index, p->dims, p->strides);
     }

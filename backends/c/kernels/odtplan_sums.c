@@ -1,0 +1,125 @@
+/* See odtplan_sums.h. */
+#include "odtplan_sums.h"
+
+#define ROW(i, weight)                                                              \
+    do {                                                                            \
+        const float v = weight;                                                     \
+        s##i##0 += v * b0, s##i##1 += v * b1, s##i##2 += v * b2, s##i##3 += v * b3; \
+    } while (0)
+
+#define TAP4X4(x0, x1, x2, x3, k)                             \
+    do {                                                      \
+        const float b0 = x0, b1 = x1, b2 = x2, b3 = x3;       \
+        ROW(0, a0[k]);                                        \
+        ROW(1, a1[k]);                                        \
+        ROW(2, a2[k]);                                        \
+        ROW(3, a3[k]);                                        \
+    } while (0)
+
+/* three: the innermost loop is a line of a 3x3 window. Constant arguments make the loops cheap. */
+ODTPLAN_INLINE void block4x4(const odtplan_nest_t *t, float *s, int32_t column, int32_t three)
+{
+    float s00 = s[0], s01 = s[1], s02 = s[2], s03 = s[3];
+    float s10 = s[4], s11 = s[5], s12 = s[6], s13 = s[7];
+    float s20 = s[8], s21 = s[9], s22 = s[10], s23 = s[11];
+    float s30 = s[12], s31 = s[13], s32 = s[14], s33 = s[15];
+    const int32_t row = t->a.across, as = t->a.step[2], bs = t->b.step[2];
+    for (int32_t i = 0; i < t->count[0]; i++) {
+        for (int32_t j = 0; j < t->count[1]; j++) {
+            const float *a0 = t->a.at + i * t->a.step[0] + j * t->a.step[1];
+            const float *a1 = a0 + row, *a2 = a1 + row, *a3 = a2 + row;
+            const float *q = t->b.at + i * t->b.step[0] + j * t->b.step[1];
+            const float *q1 = q + column, *q2 = q1 + column, *q3 = q2 + column;
+            if (three) {
+                TAP4X4(q[0], q1[0], q2[0], q3[0], 0);
+                TAP4X4(q[bs], q1[bs], q2[bs], q3[bs], 1);
+                TAP4X4(q[2 * bs], q1[2 * bs], q2[2 * bs], q3[2 * bs], 2);
+            } else {
+                for (int32_t k = t->count[2], ia = 0, ib = 0; k > 0; k--, ia += as, ib += bs) {
+                    TAP4X4(q[ib], q1[ib], q2[ib], q3[ib], ia);
+                }
+            }
+        }
+    }
+    s[0] = s00, s[1] = s01, s[2] = s02, s[3] = s03;
+    s[4] = s10, s[5] = s11, s[6] = s12, s[7] = s13;
+    s[8] = s20, s[9] = s21, s[10] = s22, s[11] = s23;
+    s[12] = s30, s[13] = s31, s[14] = s32, s[15] = s33;
+}
+
+#define TAP1X4(x0, x1, x2, x3, k)                       \
+    do {                                                \
+        const float b0 = x0, b1 = x1, b2 = x2, b3 = x3; \
+        ROW(0, a0[k]);                                  \
+    } while (0)
+
+static void block1x4(const int32_t *count, const odtplan_side_t *a, const odtplan_side_t *b, float *s)
+{
+    float s00 = s[0], s01 = s[1], s02 = s[2], s03 = s[3];
+    const int32_t column = b->across, as = a->step[2], bs = b->step[2];
+    for (int32_t i = 0; i < count[0]; i++) {
+        for (int32_t j = 0; j < count[1]; j++) {
+            const float *a0 = a->at + i * a->step[0] + j * a->step[1];
+            const float *q = b->at + i * b->step[0] + j * b->step[1];
+            const float *q1 = q + column, *q2 = q1 + column, *q3 = q2 + column;
+            if (as == 1 && bs == 1) {
+                for (int32_t k = 0; k < count[2]; k++) {
+                    TAP1X4(q[k], q1[k], q2[k], q3[k], k);
+                }
+            } else {
+                for (int32_t k = count[2], ia = 0, ib = 0; k > 0; k--, ia += as, ib += bs) {
+                    TAP1X4(q[ib], q1[ib], q2[ib], q3[ib], ia);
+                }
+            }
+        }
+    }
+    s[0] = s00, s[1] = s01, s[2] = s02, s[3] = s03;
+}
+
+static void block1x1(const odtplan_nest_t *t, float *s)
+{
+    float sum = *s;
+    const int32_t as = t->a.step[2], bs = t->b.step[2];
+    for (int32_t i = 0; i < t->count[0]; i++) {
+        for (int32_t j = 0; j < t->count[1]; j++) {
+            const float *a = t->a.at + i * t->a.step[0] + j * t->a.step[1];
+            const float *b = t->b.at + i * t->b.step[0] + j * t->b.step[1];
+            for (int32_t k = t->count[2], ia = 0, ib = 0; k > 0; k--, ia += as, ib += bs) {
+                sum += a[ia] * b[ib];
+            }
+        }
+    }
+    *s = sum;
+}
+
+void odtplan_add_products(const odtplan_nest_t *t, float *sums, int32_t rows, int32_t columns)
+{
+    if (rows == 4 && columns == 4) {
+        const int32_t three = t->a.step[2] == 1 && t->count[2] == 3;
+        if (t->b.across != 1) {
+            block4x4(t, sums, t->b.across, 0);
+        } else if (three) {
+            block4x4(t, sums, 1, 1);
+        } else {
+            block4x4(t, sums, 1, 0);
+        }
+    } else if (columns == 4) {
+        block1x4(t->count, &t->a, &t->b, sums);
+    } else if (rows == 4) { /* products commute */
+        block1x4(t->count, &t->b, &t->a, sums);
+    } else {
+        block1x1(t, sums);
+    }
+}
+
+void odtplan_lengthen(odtplan_nest_t *t)
+{
+    int32_t *n = t->count;
+    if (n[1] == 1 && n[2] == 1) {
+        n[2] = n[0], t->a.step[2] = t->a.step[0], t->b.step[2] = t->b.step[0];
+        n[0] = 1;
+    } else if (t->a.step[1] == n[2] * t->a.step[2] && t->b.step[1] == n[2] * t->b.step[2]) {
+        n[2] *= n[1];
+        n[1] = 1;
+    }
+}

@@ -1,0 +1,14 @@
+"""The emulated board of the tests, for the benchmarks."""
+
+from __future__ import annotations
+
+import sys
+
+from .models import ROOT
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+from board import lane
+from board.elf import Elf
+
+__all__ = ["Elf", "lane"]

@@ -1,0 +1,109 @@
+"""Passes on views and transposes: most of what layout-changing exporters write cancels out."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from .graph import Graph, Value
+from .surgery import drop_unread, nodes_of, only_reader, operand_of, owned_constant, take_out
+
+#: Operators that treat each element by itself; layout does not matter to them.
+_ELEMENTWISE = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish")
+
+
+def merge_reshapes(graph: Graph) -> bool:
+    """A reshape of a reshape skips the first; a reshape to the same shape goes."""
+    changed = False
+    for node in nodes_of(graph, "Reshape"):
+        x = operand_of(node, 0)
+        if x.type.shape == node.out.type.shape and take_out(graph, node):
+            changed = True
+            continue
+        if x.producer is not None and x.producer.op == "Reshape":
+            node.inputs = (x.producer.inputs[0],)
+            drop_unread(graph, x.producer)
+            changed = True
+    return changed
+
+
+def merge_transposes(graph: Graph) -> bool:
+    """Two transposes in a row become one; one that moves nothing goes or is a reshape."""
+    changed = False
+    for node in nodes_of(graph, "Transpose"):
+        x, perm = operand_of(node, 0), node.ints_attr("perm")
+        before = x.producer
+        if before is not None and before.op == "Transpose":
+            first = before.ints_attr("perm")
+            node.inputs = (before.inputs[0],)
+            node.attrs = {"perm": tuple(first[p] for p in perm)}
+            drop_unread(graph, before)
+            changed = True
+            continue  # the next sweep looks at what has become of it
+        if perm == tuple(range(len(perm))):
+            if take_out(graph, node):
+                changed = True
+            continue
+        moved = [p for p in perm if x.type.shape[p] != 1]
+        if moved == sorted(moved):
+            node.op, node.attrs = "Reshape", {"shape": node.out.type.shape}
+            changed = True
+    return changed
+
+
+def sink_transposes(graph: Graph) -> bool:
+    """Transpose -> elementwise operator: swap the two, so that the Transpose meets its like."""
+    changed = False
+    for node in list(graph.nodes):
+        if node.op not in _ELEMENTWISE:
+            continue
+        turned = operand_of(node, 0)
+        turn = turned.producer
+        if turn is None or turn.op != "Transpose" or not only_reader(graph, turned, node):
+            continue
+        x, name = operand_of(turn, 0), turned.name
+        del graph.values[name]
+        early = graph.values[name] = Value(name, x.type, node)
+        turn.inputs, turn.outputs = (early,), node.outputs
+        turn.out.producer = turn
+        node.inputs, node.outputs = (x,), (early,)
+        graph.nodes.remove(turn)
+        graph.nodes.insert(graph.nodes.index(node) + 1, turn)
+        changed = True
+    return changed
+
+
+def move_transpose_into_weight(graph: Graph) -> bool:
+    """Transpose -> Reshape to rows -> product with a constant weight: permute the weight instead.
+
+    This is what exporters of channels-last frameworks write before the first dense layer.
+    """
+    changed = False
+    for node in list(graph.nodes):
+        if node.op not in ("Gemm", "MatMul") or len(operand_of(node, 0).type.shape) != 2:
+            continue
+        view, w = operand_of(node, 0).producer, operand_of(node, 1)
+        if (
+            view is None
+            or view.op != "Reshape"
+            or not owned_constant(graph, w)
+            or len(w.type.shape) != 2
+        ):
+            continue
+        turn = operand_of(view, 0).producer
+        if turn is None or turn.op != "Transpose" or not only_reader(graph, view.out, node):
+            continue
+        perm, shape = turn.ints_attr("perm"), turn.out.type.shape
+        if perm[0] != 0 or view.out.type.shape != (shape[0], prod(shape[1:])):
+            continue
+        rows = node.op == "MatMul" or not node.int_attr("trans_b", 0)
+        data = graph.constants[w.name] if rows else graph.constants[w.name].T
+        data = data.reshape(*shape[1:], -1)
+        back = [perm.index(i) - 1 for i in range(1, len(perm))]  # weight axes in the old order
+        data = data.transpose(*back, len(back)).reshape(w.type.shape[0 if rows else 1], -1)
+        graph.constants[w.name] = np.ascontiguousarray(data if rows else data.T)
+        view.inputs = (turn.inputs[0],)
+        drop_unread(graph, turn)
+        changed = True
+    return changed

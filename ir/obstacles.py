@@ -1,0 +1,41 @@
+"""Why a model can't be planned: everything that is wrong with it, in one error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """One reason why a model can't be planned.
+
+    Attributes:
+        where: Node, input or initializer name.
+        op: Operator type; for things that are not nodes what it is, as "initializer".
+        reason: What is wrong, and the way out where there is one.
+    """
+
+    where: str
+    op: str
+    reason: str
+
+
+def report_obstacles(path: Path, obstacles: Sequence[Obstacle]) -> UnsupportedModelError:
+    """The error that lists all obstacles; nodes with the same reason share a line."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for o in obstacles:
+        names = groups.setdefault((o.op, o.reason), [])
+        if o.where not in names:
+            names.append(o.where)
+    lines = [f"{', '.join(names)} ({op}): {reason}" for (op, reason), names in groups.items()]
+    if len(lines) == 1:
+        return UnsupportedModelError(f"{path}: {lines[0]}")
+    count = len({(o.where, o.op) for o in obstacles})
+    many = f"{count} obstacles" if count > 1 else "one obstacle"
+    return UnsupportedModelError(
+        f"{path}: {many}; the model must be exported without:\n  " + "\n  ".join(lines)
+    )

@@ -1,0 +1,89 @@
+"""Edits of a forward graph that the passes are made of; each leaves a graph that verifies."""
+
+from __future__ import annotations
+
+from .graph import Graph, Node, Value
+
+
+def rename(graph: Graph, value: Value, name: str) -> None:
+    """Give a value another name that is free."""
+    assert name not in graph.values, name
+    del graph.values[value.name]
+    if value.name in graph.constants:
+        graph.constants[name] = graph.constants.pop(value.name)
+    value.name = name
+    graph.values[name] = value
+
+
+def drop_dead(graph: Graph) -> None:
+    """Remove nodes that no output depends on, and constants that nobody reads."""
+    live = set(graph.outputs)
+    for node in reversed(graph.nodes):
+        if live.intersection(node.outputs):
+            live.update(node.operands())
+    graph.nodes = [n for n in graph.nodes if live.intersection(n.outputs)]
+    live.update(v for n in graph.nodes for v in n.outputs)
+    live.update(graph.inputs)
+    graph.values = {k: v for k, v in graph.values.items() if v in live}
+    graph.constants = {k: a for k, a in graph.constants.items() if k in graph.values}
+
+
+def nodes_of(graph: Graph, op: str) -> list[Node]:
+    """A snapshot of the nodes of one operator, in order."""
+    return [n for n in graph.nodes if n.op == op]
+
+
+def operand_of(node: Node, index: int) -> Value:
+    """A required operand."""
+    v = node.inputs[index]
+    assert v is not None, (node.name, index)
+    return v
+
+
+def only_reader(graph: Graph, value: Value, reader: Node) -> bool:
+    """``reader`` is all that reads the value, once."""
+    reads = sum(v is value for n in graph.nodes for v in n.operands())
+    return reads == 1 and value not in graph.outputs and value in reader.inputs
+
+
+def owned_constant(graph: Graph, value: Value) -> bool:
+    """A constant that is read exactly once."""
+    return value.name in graph.constants and (
+        sum(v is value for n in graph.nodes for v in n.operands()) == 1
+    )
+
+
+def drop_unread(graph: Graph, node: Node) -> None:
+    """Remove a node if nothing reads its results any more."""
+    if any(v in graph.outputs for v in node.outputs):
+        return
+    if any(v in node.outputs for n in graph.nodes for v in n.operands()):
+        return
+    graph.nodes.remove(node)
+    for v in node.outputs:
+        del graph.values[v.name]
+
+
+def take_out(graph: Graph, node: Node) -> bool:
+    """Remove a node whose result equals its first operand; False if both names must stay."""
+    x, y = operand_of(node, 0), node.out
+    if y in graph.outputs:
+        if x.producer is None or x in graph.outputs:
+            return False
+        graph.outputs = [x if v is y else v for v in graph.outputs]
+    for n in graph.nodes:
+        n.inputs = tuple(x if v is y else v for v in n.inputs)
+    graph.nodes.remove(node)
+    del graph.values[y.name]
+    if x in graph.outputs:
+        rename(graph, x, y.name)
+    return True
+
+
+def absorb(graph: Graph, layer: Node, follower: Node) -> None:
+    """``layer`` computes what ``follower`` computed: it takes over the result and goes there."""
+    old = layer.out
+    layer.outputs = follower.outputs
+    layer.out.producer = layer
+    del graph.values[old.name]
+    graph.nodes.remove(follower)

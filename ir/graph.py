@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import GraphError
+from .quantization import Quantization
 
 Array = NDArray[Any]
 Attr = int | float | str | tuple[int, ...] | tuple[float, ...]
@@ -42,10 +43,13 @@ class TensorType:
     Attributes:
         shape: Logical dimensions, all positive (``()`` is a scalar).
         dtype: A key of ``DTYPES``.
+        quant: What the integers of an ``i8`` tensor mean; part of the type, so that an operator
+            can't get a tensor of another scale than it was built for.
     """
 
     shape: tuple[int, ...]
     dtype: str = "f32"
+    quant: Quantization | None = None
 
     @property
     def size(self) -> int:
@@ -71,8 +75,13 @@ class TensorType:
         return np.dtype(DTYPES[self.dtype][0])
 
     def with_dtype(self, dtype: str) -> TensorType:
-        """The same shape in another dtype."""
+        """The same shape in another dtype, without a quantization."""
         return TensorType(self.shape, dtype)
+
+    @property
+    def stored(self) -> TensorType:
+        """Shape and element type alone: what a buffer holds."""
+        return self if self.quant is None else TensorType(self.shape, self.dtype)
 
     def __str__(self) -> str:
         """As ``f32[1,3,32,32]``."""
@@ -157,6 +166,9 @@ class Graph:
         nodes: Topologically ordered.
         outputs: Results that must be computed.
         values: Every value by name.
+        quantization: How values of an annotated float graph may be stored as i8: activations with
+            one scale, weights per output channel. Biases follow from the scales of their layer.
+            The float graph itself ignores it; ``ir.precision`` lowers by it.
     """
 
     def __init__(self, name: str) -> None:
@@ -167,6 +179,7 @@ class Graph:
         self.nodes: list[Node] = []
         self.outputs: list[Value] = []
         self.values: dict[str, Value] = {}
+        self.quantization: dict[str, Quantization] = {}
 
     def add_input(self, name: str, type_: TensorType) -> Value:
         """Declare a run-time input."""
@@ -174,13 +187,15 @@ class Graph:
         self.inputs.append(value)
         return value
 
-    def add_constant(self, name: str, data: Array, dtype: str | None = None) -> Value:
+    def add_constant(
+        self, name: str, data: Array, dtype: str | None = None, quant: Quantization | None = None
+    ) -> Value:
         """Declare a constant (parameter) with data; dtype is the array's if not given."""
         if dtype is None:
             dtype = next((k for k, (d, _) in DTYPES.items() if np.dtype(d) == data.dtype), None)
             if dtype is None:
                 raise GraphError(f"constant {name}: dtype {data.dtype} is not supported")
-        value = self._new_value(name, TensorType(tuple(data.shape), dtype))
+        value = self._new_value(name, TensorType(tuple(data.shape), dtype, quant))
         self.constants[name] = data
         return value
 
@@ -252,6 +267,9 @@ class Graph:
             t = self.values[name].type
             if tuple(data.shape) != t.storage_shape or data.dtype != t.np_dtype:
                 raise GraphError(f"constant {name}: data {data.dtype}{data.shape} is not {t}")
+        for name, quant in self.quantization.items():
+            if name not in self.values or not quant.fits(self.values[name].type.shape):
+                raise GraphError(f"quantization of {name} ({quant}): no value that it fits")
         for node in self.nodes:
             if node.name in seen:
                 raise GraphError(f"node name {node.name} occurs twice")
@@ -295,6 +313,8 @@ class Graph:
             raise GraphError(f"value name {name} occurs twice")
         if any(d <= 0 for d in type_.shape):
             raise GraphError(f"value {name}: {type_} has a dimension that is not positive")
+        if type_.quant is not None and (type_.dtype != "i8" or not type_.quant.fits(type_.shape)):
+            raise GraphError(f"value {name}: {type_} can't be quantized as {type_.quant}")
         value = Value(name, type_)
         self.values[name] = value
         return value

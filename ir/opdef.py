@@ -39,10 +39,11 @@ CostClass = Literal[
 
 @dataclass(frozen=True)
 class Work:
-    """Amount of work of a node: ``amount`` units of ``cost_class``."""
+    """Amount of work of a node: ``amount`` units of ``cost_class``, done in ``dtype``."""
 
     cost_class: CostClass
     amount: int
+    dtype: Literal["f32", "i8"] = "f32"
 
 
 Infer = Callable[[Node], Sequence[TensorType]]
@@ -101,6 +102,8 @@ class Sample:
             ``kinks`` (finite differences must not cross a kink).
         kinks: Points where the operator is not differentiable.
         constants: Operand index -> True where the operand is a parameter (constant) in the case.
+        ranges: Operand index -> smallest and largest random integer of an i8 or i32 operand;
+            default: all of i8, or a position on the last axis of operand 0 (a label).
     """
 
     types: tuple[TensorType | None, ...]
@@ -111,6 +114,7 @@ class Sample:
     gap: float = 0.0
     kinks: tuple[float, ...] = ()
     constants: tuple[int, ...] = ()
+    ranges: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

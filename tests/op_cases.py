@@ -32,7 +32,8 @@ class Case:
     def data(self, seed: int = 0) -> list[Array | None]:
         """Operand arrays in storage form, the same for the same seed."""
         rng = np.random.default_rng([seed, self.index, *self.op.name.encode()])
-        return [None if t is None else _random(t, self.sample, rng) for t in self.sample.types]
+        types = enumerate(self.sample.types)
+        return [None if t is None else _random(t, i, self.sample, rng) for i, t in types]
 
 
 def cases() -> Iterator[Case]:
@@ -51,7 +52,10 @@ def build(op: str, sample: Sample) -> Node:
     return graph.add_node(op, inputs, sample.attrs, name="node")
 
 
-def _random(t: TensorType, sample: Sample, rng: np.random.Generator) -> Array:
+def _random(t: TensorType, index: int, sample: Sample, rng: np.random.Generator) -> Array:
+    if t.dtype == "i8" or index in sample.ranges:
+        low, high = sample.ranges.get(index, (-128, 127))
+        return rng.integers(low, high, t.shape, t.np_dtype, endpoint=True)
     if t.dtype == "bits":
         return rng.integers(0, 256, t.storage_shape, np.uint8)
     if t.dtype == "i32":  # labels: positions on the last axis of the first operand

@@ -25,23 +25,25 @@ _MANY = 1024
 # -- gradient of the input -------------------------------------------------------------------------
 
 
-def _grad_input_window(node: Node) -> Window:
+def grad_input_window(node: Node) -> Window:
+    """Window of the gradient of a convolution's input."""
     return window(node, node.ints_attr("shape")[2:], operand(node, 1).shape[2:])
 
 
 def _infer_grad_input(node: Node) -> list[TensorType]:
     dy, shape, weight = f32_operand(node, 0), node.ints_attr("shape"), full_weight(node, 1, 2)
     check_group(node, shape[1], weight)
-    out = (shape[0], weight[0], *_grad_input_window(node).out_shape(len(shape) - 2))
+    out = (shape[0], weight[0], *grad_input_window(node).out_shape(len(shape) - 2))
     if dy.shape != out:
         raise GraphError(f"gradient {dy} is not of the shape {out} of the result")
     return [TensorType(shape, dy.dtype)]
 
 
-def _kernel_grad_input(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
+def grad_input(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
+    """Gradient from dy, weight and the frozen rest of the weight."""
     dy, cold = array(inputs, 0), inputs[2] if len(inputs) > 2 else None
     weight, group = join(node, array(inputs, 1), cold), node.int_attr("group", 1)
-    shape, win = node.ints_attr("shape"), _grad_input_window(node)
+    shape, win = node.ints_attr("shape"), grad_input_window(node)
     filters, depth = weight.shape[0] // group, weight.shape[1]
     dys = planes(dy).reshape(shape[0], group, filters, win.y.out, win.x.out)
     taps = weight.reshape(group, filters, depth, -1, 1, 1)
@@ -54,7 +56,7 @@ def _kernel_grad_input(node: Node, inputs: Sequence[Array | None]) -> list[Array
 
 def _work_grad_input(node: Node) -> Work:
     shape, weight = node.ints_attr("shape"), full_weight(node, 1, 2)
-    amount = shape[0] * weight[0] * weight[1] * _grad_input_window(node).taps()
+    amount = shape[0] * weight[0] * weight[1] * grad_input_window(node).taps()
     depthwise = is_depthwise(node, shape[1], weight[0])
     return Work("depthwise_grad_input" if depthwise else "conv_grad_input", amount)
 
@@ -62,7 +64,7 @@ def _work_grad_input(node: Node) -> Work:
 def _c_params_grad_input(node: Node) -> dict[str, Attr]:
     shape, weight = node.ints_attr("shape"), full_weight(node, 1, 2)
     hot = operand(node, 1).shape[1 if node.int_attr("group", 1) == 1 else 0]
-    return struct(node, _grad_input_window(node), shape[0], shape[1], weight, hot)
+    return struct(node, grad_input_window(node), shape[0], shape[1], weight, hot)
 
 
 # -- gradient of the weight ------------------------------------------------------------------------
@@ -195,7 +197,7 @@ register(
     OpDef(
         name="ConvGradInput",
         infer=_infer_grad_input,
-        kernel=_kernel_grad_input,
+        kernel=grad_input,
         work=_work_grad_input,
         c=CKernel(
             "odtplan_conv_grad_input_f32",

@@ -93,7 +93,7 @@ def work(node: Node) -> Work:
 # -- MaxPool ---------------------------------------------------------------------------------------
 
 
-def _maximum(node: Node, x: Array) -> tuple[Array, Array]:
+def maximum(node: Node, x: Array) -> tuple[Array, Array]:
     """Maxima and the taps of the first ones."""
     win, xs = input_window(node), planes(x)
     best = np.zeros((*x.shape[:2], win.y.out, win.x.out), x.dtype)
@@ -106,7 +106,7 @@ def _maximum(node: Node, x: Array) -> tuple[Array, Array]:
 
 
 def _kernel_max(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
-    return [_maximum(node, array(inputs, 0))[0].reshape(node.out.type.shape)]
+    return [maximum(node, array(inputs, 0))[0].reshape(node.out.type.shape)]
 
 
 def _vjp_max(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Value | None]:
@@ -128,7 +128,7 @@ def _infer_index(node: Node) -> list[TensorType]:
 
 
 def _kernel_index(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
-    return [_maximum(node, array(inputs, 0))[1].astype(np.uint8).reshape(node.out.type.shape)]
+    return [maximum(node, array(inputs, 0))[1].astype(np.uint8).reshape(node.out.type.shape)]
 
 
 def _infer_max_grad(node: Node) -> list[TensorType]:

@@ -116,9 +116,8 @@ static void gather(const odtplan_gather_t *g, const float *source, float *dest, 
     }
 }
 
-/* One image and group, by the loops that suit it. */
-static void convolve(const odtplan_conv_t *p, const odtplan_gather_t *g, const float *source, float *dest,
-                     int32_t channels, const float *bias)
+void odtplan_convolve(const odtplan_conv_t *p, const odtplan_gather_t *g, const float *source,
+                      float *dest, int32_t channels, const float *bias)
 {
     if (p->group == 1 || p->group_channels > 1 || p->filters > p->group) {
         gather(g, source, dest, channels, bias);
@@ -146,7 +145,7 @@ void odtplan_conv_f32(const odtplan_conv_t *p, const float *x, const float *w, c
         } else if (cold && first >= p->hot) {
             g.parts[0].w = cold + (first - p->hot) * depth * taps;
         }
-        convolve(p, &g, x, y, rows, b ? b + first : NULL);
+        odtplan_convolve(p, &g, x, y, rows, b ? b + first : NULL);
         x += depth * g.y.source * g.x.source;
         y += rows * g.y.size * g.x.size;
     }
@@ -167,14 +166,14 @@ void odtplan_conv_grad_input_f32(const odtplan_conv_t *p, const float *dy, const
             const odtplan_part_t hot = {w, rows, taps, p->hot * taps};
             const odtplan_part_t frozen = {cold, rows, taps, rest * taps};
             g.parts[0] = hot;
-            convolve(p, &g, dy, dx, p->hot, NULL);
+            odtplan_convolve(p, &g, dy, dx, p->hot, NULL);
             g.parts[0] = frozen;
-            convolve(p, &g, dy, dx + p->hot * plane, rest, NULL);
+            odtplan_convolve(p, &g, dy, dx + p->hot * plane, rest, NULL);
         } else {
             if (cold && first >= p->hot) {
                 g.parts[0].w = cold + (first - p->hot) * depth * taps;
             }
-            convolve(p, &g, dy, dx, depth, NULL);
+            odtplan_convolve(p, &g, dy, dx, depth, NULL);
         }
         dy += rows * g.y.source * g.x.source;
         dx += depth * plane;

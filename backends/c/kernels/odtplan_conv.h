@@ -21,6 +21,11 @@ void odtplan_conv_f32(const odtplan_conv_t *p, const float *x, const float *w, c
 void odtplan_conv_grad_input_f32(const odtplan_conv_t *p, const float *dy, const float *w,
                                  const float *cold, float *dx);
 
+/* One image and group of either, by the loops that suit it: dest has that many channels; bias may be
+ * NULL. */
+void odtplan_convolve(const odtplan_conv_t *p, const odtplan_gather_t *g, const float *source,
+                      float *dest, int32_t channels, const float *bias);
+
 #ifdef __cplusplus
 }
 #endif

@@ -11,6 +11,9 @@
 /* Largest number of operands of a concatenation. */
 #define ODTPLAN_MAX_CONCAT 16
 
+/* Largest number of lines in a window of an integer depthwise convolution. */
+#define ODTPLAN_MAX_LINES 32
+
 /* Parameters of an elementwise kernel without attributes: the number of elements. */
 typedef struct {
     int32_t count;

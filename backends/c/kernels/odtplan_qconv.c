@@ -1,0 +1,215 @@
+/* See odtplan_qconv.h.
+ *
+ * The taps of four pixels are gathered as int16, less the zero point; their products with the filters
+ * are sums over contiguous memory. Gathered layout: four taps of pixel 0, of pixel 1, 2, 3, then the
+ * next four taps, zeros at the end. In the DSP variant four taps are in the order 0, 2, 1, 3, in which
+ * the bytes of a weight unpack. */
+#include "odtplan_qconv.h"
+
+#include "odtplan_qdepthwise.h"
+#include "odtplan_qmath.h"
+
+#define PIXELS 4
+#define QUAD (4 * PIXELS) /* int16 numbers of four taps of all pixels */
+
+#if ODTPLAN_DSP
+#define PLACE(tap) (((tap) & 1) * 2 + ((tap) >> 1 & 1))
+#else
+#define PLACE(tap) ((tap) & 3)
+#endif
+
+/* What is computed at a time: one group of one image. */
+typedef struct {
+    const odtplan_qconv_t *p;
+    const int8_t *x, *w;
+    const int32_t *b, *multiplier, *shift;
+    int8_t *y;
+    int16_t *taps;
+    int32_t filters, depth; /* depth: taps of a filter */
+} group_t;
+
+/* The taps of one output pixel. */
+static void gather_pixel(const group_t *g, int32_t pixel, int16_t *taps)
+{
+    const odtplan_qconv_t *p = g->p;
+    const int32_t width = p->in_size[1], plane = p->in_size[0] * width;
+    const int32_t oy = pixel / p->out_size[1], ox = pixel - oy * p->out_size[1];
+    const int32_t iy = oy * p->stride[0] - p->pad[0], ix = ox * p->stride[1] - p->pad[1];
+    const int8_t *channel = g->x;
+    int32_t k = 0;
+    for (int32_t c = 0; c < p->group_channels; c++, channel += plane) {
+        for (int32_t ky = 0; ky < p->kernel[0]; ky++) {
+            const int32_t at = iy + ky * p->dilation[0];
+            const int8_t *line = channel + at * width;
+            const int32_t inside = at >= 0 && at < p->in_size[0];
+            for (int32_t kx = 0, t = ix; kx < p->kernel[1]; kx++, k++, t += p->dilation[1]) {
+                int16_t *to = taps + (k >> 2) * QUAD + PLACE(k);
+                *to = (int16_t)(inside && t >= 0 && t < width ? line[t] - p->x_zero : 0);
+            }
+        }
+    }
+    for (; (k & 3) != 0; k++) {
+        taps[(k >> 2) * QUAD + PLACE(k)] = 0;
+    }
+}
+
+#if ODTPLAN_DSP
+/* Four neighbouring pixels of a pointwise convolution, four channels at a time. */
+static void gather_line(const int8_t *x, int32_t plane, int32_t channels, int32_t zero, int16_t *taps)
+{
+    const uint32_t add = odtplan_twice(-zero);
+    uint32_t *to = (uint32_t *)(void *)taps;
+    for (int32_t c = 0; c < channels; c += 4, to += QUAD / 2) {
+        const int8_t *x1 = x + plane, *x2 = x1 + plane, *x3 = x2 + plane;
+        const int32_t left = channels - c;
+        uint32_t a = odtplan_load4(x), b = 0, even, odd;
+        /* channels 0 and 2 of each pixel, then 1 and 3; missing ones are 0 */
+        even = left > 2 ? odtplan_load4(x2) : 0;
+        b = even;
+        even = odtplan_even(add, a), odd = odtplan_odd(add, a);
+        if (left > 2) {
+            const uint32_t even2 = odtplan_even(add, b), odd2 = odtplan_odd(add, b);
+            to[0] = odtplan_lower(even, even2), to[4] = odtplan_upper(even, even2);
+            to[2] = odtplan_lower(odd, odd2), to[6] = odtplan_upper(odd, odd2);
+        } else {
+            to[0] = odtplan_lower(even, 0), to[4] = odtplan_upper(even, 0);
+            to[2] = odtplan_lower(odd, 0), to[6] = odtplan_upper(odd, 0);
+        }
+        if (left > 3) {
+            uint32_t even2, odd2;
+            a = odtplan_load4(x1), b = odtplan_load4(x3);
+            even = odtplan_even(add, a), odd = odtplan_odd(add, a);
+            even2 = odtplan_even(add, b), odd2 = odtplan_odd(add, b);
+            to[1] = odtplan_lower(even, even2), to[5] = odtplan_upper(even, even2);
+            to[3] = odtplan_lower(odd, odd2), to[7] = odtplan_upper(odd, odd2);
+        } else if (left > 1) {
+            a = odtplan_load4(x1);
+            even = odtplan_even(add, a), odd = odtplan_odd(add, a);
+            to[1] = odtplan_lower(even, 0), to[5] = odtplan_upper(even, 0);
+            to[3] = odtplan_lower(odd, 0), to[7] = odtplan_upper(odd, 0);
+        } else {
+            to[1] = to[5] = to[3] = to[7] = 0;
+        }
+        x = x3 + plane;
+    }
+}
+#endif
+
+/* Sums of two filters (w1 may be w0) at two neighbouring pixels; acc: {w0, w0, w1, w1}. */
+static void block2x2(const int8_t *w0, const int8_t *w1, const int16_t *taps, int32_t depth,
+                     int32_t acc[4])
+{
+    int32_t s00 = acc[0], s01 = acc[1], s10 = acc[2], s11 = acc[3];
+#if ODTPLAN_DSP
+    const uint32_t *t = (const uint32_t *)(const void *)taps;
+    const int8_t *end = w0 + (depth & ~3);
+    while (w0 < end) {
+        const uint32_t a = odtplan_load4(w0), b = odtplan_load4(w1);
+        const uint32_t a0 = odtplan_even0(a), a1 = odtplan_odd0(a);
+        const uint32_t b0 = odtplan_even0(b), b1 = odtplan_odd0(b);
+        w0 += 4, w1 += 4;
+        s00 = odtplan_mac2(a0, t[0], s00), s10 = odtplan_mac2(b0, t[0], s10);
+        s00 = odtplan_mac2(a1, t[1], s00), s10 = odtplan_mac2(b1, t[1], s10);
+        s01 = odtplan_mac2(a0, t[2], s01), s11 = odtplan_mac2(b0, t[2], s11);
+        s01 = odtplan_mac2(a1, t[3], s01), s11 = odtplan_mac2(b1, t[3], s11);
+        t += QUAD / 2;
+    }
+    taps = (const int16_t *)(const void *)t;
+    depth &= 3;
+#else
+    for (; depth >= 4; depth -= 4, w0 += 4, w1 += 4, taps += QUAD) {
+        const int32_t a0 = w0[0], a1 = w0[1], a2 = w0[2], a3 = w0[3];
+        const int32_t b0 = w1[0], b1 = w1[1], b2 = w1[2], b3 = w1[3];
+        s00 += a0 * taps[0] + a1 * taps[1] + a2 * taps[2] + a3 * taps[3];
+        s01 += a0 * taps[4] + a1 * taps[5] + a2 * taps[6] + a3 * taps[7];
+        s10 += b0 * taps[0] + b1 * taps[1] + b2 * taps[2] + b3 * taps[3];
+        s11 += b0 * taps[4] + b1 * taps[5] + b2 * taps[6] + b3 * taps[7];
+    }
+#endif
+    for (int32_t k = 0; k < depth; k++) {
+        const int32_t u = taps[PLACE(k)], v = taps[4 + PLACE(k)];
+        s00 += w0[k] * u, s01 += w0[k] * v, s10 += w1[k] * u, s11 += w1[k] * v;
+    }
+    acc[0] = s00, acc[1] = s01, acc[2] = s10, acc[3] = s11;
+}
+
+/* All filters at `count` pixels from `pixel` on, whose taps are gathered. */
+static void multiply(const group_t *g, int32_t pixel, int32_t count)
+{
+    const odtplan_qconv_t *p = g->p;
+    const int32_t plane = p->out_size[0] * p->out_size[1], depth = g->depth;
+    const int32_t zero = p->y_zero, low = p->low, high = p->high;
+    for (int32_t o = 0; o < g->filters; o += 2) {
+        const int32_t rows = g->filters - o > 1 ? 2 : 1;
+        const int8_t *w = g->w + o * depth;
+        for (int32_t i = 0; i < count; i += 2) {
+            int32_t acc[4] = {0, 0, 0, 0};
+            if (g->b) {
+                acc[0] = acc[1] = g->b[o];
+                acc[2] = acc[3] = g->b[o + rows - 1];
+            }
+            block2x2(w, w + (rows - 1) * depth, g->taps + 4 * i, depth, acc);
+            for (int32_t r = 0; r < rows; r++) {
+                const int32_t m = g->multiplier[o + r], s = g->shift[o + r];
+                int8_t *y = g->y + (o + r) * plane + pixel + i;
+                y[0] = (int8_t)odtplan_clamp(odtplan_rescale(acc[2 * r], m, s) + zero, low, high);
+                if (i + 1 < count) {
+                    const int32_t v = odtplan_rescale(acc[2 * r + 1], m, s);
+                    y[1] = (int8_t)odtplan_clamp(v + zero, low, high);
+                }
+            }
+        }
+    }
+}
+
+static void convolve(const group_t *g)
+{
+    const odtplan_qconv_t *p = g->p;
+    const int32_t plane = p->out_size[0] * p->out_size[1];
+#if ODTPLAN_DSP
+    if (p->kernel[0] == 1 && p->kernel[1] == 1 && p->stride[0] == 1 && p->stride[1] == 1 &&
+        p->pad[0] == 0 && p->pad[1] == 0 && plane == p->in_size[0] * p->in_size[1] &&
+        plane >= PIXELS) {
+        for (int32_t i = 0; i < plane; i += PIXELS) {
+            const int32_t at = i + PIXELS <= plane ? i : plane - PIXELS; /* the last ones again */
+            gather_line(g->x + at, plane, p->group_channels, p->x_zero, g->taps);
+            multiply(g, at, PIXELS);
+        }
+        return;
+    }
+#endif
+    for (int32_t i = 0; i < plane; i += PIXELS) {
+        const int32_t count = plane - i < PIXELS ? plane - i : PIXELS;
+        for (int32_t j = 0; j < PIXELS; j++) { /* pixels beyond the end: the last one again */
+            gather_pixel(g, j < count ? i + j : plane - 1, g->taps + 4 * j);
+        }
+        multiply(g, i, count);
+    }
+}
+
+void odtplan_qconv(const odtplan_qconv_t *p, const int8_t *x, const int8_t *w, const int32_t *b,
+                   const int32_t *multiplier, const int32_t *shift, int8_t *y, void *workspace)
+{
+    const int32_t filters = p->filters / p->group, taps = p->kernel[0] * p->kernel[1];
+    const int32_t depth = p->group_channels * taps;
+    const int32_t in_plane = p->in_size[0] * p->in_size[1];
+    const int32_t out_plane = p->out_size[0] * p->out_size[1];
+    if (p->group_channels == 1) {
+        odtplan_qdepthwise(p, x, w, b, multiplier, shift, y, workspace);
+        return;
+    }
+    for (int32_t i = 0; i < p->batch * p->group; i++) {
+        const int32_t first = i % p->group * filters;
+        const group_t g = {p,
+                           x + i * p->group_channels * in_plane,
+                           w + first * depth,
+                           b ? b + first : NULL,
+                           multiplier + first,
+                           shift + first,
+                           y + i * filters * out_plane,
+                           workspace,
+                           filters,
+                           depth};
+        convolve(&g);
+    }
+}

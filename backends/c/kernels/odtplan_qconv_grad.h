@@ -1,0 +1,36 @@
+/* Gradient of the input of an integer convolution, straight through its rounding: fp32. */
+#ifndef ODTPLAN_QCONV_GRAD_H
+#define ODTPLAN_QCONV_GRAD_H
+
+#include "odtplan_types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Geometry of the forward convolution; pairs are {y, x}. */
+typedef struct {
+    int32_t batch;
+    int32_t channels;
+    int32_t filters;
+    int32_t group;
+    int32_t group_channels; /* input channels of one filter */
+    int32_t in_size[2];
+    int32_t out_size[2];
+    int32_t kernel[2];
+    int32_t stride[2];
+    int32_t pad[2]; /* before the first element */
+    int32_t dilation[2];
+    int32_t at_once; /* channels of dx whose weights fit the workspace */
+} odtplan_qconv_grad_t;
+
+/* The results are those of odtplan_conv_grad_input_f32 with the weights w[o] * scale[o]. workspace:
+ * these weights, in fp32, for at_once channels of dx. */
+void odtplan_qconv_grad_input(const odtplan_qconv_grad_t *p, const float *dy, const int8_t *w,
+                              const float *scale, float *dx, void *workspace);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

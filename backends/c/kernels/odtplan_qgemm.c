@@ -1,0 +1,70 @@
+/* See odtplan_qgemm.h. */
+#include "odtplan_qgemm.h"
+
+#include "odtplan_qmath.h"
+
+/* acc[0], acc[1] += (x - zero) . w for rows of w that are step apart (0: the same row twice) */
+static void dot2(const int8_t *x, const int8_t *w, int32_t step, int32_t k, int32_t zero,
+                 int32_t acc[2])
+{
+    int32_t s0 = acc[0], s1 = acc[1], i = 0;
+#if ODTPLAN_DSP
+    const uint32_t add = odtplan_twice(-zero);
+    for (; i + 4 <= k; i += 4) {
+        const uint32_t a = odtplan_load4(x + i), even = odtplan_even(add, a);
+        const uint32_t odd = odtplan_odd(add, a);
+        const uint32_t w0 = odtplan_load4(w + i), w1 = odtplan_load4(w + step + i);
+        s0 = odtplan_mac2(even, odtplan_even0(w0), s0);
+        s0 = odtplan_mac2(odd, odtplan_odd0(w0), s0);
+        s1 = odtplan_mac2(even, odtplan_even0(w1), s1);
+        s1 = odtplan_mac2(odd, odtplan_odd0(w1), s1);
+    }
+#endif
+    for (; i < k; i++) {
+        const int32_t v = x[i] - zero;
+        s0 += v * w[i], s1 += v * w[step + i];
+    }
+    acc[0] = s0, acc[1] = s1;
+}
+
+void odtplan_qgemm(const odtplan_qgemm_t *p, const int8_t *x, const int8_t *w, const int32_t *b,
+                   const int32_t *multiplier, const int32_t *shift, int8_t *y)
+{
+    for (int32_t i = 0; i < p->m; i++, x += p->k, y += p->n) {
+        for (int32_t j = 0; j < p->n; j += 2) {
+            const int32_t n = p->n - j > 1 ? 2 : 1;
+            int32_t acc[2] = {b ? b[j] : 0, b && n > 1 ? b[j + 1] : 0};
+            dot2(x, w + j * p->k, n > 1 ? p->k : 0, p->k, p->x_zero, acc);
+            for (int32_t t = 0; t < n; t++) {
+                const int32_t v = odtplan_rescale(acc[t], multiplier[j + t], shift[j + t]);
+                y[j + t] = (int8_t)odtplan_clamp(v + p->y_zero, p->low, p->high);
+            }
+        }
+    }
+}
+
+void odtplan_qgemm_grad_input(const odtplan_qgemm_grad_t *p, const float *dy, const int8_t *w,
+                              const float *scale, float *dx)
+{
+    for (int32_t i = 0; i < p->m; i++, dy += p->n) {
+        for (int32_t k = 0; k < p->k;) {
+            const int8_t *row = w + k;
+            float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
+            if (p->k - k >= 4) {
+                for (int32_t j = 0; j < p->n; j++, row += p->k) {
+                    const float v = dy[j], s = scale[j];
+                    s0 += v * ((float)row[0] * s), s1 += v * ((float)row[1] * s);
+                    s2 += v * ((float)row[2] * s), s3 += v * ((float)row[3] * s);
+                }
+                dx[0] = s0, dx[1] = s1, dx[2] = s2, dx[3] = s3;
+                dx += 4, k += 4;
+            } else {
+                for (int32_t j = 0; j < p->n; j++, row += p->k) {
+                    s0 += dy[j] * ((float)row[0] * scale[j]);
+                }
+                *dx++ = s0;
+                k++;
+            }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+/* Integer arithmetic shared by the i8 kernels: fixed-point factors, clamping, and the packed 16-bit
+ * instructions of Cortex-M4, M7, M33. Both variants give the same integers. Right shifts of negative
+ * numbers are arithmetic, as in every compiler for these machines. */
+#ifndef ODTPLAN_QMATH_H
+#define ODTPLAN_QMATH_H
+
+#include "odtplan_types.h"
+
+#if defined(__ARM_FEATURE_SIMD32) && defined(__GNUC__)
+#define ODTPLAN_DSP 1
+#include <arm_acle.h>
+#else
+#define ODTPLAN_DSP 0
+#endif
+
+static inline int32_t odtplan_clamp(int32_t v, int32_t low, int32_t high)
+{
+    const int32_t raised = v < low ? low : v;
+    return raised > high ? high : raised;
+}
+
+/* (acc * multiplier + 2^(shift - 1)) >> shift, saturated to 31 bits: one rounding, ties up. */
+static inline int32_t odtplan_rescale(int32_t acc, int32_t multiplier, int32_t shift)
+{
+    const int64_t product = (int64_t)acc * multiplier, limit = (int64_t)1 << 30;
+    if (shift > 32) { /* the lower word of the product can't change the result */
+        return ((int32_t)(product >> 32) + ((int32_t)1 << (shift - 33))) >> (shift - 32);
+    } else {
+        const int64_t r = (product + ((int64_t)1 << (shift - 1))) >> shift;
+        return (int32_t)(r < -limit ? -limit : r > limit ? limit : r);
+    }
+}
+
+#if ODTPLAN_DSP
+
+/* 32 bits from any address. */
+static inline uint32_t odtplan_load4(const void *p)
+{
+    uint32_t v;
+    __builtin_memcpy(&v, p, 4);
+    return v;
+}
+
+/* Bytes 0 and 2, sign-extended, plus the two halves of add. */
+static inline uint32_t odtplan_even(uint32_t add, uint32_t bytes)
+{
+    return (uint32_t)__sxtab16((int16x2_t)add, (int8x4_t)bytes);
+}
+
+/* Bytes 1 and 3, sign-extended, plus the two halves of add. */
+static inline uint32_t odtplan_odd(uint32_t add, uint32_t bytes)
+{
+    uint32_t r;
+    __asm__("sxtab16 %0, %1, %2, ror #8" : "=r"(r) : "r"(add), "r"(bytes));
+    return r;
+}
+
+/* Bytes 0 and 2, sign-extended. */
+static inline uint32_t odtplan_even0(uint32_t bytes)
+{
+    return (uint32_t)__sxtb16((int8x4_t)bytes);
+}
+
+/* Bytes 1 and 3, sign-extended. */
+static inline uint32_t odtplan_odd0(uint32_t bytes)
+{
+    uint32_t r;
+    __asm__("sxtb16 %0, %1, ror #8" : "=r"(r) : "r"(bytes));
+    return r;
+}
+
+/* Lower halves of both. */
+static inline uint32_t odtplan_lower(uint32_t first, uint32_t second)
+{
+    uint32_t r;
+    __asm__("pkhbt %0, %1, %2, lsl #16" : "=r"(r) : "r"(first), "r"(second));
+    return r;
+}
+
+/* Upper halves of both. */
+static inline uint32_t odtplan_upper(uint32_t first, uint32_t second)
+{
+    uint32_t r;
+    __asm__("pkhtb %0, %1, %2, asr #16" : "=r"(r) : "r"(second), "r"(first));
+    return r;
+}
+
+/* acc + products of the lower and of the upper halves */
+static inline int32_t odtplan_mac2(uint32_t a, uint32_t b, int32_t acc)
+{
+    return __smlad((int16x2_t)a, (int16x2_t)b, acc);
+}
+
+/* The same 16-bit number in both halves. */
+static inline uint32_t odtplan_twice(int32_t v)
+{
+    return ((uint32_t)v & 0xffffu) * 0x10001u;
+}
+
+#endif
+
+#endif

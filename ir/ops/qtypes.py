@@ -1,0 +1,190 @@
+"""What the integer operators share: types with a quantization, factors, clamping, clip masks.
+
+Activations are i8 with one scale and a zero point, weights i8 with zero point 0, biases and
+accumulators i32. A result is ``clamp(((acc * multiplier + 2**(shift - 1)) >> shift) + zero point)``
+with a 64-bit product (``ir.quantization.rescale``). Gradients are straight-through: fp32, with
+respect to the real values, and zero where the result met its clamp bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import GraphError
+from ..graph import Array, Attr, Node, TensorType, Value
+from ..opdef import CKernel, OpDef, Sample, Work, array, operand, register
+from ..quantization import HIGH, LOW, Quantization
+from .activation_grad import pack_bits
+
+if TYPE_CHECKING:
+    from ..grad_builder import GradBuilder
+
+SOURCE = "odtplan_q"
+#: Largest product of a stored activation less its zero point and a weight.
+LARGEST_PRODUCT = 255 * 128
+INT32 = range(-(2**31), 2**31)
+
+
+def quantization_of(t: TensorType, index: int) -> Quantization:
+    """Quantization of an operand's type.
+
+    Raises:
+        GraphError: It has none.
+    """
+    if t.dtype != "i8" or t.quant is None:
+        raise GraphError(f"operand {index} is {t}; a quantized i8 tensor is needed here")
+    return t.quant
+
+
+def activation(node: Node, index: int) -> tuple[TensorType, Quantization]:
+    """Type and quantization of an operand that is a quantized activation.
+
+    Raises:
+        GraphError: It is missing, not i8, or has several scales.
+    """
+    t = operand(node, index)
+    quant = quantization_of(t, index)
+    if quant.axis is not None:
+        raise GraphError(f"operand {index} has {quant}; an activation has one scale")
+    return t, quant
+
+
+def weight(node: Node, index: int) -> tuple[TensorType, Quantization]:
+    """Type and quantization of an operand that is a quantized weight, output channels first.
+
+    Raises:
+        GraphError: It is missing, not i8, not symmetric, or its scales run along another axis.
+    """
+    t = operand(node, index)
+    quant = quantization_of(t, index)
+    if quant.zero_point != 0 or quant.axis not in (None, 0):
+        raise GraphError(
+            f"weight (operand {index}) has {quant}; it needs the zero point 0 and scales on axis 0"
+        )
+    return t, quant
+
+
+def check_factors(node: Node, first: int, channels: int) -> None:
+    """Raise GraphError unless operands first - 1 .. first + 1 are bias, multipliers and shifts."""
+    for i, name in ((first - 1, "bias"), (first, "multipliers"), (first + 1, "shifts")):
+        v = node.inputs[i] if i < len(node.inputs) else None
+        if v is None and name == "bias":
+            continue
+        t = operand(node, i)
+        if t.dtype != "i32" or t.shape != (channels,):
+            raise GraphError(f"{name} (operand {i}) {t} must be i32[{channels}]")
+
+
+def check_depth(terms: int) -> None:
+    """Raise GraphError if a sum of that many products could leave int32, bias aside."""
+    if terms * LARGEST_PRODUCT > 2**30:
+        raise GraphError(f"{terms} products per result can overflow the int32 accumulator")
+
+
+def result(node: Node, shape: Sequence[int]) -> TensorType:
+    """Type of a result with attributes ``out_scale``, ``out_zero_point`` and ``clamp``.
+
+    Raises:
+        GraphError: The clamp bounds are not inside i8 or in the wrong order.
+    """
+    low, high = clamp_of(node)
+    if not LOW <= low <= high <= HIGH:
+        raise GraphError(f"clamp bounds {low}, {high} are not an interval of {LOW}..{HIGH}")
+    quant = Quantization((node.float_attr("out_scale"),), node.int_attr("out_zero_point"))
+    return TensorType(tuple(shape), "i8", quant)
+
+
+def clamp_of(node: Node) -> tuple[int, int]:
+    """Clamp bounds of the stored result."""
+    low, high = node.ints_attr("clamp", (LOW, HIGH))
+    return low, high
+
+
+def clamped(node: Node, y: Array) -> Array:
+    """Add the result's zero point, clamp, store."""
+    low, high = clamp_of(node)
+    return np.asarray(np.clip(y + node.int_attr("out_zero_point"), low, high), np.int8)
+
+
+def out_fields(node: Node) -> dict[str, Attr]:
+    """The fields of the result that the C structs share."""
+    low, high = clamp_of(node)
+    return {"y_zero": node.int_attr("out_zero_point"), "low": low, "high": high}
+
+
+def check_accumulators(node: Node, acc: Array) -> None:
+    """Raise GraphError where an accumulator does not fit int32: the bias is too large."""
+    if acc.size and (acc.min() < INT32[0] or acc.max() > INT32[-1]):
+        raise GraphError(f"node {node.name}: accumulators overflow int32; its bias is too large")
+
+
+def exact_dtype(terms: int) -> np.dtype[Any]:
+    """The float dtype in which a sum of that many products is exact, so that BLAS can do it."""
+    return np.dtype(np.float32 if terms * LARGEST_PRODUCT < 2**24 else np.float64)
+
+
+def through_clamp(b: GradBuilder, node: Node, dy: Value) -> Value:
+    """Gradient before the clamp: zero where the stored result is at its bounds."""
+    low, high = clamp_of(node)
+    mask = b.aux("QClipMask", (node.out,), {"low": low, "high": high}, suffix="mask")
+    return b.add("MaskMul", (dy, mask), {"inside": 1.0, "outside": 0.0}, suffix="clamped")
+
+
+def scales_constant(b: GradBuilder, w: Value, channels: int) -> Value:
+    """The weight's scales as an fp32 constant of the training graph, made once per weight."""
+    quant = quantization_of(w.type, 1)
+    name = f"{w.name}/scale"
+    if name in b.graph.values:
+        return b.graph.values[name]
+    return b.graph.add_constant(name, quant.scales(channels).astype(np.float32))
+
+
+def i8(
+    shape: Sequence[int], scale: float | Sequence[float] = 0.05, zero_point: int = 0
+) -> TensorType:
+    """A quantized type, for samples; several scales run along axis 0."""
+    if isinstance(scale, float):
+        return TensorType(tuple(shape), "i8", Quantization((scale,), zero_point))
+    return TensorType(tuple(shape), "i8", Quantization(tuple(scale), 0, 0))
+
+
+# -- QClipMask -------------------------------------------------------------------------------------
+
+
+def _infer_mask(node: Node) -> list[TensorType]:
+    return [activation(node, 0)[0].with_dtype("bits")]
+
+
+def _kernel_mask(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
+    y = array(inputs, 0)
+    return [pack_bits((y > node.int_attr("low")) & (y < node.int_attr("high")))]
+
+
+def _samples_mask() -> Iterator[Sample]:
+    for shape in ((2, 3, 3, 3), (11,), (1, 8), ()):
+        for low, high in ((-128, 127), (-100, 90)):
+            yield Sample((i8(shape),), {"low": low, "high": high})
+
+
+register(
+    OpDef(
+        name="QClipMask",
+        infer=_infer_mask,
+        kernel=_kernel_mask,
+        work=lambda node: Work("elementwise", operand(node, 0).size, "i8"),
+        c=CKernel(
+            "odtplan_q_clip_mask",
+            "odtplan_q_clip_mask_t",
+            SOURCE,
+            lambda node: {
+                "count": operand(node, 0).size,
+                "low": node.int_attr("low"),
+                "high": node.int_attr("high"),
+            },
+        ),
+        samples=_samples_mask,
+    )
+)

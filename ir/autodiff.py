@@ -112,7 +112,9 @@ class _TrainingBuilder:
         for name, data in f.constants.items():
             split = None if self.superset else self._split(name)
             if split is None:
-                self.map[f.values[name]] = g.add_constant(name, data, f.values[name].type.dtype)
+                self.map[f.values[name]] = g.add_constant(
+                    name, data, f.values[name].type.dtype, f.values[name].type.quant
+                )
             else:
                 k, axis = split
                 hot, cold = np.split(data, [k], axis=axis)

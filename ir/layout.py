@@ -6,8 +6,16 @@ from math import prod
 
 import numpy as np
 
-from .graph import Graph, Value
-from .surgery import drop_unread, nodes_of, only_reader, operand_of, owned_constant, take_out
+from .graph import Graph, TensorType, Value
+from .surgery import (
+    drop_unread,
+    nodes_of,
+    only_reader,
+    operand_of,
+    owned_constant,
+    stored_differently,
+    take_out,
+)
 
 #: Operators that treat each element by itself; layout does not matter to them.
 _ELEMENTWISE = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish")
@@ -18,10 +26,13 @@ def merge_reshapes(graph: Graph) -> bool:
     changed = False
     for node in nodes_of(graph, "Reshape"):
         x = operand_of(node, 0)
-        if x.type.shape == node.out.type.shape and take_out(graph, node):
+        same = x.type.shape == node.out.type.shape and not stored_differently(graph, x, node.out)
+        if same and take_out(graph, node):
             changed = True
             continue
         if x.producer is not None and x.producer.op == "Reshape":
+            if stored_differently(graph, operand_of(x.producer, 0), x):
+                continue
             node.inputs = (x.producer.inputs[0],)
             drop_unread(graph, x.producer)
             changed = True
@@ -35,6 +46,8 @@ def merge_transposes(graph: Graph) -> bool:
         x, perm = operand_of(node, 0), node.ints_attr("perm")
         before = x.producer
         if before is not None and before.op == "Transpose":
+            if stored_differently(graph, operand_of(before, 0), x):
+                continue
             first = before.ints_attr("perm")
             node.inputs = (before.inputs[0],)
             node.attrs = {"perm": tuple(first[p] for p in perm)}
@@ -42,7 +55,7 @@ def merge_transposes(graph: Graph) -> bool:
             changed = True
             continue  # the next sweep looks at what has become of it
         if perm == tuple(range(len(perm))):
-            if take_out(graph, node):
+            if not stored_differently(graph, x, node.out) and take_out(graph, node):
                 changed = True
             continue
         moved = [p for p in perm if x.type.shape[p] != 1]
@@ -63,6 +76,11 @@ def sink_transposes(graph: Graph) -> bool:
         if turn is None or turn.op != "Transpose" or not only_reader(graph, turned, node):
             continue
         x, name = operand_of(turn, 0), turned.name
+        quant = graph.quantization.pop(name, None)
+        if quant is not None:  # the same numbers, before and after they move
+            graph.quantization.setdefault(x.name, quant)
+        if node.out.name in graph.quantization:
+            graph.quantization[name] = graph.quantization[node.out.name]
         del graph.values[name]
         early = graph.values[name] = Value(name, x.type, node)
         turn.inputs, turn.outputs = (early,), node.outputs
@@ -70,6 +88,34 @@ def sink_transposes(graph: Graph) -> bool:
         node.inputs, node.outputs = (x,), (early,)
         graph.nodes.remove(turn)
         graph.nodes.insert(graph.nodes.index(node) + 1, turn)
+        changed = True
+    return changed
+
+
+def sink_pads(graph: Graph) -> bool:
+    """Pad -> Transpose: swap the two, so that the Pad meets the convolution behind it."""
+    changed = False
+    for turn in nodes_of(graph, "Transpose"):
+        padded = operand_of(turn, 0)
+        pad = padded.producer
+        if pad is None or pad.op != "Pad" or not only_reader(graph, padded, turn):
+            continue
+        x, perm, name = operand_of(pad, 0), turn.ints_attr("perm"), padded.name
+        if stored_differently(graph, x, padded):
+            continue
+        begins, ends = pad.ints_attr("begins"), pad.ints_attr("ends")
+        del graph.values[name]
+        turned = TensorType(tuple(x.type.shape[p] for p in perm), x.type.dtype)
+        early = graph.values[name] = Value(name, turned, turn)
+        pad.attrs = pad.attrs | {
+            "begins": tuple(begins[p] for p in perm),
+            "ends": tuple(ends[p] for p in perm),
+        }
+        pad.inputs, pad.outputs = (early,), turn.outputs
+        pad.out.producer = pad
+        turn.inputs, turn.outputs = (x,), (early,)
+        graph.nodes.remove(pad)
+        graph.nodes.insert(graph.nodes.index(turn) + 1, pad)
         changed = True
     return changed
 

@@ -16,6 +16,7 @@ import numpy as np
 from .graph import Array, Attr, Graph, Value
 from .obstacles import Obstacle
 from .onnx_file import FileAttr, FileNode, ModelFile
+from .qdq import Stored
 
 
 class RejectedError(Exception):
@@ -33,6 +34,7 @@ class Conversion:
             obstacle upstream.
         obstacles: Everything that is wrong so far.
         order: Names of IR nodes and of rejected file nodes in the file's order.
+        stored: File values of 8-bit integers; ``values`` holds the real numbers that they mean.
     """
 
     file: ModelFile
@@ -40,6 +42,7 @@ class Conversion:
     values: dict[str, Value | None] = field(default_factory=dict)
     obstacles: list[Obstacle] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
+    stored: dict[str, Stored] = field(default_factory=dict)
     _constants: dict[str, Value] = field(default_factory=dict)
 
     def constant(self, name: str, data: Array) -> Value:
@@ -60,12 +63,15 @@ class Conversion:
             raise RejectedError(f"constant {name} holds {what}")
         value = self.graph.add_constant(name, np.ascontiguousarray(data).reshape(data.shape))
         self._constants[name] = value
+        if name in self.file.quantization and data is self.file.constants.get(name):
+            self.graph.quantization[name] = self.file.quantization[name]
         return value
 
     def forget(self, name: str) -> None:
         """Take back a constant that its only reader replaces by another one of the same name."""
         if self._constants.pop(name, None) is not None:
             del self.graph.values[name], self.graph.constants[name]
+            self.graph.quantization.pop(name, None)
 
 
 @dataclass(eq=False)
@@ -162,6 +168,11 @@ class Site:
         if data.size != 1:
             raise RejectedError(f"{what} {self.node.inputs[index]} is not a scalar")
         return float(data.reshape(()))
+
+    def real_number(self, index: int, stored: float) -> float:
+        """What a number means beside operand ``index``, whose 8-bit integers it is one of."""
+        meaning = self.conversion.stored.get(self.node.inputs[index])
+        return stored if meaning is None else meaning.real(stored)
 
     def ints(self, index: int, what: str) -> tuple[int, ...] | None:
         """An optional operand that must be a constant list of integers."""

@@ -11,7 +11,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoPr
 
 from .graph import Array, TensorType
 from .obstacles import Obstacle
-from .onnx_fold import infer_and_fold
+from .onnx_fold import ELEMENT_TYPES, infer_and_fold
 from .onnx_read import (
     STANDARD_DOMAINS,
     at_known_opset,
@@ -21,7 +21,13 @@ from .onnx_read import (
     read_proto,
     tensor_array,
 )
+from .quantization import Quantization
 
+#: Why an input of another element type is refused.
+INPUT_KINDS = (
+    "only float32 inputs, and int8 or uint8 ones that DequantizeLinear reads, are supported"
+)
+EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8)
 FileAttr = int | float | str | tuple[int, ...] | tuple[float, ...] | Array
 
 
@@ -59,6 +65,8 @@ class ModelFile:
         inputs: Run-time inputs and their types; None where the type is not static.
         outputs: Names of the results.
         constants: Initializers and folded values by name.
+        quantization: Meaning as i8 of the constants that the file stores as 8-bit integers; their
+            data are the real values.
         nodes: In order of execution; only those that the outputs need.
         types: Inferred types of values, where they are static.
         obstacles: What is wrong so far.
@@ -70,6 +78,7 @@ class ModelFile:
     inputs: dict[str, TensorType | None]
     outputs: tuple[str, ...]
     constants: dict[str, Array]
+    quantization: dict[str, Quantization]
     nodes: tuple[FileNode, ...]
     types: dict[str, TensorType]
     obstacles: tuple[Obstacle, ...]
@@ -99,7 +108,7 @@ def load_file(path: Path, batch: int) -> ModelFile:
     proto.graph.input.extend(runtime)
     proto.ir_version = max(proto.ir_version, 4)  # from here on initializers need not be inputs
     _forget_symbols(proto)
-    types, errors = infer_and_fold(proto, constants)
+    types, stored, errors = infer_and_fold(proto, constants)
     obstacles += [o for o in errors if o not in obstacles]
     needed = _needed([_record(n) for n in proto.graph.node], {v.name for v in proto.graph.output})
     used = {i for n in needed for i in n.inputs} | {v.name for v in proto.graph.output}
@@ -110,6 +119,7 @@ def load_file(path: Path, batch: int) -> ModelFile:
         inputs=inputs,
         outputs=tuple(v.name for v in proto.graph.output),
         constants={k: a for k, a in constants.items() if k in used},
+        quantization={k: q for k, q in stored.items() if k in used},
         nodes=tuple(needed),
         types=types,
         obstacles=tuple(o for o in obstacles if o.op != "initializer" or o.where in used),
@@ -134,17 +144,18 @@ def _bind(
     """Replace the symbolic batch of an input by its value; the type if it is static now.
 
     Files also write an unknown batch as 0 or -1. An input of another element type is judged on as
-    if it were float32, so that the report does not repeat the reason at every node.
+    if it were float32, so that the report does not repeat the reason at every node; 8-bit inputs
+    are judged where the graph is built, because their scales stand in later nodes.
     """
     if not v.type.HasField("tensor_type"):
         obstacles.append(Obstacle(v.name, "input", "is not a tensor"))
         return None
     tensor = v.type.tensor_type
     dims = tensor.shape.dim
-    if tensor.elem_type != TensorProto.FLOAT:
+    if tensor.elem_type not in (TensorProto.FLOAT, *EIGHT_BITS):
         kinds = TensorProto.DataType.items()
         kind = next((k.lower() for k, v in kinds if v == tensor.elem_type), "of an unknown type")
-        obstacles.append(Obstacle(v.name, "input", f"is {kind}; only float32 inputs are supported"))
+        obstacles.append(Obstacle(v.name, "input", f"is {kind}; {INPUT_KINDS}"))
     if not tensor.HasField("shape"):
         obstacles.append(Obstacle(v.name, "input", "has no shape; export with static shapes"))
         return None
@@ -166,7 +177,8 @@ def _bind(
             )
             obstacles.append(Obstacle(v.name, "input", reason))
             return None
-    return TensorType(tuple(d.dim_value for d in dims))
+    dtype = ELEMENT_TYPES[tensor.elem_type] if tensor.elem_type in EIGHT_BITS else "f32"
+    return TensorType(tuple(d.dim_value for d in dims), dtype)
 
 
 def _forget_symbols(proto: ModelProto) -> None:

@@ -18,6 +18,8 @@ from onnx.reference import ReferenceEvaluator
 from .graph import Array, TensorType
 from .obstacles import Obstacle
 from .onnx_read import STANDARD_DOMAINS
+from .qdq import dequantize_constant, moved
+from .quantization import Quantization
 
 #: Results of constant folding may not be larger: a model that needs them fits no microcontroller.
 MAX_FOLDED_ELEMENTS = 2**26
@@ -38,7 +40,7 @@ ELEMENT_TYPES: dict[int, str] = {
 
 def infer_and_fold(
     proto: ModelProto, constants: dict[str, Array]
-) -> tuple[dict[str, TensorType], list[Obstacle]]:
+) -> tuple[dict[str, TensorType], dict[str, Quantization], list[Obstacle]]:
     """Infer types and fold constant nodes until nothing changes.
 
     Args:
@@ -46,8 +48,10 @@ def infer_and_fold(
         constants: Initializers; folded values are added in place.
 
     Returns:
-        Static types by value name, and the inconsistencies that inference found.
+        Static types by value name, the meaning as i8 of constants that the file stores as 8-bit
+        integers, and the inconsistencies that inference found.
     """
+    stored: dict[str, Quantization] = {}
     errors: list[Obstacle] = []
     while True:
         inferred, errors = _infer(proto)
@@ -61,8 +65,9 @@ def infer_and_fold(
             else:
                 folded |= values
                 constants |= values
+                stored |= _meaning(node, constants, stored)
         if not folded:
-            return types, errors
+            return types, stored, errors
         del proto.graph.node[:]
         proto.graph.node.extend(rest)
         proto.graph.initializer.extend(
@@ -143,8 +148,8 @@ def _run(
     node: NodeProto, proto: ModelProto, operands: dict[str, Array], wanted: list[str]
 ) -> list[Array]:
     """Results of one node by onnx's reference implementation."""
-    if node.op_type == "DequantizeLinear" and operands[node.input[1]].ndim < 2:
-        return [_dequantize(node, [operands[i] for i in node.input if i])]
+    if node.op_type == "DequantizeLinear":
+        return [_dequantize(node, operands)[0]]
     graph = onnx.helper.make_graph(
         [node],
         "constant",
@@ -155,14 +160,28 @@ def _run(
     return list(ReferenceEvaluator(model).run(None, dict(operands)))
 
 
-def _dequantize(node: NodeProto, operands: list[Array]) -> Array:
+def _dequantize(
+    node: NodeProto, operands: dict[str, Array]
+) -> tuple[Array, Quantization | None]:
     """Float weights of a quantized model; onnx's reference lacks the older opsets of this operator.
 
-    Scale and zero point are one number or one per index of ``axis``.
+    Raises:
+        QuantizationError: The parameters can't be used; the node stays, and its rule says why.
     """
-    x, scale, *rest = operands
-    axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-    shape = [-1 if i == axis % max(1, x.ndim) else 1 for i in range(x.ndim)]
-    zero = rest[0].astype(np.int64).reshape(shape if rest[0].size > 1 else ()) if rest else 0
-    factor = scale.reshape(shape if scale.size > 1 else ())
-    return np.asarray((x.astype(np.int64) - zero).astype(np.float32) * factor)
+    attrs = {a.name: a.i for a in node.attribute}
+    zero = operands[node.input[2]] if len(node.input) > 2 and node.input[2] else None
+    return dequantize_constant(attrs, operands[node.input[0]], operands[node.input[1]], zero)
+
+
+def _meaning(
+    node: NodeProto, constants: dict[str, Array], stored: dict[str, Quantization]
+) -> dict[str, Quantization]:
+    """Meaning of the result of a folded node, if the file stores it as 8-bit integers."""
+    quant: Quantization | None = None
+    if node.op_type == "DequantizeLinear":
+        quant = _dequantize(node, constants)[1]
+    elif node.input and node.input[0] in stored:
+        attrs = {a.name: tuple(a.ints) for a in node.attribute if a.ints}
+        rank = constants[node.input[0]].ndim
+        quant = moved(stored[node.input[0]], node.op_type, attrs, rank)
+    return {} if quant is None else {node.output[0]: quant}

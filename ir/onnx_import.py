@@ -15,6 +15,7 @@ from .onnx_convert import Conversion, RejectedError, Site
 from .onnx_file import FileNode, ModelFile, load_file
 from .onnx_fold import INCONSISTENT
 from .onnx_ops import RULES
+from .onnx_quantize import add_input, integers_kept, spread
 from .passes import clean
 from .surgery import rename
 
@@ -22,7 +23,9 @@ from .surgery import rename
 def import_model(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> Graph:
     """Read a model file as a forward graph.
 
-    Inputs and outputs keep the names, number and layout that they have in the file.
+    Inputs and outputs keep the names, number and layout that they have in the file. A quantized
+    model becomes a graph of real numbers with ``Graph.quantization``; its int8 inputs stay i8
+    (uint8: 128 less), its 8-bit outputs become the real numbers that they mean.
 
     Args:
         path: An ``.onnx`` file, opset 8 to the newest of the installed onnx.
@@ -45,7 +48,7 @@ def convert(file: ModelFile) -> Conversion:
     conversion = Conversion(file, Graph(file.name), obstacles=list(file.obstacles))
     for name, type_ in file.inputs.items():
         if type_ is not None:
-            conversion.values[name] = conversion.graph.add_input(name, type_)
+            add_input(conversion, name, type_)
         else:
             conversion.values[name] = None
     for node in file.nodes:
@@ -62,6 +65,7 @@ def convert(file: ModelFile) -> Conversion:
         if free and name not in conversion.graph.values:
             rename(conversion.graph, value, name)
         conversion.graph.outputs.append(value)
+    spread(conversion.graph)
     return conversion
 
 
@@ -80,11 +84,13 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         if any(i not in file.constants and conversion.values.get(i) is None for i in names):
             _placeholders(conversion, node)  # the reason is reported where it arose
             return
+        stored = integers_kept(conversion, node)
         result = rule(Site(conversion, node))
     except (RejectedError, GraphError) as e:
         for leftover in graph.nodes[begin:]:
             for v in leftover.outputs:
                 del graph.values[v.name]
+                graph.quantization.pop(v.name, None)
         del graph.nodes[begin:]
         reason = str(e).removeprefix(f"node {node.name} ({node.op}): ")
         conversion.obstacles = [  # onnx's own words for the same thing are vaguer
@@ -97,6 +103,8 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         _placeholders(conversion, node)
         return
     conversion.values[node.outputs[0]] = result
+    if stored is not None:
+        conversion.stored[node.outputs[0]] = stored
     conversion.order += [n.name for n in graph.nodes[begin:]]
     out = node.outputs[0]
     if begin < len(graph.nodes) and result.name != out and out not in graph.values:

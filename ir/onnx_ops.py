@@ -14,6 +14,7 @@ import numpy as np
 from . import onnx_shapes as shapes
 from .graph import Attr, Value
 from .onnx_convert import RejectedError, Site
+from .onnx_quantize import dequantize_linear, quantize_linear
 from .onnx_shapes import positive_axes, positive_axis
 
 Rule = Callable[[Site], Value]
@@ -231,6 +232,7 @@ RULES: dict[str, Rule] = {
     "Concat": shapes.concat,
     "Constant": _constant,
     "Conv": _conv,
+    "DequantizeLinear": dequantize_linear,
     "Div": _plain("Div", 2),
     "Dropout": _dropout,
     "Flatten": shapes.flatten,
@@ -244,6 +246,7 @@ RULES: dict[str, Rule] = {
     "MaxPool": _pool("MaxPool"),
     "Mul": _plain("Mul", 2),
     "Pad": shapes.pad,
+    "QuantizeLinear": quantize_linear,
     "ReduceMean": _reduce_mean,
     "Relu": _plain("Relu", 1),
     "Reshape": shapes.reshape,

@@ -160,4 +160,5 @@ def pad(s: Site) -> Value:
         begins[a], ends[a] = pads[i], pads[i + len(axes)]
     if not any(pads):
         return x
+    value = s.real_number(0, value)
     return s.emit("Pad", (x,), {"begins": tuple(begins), "ends": tuple(ends), "value": value})

@@ -11,8 +11,23 @@ from collections.abc import Callable
 import numpy as np
 
 from .graph import Array, Graph, Node, Value
-from .layout import merge_reshapes, merge_transposes, move_transpose_into_weight, sink_transposes
-from .surgery import absorb, drop_dead, drop_unread, nodes_of, only_reader, operand_of
+from .layout import (
+    merge_reshapes,
+    merge_transposes,
+    move_transpose_into_weight,
+    sink_pads,
+    sink_transposes,
+)
+from .surgery import (
+    absorb,
+    drop_dead,
+    drop_unread,
+    forget,
+    nodes_of,
+    only_reader,
+    operand_of,
+    stored_differently,
+)
 
 
 def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
@@ -30,6 +45,7 @@ def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
         merge_reshapes,
         merge_transposes,
         sink_transposes,
+        sink_pads,
         move_transpose_into_weight,
         merge_pad,
         merge_bias,
@@ -58,6 +74,8 @@ def merge_pad(graph: Graph) -> bool:
         begins, ends = pad.ints_attr("begins"), pad.ints_attr("ends")
         if pad.float_attr("value", 0.0) != 0.0 or any((*begins[:2], *ends[:2])):
             continue
+        if stored_differently(graph, operand_of(pad, 0), x):
+            continue
         rank = len(begins) - 2
         old = node.ints_attr("pads", (0,) * (2 * rank))
         extra = (*begins[2:], *ends[2:])
@@ -81,7 +99,7 @@ def merge_bias(graph: Graph) -> bool:
             if layer is None or c.name not in graph.constants or not only_reader(graph, y, add):
                 continue
             channels = _channel_count(graph, layer)
-            if channels is None or add.out.type != y.type:
+            if channels is None or add.out.type != y.type or y.name in graph.quantization:
                 continue
             axis = 1 if layer.op == "Conv" else len(y.type.shape) - 1
             per_channel = _per_channel(graph.constants[c.name], len(y.type.shape), axis, channels)
@@ -110,6 +128,8 @@ def merge_batchnorm(graph: Graph) -> bool:
         layer = y.producer
         statistics = [v.name for v in norm.operands()][1:]
         if layer is None or not only_reader(graph, y, norm) or _channel_count(graph, layer) is None:
+            continue
+        if y.name in graph.quantization:
             continue
         constants = [*statistics, *(v.name for v in layer.operands() if v is not layer.inputs[0])]
         if not all(name in graph.constants for name in constants):
@@ -160,5 +180,6 @@ def _constant(graph: Graph, like: Value, data: Array, *users: Node) -> Value:
         while name in graph.values:
             name, i = f"{like.name}/{users[0].name}~{i}", i + 1
         return graph.add_constant(name, array)
-    del graph.values[like.name], graph.constants[like.name]
+    forget(graph, like)  # and how the old data were stored as integers
+    del graph.constants[like.name]
     return graph.add_constant(like.name, array)

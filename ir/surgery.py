@@ -11,8 +11,16 @@ def rename(graph: Graph, value: Value, name: str) -> None:
     del graph.values[value.name]
     if value.name in graph.constants:
         graph.constants[name] = graph.constants.pop(value.name)
+    if value.name in graph.quantization:
+        graph.quantization[name] = graph.quantization.pop(value.name)
     value.name = name
     graph.values[name] = value
+
+
+def forget(graph: Graph, value: Value) -> None:
+    """Take a value that nothing reads any more out of the tables."""
+    del graph.values[value.name]
+    graph.quantization.pop(value.name, None)
 
 
 def drop_dead(graph: Graph) -> None:
@@ -26,6 +34,7 @@ def drop_dead(graph: Graph) -> None:
     live.update(graph.inputs)
     graph.values = {k: v for k, v in graph.values.items() if v in live}
     graph.constants = {k: a for k, a in graph.constants.items() if k in graph.values}
+    graph.quantization = {k: q for k, q in graph.quantization.items() if k in graph.values}
 
 
 def nodes_of(graph: Graph, op: str) -> list[Node]:
@@ -46,6 +55,12 @@ def only_reader(graph: Graph, value: Value, reader: Node) -> bool:
     return reads == 1 and value not in graph.outputs and value in reader.inputs
 
 
+def stored_differently(graph: Graph, x: Value, y: Value) -> bool:
+    """``y`` holds elements of ``x``, but is annotated with another quantization: a rounding."""
+    quant = graph.quantization.get(y.name)
+    return quant is not None and graph.quantization.get(x.name) != quant
+
+
 def owned_constant(graph: Graph, value: Value) -> bool:
     """A constant that is read exactly once."""
     return value.name in graph.constants and (
@@ -61,7 +76,7 @@ def drop_unread(graph: Graph, node: Node) -> None:
         return
     graph.nodes.remove(node)
     for v in node.outputs:
-        del graph.values[v.name]
+        forget(graph, v)
 
 
 def take_out(graph: Graph, node: Node) -> bool:
@@ -74,7 +89,7 @@ def take_out(graph: Graph, node: Node) -> bool:
     for n in graph.nodes:
         n.inputs = tuple(x if v is y else v for v in n.inputs)
     graph.nodes.remove(node)
-    del graph.values[y.name]
+    forget(graph, y)
     if x in graph.outputs:
         rename(graph, x, y.name)
     return True
@@ -85,5 +100,5 @@ def absorb(graph: Graph, layer: Node, follower: Node) -> None:
     old = layer.out
     layer.outputs = follower.outputs
     layer.out.producer = layer
-    del graph.values[old.name]
+    forget(graph, old)
     graph.nodes.remove(follower)

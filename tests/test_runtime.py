@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ from zoo import RECIPES, Exhibit, exhibit
 
 from odt_plan.backends.numpy import Runtime, load_data, save_learned, train
 from odt_plan.backends.numpy.memory import Memory
+from odt_plan.ir import opdef
 from odt_plan.ir.errors import OdtPlanError, UsageError
 from odt_plan.ir.interpreter import run
+from odt_plan.ir.opdef import get_op
+from odt_plan.ir.training import TrainingSpec
+from odt_plan.planner.device import load_device
+from odt_plan.planner.pipeline import Request, make_plan
 from odt_plan.planner.plan import Plan
 
 Array = NDArray[Any]
@@ -90,6 +96,34 @@ def test_trains_bit_for_bit_like_unconstrained_training(name: str) -> None:
         assert runtime.state_bytes() == oracle.state_bytes(e.plan)
     assert runtime.state_bytes() != initial
     assert runtime.updates == 3 + (e.training.spec.micro_batches == 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "spec"),
+    [
+        ("st_har", TrainingSpec(optimizer="adam", micro_batches=2)),
+        ("tinymaix_mnist_cnn", TrainingSpec()),
+        ("cntk_mnist", TrainingSpec(optimizer="momentum")),
+        ("mlperf_ad_autoencoder", TrainingSpec(loss="mse")),
+    ],
+)
+def test_real_models_train_bit_for_bit(shared: Path, model: str, spec: TrainingSpec) -> None:
+    request = Request(
+        model=shared / "models" / f"{model}.onnx",
+        device=load_device("stm32f746g-disco"),
+        flash_bytes=4 << 20,
+        spec=spec,
+        with_baselines=False,
+    )
+    planned = make_plan(request)
+    e = Exhibit(planned.training.graph, planned.training, planned.plan)
+    runtime, oracle = Runtime(e.plan, e.training), Unconstrained(e)
+    rng = np.random.default_rng(19)
+    for _ in range(2 * spec.micro_batches):
+        x, y = batch(e, rng)
+        assert runtime.train_step(x, y, 1e-3) == oracle.step(x, y, 1e-3)
+        assert runtime.state_bytes() == oracle.state_bytes(e.plan)
+    assert runtime.arena_nbytes == planned.report.arena_bytes
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -264,6 +298,31 @@ def test_state_can_be_saved_and_continued(name: str) -> None:
         second.load_state(b"abc")
 
 
+def test_going_back_to_an_older_state_takes_its_bias_correction() -> None:
+    e = exhibit("resnet-adam-accumulate")
+    rng = np.random.default_rng(17)
+    data = [batch(e, rng) for _ in range(9)]
+    runtime, losses = Runtime(e.plan, e.training), []
+    for x, y in data[:3]:
+        runtime.train_step(x, y, 0.01)
+    saved = runtime.state_bytes()
+    for _ in range(2):
+        runtime.load_state(saved, updates=1)
+        losses.append([runtime.train_step(x, y, 0.01) for x, y in data[3:]])
+    assert losses[0] == losses[1]
+    assert runtime.updates == 3
+
+
+def test_a_kernel_that_breaks_its_type_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    relu = get_op("Relu")
+    broken = replace(relu, kernel=lambda n, a: [k.astype(np.float64) for k in relu.kernel(n, a)])
+    monkeypatch.setitem(opdef.OPS, "Relu", broken)
+    e = exhibit("mlp-sgd")
+    x, _ = batch(e, np.random.default_rng(18))
+    with pytest.raises(TypeError, match=r"relu0: the kernel of Relu gave float64\(1, 16\)"):
+        Runtime(e.plan, e.training).infer(x)
+
+
 def test_parameters_can_be_loaded() -> None:
     e = exhibit("partial-momentum")
     runtime, other = Runtime(e.plan, e.training), Runtime(e.plan, e.training)
@@ -341,9 +400,7 @@ def test_training_learns() -> None:
     runtime = Runtime(e.plan, e.training)
     x, y = blobs()
     seen: list[int] = []
-    history = train(
-        runtime, x, y, epochs=6, lr=0.05, seed=1, on_step=lambda k, _: seen.append(k)
-    )
+    history = train(runtime, x, y, epochs=6, lr=0.05, seed=1, on_step=lambda k, _: seen.append(k))
     assert history.stopped is None
     assert seen == list(range(1, 6 * 64 + 1))
     assert np.mean(history.losses[-64:]) < 0.2 * np.mean(history.losses[:32])

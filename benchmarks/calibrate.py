@@ -200,14 +200,17 @@ def measure(core: str, cases: Sequence[Case], compiler: lane.Compiler, flag: str
 def summarize(measured: Sequence[Measured]) -> tuple[float, dict[str, float]]:
     """Instructions of one call, and per unit of work of each class.
 
-    A call is what small elementwise kernels take beyond their work. The rates are first those of
-    whole kernels, then those without the calls.
+    A call is what small elementwise kernels take beyond their work, by the rate of a large case of
+    the same operator.
     """
-    one_call, rates = 0.0, _rates(measured, 0.0)
-    small = [m for m in measured if m.amount <= 64 and m.cost_class == "elementwise"]
-    if small:
-        rest = (m.instructions / m.case.calls - rates["elementwise"] * m.amount for m in small)
-        one_call = max(_CALLER, statistics.median(rest) + _CALLER)
+    simple = [m for m in measured if m.cost_class == "elementwise"]
+    rest = []
+    for op in {m.case.node.op for m in simple}:
+        cases = sorted((m for m in simple if m.case.node.op == op), key=lambda m: m.amount)
+        small, large = cases[0], cases[-1]
+        if small.amount <= 64 and large.amount >= 1000:
+            rest.append(small.instructions - large.instructions / large.amount * small.amount)
+    one_call = max(0.0, statistics.median(rest) if rest else 0.0) + _CALLER
     return one_call, _rates(measured, one_call)
 
 

@@ -228,6 +228,11 @@ class _Placer:
                 points = [(self.out_port[net], top[net.source.layer] + self.box_height)]
                 for a, b in pairwise(chain):
                     x, y = self.in_port[net, b], self.tracks[net, a.layer, False]
+                    if (
+                        abs(x - points[-1][0]) < 1
+                        and self.column_of[a.layer] == self.column_of[b.layer]
+                    ):
+                        x = points[-1][0]  # straight on: what rounding leaves would show as a kink
                     points.append((points[-1][0], y))
                     if self.column_of[a.layer] != self.column_of[b.layer]:
                         gutter = self.gutters[net][self.column_of[a.layer]]
@@ -242,8 +247,8 @@ class _Placer:
 def _weight(item: Item) -> float:
     """How firmly an item keeps its place: the main chain stays straight, everything else yields."""
     if item.box is None:
-        return 1e-5
-    return 1e-3 if item.leaf else 1.0
+        return 1e-6
+    return 1e-4 if item.leaf else 1.0
 
 
 def _assign_tracks(wires: list[_Wire]) -> int:
@@ -283,7 +288,7 @@ def _simplified(points: list[Point]) -> list[Point]:
         if result and max(abs(p[0] - result[-1][0]), abs(p[1] - result[-1][1])) < 0.05:
             continue
         while len(result) > 1 and any(
-            abs(p[k] - result[-1][k]) < 0.5 and abs(result[-1][k] - result[-2][k]) < 0.5
+            abs(p[k] - result[-1][k]) < 0.05 and abs(result[-1][k] - result[-2][k]) < 0.05
             for k in (0, 1)
         ):
             result.pop()

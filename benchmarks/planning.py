@@ -31,7 +31,7 @@ def solve_table() -> Iterator[str]:
     """Markdown rows: each model at each budget, ``--train auto``."""
     yield f"### `--train auto` on {DEVICE}: seconds from file to checked plan, proven gaps"
     yield ""
-    yield "| model | RAM budget B | seconds (measured) | learn gap | latency gap | RAM B | updated |"
+    yield "| model | RAM budget B | measured s | learn gap | latency gap | RAM B | updated |"
     yield "|---|---|---|---|---|---|---|"
     for path in models():
         for ram in BUDGETS:

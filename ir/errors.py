@@ -6,7 +6,7 @@ from typing import ClassVar
 
 
 class OdtPlanError(Exception):
-    """Base of all errors that are reported without a traceback; the message names what, where and the way out."""
+    """Base of the errors that are told in one line: what, where and the way out."""
 
     exit_code: ClassVar[int] = 1
 

@@ -6,7 +6,7 @@ gradient passes, so the report tells which layers would remain if the file were 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def trainability(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
             obstacles.append(Obstacle(file.name, "model", reason))
     rejected = {n.name: n for n in file.nodes if n.name in {o.where for o in obstacles}}
     blocks = _blocks(conversion, rejected.values())
-    slots = _slots(graph)
+    slots = param_slots(graph)
     nodes = {n.name: n for n in graph.nodes}
     layers = []
     for name in conversion.order:
@@ -153,18 +153,13 @@ def _blocks(conversion: Conversion, rejected: Iterable[FileNode]) -> dict[Value,
     return blocks
 
 
-def _slots(graph: Graph) -> dict[str, int]:
-    """Parameter name -> number of nodes that use it."""
-    return {name: len(uses) for name, uses in param_slots(graph).items()}
-
-
 def _judge(
-    node: Node, graph: Graph, slots: dict[str, int], blocks: dict[Value, str]
+    node: Node, graph: Graph, slots: Container[str], blocks: dict[Value, str]
 ) -> LayerReport:
     op = get_op(node.op)
     held = [node.inputs[s.index] for s in op.params if s.index < len(node.inputs)]
     params = [v for v in held if v is not None and v.name in graph.constants]
-    shared = [v.name for v in params if slots.get(v.name, 2) > 1]
+    data = [v.name for v in params if v.name not in slots]
     block = next((blocks[v] for v in node.outputs if v in blocks), None)
     trainable = False
     if not params:
@@ -175,11 +170,11 @@ def _judge(
         reason = f"frozen: no gradient passes {block} behind it"
     elif op.vjp is None:
         reason = f"frozen: {node.op} has no gradient"
-    elif len(shared) == len(params):
-        reason = f"frozen: {', '.join(shared)} is used by several nodes"
+    elif len(data) == len(params):
+        reason = f"frozen: {', '.join(data)} is also read as an ordinary operand"
     else:
         trainable = True
-        names = [v.name for v in params if v.name not in shared]
+        names = [v.name for v in params if v.name not in data]
         reason = f"trainable: {', '.join(names)}"
     work = op.work(node)
     return LayerReport(

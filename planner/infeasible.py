@@ -83,19 +83,11 @@ def _over(problem: Problem, name: str, need: float) -> bool:
 def _line(problem: Problem, name: str, need: float, where: str) -> str:
     limits = problem.limits
     if name == "flash":
-        n = round(need)
-        weights = flash_weights_bytes(problem.training)
-        return (
-            f"flash: weights need {format_bytes(weights)} or more, with code (estimated) {format_bytes(n)}, has"
-            f" {format_bytes(limits.flash_bytes)}, {n - limits.flash_bytes:,} B too few; the smallest --flash"
-            f" that works is {n}"
-        )
+        weights = format_bytes(flash_weights_bytes(problem.training))
+        text = f"weights need {weights} or more, with code (estimated) "
+        return f"flash: {text}" + _bytes_line(round(need), limits.flash_bytes, "", "--flash")
     if name == "ram":
-        n = round(need)
-        return (
-            f"RAM: needs {format_bytes(n)}{where}, has {format_bytes(limits.ram_bytes)}, {n - limits.ram_bytes:,} B too"
-            f" few; the smallest --ram that works is {n}"
-        )
+        return "RAM: needs " + _bytes_line(round(need), limits.ram_bytes, where, "--ram")
     if name == "latency":
         has = problem.cost.latency_s(limits.cycles or 0)
         s = problem.cost.latency_s(round(need))
@@ -113,3 +105,10 @@ def _rounded_up(x: float) -> str:
     """Six digits that are not below ``x``: typed in again, they must work."""
     unit = 10.0 ** (floor(log10(x)) - 5)
     return f"{ceil(x / unit) * unit:.6g}"
+
+
+def _bytes_line(need: int, has: int, where: str, option: str) -> str:
+    return (
+        f"{format_bytes(need)}{where}, has {format_bytes(has)}, {need - has:,} B too few;"
+        f" the smallest {option} that works is {need}"
+    )

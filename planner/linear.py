@@ -31,8 +31,8 @@ class SolverOptions:
     """How to solve: open solvers only.
 
     Attributes:
-        solver: ``highs``, ``scip`` or ``cp-sat``. CP-SAT is the default: on the same linear model it
-            proves the joint plan of ResNet-8 several times faster (benchmarks/RESULTS.md).
+        solver: ``highs``, ``scip`` or ``cp-sat``. CP-SAT is the default: it proves the joint
+            plan of ResNet-8 several times faster than the others (benchmarks/RESULTS.md).
         gap: Relative gap at which to stop.
         time_limit_s: Wall clock limit of one solve.
         seed: Random seed.

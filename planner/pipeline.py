@@ -266,7 +266,10 @@ class _Planner:
         """Plain heuristics under the same accounting; see ``planner.baselines``."""
         result: list[Baseline] = []
         for name, train in (("last-layer", "last"), ("bias-only", "bias")):
-            chosen = choose(self.forward, (train,), every)
+            try:
+                chosen = choose(self.forward, (train,), every)
+            except UsageError:
+                continue  # the model has no such parameters, nothing to compare with
             if chosen:
                 problem = self._fixed_problem(chosen)
                 result.append(baselines.evaluate(name, problem, baselines.keep_all(problem)))

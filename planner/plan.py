@@ -118,7 +118,7 @@ class FlashClaim(_Record):
 
 
 class Claims(_Record):
-    """What the plan promises, all predicted, code estimated; the checker recomputes every figure."""
+    """What the plan promises, predicted, code estimated; the checker recomputes all figures."""
 
     ram_bytes: RamClaim
     flash_bytes: FlashClaim

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from odt_plan.ir.graph import Graph, TensorType, Value
+from odt_plan.ir.graph import Attr, Graph, TensorType, Value
 
 
 def _weights(g: Graph, rng: np.random.Generator, name: str, *shape: int) -> Value:
@@ -20,13 +20,42 @@ def conv(
     channels: int,
     kernel: int = 3,
     stride: int = 1,
+    group: int = 1,
 ) -> Value:
-    """Conv with bias and same padding."""
-    w = _weights(g, rng, f"{name}.weight", channels, x.type.shape[1], kernel, kernel)
+    """Conv with bias and same padding, over as many axes as ``x`` has behind its channels."""
+    rank = len(x.type.shape) - 2
+    w = _weights(g, rng, f"{name}.weight", channels, x.type.shape[1] // group, *[kernel] * rank)
     b = _weights(g, rng, f"{name}.bias", channels)
-    p = kernel // 2
-    attrs = {"strides": (stride, stride), "pads": (p, p, p, p), "dilations": (1, 1), "group": 1}
+    attrs: dict[str, Attr] = {
+        "strides": (stride,) * rank,
+        "pads": (kernel // 2,) * (2 * rank),
+        "dilations": (1,) * rank,
+        "group": group,
+    }
     return g.add_node("Conv", (x, w, b), attrs, name=name).out
+
+
+def pool(g: Graph, op: str, x: Value, name: str, size: int = 2) -> Value:
+    """MaxPool or AveragePool without overlap."""
+    rank = len(x.type.shape) - 2
+    attrs: dict[str, Attr] = {"kernel_shape": (size,) * rank, "strides": (size,) * rank}
+    return g.add_node(op, (x,), attrs, name=name).out
+
+
+def product(g: Graph, rng: np.random.Generator, x: Value, name: str, units: int) -> Value:
+    """MatMul, then Add of a bias: what exporters write for a dense layer over the last axis."""
+    w = _weights(g, rng, f"{name}.weight", x.type.shape[-1], units)
+    b = _weights(g, rng, f"{name}.bias", units)
+    y = g.add_node("MatMul", (x, w), name=name).out
+    return g.add_node("Add", (y, b), name=f"{name}.add").out
+
+
+def flat(g: Graph, x: Value) -> Value:
+    """Reshape to [batch, features]."""
+    batch = x.type.shape[0]
+    return g.add_node(
+        "Reshape", (x,), {"shape": (batch, x.type.size // batch)}, name="flatten"
+    ).out
 
 
 def relu(g: Graph, x: Value, name: str) -> Value:
@@ -60,10 +89,7 @@ def cnn(layers: int = 3, channels: int = 4, size: int = 6, seed: int = 0, batch:
     x = g.add_input("x", TensorType((batch, 2, size, size)))
     for i in range(layers):
         x = relu(g, conv(g, rng, x, f"conv{i}", channels), f"relu{i}")
-    flat = g.add_node(
-        "Reshape", (x,), {"shape": (batch, channels * size * size)}, name="flatten"
-    ).out
-    g.outputs = [dense(g, rng, flat, "fc", 3)]
+    g.outputs = [dense(g, rng, flat(g, x), "fc", 3)]
     g.verify()
     return g
 
@@ -80,7 +106,6 @@ def resnet(
         y = conv(g, rng, y, f"b{i}.conv2", channels)
         x = relu(g, g.add_node("Add", (y, x), name=f"b{i}.add").out, f"b{i}.relu2")
     x = g.add_node("GlobalAveragePool", (x,), name="pool").out
-    flat = g.add_node("Reshape", (x,), {"shape": (batch, channels)}, name="flatten").out
-    g.outputs = [dense(g, rng, flat, "fc", 3)]
+    g.outputs = [dense(g, rng, flat(g, x), "fc", 3)]
     g.verify()
     return g

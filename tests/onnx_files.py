@@ -89,3 +89,20 @@ def agrees(path: Path, batch: int = 1, **options: Any) -> Graph:
     for got, want in zip(outputs(graph, feeds), runtime(path, feeds), strict=True):
         assert_close(got, want)
     return graph
+
+
+def export(graph: Graph, folder: Path) -> Path:
+    """A network in IR as a model file; parameters, nodes and values keep their names."""
+    constants = dict(graph.constants)
+    nodes = []
+    for n in graph.nodes:
+        operands = [v.name for v in n.operands()]
+        attrs: dict[str, Any] = dict(n.attrs)
+        if n.op == "Gemm":
+            attrs = {"transB": attrs["trans_b"]}
+        elif n.op == "Reshape":
+            operands.append(f"{n.name}.shape")
+            constants[operands[-1]] = np.array(attrs.pop("shape"), np.int64)
+        nodes.append(node(n.op, " ".join(operands), n.out.name, n.name, **attrs))
+    inputs = {v.name: v.type.shape for v in graph.inputs}
+    return save(model(nodes, inputs, [v.name for v in graph.outputs], constants), folder)

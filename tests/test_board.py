@@ -9,7 +9,9 @@ import nets
 import pytest
 from board import lane
 from board.elf import Elf
-from board.lane import BoardResult, BuildError, Compiler, Emulator, Limits
+from board.emulate import BoardResult
+from board.lane import Compiler, Emulator, Limits
+from board.objects import BuildError
 from test_c_backend import CASES, Planned, planned, reference, samples
 
 from odt_plan.backends.c import emit_c
@@ -65,7 +67,7 @@ def test_cortex_m7(case: str, tmp_path: Path) -> None:
 @needs_zig
 @pytest.mark.parametrize("core", ["cortex-m4", "cortex-m33", "cortex-m0plus"])
 def test_other_cores(core: str, tmp_path: Path) -> None:
-    on_board(planned(nets.cnn(layers=1)), tmp_path, core)
+    on_board(planned(nets.mlp()), tmp_path, core)
 
 
 @needs_zig

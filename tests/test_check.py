@@ -45,6 +45,15 @@ def test_zoo_has_every_action() -> None:
     assert kinds == {"compute", "update", "page_out", "page_in"}
 
 
+def test_views_follow_what_is_paged_and_recomputed() -> None:
+    e = exhibit("views")
+    actions = {a.value: a.action for a in e.plan.decisions.activations}
+    assert actions["x"] == "page"
+    assert "recompute" in actions.values()
+    runs = Counter(n for s in e.plan.steps for n in s.nodes)
+    assert min(runs["unflatten"], runs["flatten"]) > 1
+
+
 def test_phases_and_transfers() -> None:
     report = exhibit("paged").report()
     paging = [s for s in report.steps if s.phase == "paging"]

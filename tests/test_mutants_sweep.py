@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Iterator
@@ -196,7 +197,7 @@ def edit(draw: st.DrawFn, d: Json) -> Path:
     elif isinstance(old, int):
         options += [st.sampled_from([old + 1, old - 1, old + 4, old - 4, 0, 1, -1, 2**31, old * 2])]
     elif isinstance(old, float):
-        options += [st.sampled_from([old * 1.5, old + 1e-3, -old, 0.0, 1e30])]
+        options += [st.sampled_from([old * 1.5, old + 1e-3, -old, 0.0, 1e30, math.nan, math.inf])]
     elif isinstance(old, str):
         options += [st.sampled_from(["", "x", old + "x", old[1:]])]
     elif old is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,86 +11,64 @@ import numpy as np
 import plans
 import pytest
 from numpy.typing import NDArray
+from oracle import Unconstrained, batch
 from zoo import RECIPES, Exhibit, exhibit
 
 from odt_plan.backends.numpy import Runtime, load_data, save_learned, train
 from odt_plan.backends.numpy.memory import Memory
+from odt_plan.ir import opdef
 from odt_plan.ir.errors import OdtPlanError, UsageError
 from odt_plan.ir.interpreter import run
+from odt_plan.ir.opdef import get_op
+from odt_plan.ir.training import TrainingSpec
+from odt_plan.planner.device import load_device
+from odt_plan.planner.pipeline import Request, make_plan
 from odt_plan.planner.plan import Plan
 
 Array = NDArray[Any]
 
 
-def batch(e: Exhibit, rng: np.random.Generator) -> tuple[Array, Array]:
-    t = e.training
-    x = rng.standard_normal(t.sample.type.shape).astype(np.float32)
-    if t.spec.loss == "mse":
-        return x, rng.standard_normal(t.target.type.shape).astype(np.float32)
-    return x, rng.integers(0, t.prediction.type.shape[-1], t.target.type.shape).astype(np.int32)
-
-
-class Unconstrained:
-    """Training by the interpreter: every value in memory of its own, gradients never streamed."""
-
-    def __init__(self, e: Exhibit) -> None:
-        self.t = e.training
-        self.state: dict[str, Array] = {}
-        for u in self.t.updates:
-            self.state[u.value.name] = self.t.graph.constants[u.value.name]
-            for v in (*u.states, u.accumulator):
-                if v is not None:
-                    self.state[v.name] = np.zeros(v.type.shape, np.float32)
-        self.micro = 0
-        self.bias = np.zeros(2, np.float32)
-
-    def step(self, x: Array, y: Array, lr: float) -> float:
-        t, spec = self.t, self.t.spec
-        hyper = np.array([lr, 1.0], np.float32)
-        if spec.optimizer == "adam":
-            if self.micro == 0:  # 1 - beta^t, kept in f32 as the firmware does
-                betas = np.array([spec.beta1, spec.beta2])
-                self.bias = self.bias * betas.astype(np.float32) + (1 - betas).astype(np.float32)
-            hyper = np.array([hyper[0] / self.bias[0], 1 / np.sqrt(self.bias[1])], np.float32)
-        feeds = {t.sample.name: x, t.target.name: y, t.hyper.name: hyper, **self.state}
-        values = run(t.graph, feeds)
-        self.micro += 1
-        last = self.micro == spec.micro_batches
-        for u in t.updates:
-            if last:
-                kept = (u.value, *u.states)
-                for v, new in zip(kept, u.apply_node.outputs, strict=True):
-                    self.state[v.name] = values[new.name]
-            if u.accumulator is not None and u.accumulate_node is not None:
-                total = values[u.accumulate_node.out.name]
-                self.state[u.accumulator.name] = np.zeros_like(total) if last else total
-        if last:
-            self.micro = 0
-        return float(values[t.loss.name])
-
-    def state_bytes(self, plan: Plan) -> bytes:
-        """Laid out as the plan says."""
-        ram = plan.claims.ram_bytes
-        image = bytearray(b"\xff" * (ram.total - ram.arena))
-        for b in plan.buffers:
-            if b.space == "state":
-                image[b.offset : b.offset + b.bytes] = self.state[b.value].tobytes()
-        return bytes(image)
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_trains_bit_for_bit_like_unconstrained_training(name: str) -> None:
     e = exhibit(name)
-    runtime, oracle = Runtime(e.plan, e.training), Unconstrained(e)
+    runtime, oracle = Runtime(e.plan, e.training), Unconstrained(e.training)
     initial = runtime.state_bytes()
     assert initial == oracle.state_bytes(e.plan)
     rng = np.random.default_rng(1)
     for _ in range(3 * e.training.spec.micro_batches + 1):
-        x, y = batch(e, rng)
+        x, y = batch(e.training, rng)
         assert runtime.train_step(x, y, 0.02) == oracle.step(x, y, 0.02)
         assert runtime.state_bytes() == oracle.state_bytes(e.plan)
     assert runtime.state_bytes() != initial
     assert runtime.updates == 3 + (e.training.spec.micro_batches == 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "spec"),
+    [
+        ("st_har", TrainingSpec(optimizer="adam", micro_batches=2)),
+        ("tinymaix_mnist_cnn", TrainingSpec()),
+        ("cntk_mnist", TrainingSpec(optimizer="momentum")),
+        ("mlperf_ad_autoencoder", TrainingSpec(loss="mse")),
+    ],
+)
+def test_real_models_train_bit_for_bit(shared: Path, model: str, spec: TrainingSpec) -> None:
+    request = Request(
+        model=shared / "models" / f"{model}.onnx",
+        device=load_device("stm32f746g-disco"),
+        flash_bytes=4 << 20,
+        spec=spec,
+        with_baselines=False,
+    )
+    planned = make_plan(request)
+    e = Exhibit(planned.training.graph, planned.training, planned.plan)
+    runtime, oracle = Runtime(e.plan, e.training), Unconstrained(e.training)
+    rng = np.random.default_rng(19)
+    for _ in range(2 * spec.micro_batches):
+        x, y = batch(e.training, rng)
+        assert runtime.train_step(x, y, 1e-3) == oracle.step(x, y, 1e-3)
+        assert runtime.state_bytes() == oracle.state_bytes(e.plan)
+    assert runtime.arena_nbytes == planned.report.arena_bytes
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -151,7 +130,7 @@ def test_trains_like_pytorch(name: str) -> None:
     for _ in range(3):
         optimizer.zero_grad()
         for _ in range(spec.micro_batches):
-            x, y = batch(e, rng)
+            x, y = batch(e.training, rng)
             out = forward(torch.tensor(x))
             target = torch.tensor(y if spec.loss == "mse" else y.astype(np.int64))
             f = torch.nn.functional
@@ -181,7 +160,7 @@ def test_trains_like_pytorch(name: str) -> None:
 def test_inference_runs_only_what_the_prediction_needs(name: str) -> None:
     e = exhibit(name)
     runtime = Runtime(e.plan, e.training)
-    x, y = batch(e, np.random.default_rng(3))
+    x, y = batch(e.training, np.random.default_rng(3))
     before = runtime.state_bytes()
     expected = run(e.forward, {e.forward.inputs[0].name: x})[e.forward.outputs[0].name]
     assert runtime.infer(x).tobytes() == expected.tobytes()
@@ -226,7 +205,7 @@ def test_a_stale_read_shows_as_nan() -> None:
     kept = next(b for b in d["buffers"] if b["value"] == "relu0")
     kept["last"] = next(i for i, s in enumerate(d["steps"]) if s["nodes"] == ["fc1"])
     runtime = Runtime(Plan.model_validate(d), e.training)
-    x, y = batch(e, np.random.default_rng(4))
+    x, y = batch(e.training, np.random.default_rng(4))
     assert np.isfinite(runtime.train_step(x, y, 0.1))
     assert any(np.isnan(p).any() for p in runtime.params().values())
 
@@ -235,8 +214,8 @@ def test_nothing_survives_in_the_arena() -> None:
     e = exhibit("cnn-momentum")
     one, two = Runtime(e.plan, e.training), Runtime(e.plan, e.training)
     rng = np.random.default_rng(5)
-    x, y = batch(e, rng)
-    two.infer(batch(e, rng)[0])
+    x, y = batch(e.training, rng)
+    two.infer(batch(e.training, rng)[0])
     assert one.train_step(x, y, 0.1) == two.train_step(x, y, 0.1)
     assert one.state_bytes() == two.state_bytes()
 
@@ -249,7 +228,7 @@ def test_state_can_be_saved_and_continued(name: str) -> None:
     e = exhibit(name)
     rng = np.random.default_rng(6)
     micro = e.training.spec.micro_batches
-    data = [batch(e, rng) for _ in range(4 * micro)]
+    data = [batch(e.training, rng) for _ in range(4 * micro)]
     whole, first = Runtime(e.plan, e.training), Runtime(e.plan, e.training)
     for x, y in data:
         whole.train_step(x, y, 0.01)
@@ -264,10 +243,35 @@ def test_state_can_be_saved_and_continued(name: str) -> None:
         second.load_state(b"abc")
 
 
+def test_going_back_to_an_older_state_takes_its_bias_correction() -> None:
+    e = exhibit("resnet-adam-accumulate")
+    rng = np.random.default_rng(17)
+    data = [batch(e.training, rng) for _ in range(9)]
+    runtime, losses = Runtime(e.plan, e.training), []
+    for x, y in data[:3]:
+        runtime.train_step(x, y, 0.01)
+    saved = runtime.state_bytes()
+    for _ in range(2):
+        runtime.load_state(saved, updates=1)
+        losses.append([runtime.train_step(x, y, 0.01) for x, y in data[3:]])
+    assert losses[0] == losses[1]
+    assert runtime.updates == 3
+
+
+def test_a_kernel_that_breaks_its_type_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    relu = get_op("Relu")
+    broken = replace(relu, kernel=lambda n, a: [k.astype(np.float64) for k in relu.kernel(n, a)])
+    monkeypatch.setitem(opdef.OPS, "Relu", broken)
+    e = exhibit("mlp-sgd")
+    x, _ = batch(e.training, np.random.default_rng(18))
+    with pytest.raises(TypeError, match=r"relu0: the kernel of Relu gave float64\(1, 16\)"):
+        Runtime(e.plan, e.training).infer(x)
+
+
 def test_parameters_can_be_loaded() -> None:
     e = exhibit("partial-momentum")
     runtime, other = Runtime(e.plan, e.training), Runtime(e.plan, e.training)
-    x, y = batch(e, np.random.default_rng(7))
+    x, y = batch(e.training, np.random.default_rng(7))
     runtime.train_step(x, y, 0.1)
     learned = runtime.params()
     assert {n: a.shape for n, a in learned.items()} == {
@@ -292,7 +296,7 @@ def test_the_model_is_not_modified() -> None:
     e = exhibit("cnn-momentum")
     before = {k: v.tobytes() for k, v in e.training.graph.constants.items()}
     runtime = Runtime(e.plan, e.training)
-    x, y = batch(e, np.random.default_rng(8))
+    x, y = batch(e.training, np.random.default_rng(8))
     runtime.train_step(x, y, 1.0)
     for a in runtime.params().values():
         a[...] = 0
@@ -341,9 +345,7 @@ def test_training_learns() -> None:
     runtime = Runtime(e.plan, e.training)
     x, y = blobs()
     seen: list[int] = []
-    history = train(
-        runtime, x, y, epochs=6, lr=0.05, seed=1, on_step=lambda k, _: seen.append(k)
-    )
+    history = train(runtime, x, y, epochs=6, lr=0.05, seed=1, on_step=lambda k, _: seen.append(k))
     assert history.stopped is None
     assert seen == list(range(1, 6 * 64 + 1))
     assert np.mean(history.losses[-64:]) < 0.2 * np.mean(history.losses[:32])
@@ -445,7 +447,7 @@ def test_an_amount_of_training_is_needed(amount: dict[str, int]) -> None:
 def test_learned_parameters_are_saved_whole_or_not_at_all(tmp_path: Path) -> None:
     e = exhibit("partial-momentum")
     runtime = Runtime(e.plan, e.training)
-    x, y = batch(e, np.random.default_rng(15))
+    x, y = batch(e.training, np.random.default_rng(15))
     runtime.train_step(x, y, 0.1)
     path = tmp_path / "learned.npz"
     save_learned(runtime, path)
@@ -497,7 +499,7 @@ def test_the_planner_and_the_plain_builder_train_alike() -> None:
     assert one.arena_nbytes < 0.7 * two.arena_nbytes
     rng = np.random.default_rng(16)
     for _ in range(3):
-        x, y = batch(e, rng)
+        x, y = batch(e.training, rng)
         assert one.train_step(x, y, 0.05) == two.train_step(x, y, 0.05)
     assert {k: v.tobytes() for k, v in one.params().items()} == {
         k: v.tobytes() for k, v in two.params().items()

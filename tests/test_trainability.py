@@ -120,13 +120,15 @@ def test_gradient_must_pass_on_every_way(tmp_path: Path) -> None:
     assert [x.name for x in trainability(path).trainable] == ["beside"]
 
 
-def test_tied_weights_are_frozen(tmp_path: Path) -> None:
+def test_tied_weights_are_trainable_as_long_as_they_are_only_weights(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     nodes = [node("MatMul", "x w", "a", name="one"), node("MatMul", "a w", "y", name="two")]
     path = save(model(nodes, {"x": [1, 4]}, ["y"], {"w": floats(rng, 4, 4)}), tmp_path)
+    assert [layer.reason for layer in trainability(path).layers] == ["trainable: w"] * 2
+    nodes = [node("MatMul", "x w", "a", name="one"), node("Concat", "a w", "y", axis=1)]
+    path = save(model(nodes, {"x": [4, 4]}, ["y"], {"w": floats(rng, 4, 4)}), tmp_path)
     report = trainability(path)
-    assert report.trainable == ()
-    assert "w is used by several nodes" in report.layers[0].reason
+    assert report.layers[0].reason == "frozen: w is also read as an ordinary operand"
 
 
 def test_several_inputs_or_outputs_are_an_obstacle(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,12 +12,12 @@ from ...ir.errors import GraphError
 from ...ir.graph import Array
 from .emit_call import C_TYPES, float_literal
 
-_PER_LINE = 8
+_PER_LINE = 6
 _COLUMNS = 100
 #: Names that a model must not have: ``<name>.h`` would hide a standard header ...
-_HEADERS = frozenset(
-    "assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdalign"
-    " stdarg stdatomic stdbool stddef stdint stdio stdlib string tgmath threads time wchar wctype".split()
+_HEADERS = re.compile(
+    r"assert|complex|ctype|errno|fenv|float|inttypes|iso646|limits|locale|math|setjmp|signal|string"
+    r"|std(align|arg|atomic|bool|def|int|io|lib)|tgmath|threads|time|wchar|wctype"
 )
 #: ... ``<name>_t`` would be a type of the C library ...
 _TYPES = re.compile(
@@ -34,8 +35,8 @@ def identifier(text: str) -> str:
     a type of the C library get the prefix ``model_``.
     """
     name = re.sub(r"_+", "_", re.sub(r"[^a-z0-9]", "_", text.lower())).strip("_")
-    clash = name.startswith("odtplan") or name in _HEADERS or _TYPES.fullmatch(name)
-    if not name or name[0].isdigit() or clash:
+    clash = _HEADERS.fullmatch(name) or _TYPES.fullmatch(name)
+    if not name or name[0].isdigit() or clash or name.startswith("odtplan"):
         name = f"model_{name}".rstrip("_")
     return f"{name}_model" if name.endswith(_ENDINGS) else name
 
@@ -50,6 +51,14 @@ def comment(text: str) -> str:
     """``text`` as it may stand inside a block comment: printable ASCII that can't end it."""
     plain = "".join(c if " " <= c <= "~" else "?" for c in text)
     return plain.replace("*/", "* /").replace("/*", "/ *").replace("??", "? ?").rstrip("\\")
+
+
+def block_comment(text: str) -> list[str]:
+    """``text`` as the lines of a block comment."""
+    lines = textwrap.wrap(comment(text), _COLUMNS - 12, break_long_words=False) or [""]
+    lines = [f"/* {lines[0]}", *(f" * {line}" for line in lines[1:])]
+    lines[-1] += " */"
+    return lines
 
 
 def c_type(dtype: str, where: str) -> str:

@@ -16,7 +16,7 @@ from ...ir.graph import Node, TensorType, Value
 from ...ir.opdef import get_op
 from ...ir.training import TrainingGraph, Update
 from ...planner.plan import Buffer, Plan, Step
-from .ctext import block, comment, symbol, wrap
+from .ctext import block, block_comment, symbol, wrap
 from .emit_call import call, kernel_of, param_struct
 
 Range = tuple[int, int]
@@ -121,7 +121,7 @@ class _Emitter:
             if i == infer[-1]:
                 lines += block("if (mode == INFER) {", ["return ODTPLAN_OK;"])
             result.body += [
-                f"/* {i}: {self._describe(step)} */",
+                *block_comment(f"{i}: {self._describe(step)}"),
                 *(f"LIVE({a}, {b - a});" for a, b in born),
                 *lines,
                 *(f"DEAD({a}, {b - a});" for a, b in dying),
@@ -141,7 +141,7 @@ class _Emitter:
             text += f", gradient tile {self.buffers[step.tile].bytes:,} B"
         if step.workspace:
             text += f", scratch {self.buffers[step.workspace].bytes:,} B"
-        return comment(text)
+        return text
 
     def _step(self, index: int, step: Step) -> list[str]:
         if step.kind in ("page_out", "page_in"):
@@ -202,14 +202,18 @@ class _Emitter:
 
         def tile_calls(row: str, offset: str, end: str, count: int) -> list[str]:
             part = _rows_of(consumer, count, keep=self.training.hyper)
-            ins = [f"{p} + {offset}" if s and p else p for p, s in zip(inputs, sliced, strict=True)]
-            outs = [f"{p} + {offset}" for p in outputs]
+            at = "" if offset == "0" else f" + {offset}"
+            ins = [p + at if s and p else p for p, s in zip(inputs, sliced, strict=True)]
+            outs = [p + at for p in outputs]
             lines = self._call(grad, gradient, [tile], step, (row, end))
             return lines + self._call(part, ins, outs, None)
 
-        head = f"for (row = 0; row < {whole * step.tile_rows}; row += {step.tile_rows}) {{"
-        body = tile_calls("row", f"row * {row_bytes}", f"row + {step.tile_rows}", step.tile_rows)
-        lines = block(head, body)
+        if whole > 1:
+            head = f"for (row = 0; row < {whole * step.tile_rows}; row += {step.tile_rows}) {{"
+            end = f"row + {step.tile_rows}"
+            lines = block(head, tile_calls("row", f"row * {row_bytes}", end, step.tile_rows))
+        else:
+            lines = tile_calls("0", "0", str(step.tile_rows), step.tile_rows)
         if left:
             done = whole * step.tile_rows
             lines += tile_calls(str(done), str(done * row_bytes), str(rows), left)

@@ -27,12 +27,14 @@ class Item:
         layer: Index of its layer.
         width: Pixels.
         box: Index of the box, None for a pass point.
+        leaf: A box without readers, or an input beside others.
         x: Centre.
     """
 
     layer: int
     width: float
     box: int | None
+    leaf: bool = False
     x: float = 0.0
 
 
@@ -91,6 +93,10 @@ def arrange(
     """
     depth = _depths(len(widths), edges)
     items = [Item(depth[i], w, i) for i, w in enumerate(widths)]
+    inner = {a for a, _, _ in edges}
+    fed = {b for _, b, _ in edges}
+    for i, item in enumerate(items):
+        item.leaf = (i not in inner or i not in fed) and depth[i] > 0
     layers: list[list[Item]] = [[] for _ in range(max(depth) + 1)]
     for item in items:
         layers[item.layer].append(item)

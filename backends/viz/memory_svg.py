@@ -205,7 +205,7 @@ def _live(report: CheckReport, scale: _Scale) -> Iterator[str]:
         f"step {report.peak_step}: {peak.kind} {peak.label}",
     )
     yield element("g", [tip, dot], _class="peak")
-    half = text_width(label, 11) / 2
+    half = text_width(label, 11) * 0.55  # bold
     middle = min(max(x, LEFT + half + 4), scale.right - half - 4)
     yield text(
         middle,

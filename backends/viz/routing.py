@@ -129,8 +129,8 @@ class _Placer:
                     wanted = []
                     for item in row:
                         others = sides.get(item) or up.get(item) or down.get(item) or [item]
-                        # a chain with skip edges stays straight: boxes pull, passing edges yield
-                        others = [o for o in others if o.box is not None] or others
+                        pull = max(map(_weight, others))
+                        others = [o for o in others if _weight(o) == pull]
                         wanted.append(sum(o.x for o in others) / len(others))
                     self._settle(row, wanted)
             low = min(i.x - i.width / 2 for row in rows for i in row)
@@ -152,7 +152,7 @@ class _Placer:
     def _settle(row: list[Item], wanted: list[float]) -> None:
         room = [0.0]
         room += [(a.width + b.width) / 2 + GAP for a, b in pairwise(row)]
-        weight = [1.0 if item.box is not None else 0.001 for item in row]
+        weight = [_weight(item) for item in row]
         for item, x in zip(row, spread(wanted, room, weight), strict=True):
             item.x = x
 
@@ -228,6 +228,11 @@ class _Placer:
                 points = [(self.out_port[net], top[net.source.layer] + self.box_height)]
                 for a, b in pairwise(chain):
                     x, y = self.in_port[net, b], self.tracks[net, a.layer, False]
+                    if (
+                        abs(x - points[-1][0]) < 1
+                        and self.column_of[a.layer] == self.column_of[b.layer]
+                    ):
+                        x = points[-1][0]  # straight on: what rounding leaves would show as a kink
                     points.append((points[-1][0], y))
                     if self.column_of[a.layer] != self.column_of[b.layer]:
                         gutter = self.gutters[net][self.column_of[a.layer]]
@@ -237,6 +242,13 @@ class _Placer:
                     points += [(x, y), (x, top[b.layer])]
                 routes[number] = _simplified(points)
         return [routes[i] for i in range(len(routes))]
+
+
+def _weight(item: Item) -> float:
+    """How firmly an item keeps its place: the main chain stays straight, everything else yields."""
+    if item.box is None:
+        return 1e-6
+    return 1e-4 if item.leaf else 1.0
 
 
 def _assign_tracks(wires: list[_Wire]) -> int:
@@ -276,7 +288,7 @@ def _simplified(points: list[Point]) -> list[Point]:
         if result and max(abs(p[0] - result[-1][0]), abs(p[1] - result[-1][1])) < 0.05:
             continue
         while len(result) > 1 and any(
-            abs(p[k] - result[-1][k]) < 0.5 and abs(result[-1][k] - result[-2][k]) < 0.5
+            abs(p[k] - result[-1][k]) < 0.05 and abs(result[-1][k] - result[-2][k]) < 0.05
             for k in (0, 1)
         ):
             result.pop()

@@ -5,7 +5,6 @@ Everything heavy (onnx, the solvers, pydantic) is imported inside the commands t
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from io import TextIOWrapper
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from . import __version__
-from .ir.errors import OdtPlanError, UnsupportedModelError, UsageError
+from .commands import Json, PlanByDefault, devices_app, print_json
+from .ir.errors import OdtPlanError, UnsupportedModelError
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 internal error, or a file that can't be read or written; 2 wrong usage,"
@@ -37,35 +36,15 @@ Objective = Literal["learn", "latency", "energy", "ram"]
 Solver = Literal["highs", "scip", "cp-sat"]
 
 
-class _PlanByDefault(TyperGroup):
-    """Inserts ``plan`` where the first word is no command."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        args = args or ["--help"]
-        if "--debug" in args:  # may stand anywhere
-            args = ["--debug", *(a for a in args if a != "--debug")]
-        own = {o for p in self.get_params(ctx) for o in p.opts}
-        at = next((i for i, a in enumerate(args) if a not in own), None)
-        if at is not None and args[at] not in self.commands:
-            word = args[at]
-            if word.isidentifier() and not Path(word).exists():
-                known = ", ".join(self.commands)
-                raise UsageError(f"{word!r} is neither a command ({known}) nor a model file")
-            args = [*args[:at], "plan", *args[at:]]
-        return list(super().parse_args(ctx, args))
-
-
 app = typer.Typer(
-    cls=_PlanByDefault,
+    cls=PlanByDefault,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=EXIT_CODES,
 )
-devices_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of the report.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
 ModelOption = Annotated[
     Path | None, typer.Option("--model", help="Model file, where it is not beside the plan.")
@@ -75,7 +54,7 @@ DeviceOption = Annotated[
     typer.Option("--device", metavar="ID|FILE.yaml", help="Device, where its file has moved."),
 ]
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN.json", help="A plan written by -o.")]
-Batch = Annotated[int, typer.Option(min=1, help="Samples per micro-batch.")]
+Batch = Annotated[int, typer.Option(min=1, max=1024, help="Samples per micro-batch.")]
 Fold = Annotated[
     bool | None,
     typer.Option(
@@ -144,15 +123,17 @@ def plan(
     loss: Annotated[
         Loss | None, typer.Option(help="[default: mse if prediction and input are alike]")
     ] = None,
-    micro_batches: Annotated[int, typer.Option(min=1, help="Accumulated per update.")] = 1,
+    micro_batches: Annotated[
+        int, typer.Option(min=1, max=65536, help="Accumulated per update.")
+    ] = 1,
     batch: Batch = 1,
     fold_batchnorm: Fold = None,
     objective: Annotated[Objective, typer.Option(help="What to optimize.")] = "learn",
     solver: Annotated[Solver, typer.Option()] = "cp-sat",
-    gap: Annotated[float, typer.Option(min=0.0, help="Relative gap to prove.")] = 1e-3,
-    time_limit: Annotated[float, typer.Option(min=0.0, metavar="SECONDS")] = 60.0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    gap: Annotated[float, typer.Option(min=0.0, max=1.0, help="Relative gap to prove.")] = 1e-3,
+    time_limit: Annotated[float, typer.Option(min=0.0, max=1e6, metavar="SECONDS")] = 60.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    threads: Annotated[int, typer.Option(min=1, max=256)] = 1,
     emit: Annotated[
         list[str] | None,
         typer.Option(metavar="c|dot|svg,...", help="Also write this (repeatable)."),
@@ -209,7 +190,7 @@ def run(
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data instead.")] = None,
     lr: Annotated[float, typer.Option(help="Step size.")] = 0.001,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Order of the samples.")] = 0,
     save: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Write the learned parameters.")
     ] = None,
@@ -225,7 +206,7 @@ def run(
         RunOptions(plan_file, data, steps, epochs, lr, seed, model, device, save, as_json, quiet)
     )
     if as_json:
-        _print_json(result)
+        print_json(result)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -246,7 +227,7 @@ def verify(
     target = device_of_plan(plan_file, loaded.device.id, device)
     report = replay(loaded, rebuild(loaded, plan_file, model), target)
     if as_json:
-        _print_json(verified_record(loaded, report))
+        print_json(verified_record(loaded, report))
     else:
         print_verified(plan_file, loaded, report)
 
@@ -265,48 +246,14 @@ def check(
     fold = batch == 1 if fold_batchnorm is None else fold_batchnorm
     report = trainability(model, batch=batch, fold_batchnorm=fold)
     if as_json:
-        _print_json(layers_record(report))
+        print_json(layers_record(report))
     else:
         print_layers(model, report)
     if report.obstacles:
         raise typer.Exit(UnsupportedModelError.exit_code)
 
 
-@devices_app.callback(invoke_without_command=True)
-def devices(context: typer.Context, as_json: Json = False) -> None:
-    """List the bundled devices; `devices show ID` shows one with the source of each number."""
-    if context.invoked_subcommand is not None:
-        return
-    from .planner.device import device_ids, load_device
-    from .report import print_devices
-
-    known = [load_device(i) for i in device_ids()]
-    if as_json:
-        _print_json([d.model_dump(mode="json") for d in known])
-    else:
-        print_devices(known)
-
-
-@devices_app.command()
-def show(
-    device: Annotated[str, typer.Argument(metavar="ID|FILE.yaml")], as_json: Json = False
-) -> None:
-    """Show one device, or check a device file of your own."""
-    from .planner.device import load_device
-    from .report import print_device
-
-    found = load_device(device)
-    if as_json:
-        _print_json(found.model_dump(mode="json"))
-    else:
-        print_device(found)
-
-
 app.add_typer(devices_app, name="devices")
-
-
-def _print_json(data: object) -> None:
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
 
 
 def _fail(message: str, code: int) -> NoReturn:

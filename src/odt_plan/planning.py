@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -100,8 +101,10 @@ def make_request(options: PlanOptions) -> Request:
     flash = parse_bytes(options.flash, "--flash") if options.flash is not None else None
     latency = parse_seconds(options.latency, "--latency") if options.latency is not None else None
     energy = parse_joules(options.energy, "--energy") if options.energy is not None else None
-    if options.time_limit_s <= 0:
-        raise UsageError("--time-limit: 0 s leaves no time to solve; give for example 60")
+    if not options.time_limit_s > 0:  # NaN passes the ranges of some versions of Typer
+        raise UsageError(f"--time-limit: {options.time_limit_s:g} s is too short; give 60, say")
+    if math.isnan(options.gap):
+        raise UsageError("--gap: nan is no gap; give for example 0.001")
     if spec_loss is None:
         spec_loss = default_loss(
             import_model(options.model, batch=options.batch, fold_batchnorm=options.fold_batchnorm)

@@ -209,12 +209,17 @@ def _activations(out: Console, plan: Plan) -> None:
 
 def _solved(out: Console, plan: Plan) -> None:
     for o in plan.objective:
-        unit = _UNITS.get(o.name, "")
-        text = f"{o.name} {o.value:,.0f}{unit}, bound {o.bound:,.0f}{unit}, gap {o.gap:.3%}"
-        _line(out, "objective", text)
+        value, bound = _amount(o.name, o.value), _amount(o.name, o.bound)
+        _line(out, "objective", f"{o.name} {value}, bound {bound}, gap {o.gap:.3%}")
     s = plan.solver
     where = f"{s.name} ({s.version}), seed {s.seed}, {format_seconds(s.time_s)}"
     _line(out, "solver", f"{plan.status}, {where}; the plan has been replayed by the checker")
+
+
+def _amount(objective: str, value: float) -> str:
+    if objective == "energy":
+        return format_joules(value)
+    return f"{value:,.0f}{_UNITS.get(objective, '')}"
 
 
 def _baselines(out: Console, planned: PlannedModel) -> None:

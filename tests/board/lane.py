@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 
 from .emulate import FIRMWARE, ZIG, BoardResult, run_qemu
+from .objects import link
 from .unicorn_board import run_unicorn
 
 Compiler = Literal["zig", "gcc"]
@@ -78,14 +79,6 @@ class Limits:
     flash_bytes: int = 1 << 20
     ram_bytes: int = 320 << 10
     stack_bytes: int = 6 << 10
-
-
-#: zig links its run-time library (soft floats) unless told not to; there is no C library anyway.
-_NO_LIBRARY: dict[Compiler, str] = {"zig": "-nostartfiles", "gcc": "-nostdlib"}
-
-
-class BuildError(Exception):
-    """Compiler or linker refused; holds what it printed."""
 
 
 def has_zig_lane() -> bool:
@@ -166,23 +159,18 @@ def build_program(
     script.write_text(Template((FIRMWARE / "link.ld").read_text()).substitute(values))
     macros = [f"BOARD_FLASH_ORIGIN={FLASH_ORIGIN}u", f"BOARD_FLASH_BYTES={limits.flash_bytes}u"]
     macros += [f"BOARD_RAM_ORIGIN={RAM_ORIGIN}u", f"BOARD_RAM_BYTES={limits.ram_bytes}u"]
-    elf = folder / f"{tag}.elf"
     command = _driver(core, compiler)
     command += ["-std=c99", optimise, "-ffp-contract=off", "-ffreestanding", "-fno-math-errno"]
-    command += ["-g", "-Wdouble-promotion", "-ffunction-sections", "-fdata-sections", f"-I{folder}"]
-    command += [f"-I{FIRMWARE}", f"-I{FIRMWARE / 'freestanding'}"]
-    command += [f"-D{m}" for m in (*macros, *defines)]
-    command += map(str, [*sources, FIRMWARE / "board.c", FIRMWARE / "memory.c"])
-    command += [_NO_LIBRARY[compiler], "-Wl,--gc-sections", f"-Wl,-T,{script}"]
-    command += ["-lgcc"] if compiler == "gcc" else []
-    return _compile([*command, "-o", str(elf)], elf)
-
-
-def _compile(command: list[str], target: Path) -> Path:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise BuildError(done.stderr)
-    return target
+    command += ["-Wdouble-promotion", "-ffunction-sections", "-fdata-sections"]
+    command += [f"-I{FIRMWARE / 'freestanding'}"]
+    options = [f"-I{folder}", f"-I{FIRMWARE}", *(f"-D{m}" for m in (*macros, *defines))]
+    options += ["-Wl,--gc-sections", f"-Wl,-T,{script}"]
+    # Without FPU, zig's run-time library has the soft floats.
+    soft = compiler == "zig" and "eabihf" not in CORES[core].zig
+    options += ["-nostartfiles" if soft else "-nostdlib"]
+    options += ["-lgcc"] if compiler == "gcc" else []
+    files = [*sources, FIRMWARE / "board.c", FIRMWARE / "memory.c"]
+    return link(command, files, options, folder / f"{tag}.elf")
 
 
 def _model_sources(folder: Path, name: str, selftest: bool) -> list[Path]:
@@ -246,11 +234,11 @@ def build_host(
     target = folder / f"host{'-checked' if sanitize else ''}"
     checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DODTPLAN_POISON"]
     macros = [*_model_macros(folder, name, selftest), *defines]
-    command = [*compiler, *STRICT, "-O1" if sanitize else "-O2", "-g", "-ffp-contract=off"]
-    command += [*(checks if sanitize else ()), f"-I{folder}", f"-I{FIRMWARE}"]
-    command += [f"-D{m}" for m in macros]
-    command += map(str, [*_model_sources(folder, name, selftest), FIRMWARE / "host.c", main])
-    return _compile([*command, "-o", str(target)], target)
+    command = [*compiler, *STRICT, "-O1" if sanitize else "-O2", "-ffp-contract=off"]
+    command += checks if sanitize else ()
+    options = [f"-I{folder}", f"-I{FIRMWARE}", *(f"-D{m}" for m in macros)]
+    files = [*_model_sources(folder, name, selftest), FIRMWARE / "host.c", main]
+    return link(command, files, options, target)
 
 
 def run_host(program: Path, files: dict[str, bytes]) -> BoardResult:

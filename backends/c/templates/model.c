@@ -34,7 +34,7 @@ static const uint32_t plan_id[2] = {${plan_low}, ${plan_high}};
 static const odtplan_decay_t decay = {${decay}};
 
 $params
-/* What to run: MICRO is a training step that only accumulates, UPDATE one that ends with the update. */
+/* MICRO is a training step that only accumulates, UPDATE one that updates. */
 enum { INFER, MICRO, UPDATE };
 
 static int run(${model}_t *net, $kernel_target, float *loss, int mode) {

@@ -1,0 +1,49 @@
+"""Runs all benchmarks and rewrites benchmarks/RESULTS.md (``make bench``)."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from . import instructions, planning
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+TABLES = (
+    planning.solve_table,
+    planning.solver_table,
+    planning.baseline_table,
+    planning.squeeze_table,
+    instructions.instruction_table,
+)
+
+
+def _report() -> Iterator[str]:
+    yield "# Benchmark results"
+    yield ""
+    yield (
+        f"`make bench` on {platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python"
+        f" {platform.python_version()}, ortools {version('ortools')}. Seconds are wall clock on a"
+        " shared machine; RAM, gaps and instructions are exact and repeatable. Models other than"
+        " digits_cnn are public pretrained ones and are left out where they are not at hand."
+    )
+    for table in TABLES:
+        yield ""
+        print(f"{table.__module__}.{table.__name__} ...", file=sys.stderr)
+        yield from table()
+
+
+def main() -> None:
+    """Run everything, then write the file whole."""
+    text = "\n".join(_report()) + "\n"
+    temporary = RESULTS.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(RESULTS)
+    print(f"wrote {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Compile and link; library files that are equal in many models are compiled once per process."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+_INCLUDE = re.compile(r'^#include "(odtplan_\w+\.h)"', re.MULTILINE)
+Texts = tuple[tuple[str, str], ...]
+
+
+class BuildError(Exception):
+    """Compiler or linker refused; holds what it printed."""
+
+
+def link(command: Sequence[str], sources: Sequence[Path], options: Sequence[str], to: Path) -> Path:
+    """Compile sources and link them.
+
+    Args:
+        command: Compiler and flags of every file.
+        sources: C files; files named ``odtplan_*.c`` must not depend on ``options``.
+        options: What the other files need (macros, include folders) and the linker's options.
+        to: The program.
+
+    Raises:
+        BuildError: The compiler or the linker refused.
+    """
+    inputs = [
+        _object(tuple(command), s.name, _texts(s)) if s.name.startswith("odtplan_") else s
+        for s in sources
+    ]
+    _run([*command, *map(str, inputs), *options, "-o", str(to)])
+    return to
+
+
+def _texts(source: Path) -> Texts:
+    """A file and the headers that it includes, transitively, with their contents."""
+    found: dict[str, str] = {}
+    waiting = [source.name]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = (source.parent / name).read_text()
+            waiting += _INCLUDE.findall(found[name])
+    return tuple(sorted(found.items()))
+
+
+@cache
+def _object(command: tuple[str, ...], name: str, texts: Texts) -> Path:
+    folder = Path(tempfile.mkdtemp(dir=_scratch().name))
+    for n, text in texts:
+        (folder / n).write_text(text)
+    target = folder / f"{name}.o"
+    _run([*command, "-c", str(folder / name), "-o", str(target)])
+    return target
+
+
+@cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """Removed when the process ends."""
+    return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise BuildError(done.stderr)

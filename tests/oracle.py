@@ -1,0 +1,70 @@
+"""Training without any plan, as the oracle for everything that trains by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odt_plan.ir.interpreter import run
+from odt_plan.ir.training import TrainingGraph
+from odt_plan.planner.plan import Plan
+
+Array = NDArray[Any]
+
+
+def batch(t: TrainingGraph, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Random samples and targets of one micro-batch."""
+    x = rng.standard_normal(t.sample.type.shape).astype(np.float32)
+    if t.spec.loss == "mse":
+        return x, rng.standard_normal(t.target.type.shape).astype(np.float32)
+    return x, rng.integers(0, t.prediction.type.shape[-1], t.target.type.shape).astype(np.int32)
+
+
+class Unconstrained:
+    """Training by the interpreter: every value in memory of its own, gradients never streamed."""
+
+    def __init__(self, training: TrainingGraph) -> None:
+        self.t = training
+        self.state: dict[str, Array] = {}
+        for u in self.t.updates:
+            self.state[u.value.name] = self.t.graph.constants[u.value.name]
+            for v in (*u.states, u.accumulator):
+                if v is not None:
+                    self.state[v.name] = np.zeros(v.type.shape, np.float32)
+        self.micro = 0
+        self.bias = np.zeros(2, np.float32)
+
+    def step(self, x: Array, y: Array, lr: float) -> float:
+        t, spec = self.t, self.t.spec
+        hyper = np.array([lr, 1.0], np.float32)
+        if spec.optimizer == "adam":
+            if self.micro == 0:  # 1 - beta^t, kept in f32 as the firmware does
+                betas = np.array([spec.beta1, spec.beta2])
+                self.bias = self.bias * betas.astype(np.float32) + (1 - betas).astype(np.float32)
+            hyper = np.array([hyper[0] / self.bias[0], 1 / np.sqrt(self.bias[1])], np.float32)
+        feeds = {t.sample.name: x, t.target.name: y, t.hyper.name: hyper, **self.state}
+        values = run(t.graph, feeds)
+        self.micro += 1
+        last = self.micro == spec.micro_batches
+        for u in t.updates:
+            if last:
+                kept = (u.value, *u.states)
+                for v, new in zip(kept, u.apply_node.outputs, strict=True):
+                    self.state[v.name] = values[new.name]
+            if u.accumulator is not None and u.accumulate_node is not None:
+                total = values[u.accumulate_node.out.name]
+                self.state[u.accumulator.name] = np.zeros_like(total) if last else total
+        if last:
+            self.micro = 0
+        return float(values[t.loss.name])
+
+    def state_bytes(self, plan: Plan) -> bytes:
+        """Laid out as the plan says."""
+        ram = plan.claims.ram_bytes
+        image = bytearray(b"\xff" * (ram.total - ram.arena))
+        for b in plan.buffers:
+            if b.space == "state":
+                image[b.offset : b.offset + b.bytes] = self.state[b.value].tobytes()
+        return bytes(image)

@@ -2,8 +2,8 @@
 
 ``QConv(x i8, w i8, bias i32 | None, multiplier i32[O], shift i32[O])``: accumulators are exact
 int32 sums of ``(x - zero point) * w`` and the bias; padding means real zero. Multiplier and shift
-of filter o hold ``scale_x * scale_w[o] / scale_y`` (``ir.quantization.fixed_points``). The gradient of
-the input uses the stored weight directly, each element times its scale (rounded to fp32).
+of filter o hold ``scale_x * scale_w[o] / scale_y`` (``ir.quantization.fixed_points``). The gradient
+of the input uses the stored weight directly, each element times its scale (rounded to fp32).
 """
 
 from __future__ import annotations

@@ -95,42 +95,46 @@ static void gather_line(const int8_t *x, int32_t plane, int32_t channels, int32_
 }
 #endif
 
-/* Sums of two filters (w1 may be w0) at two neighbouring pixels; acc: {w0, w0, w1, w1}. */
-static void block2x2(const int8_t *w0, const int8_t *w1, const int16_t *taps, int32_t depth,
-                     int32_t acc[4])
+/* Sums of two filters (w1 may be w0) at the four pixels; acc: four of w0, four of w1. Not inlined: it
+ * needs all registers. */
+ODTPLAN_APART void multiply_pair(const int8_t *w0, const int8_t *w1, const int16_t *taps,
+                                 int32_t depth, int32_t acc[8])
 {
-    int32_t s00 = acc[0], s01 = acc[1], s10 = acc[2], s11 = acc[3];
+    for (int32_t i = 0; i < 2; i++, acc += 2, taps += 8) {
+        const int8_t *a = w0, *b = w1;
+        const int16_t *t = taps;
+        int32_t s00 = acc[0], s01 = acc[1], s10 = acc[4], s11 = acc[5];
 #if ODTPLAN_DSP
-    const uint32_t *t = (const uint32_t *)(const void *)taps;
-    const int8_t *end = w0 + (depth & ~3);
-    while (w0 < end) {
-        const uint32_t a = odtplan_load4(w0), b = odtplan_load4(w1);
-        const uint32_t a0 = odtplan_even0(a), a1 = odtplan_odd0(a);
-        const uint32_t b0 = odtplan_even0(b), b1 = odtplan_odd0(b);
-        w0 += 4, w1 += 4;
-        s00 = odtplan_mac2(a0, t[0], s00), s10 = odtplan_mac2(b0, t[0], s10);
-        s00 = odtplan_mac2(a1, t[1], s00), s10 = odtplan_mac2(b1, t[1], s10);
-        s01 = odtplan_mac2(a0, t[2], s01), s11 = odtplan_mac2(b0, t[2], s11);
-        s01 = odtplan_mac2(a1, t[3], s01), s11 = odtplan_mac2(b1, t[3], s11);
-        t += QUAD / 2;
-    }
-    taps = (const int16_t *)(const void *)t;
-    depth &= 3;
+        const int8_t *end = a + (depth & ~3);
+        while (a < end) {
+            const uint32_t v = odtplan_load4(a), u = odtplan_load4(b);
+            const uint32_t *x = (const uint32_t *)(const void *)t;
+            const uint32_t v0 = odtplan_even0(v), v1 = odtplan_odd0(v);
+            const uint32_t u0 = odtplan_even0(u), u1 = odtplan_odd0(u);
+            a += 4, b += 4, t += QUAD;
+            s00 = odtplan_mac2(v0, x[0], s00), s10 = odtplan_mac2(u0, x[0], s10);
+            s00 = odtplan_mac2(v1, x[1], s00), s10 = odtplan_mac2(u1, x[1], s10);
+            s01 = odtplan_mac2(v0, x[2], s01), s11 = odtplan_mac2(u0, x[2], s11);
+            s01 = odtplan_mac2(v1, x[3], s01), s11 = odtplan_mac2(u1, x[3], s11);
+        }
+        const int32_t rest = depth & 3;
 #else
-    for (; depth >= 4; depth -= 4, w0 += 4, w1 += 4, taps += QUAD) {
-        const int32_t a0 = w0[0], a1 = w0[1], a2 = w0[2], a3 = w0[3];
-        const int32_t b0 = w1[0], b1 = w1[1], b2 = w1[2], b3 = w1[3];
-        s00 += a0 * taps[0] + a1 * taps[1] + a2 * taps[2] + a3 * taps[3];
-        s01 += a0 * taps[4] + a1 * taps[5] + a2 * taps[6] + a3 * taps[7];
-        s10 += b0 * taps[0] + b1 * taps[1] + b2 * taps[2] + b3 * taps[3];
-        s11 += b0 * taps[4] + b1 * taps[5] + b2 * taps[6] + b3 * taps[7];
-    }
+        int32_t rest = depth;
+        for (; rest >= 4; rest -= 4, a += 4, b += 4, t += QUAD) {
+            const int32_t v0 = a[0], v1 = a[1], v2 = a[2], v3 = a[3];
+            const int32_t u0 = b[0], u1 = b[1], u2 = b[2], u3 = b[3];
+            s00 += v0 * t[0] + v1 * t[1] + v2 * t[2] + v3 * t[3];
+            s01 += v0 * t[4] + v1 * t[5] + v2 * t[6] + v3 * t[7];
+            s10 += u0 * t[0] + u1 * t[1] + u2 * t[2] + u3 * t[3];
+            s11 += u0 * t[4] + u1 * t[5] + u2 * t[6] + u3 * t[7];
+        }
 #endif
-    for (int32_t k = 0; k < depth; k++) {
-        const int32_t u = taps[PLACE(k)], v = taps[4 + PLACE(k)];
-        s00 += w0[k] * u, s01 += w0[k] * v, s10 += w1[k] * u, s11 += w1[k] * v;
+        for (int32_t k = 0; k < rest; k++) {
+            const int32_t v = t[PLACE(k)], u = t[4 + PLACE(k)];
+            s00 += a[k] * v, s01 += a[k] * u, s10 += b[k] * v, s11 += b[k] * u;
+        }
+        acc[0] = s00, acc[1] = s01, acc[4] = s10, acc[5] = s11;
     }
-    acc[0] = s00, acc[1] = s01, acc[2] = s10, acc[3] = s11;
 }
 
 /* All filters at `count` pixels from `pixel` on, whose taps are gathered. */
@@ -138,26 +142,20 @@ static void multiply(const group_t *g, int32_t pixel, int32_t count)
 {
     const odtplan_qconv_t *p = g->p;
     const int32_t plane = p->out_size[0] * p->out_size[1], depth = g->depth;
-    const int32_t zero = p->y_zero, low = p->low, high = p->high;
+    odtplan_finish_t f = {0, 0, p->y_zero, p->low, p->high};
+    int8_t *y = g->y + pixel;
     for (int32_t o = 0; o < g->filters; o += 2) {
-        const int32_t rows = g->filters - o > 1 ? 2 : 1;
-        const int8_t *w = g->w + o * depth;
-        for (int32_t i = 0; i < count; i += 2) {
-            int32_t acc[4] = {0, 0, 0, 0};
-            if (g->b) {
-                acc[0] = acc[1] = g->b[o];
-                acc[2] = acc[3] = g->b[o + rows - 1];
-            }
-            block2x2(w, w + (rows - 1) * depth, g->taps + 4 * i, depth, acc);
-            for (int32_t r = 0; r < rows; r++) {
-                const int32_t m = g->multiplier[o + r], s = g->shift[o + r];
-                int8_t *y = g->y + (o + r) * plane + pixel + i;
-                y[0] = (int8_t)odtplan_clamp(odtplan_rescale(acc[2 * r], m, s) + zero, low, high);
-                if (i + 1 < count) {
-                    const int32_t v = odtplan_rescale(acc[2 * r + 1], m, s);
-                    y[1] = (int8_t)odtplan_clamp(v + zero, low, high);
-                }
-            }
+        const int32_t next = g->filters - o > 1 ? o + 1 : o;
+        const int32_t b0 = g->b ? g->b[o] : 0, b1 = g->b ? g->b[next] : 0;
+        int32_t acc[8] = {b0, b0, b0, b0, b1, b1, b1, b1};
+        multiply_pair(g->w + o * depth, g->w + next * depth, g->taps, depth, acc);
+        f.multiplier = g->multiplier[o], f.shift = g->shift[o];
+        odtplan_finish4(&f, acc[0], acc[1], acc[2], acc[3], y, count);
+        y += plane;
+        if (next > o) {
+            f.multiplier = g->multiplier[next], f.shift = g->shift[next];
+            odtplan_finish4(&f, acc[4], acc[5], acc[6], acc[7], y, count);
+            y += plane;
         }
     }
 }

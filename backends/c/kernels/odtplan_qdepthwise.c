@@ -15,7 +15,8 @@ typedef struct {
     int8_t *lines;    /* kernel[0] of them */
     int16_t *weights; /* rows of wide taps */
     int32_t length, wide;
-    int32_t start, multiplier, shift;
+    int32_t start;
+    odtplan_finish_t finish;
 } channel_t;
 
 /* Length of a line in the buffer; ir/ops/qconv.py reserves as much. */
@@ -157,10 +158,7 @@ static void results(const channel_t *c, const int8_t *const *lines, int8_t *y)
         {
             block_plain(c, lines, i * stride, s);
         }
-        for (int32_t j = 0; j < count; j++) {
-            const int32_t v = odtplan_rescale(s[j], c->multiplier, c->shift) + p->y_zero;
-            y[i + j] = (int8_t)odtplan_clamp(v, p->low, p->high);
-        }
+        odtplan_finish4(&c->finish, s[0], s[1], s[2], s[3], y + i, count);
     }
 }
 
@@ -193,7 +191,8 @@ void odtplan_qdepthwise(const odtplan_qconv_t *p, const int8_t *x, const int8_t 
 {
     const int32_t per_channel = p->filters / p->channels, taps = p->kernel[0] * p->kernel[1];
     const int32_t in_plane = p->in_size[0] * p->in_size[1];
-    channel_t c = {p, x, workspace, NULL, line_length(p), (p->kernel[1] + 3) / 4 * 4, 0, 0, 0};
+    channel_t c = {p, x, workspace, NULL, line_length(p), (p->kernel[1] + 3) / 4 * 4, 0,
+                   {0, 0, p->y_zero, p->low, p->high}};
     c.weights = (int16_t *)(void *)(c.lines + p->kernel[0] * c.length);
     for (int32_t i = 0; i < p->kernel[0] * c.length; i++) {
         c.lines[i] = (int8_t)p->x_zero;
@@ -202,8 +201,8 @@ void odtplan_qdepthwise(const odtplan_qconv_t *p, const int8_t *x, const int8_t 
         const int32_t o = i % p->filters;
         c.x = x + i / per_channel * in_plane;
         c.start = b ? b[o] : 0;
-        c.multiplier = multiplier[o];
-        c.shift = shift[o];
+        c.finish.multiplier = multiplier[o];
+        c.finish.shift = shift[o];
         widen(&c, w + o * taps);
         plane(&c, y);
         y += p->out_size[0] * p->out_size[1];

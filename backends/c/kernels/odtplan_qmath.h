@@ -99,4 +99,54 @@ static inline uint32_t odtplan_twice(int32_t v)
 
 #endif
 
+/* How sums become stored results: of one output channel. */
+typedef struct {
+    int32_t multiplier, shift;
+    int32_t zero, low, high;
+} odtplan_finish_t;
+
+static inline int8_t odtplan_finish(const odtplan_finish_t *f, int32_t acc)
+{
+    const int32_t v = odtplan_rescale(acc, f->multiplier, f->shift) + f->zero;
+    return (int8_t)odtplan_clamp(v, f->low, f->high);
+}
+
+/* The first `count` of four sums become neighbouring results. */
+ODTPLAN_INLINE void odtplan_finish4(const odtplan_finish_t *f, int32_t s0, int32_t s1, int32_t s2,
+                                    int32_t s3, int8_t *y, int32_t count)
+{
+#if ODTPLAN_DSP
+    if (count == 4 && f->shift > 32 && f->shift <= 54) {
+        const int32_t m = f->multiplier, s = f->shift - 32;
+        const int32_t add = ((int32_t)1 << (s - 1)) + f->zero * ((int32_t)1 << s);
+        const uint32_t v0 = (uint32_t)__ssat(((int32_t)((int64_t)s0 * m >> 32) + add) >> s, 8);
+        const uint32_t v1 = (uint32_t)__ssat(((int32_t)((int64_t)s1 * m >> 32) + add) >> s, 8);
+        const uint32_t v2 = (uint32_t)__ssat(((int32_t)((int64_t)s2 * m >> 32) + add) >> s, 8);
+        const uint32_t v3 = (uint32_t)__ssat(((int32_t)((int64_t)s3 * m >> 32) + add) >> s, 8);
+        const uint32_t even = odtplan_lower(v0, v2), odd = odtplan_lower(v1, v3);
+        uint32_t v = (uint32_t)__uxtb16((uint8x4_t)even) | (uint32_t)__uxtb16((uint8x4_t)odd) << 8;
+        if (f->low != -128 || f->high != 127) {
+            const uint32_t low = (uint32_t)(uint8_t)f->low * 0x01010101u;
+            const uint32_t high = (uint32_t)(uint8_t)f->high * 0x01010101u;
+            (void)__ssub8((int8x4_t)v, (int8x4_t)low); /* which are >= */
+            v = (uint32_t)__sel((uint8x4_t)v, (uint8x4_t)low);
+            (void)__ssub8((int8x4_t)high, (int8x4_t)v);
+            v = (uint32_t)__sel((uint8x4_t)v, (uint8x4_t)high);
+        }
+        __builtin_memcpy(y, &v, 4);
+        return;
+    }
+#endif
+    y[0] = odtplan_finish(f, s0);
+    if (count > 1) {
+        y[1] = odtplan_finish(f, s1);
+    }
+    if (count > 2) {
+        y[2] = odtplan_finish(f, s2);
+    }
+    if (count > 3) {
+        y[3] = odtplan_finish(f, s3);
+    }
+}
+
 #endif

@@ -19,11 +19,14 @@ typedef struct {
     int32_t count;
 } odtplan_count_t;
 
-/* Inlined where the compiler can be told so: loops that constant arguments make cheap. */
+/* Inlined where the compiler can be told so: loops that constant arguments make cheap. Kept apart:
+ * loops that need all registers. */
 #if defined(__GNUC__)
 #define ODTPLAN_INLINE static inline __attribute__((always_inline))
+#define ODTPLAN_APART static __attribute__((noinline))
 #else
 #define ODTPLAN_INLINE static inline
+#define ODTPLAN_APART static
 #endif
 
 #endif

@@ -28,6 +28,8 @@ INTEGER: dict[str, str] = {
 }
 #: Layers that can take the Relu or Clip behind them.
 FUSING = ("Add", "AveragePool", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "ReduceMean")
+#: Operators whose result holds nothing that was not in operand 0.
+KEEPING = ("MaxPool", "Reshape", "Slice", "Transpose")
 _ACC_MAX = 2**31 - 1
 #: Largest number of products of a sum that leaves half of the accumulator to the bias.
 MAX_TERMS = 2**30 // (255 * 128)
@@ -52,6 +54,14 @@ class IntegerConstants:
     bias: NDArray[np.int32]
     multiplier: NDArray[np.int32]
     shift: NDArray[np.int32]
+
+
+def keeps(node: Node, quant: Quantization) -> bool:
+    """The result holds only what operand 0 holds, or what this quantization stores exactly."""
+    if node.op == "Pad":
+        value = np.array(node.float_attr("value", 0.0), np.float32)
+        return bool(quant.dequantize(quant.quantize(value)) == value)
+    return node.op in KEEPING
 
 
 def follower_of(graph: Graph, node: Node, readers: Mapping[Value, list[Node]]) -> Node | None:

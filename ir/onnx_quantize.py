@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections import deque
 from math import inf
 
-import numpy as np
-
-from .graph import Graph, Node, TensorType, Value
+from .graph import Graph, TensorType, Value
+from .lowered_layers import KEEPING, keeps
 from .obstacles import Obstacle
 from .onnx_convert import Conversion, RejectedError, Site
 from .onnx_file import INPUT_KINDS, FileNode, ModelFile
@@ -35,8 +34,6 @@ MOVES = frozenset(
         "Unsqueeze",
     }
 )
-#: IR operators whose result holds nothing that was not in operand 0.
-_KEEPING = ("MaxPool", "Reshape", "Slice", "Transpose")
 _FILE_DTYPES = {"i8": "int8", "u8": "uint8"}
 _POSITIVE = ("HardSigmoid", "Relu", "Sigmoid", "Softmax")
 _AVERAGING = ("AveragePool", "GlobalAveragePool", "ReduceMean")
@@ -197,7 +194,7 @@ def never_negative(graph: Graph, x: Value) -> bool:
         return node.float_attr("min", -inf) >= 0.0
     if node.op == "Pad" and node.float_attr("value", 0.0) < 0.0:
         return False
-    if node.op in (*_KEEPING, "Pad") or node.op in _AVERAGING or node.op in ("Add", "Concat"):
+    if node.op in (*KEEPING, "Pad") or node.op in _AVERAGING or node.op in ("Add", "Concat"):
         return all(never_negative(graph, v) for v in node.operands())
     return False
 
@@ -223,14 +220,6 @@ def integers_kept(conversion: Conversion, node: FileNode) -> Stored | None:
     return found[0]
 
 
-def _keeps(node: Node, quant: Quantization) -> bool:
-    """The result holds only what operand 0 holds, or what this quantization stores exactly."""
-    if node.op == "Pad":
-        value = np.array(node.float_attr("value", 0.0), np.float32)
-        return bool(quant.dequantize(quant.quantize(value)) == value)
-    return node.op in _KEEPING
-
-
 def spread(graph: Graph) -> None:
     """Annotate what moves annotated values: both sides of a move hold the same numbers.
 
@@ -240,7 +229,7 @@ def spread(graph: Graph) -> None:
     for node in graph.nodes:
         first = node.inputs[0] if node.inputs else None
         quant = None if first is None else graph.quantization.get(first.name)
-        if quant is not None and _keeps(node, quant):
+        if quant is not None and keeps(node, quant):
             graph.quantization.setdefault(node.out.name, quant)
     readers = graph.consumers()
     for node in reversed(graph.nodes):
@@ -248,6 +237,6 @@ def spread(graph: Graph) -> None:
         quant = graph.quantization.get(node.out.name)
         if quant is None or x is None or x.producer is None or x.name in graph.quantization:
             continue
-        clips = node.op in ("Relu", "Clip") and x.producer.op in _KEEPING
-        if (clips or _keeps(node, quant)) and readers[x] == [node] and x not in graph.outputs:
+        clips = node.op in ("Relu", "Clip") and x.producer.op in KEEPING
+        if (clips or keeps(node, quant)) and readers[x] == [node] and x not in graph.outputs:
             graph.quantization[x.name] = quant

@@ -1,0 +1,295 @@
+"""Post-training quantization: ranges of activations from samples, scales from the weights.
+
+The float graph is run on every sample; each value that an integer operator can read or write gets
+a scale and a zero point from what it was seen to be. What only moves data keeps the scale of its
+operand, and the value between a layer and its Relu or Clip gets none, so that they fuse.
+Annotations that the model brings along (QDQ, weight-only) stay.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+
+from .errors import UsageError
+from .graph import Array, Graph, Node, Value
+from .interpreter import run
+from .lowered_layers import INTEGER, KEEPING, follower_of, obstacle, out_axis
+from .opdef import get_op
+from .quantization import Quantization
+from .ranges import METHODS, Histogram, Method, from_range, weight_scales
+
+#: Largest bias in steps of the accumulator; the products have the other half of int32.
+_BIAS_STEPS = 2**30 - 1
+#: Synthetic samples when there are none.
+_SYNTHETIC = 4
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration did.
+
+    Attributes:
+        method: How ranges were chosen.
+        samples: Number of samples; 0: none were given, the inputs were synthetic.
+        activations: Annotated activations.
+        weights: Annotated weights.
+        noise: Layer -> squared error of its i8 form relative to the square of its result, on the
+            samples, with exact operands; layers add up. Only layers that can be i8.
+    """
+
+    method: Method
+    samples: int
+    activations: tuple[str, ...]
+    weights: tuple[str, ...]
+    noise: dict[str, float]
+
+    @property
+    def note(self) -> str:
+        """One line for the report."""
+        if self.samples:
+            return f"ranges by {self.method} from {self.samples} samples"
+        return (
+            "ranges guessed from weights, Relu6 bounds and synthetic inputs in -1..1, because there"
+            " are no calibration samples; give some with --calib"
+        )
+
+
+def load_samples(path: Path) -> Array:
+    """Calibration samples: an .npy file, or the array ``x`` (or the only one) of an .npz file.
+
+    Raises:
+        UsageError: The file can't be read or holds no such array.
+    """
+    try:
+        with path.open("rb") as file:
+            data = np.load(file, allow_pickle=False)
+            if isinstance(data, np.ndarray):
+                return data
+            names = list(data.files)
+            if "x" not in names and len(names) != 1:
+                raise UsageError(
+                    f"{path}: has no array x, only {', '.join(names) or 'nothing'};"
+                    " save with np.savez(path, x=...)"
+                )
+            return np.asarray(data["x" if "x" in names else names[0]])
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        raise UsageError(f"{path}: can't be read as .npz or .npy: {e}") from None
+
+
+def calibrate(
+    graph: Graph,
+    samples: Array | None,
+    *,
+    method: Method = "minmax",
+    percentile: float = 99.99,
+) -> Calibration:
+    """Annotate a forward graph.
+
+    Args:
+        graph: A cleaned forward graph with one input; ``quantization`` is filled in place.
+        samples: ``[count, ...]`` of the input's shape behind the batch; None: synthetic inputs,
+            and the bounds of Clip where there are some.
+        method: ``minmax``: all that was seen; ``percentile``: without the outermost values;
+            ``mse``: least squared error of activations and weights.
+        percentile: Part of the values, in percent, that ``percentile`` keeps on each side.
+
+    Raises:
+        UsageError: The samples do not fit the input, are not finite or make a value of the graph
+            infinite, or a setting is out of range.
+    """
+    if method not in METHODS:
+        raise UsageError(f"calibration method {method} is not one of {', '.join(METHODS)}")
+    if not 50.0 < percentile <= 100.0:
+        raise UsageError(f"percentile {percentile:g} must be above 50 and at most 100")
+    if len(graph.inputs) != 1:
+        raise UsageError(f"{graph.name} has {len(graph.inputs)} inputs; calibration needs one")
+    x = _synthetic(graph.inputs[0]) if samples is None else checked(graph.inputs[0], samples)
+    wanted = _wanted(graph)
+    seen = {name: Histogram() for name in wanted}
+    for index, env in _runs(graph, x):
+        for name, histogram in seen.items():
+            values = env[name]
+            if not np.isfinite(values).all():
+                raise UsageError(
+                    f"calibration sample {index}: value {name} becomes NaN or infinite; scale the"
+                    " samples as for training"
+                )
+            histogram.add(values)
+    for name, histogram in seen.items():
+        node = graph.values[name].producer
+        bounds = _known_bounds(node) if samples is None else None
+        graph.quantization[name] = (
+            _fixed(node)
+            or (from_range(*bounds) if bounds else None)
+            or histogram.quantization(method, percentile)
+        )
+    activations = [*wanted, *_inherit(graph)]
+    weights = _weights(graph, method)
+    graph.verify()
+    noise = layer_noise(graph, x)
+    return Calibration(
+        method, 0 if samples is None else len(x), tuple(activations), tuple(weights), noise
+    )
+
+
+def checked(value: Value, samples: Array) -> Array:
+    """Samples in the dtype of an input.
+
+    Raises:
+        UsageError: Wrong shape, none at all, not numbers, not finite, or no i8 for an i8 input.
+    """
+    shape = value.type.shape[1:]
+    what = f"calibration samples are {samples.dtype}{list(samples.shape)}"
+    if samples.dtype.kind not in "iuf":
+        raise UsageError(f"{what}; {value.name} needs numbers")
+    if samples.ndim < 1 or samples.shape[1:] != shape:
+        raise UsageError(
+            f"{what}; {value.name} needs [count, {', '.join(map(str, shape))}]"
+        )
+    if len(samples) == 0:
+        raise UsageError("there are no calibration samples in the file")
+    if value.type.dtype == "i8":
+        if samples.dtype.kind == "f" or samples.min() < -128 or samples.max() > 127:
+            raise UsageError(f"{what}; {value.name} needs int8, -128 to 127")
+        return samples.astype(np.int8)
+    with np.errstate(over="ignore"):  # too large for f32 becomes infinite, which is refused
+        x = samples.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))
+    if bad.size:
+        raise UsageError(
+            f"calibration sample {bad[0]} has a NaN or infinite value ({bad.size} of {len(x)} do)"
+        )
+    return x
+
+
+def layer_noise(graph: Graph, x: Array) -> dict[str, float]:
+    """Relative squared error that i8 adds at each layer that can have it; see ``Calibration``."""
+    readers = graph.consumers()
+    layers = []
+    for node in graph.nodes:
+        follower = follower_of(graph, node, readers)
+        if node.op in INTEGER and obstacle(graph, node, follower) is None:
+            layers.append((node, follower))
+    wrong = {node.name: 0.0 for node, _ in layers}
+    power = dict.fromkeys(wrong, 0.0)
+    fixed: dict[str, Array] = {}
+    for _, env in _runs(graph, x):
+        rounded: dict[str, Array] = {}
+        for node, follower in layers:
+            last = follower or node
+            operands = []
+            for v in node.inputs:
+                if v is None or v.name not in graph.quantization:
+                    operands.append(None if v is None else env[v.name])
+                    continue
+                cache = fixed if v.name in graph.constants else rounded
+                if v.name not in cache:
+                    cache[v.name] = _rounded(env[v.name], graph.quantization[v.name])
+                operands.append(cache[v.name])
+            y = get_op(node.op).kernel(node, operands)[0]
+            if follower is not None:
+                y = get_op(follower.op).kernel(follower, [y])[0]
+            exact = env[last.out.name].astype(np.float64)
+            y = _rounded(y, graph.quantization[last.out.name])
+            wrong[node.name] += float(((y - exact) ** 2).sum())
+            power[node.name] += float((exact**2).sum())
+    return {name: w / power[name] if power[name] else 0.0 for name, w in wrong.items()}
+
+
+def _rounded(real: Array, quant: Quantization) -> Array:
+    return quant.dequantize(quant.quantize(real))
+
+
+def _synthetic(value: Value) -> Array:
+    rng = np.random.default_rng(0)
+    shape = (_SYNTHETIC, *value.type.shape[1:])
+    if value.type.dtype == "i8":
+        return rng.integers(-128, 128, shape).astype(np.int8)
+    return rng.uniform(-1.0, 1.0, shape).astype(np.float32)
+
+
+def _runs(graph: Graph, x: Array) -> Iterator[tuple[int, dict[str, Array]]]:
+    """All values for each batch of samples, with the index of the first; the last one overlaps."""
+    value = graph.inputs[0]
+    batch = value.type.shape[0]
+    for begin in range(0, len(x), batch):
+        index = np.arange(begin, begin + batch) % len(x)
+        with np.errstate(all="ignore"):  # what is not finite is reported with its sample
+            yield begin, run(graph, {value.name: np.ascontiguousarray(x[index])})
+
+
+def _wanted(graph: Graph) -> list[str]:
+    """Values whose range is measured: not annotated, not fused away, not moved."""
+    readers = graph.consumers()
+    fused = {n.out for n in graph.nodes if follower_of(graph, n, readers) is not None}
+    computed = [v for n in graph.nodes for v in n.outputs[:1] if n.op not in KEEPING]
+    return [
+        v.name
+        for v in (*graph.inputs, *computed)
+        if v.type.dtype == "f32" and v not in fused and v.name not in graph.quantization
+    ]
+
+
+def _inherit(graph: Graph) -> list[str]:
+    """Results of what moves data keep the scale of the operand."""
+    found = []
+    for node in graph.nodes:
+        x = node.inputs[0] if node.inputs else None
+        quant = None if x is None else graph.quantization.get(x.name)
+        if node.op in KEEPING and quant is not None and node.out.name not in graph.quantization:
+            graph.quantization[node.out.name] = quant
+            found.append(node.out.name)
+    return found
+
+
+def _fixed(node: Node | None) -> Quantization | None:
+    """The quantization of a result that is a probability."""
+    known = node is not None and node.op in ("Softmax", "Sigmoid", "HardSigmoid")
+    return Quantization((1.0 / 256.0,), -128) if known else None
+
+
+def _known_bounds(node: Node | None) -> tuple[float, float] | None:
+    """Bounds of a Clip, if it has both."""
+    if node is None or node.op != "Clip":
+        return None
+    low, high = node.float_attr("min", -np.inf), node.float_attr("max", np.inf)
+    return (low, high) if isfinite(low) and isfinite(high) else None
+
+
+def _weights(graph: Graph, method: Method) -> list[str]:
+    """Annotate the weights of layers; a weight that several layers share gets one set of scales."""
+    least: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]] = {}
+    axes: dict[str, set[int]] = {}
+    for node in graph.nodes:
+        if node.op not in ("Conv", "Gemm", "MatMul") or node.inputs[0] is None:
+            continue
+        w = node.inputs[1]
+        assert w is not None
+        if w.name not in graph.constants or w.name in graph.quantization or len(w.type.shape) < 2:
+            continue
+        if node.op == "MatMul" and len(w.type.shape) != 2:
+            continue
+        axis = out_axis(node)
+        channels = w.type.shape[axis]
+        needed = least.setdefault(w.name, np.zeros(channels))
+        axes.setdefault(w.name, set()).add(axis)
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        quant = graph.quantization.get(node.inputs[0].name)
+        if bias is None or bias.name not in graph.constants or quant is None:
+            continue
+        steps = np.abs(graph.constants[bias.name].astype(np.float64)) / _BIAS_STEPS
+        if steps.shape in ((channels,), ()) and needed.shape == (channels,):
+            np.maximum(needed, steps / quant.scale[0], out=needed)
+    found = []
+    for name, needed in least.items():
+        if len(axes[name]) == 1:
+            data = graph.constants[name]
+            graph.quantization[name] = weight_scales(data, axes[name].pop(), needed, method)
+            found.append(name)
+    return found

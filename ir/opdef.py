@@ -7,7 +7,7 @@ and nothing else. Adding an operator is one record in ``ir/ops/<family>.py`` and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -78,6 +78,7 @@ class CKernel:
             ``ParamSlot`` indices reach. Optional operands in no slot that a node may leave out at
             the end need it.
         variadic: The inputs are passed as one array of pointers, ``const float *const *inputs``.
+        variants: Result dtype -> C function for results of other dtypes than f32.
     """
 
     symbol: str
@@ -86,6 +87,11 @@ class CKernel:
     params: Callable[[Node], dict[str, Attr]]
     operands: int | None = None
     variadic: bool = False
+    variants: Mapping[str, str] = field(default_factory=dict)
+
+    def function(self, node: Node) -> str:
+        """The C function that runs a node."""
+        return self.variants.get(node.out.type.dtype, self.symbol)
 
 
 @dataclass(frozen=True)

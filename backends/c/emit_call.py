@@ -130,7 +130,7 @@ def call(
         args += [begin, end]
     elif rows is not None:
         raise GraphError(f"node {node.name}: {node.op} can't be computed by rows")
-    return f"{kernel.symbol}({', '.join(args)});"
+    return f"{kernel.function(node)}({', '.join(args)});"
 
 
 def _operand_count(op: OpDef, kernel: CKernel, node: Node) -> int:

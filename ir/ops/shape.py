@@ -10,7 +10,8 @@ import numpy as np
 
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
-from ..opdef import CKernel, OpDef, Sample, Vjp, Work, array, f32_operand, register
+from ..opdef import CKernel, OpDef, Sample, Vjp, Work, array, f32_operand, operand, register
+from ..quantization import Quantization
 from .elementwise import check_rank, contiguous_strides, merge_axes
 
 if TYPE_CHECKING:
@@ -19,22 +20,36 @@ if TYPE_CHECKING:
 SOURCE = "odtplan_shape"
 #: ODTPLAN_MAX_CONCAT of backends/c/kernels/odtplan_types.h.
 MAX_CONCAT = 16
+#: A sample of stored integers.
+_I8 = TensorType((2, 3, 4, 5), "i8", Quantization((0.05,), 3))
+
+
+def movable(node: Node, index: int) -> TensorType:
+    """Type of an operand whose elements are moved as they are: f32, or i8 with one scale.
+
+    Raises:
+        GraphError: The operand is missing or of another kind.
+    """
+    t = operand(node, index)
+    if t.dtype == "i8" and (t.quant is None or t.quant.axis is None):
+        return t
+    return f32_operand(node, index)
 
 
 # --- Reshape -------------------------------------------------------------------------------------
 
 
 def _infer_reshape(node: Node) -> list[TensorType]:
-    x, shape = f32_operand(node, 0), node.ints_attr("shape")
+    x, shape = movable(node, 0), node.ints_attr("shape")
     if math.prod(shape) != x.size or any(d <= 0 for d in shape):
         raise GraphError(f"{x} has {x.size} elements; it can't be reshaped to {shape}")
-    return [TensorType(shape, x.dtype)]
+    return [TensorType(shape, x.dtype, x.quant)]
 
 
 def _vjp_reshape(
     builder: GradBuilder, node: Node, dy: Value, need: Sequence[bool]
 ) -> list[Value | None]:
-    attrs: dict[str, Attr] = {"shape": f32_operand(node, 0).shape}
+    attrs: dict[str, Attr] = {"shape": movable(node, 0).shape}
     return [builder.add("Reshape", (dy,), attrs, suffix="grad") if need[0] else None]
 
 
@@ -49,6 +64,7 @@ register(
             [
                 Sample((TensorType((2, 3, 4)),), {"shape": (4, 6)}),
                 Sample((TensorType((1,)),), {"shape": ()}),
+                Sample((_I8,), {"shape": (24, 5)}, differentiable=()),
             ]
         ),
         vjp=_vjp_reshape,
@@ -91,7 +107,13 @@ def register_read(
             infer=infer,
             kernel=lambda node, inputs: [np.array(kernel(node, array(inputs, 0)), order="C")],
             work=lambda node: Work("copy", node.out.type.nbytes),
-            c=CKernel("odtplan_read_strided_f32", "odtplan_read_strided_t", SOURCE, params),
+            c=CKernel(
+                "odtplan_read_strided_f32",
+                "odtplan_read_strided_t",
+                SOURCE,
+                params,
+                variants={"i8": "odtplan_read_strided_i8"},
+            ),
             samples=lambda: iter(samples),
             vjp=vjp,
             onnx=name,
@@ -100,15 +122,15 @@ def register_read(
 
 
 def _infer_transpose(node: Node) -> list[TensorType]:
-    x, perm = f32_operand(node, 0), node.ints_attr("perm")
+    x, perm = movable(node, 0), node.ints_attr("perm")
     check_rank(x.shape)
     if sorted(perm) != list(range(len(x.shape))):
         raise GraphError(f"perm = {perm} is not a permutation of the {len(x.shape)} axes")
-    return [TensorType(tuple(x.shape[i] for i in perm), x.dtype)]
+    return [TensorType(tuple(x.shape[i] for i in perm), x.dtype, x.quant)]
 
 
 def _walk_transpose(node: Node) -> tuple[int, tuple[int, ...]]:
-    strides = contiguous_strides(f32_operand(node, 0).shape)
+    strides = contiguous_strides(movable(node, 0).shape)
     return 0, tuple(strides[i] for i in node.ints_attr("perm"))
 
 
@@ -135,6 +157,8 @@ register_read(
         Sample((TensorType((2, 3, 4)),), {"perm": (0, 1, 2)}),
         Sample((TensorType((1, 2, 2, 3, 2, 2)),), {"perm": (5, 4, 3, 2, 1, 0)}),
         Sample((TensorType(()),), {"perm": ()}),
+        Sample((_I8,), {"perm": (0, 3, 1, 2)}, differentiable=()),
+        Sample((_I8,), {"perm": (1, 0, 2, 3)}, differentiable=()),
     ],
 )
 

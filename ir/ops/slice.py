@@ -15,8 +15,9 @@ import numpy as np
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, Sample, Vjp, Work, array, f32_operand, register
+from ..quantization import Quantization
 from .elementwise import check_rank, contiguous_strides, merge_axes
-from .shape import SOURCE, register_read
+from .shape import SOURCE, movable, register_read
 
 if TYPE_CHECKING:
     from ..grad_builder import GradBuilder
@@ -53,15 +54,15 @@ def _check_window(
 
 
 def _infer_slice(node: Node) -> list[TensorType]:
-    x = f32_operand(node, 0)
+    x = movable(node, 0)
     check_rank(x.shape)
     sizes = _axes_attr(node, "sizes", len(x.shape), 1)
     _check_window(node, x.shape, sizes)
-    return [TensorType(sizes, x.dtype)]
+    return [TensorType(sizes, x.dtype, x.quant)]
 
 
 def _walk_slice(node: Node) -> tuple[int, tuple[int, ...]]:
-    return _walk_window(node, f32_operand(node, 0).shape)
+    return _walk_window(node, movable(node, 0).shape)
 
 
 def _walk_window(node: Node, whole: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
@@ -74,7 +75,7 @@ def _vjp_slice(
     builder: GradBuilder, node: Node, dy: Value, need: Sequence[bool]
 ) -> list[Value | None]:
     attrs: dict[str, Attr] = {
-        "shape": f32_operand(node, 0).shape,
+        "shape": movable(node, 0).shape,
         "starts": node.ints_attr("starts"),
         "steps": node.ints_attr("steps"),
     }
@@ -97,6 +98,13 @@ register_read(
     [
         Sample((TensorType(shape),), {"starts": starts, "sizes": sizes, "steps": steps})
         for shape, starts, sizes, steps in _WINDOWS
+    ]
+    + [
+        Sample(
+            (TensorType((2, 5, 4), "i8", Quantization((0.05,), 3)),),
+            {"starts": (0, 1, 0), "sizes": (2, 3, 4), "steps": (1, 1, 1)},
+            differentiable=(),
+        )
     ],
 )
 

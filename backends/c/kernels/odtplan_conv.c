@@ -2,6 +2,7 @@
 #include "odtplan_conv.h"
 
 #include "odtplan_depthwise.h"
+#include "odtplan_pointwise.h"
 #include "odtplan_sums.h"
 
 /* A block of destination channels of one image: rows of them (1 or 4) from row on. */
@@ -119,12 +120,12 @@ static void gather(const odtplan_gather_t *g, const float *source, float *dest, 
 void odtplan_convolve(const odtplan_conv_t *p, const odtplan_gather_t *g, const float *source,
                       float *dest, int32_t channels, const float *bias)
 {
-    if (p->group == 1 || p->group_channels > 1 || p->filters > p->group) {
+    if (odtplan_is_pointwise(g, channels)) {
+        odtplan_pointwise(g, source, dest, channels, bias);
+    } else if (p->group == 1 || p->group_channels > 1 || p->filters > p->group) {
         gather(g, source, dest, channels, bias);
-    } else if (g->x.period == 1 && g->y.period == 1) {
-        odtplan_depthwise(g, source, dest, bias ? *bias : 0.0f);
     } else {
-        odtplan_depthwise_spread(p, source, g->parts[0].w, dest);
+        odtplan_depthwise(g, source, dest, bias ? *bias : 0.0f);
     }
 }
 

@@ -9,12 +9,9 @@
 extern "C" {
 #endif
 
-/* One channel by its filter g->parts[0].w, where neighbouring pixels use the same taps (periods of 1):
- * the middle by lines, the rest by columns. */
+/* One channel by its filter g->parts[0].w. Small sources are first copied between zeros to the left
+ * and right, so that all pixels of a line use all taps: taps there multiply zeros. */
 void odtplan_depthwise(const odtplan_gather_t *g, const float *source, float *dest, float start);
-
-/* Gradient of one channel where strides give its pixels different taps: tap by tap. */
-void odtplan_depthwise_spread(const odtplan_conv_t *p, const float *dy, const float *w, float *dx);
 
 #ifdef __cplusplus
 }

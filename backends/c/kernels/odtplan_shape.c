@@ -35,6 +35,24 @@ void odtplan_read_strided_f32(const odtplan_read_strided_t *p, const float *x, f
     } while (next_run(p->rank, p->dims, p->strides, index, &at));
 }
 
+void odtplan_read_strided_i8(const odtplan_read_strided_t *p, const int8_t *x, int8_t *y)
+{
+    int32_t index[ODTPLAN_MAX_RANK] = {0};
+    int32_t at = p->offset;
+    const int32_t run = p->dims[p->rank - 1];
+    const int32_t step = p->strides[p->rank - 1];
+    do {
+        if (step == 1) {
+            memcpy(y, x + at, (size_t)run * sizeof *y);
+        } else {
+            for (int32_t i = 0; i < run; ++i) {
+                y[i] = x[at + i * step];
+            }
+        }
+        y += run;
+    } while (next_run(p->rank, p->dims, p->strides, index, &at));
+}
+
 void odtplan_write_strided_f32(const odtplan_write_strided_t *p, const float *x, float *y)
 {
     int32_t index[ODTPLAN_MAX_RANK] = {0};

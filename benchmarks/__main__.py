@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from . import instructions, planning
+from . import instructions, kernels, planning
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TABLES = (
@@ -18,6 +18,7 @@ TABLES = (
     planning.baseline_table,
     planning.squeeze_table,
     instructions.instruction_table,
+    kernels.kernel_table,
 )
 
 

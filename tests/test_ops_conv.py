@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from odt_plan.ir.graph import Attr, Graph, Node, TensorType
 from odt_plan.ir.opdef import get_op
 
 KERNELS = Path(odt_plan.__file__).parent / "backends" / "c" / "kernels"
-CONV_FILES = ("conv", "conv_grad", "depthwise", "gather", "sums")
+CONV_FILES = ("conv", "conv_grad", "depthwise", "gather", "margin", "pointwise", "sums")
 Array = np.ndarray[Any, Any]
 FAST = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -289,8 +289,9 @@ def test_c_equals_numpy_bit_for_bit(kernels: ctypes.CDLL, case: Case, rows: int)
 
 def test_c_equals_numpy_for_usual_layers(kernels: ctypes.CDLL) -> None:
     """Sizes at which all block kernels and depthwise windows run, with and without remainder."""
-    layers = product((4, 6), (1, 3), (1, 2), (9, 12), (False, True))
-    for channels, k, stride, size, depthwise in layers:
+    small = product((4, 6), (1, 3), (1, 2), (9, 12), (False, True))
+    windows = product((4,), (3, 5, 7), (1, 2), (3, 4, 7, 16, 21), (True,))
+    for channels, k, stride, size, depthwise in chain(small, windows):
         p = k // 2
         attrs: dict[str, Attr] = {
             "group": channels if depthwise else 1,

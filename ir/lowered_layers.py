@@ -9,7 +9,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UsageError
+from .errors import GraphError, UsageError
 from .graph import Attr, Graph, Node, Value
 from .quantization import HIGH, LOW, Quantization, fixed_points
 
@@ -140,7 +140,7 @@ def _product_obstacle(graph: Graph, node: Node, last: Node) -> str | None:
     attrs: dict[str, Attr] = {"out_scale": result.scale[0], "out_zero_point": result.zero_point}
     try:
         bias_and_factors(graph, node, attrs)
-    except UsageError as e:
+    except (GraphError, UsageError) as e:
         return str(e)
     return None
 

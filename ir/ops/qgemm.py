@@ -107,7 +107,11 @@ def _samples() -> Iterator[Sample]:
                 "clamp": (-5 * i, 90) if i % 2 else (-128, 127),
             },
             differentiable=(),
-            ranges={2: (-3000, 3000), 3: (2**30, 2**31 - 1), 4: (28, 34) if i == 2 else (38, 41)},
+            ranges={
+                2: (-3000, 3000),
+                3: (2**19, 2**22) if i == 2 else (2**30, 2**31 - 1),
+                4: (28, 34) if i == 2 else (38, 41),
+            },
             constants=(1, 2, 3, 4),
         )
 

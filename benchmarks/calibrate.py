@@ -1,9 +1,9 @@
-"""Executed instructions of the C kernels per unit of work, measured on emulated Cortex-M cores.
+"""Executed instructions of the C kernels, measured on emulated Cortex-M cores.
 
 Every kernel call of the training steps of real models (all parameters trained) runs alone on the
-emulated core. One figure per cost class is total instructions, less one call each, over total work:
-what makes the predicted latency of whole steps right on average. With ``--write`` the figures go
-into ``specs/cores/<core>.yaml``.
+emulated core. Three figures per cost class, instructions per unit of work, per element of the
+result and per inner loop, are fitted to them by non-negative least squares. With ``--write`` the
+figures go into ``specs/cores/<core>.yaml``.
 
     python -m benchmarks.calibrate [--core cortex-m7] [--write] [models...]
 """
@@ -18,7 +18,10 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
+
+import numpy as np
 
 from odt_plan.backends.c.emit import kernel_files
 from odt_plan.backends.c.emit_call import call, kernel_of, param_struct
@@ -75,7 +78,18 @@ class Measured:
     @property
     def amount(self) -> int:
         """Units of work."""
-        return get_op(self.case.node.op).work(self.case.node).amount
+        return self.counts[0]
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Units of work, elements of the result, inner loops."""
+        work = get_op(self.case.node.op).work(self.case.node)
+        return work.amount, self.case.node.out.type.size, work.loops
+
+    def predicted(self, rate: Rate, one_call: float) -> float:
+        """Instructions by these rates."""
+        each = sum(n * r for n, r in zip(self.counts, rate, strict=True))
+        return each + one_call * self.case.calls
 
 
 def model_cases(path: Path) -> list[Case]:
@@ -197,8 +211,13 @@ def measure(core: str, cases: Sequence[Case], compiler: lane.Compiler, flag: str
         return result
 
 
-def summarize(measured: Sequence[Measured]) -> tuple[float, dict[str, float]]:
-    """Instructions of one call, and per unit of work of each class.
+#: Instructions per unit of work, per element of the result, per inner loop.
+Rate = tuple[float, float, float]
+Rates = dict[str, Rate]
+
+
+def summarize(measured: Sequence[Measured]) -> tuple[float, Rates]:
+    """Instructions of one call, and the three rates of each class.
 
     A call is what small elementwise kernels take beyond their work, by the rate of a large case of
     the same operator.
@@ -214,13 +233,33 @@ def summarize(measured: Sequence[Measured]) -> tuple[float, dict[str, float]]:
     return one_call, _rates(measured, one_call)
 
 
-def _rates(measured: Sequence[Measured], one_call: float) -> dict[str, float]:
-    rates = {}
-    for name in sorted({m.cost_class for m in measured}):
-        chosen = [m for m in measured if m.cost_class == name]
-        spent = sum(max(0.0, m.instructions - one_call * m.case.calls) for m in chosen)
-        rates[name] = spent / sum(m.amount for m in chosen)
-    return rates
+def _rates(measured: Sequence[Measured], one_call: float) -> Rates:
+    return {
+        name: _fit([m for m in measured if m.cost_class == name], one_call)
+        for name in sorted({m.cost_class for m in measured})
+    }
+
+
+def _fit(chosen: Sequence[Measured], one_call: float) -> Rate:
+    """Non-negative rates with the least squared error: the best of all subsets of them.
+
+    Cases weigh by 1 / instructions^0.75: between the absolute error, which would leave small layers
+    to chance, and the relative one, which would leave large ones.
+    """
+    spent = np.array([m.instructions for m in chosen], float)
+    weight = spent**-0.75
+    known = np.array([one_call * m.case.calls for m in chosen])
+    counts = np.array([m.counts for m in chosen], float) * weight[:, None]
+    goal = np.maximum(spent - known, 0.0) * weight
+    best, least = np.zeros(3), float(goal @ goal)
+    for size in (1, 2, 3):
+        for subset in combinations(range(3), size):
+            rates = np.zeros(3)
+            rates[list(subset)] = np.linalg.lstsq(counts[:, subset], goal, rcond=None)[0]
+            error = float(np.sum((counts @ rates - goal) ** 2))
+            if (rates >= 0).all() and error < 0.999 * least:
+                best, least = rates, error
+    return float(best[0]), float(best[1]), float(best[2])
 
 
 def _rounded(value: float) -> str:
@@ -242,13 +281,17 @@ DERIVED = {
 }
 
 
-def write_spec(core: str, one_call: float, rates: dict[str, float], source: str) -> None:
+def write_spec(core: str, one_call: float, rates: Rates, source: str) -> None:
     """Replace the figures of ``specs/cores/<core>.yaml``, its comments kept."""
     path = ROOT / "specs" / "cores" / f"{core}.yaml"
     text = path.read_text()
-    values = {"call": one_call, **rates}
-    for name, value in values.items():
-        entry = f'{name}: {{value: {_rounded(value)}, source: "{source}"}}'
+    entries = {"call": f"value: {_rounded(one_call)}"}
+    for name, (value, output, loop) in rates.items():
+        entries[name] = f"value: {_rounded(value)}"
+        entries[name] += f", per_output: {_rounded(output)}" if output else ""
+        entries[name] += f", per_loop: {_rounded(loop)}" if loop else ""
+    for name, figures in entries.items():
+        entry = f'{name}: {{{figures}, source: "{source}"}}'
         text, n = re.subn(rf"\b{name}: \{{value: [^}}]*\}}", lambda _, e=entry: e, text)
         assert n == 1, f"{path} has no {name}"
     path.write_text(text)
@@ -279,10 +322,11 @@ def main() -> None:
             print(f" {m.instructions:>12,} {rate:9.2f}  {where}")
     print(f"{'call':22} {one_call:9.0f}")
     for name, rate in rates.items():
-        large = [m for m in measured if m.cost_class == name and m.amount > 1000]
-        each = sorted(m.instructions / m.amount for m in large)
-        spread = f"{each[0]:.2f} .. {each[-1]:.2f} in {len(each)} cases" if each else ""
-        print(f"{name:22} {rate:9.2f}   {spread}")
+        chosen = [m for m in measured if m.cost_class == name]
+        off = sorted(m.instructions / m.predicted(rate, one_call) for m in chosen)
+        figures = " ".join(f"{r:8.2f}" for r in rate)
+        spread = f"{off[0]:.2f} .. {off[len(off) // 2]:.2f} .. {off[-1]:.2f}"
+        print(f"{name:22} {figures}   measured / predicted {spread} in {len(off)} cases")
     if options.write:
         source = (
             f"measured: {_compiler_name(options.compiler)} {options.flag}, emulated {options.core},"
@@ -290,7 +334,7 @@ def main() -> None:
         )
         write_spec(options.core, one_call, rates, source)
         for core, (factor, why) in DERIVED.items() if options.core == "cortex-m7" else ():
-            scaled = {n: r * factor for n, r in rates.items()}
+            scaled = {n: (a * factor, b * factor, c * factor) for n, (a, b, c) in rates.items()}
             write_spec(core, one_call * factor, scaled, f"estimated: {why}")
 
 

@@ -39,10 +39,18 @@ CostClass = Literal[
 
 @dataclass(frozen=True)
 class Work:
-    """Amount of work of a node: ``amount`` units of ``cost_class``."""
+    """Amount of work of a node.
+
+    Attributes:
+        cost_class: What the units are.
+        amount: Units.
+        loops: Runs of units along the innermost axis: what a kernel starts an inner loop for. Short
+            runs (small images) make a unit dearer. 0 where one run covers everything.
+    """
 
     cost_class: CostClass
     amount: int
+    loops: int = 0
 
 
 Infer = Callable[[Node], Sequence[TensorType]]

@@ -37,18 +37,29 @@ class Quantity(_Spec):
     source: str = Field(min_length=3)
 
 
+class Rate(Quantity):
+    """Executed instructions of a kernel: ``value`` per unit of work.
+
+    ``per_output`` (an element of the result: bias, store) and ``per_loop`` (the start of an inner
+    loop: addresses, borders) decide on small images, where inner loops run only a few times.
+    """
+
+    per_output: NonNegativeFloat = 0.0
+    per_loop: NonNegativeFloat = 0.0
+
+
 class Core(_Spec):
     """A CPU core as our C kernels see it (specs/cores/<id>.yaml).
 
-    ``instructions`` gives executed instructions per unit of work by dtype and cost class, ``call``
-    the instructions around one kernel call.
+    ``instructions`` gives executed instructions by dtype and cost class, ``call`` the instructions
+    around one kernel call.
     """
 
     id: str
     name: str
     compiler: dict[str, str]  #: GCC flags (``gcc``) and zig's ``zig_target`` and ``zig_cpu``
     call: Quantity
-    instructions: dict[str, dict[str, Quantity]]
+    instructions: dict[str, dict[str, Rate]]
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

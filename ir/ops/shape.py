@@ -53,7 +53,6 @@ register(
         ),
         vjp=_vjp_reshape,
         view=True,
-        onnx="Reshape",
     )
 )
 
@@ -94,7 +93,6 @@ def register_read(
             c=CKernel("odtplan_read_strided_f32", "odtplan_read_strided_t", SOURCE, params),
             samples=lambda: iter(samples),
             vjp=vjp,
-            onnx=name,
         )
     )
 
@@ -209,6 +207,5 @@ register(
         c=CKernel("odtplan_concat_f32", "odtplan_concat_t", SOURCE, _concat_params, variadic=True),
         samples=_concat_samples,
         vjp=_vjp_concat,
-        onnx="Concat",
     )
 )

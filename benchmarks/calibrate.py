@@ -1,9 +1,9 @@
-"""Executed instructions of the C kernels per unit of work, measured on emulated Cortex-M cores.
+"""Executed instructions of the C kernels, measured on emulated Cortex-M cores.
 
 Every kernel call of the training steps of real models (all parameters trained) runs alone on the
-emulated core. One figure per cost class is total instructions, less one call each, over total work:
-what makes the predicted latency of whole steps right on average. With ``--write`` the figures go
-into ``specs/cores/<core>.yaml``.
+emulated core. Three figures per cost class, instructions per unit of work, per element of the
+result and per inner loop, are fitted to them by non-negative least squares. With ``--write`` the
+figures go into ``specs/cores/<core>.yaml``.
 
     python -m benchmarks.calibrate [--core cortex-m7] [--write] [models...]
 """
@@ -18,7 +18,10 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
+
+import numpy as np
 
 from odt_plan.backends.c.emit import kernel_files
 from odt_plan.backends.c.emit_call import call, kernel_of, param_struct
@@ -26,6 +29,7 @@ from odt_plan.ir.autodiff import build_training, candidates
 from odt_plan.ir.graph import Attr, Graph, Node, TensorType
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.opdef import get_op
+from odt_plan.ir.precision import all_i8, lower
 from odt_plan.ir.training import TrainingSpec
 from odt_plan.planner.device import load_core
 
@@ -39,6 +43,14 @@ SOFT_FLOAT_WORK = 300_000
 SOFT_FLOAT = {"cortex-m0plus", "cortex-m3"}
 MODELS = (*NAMES, "mlperf_ad_autoencoder", "mcunet-5fps-head10-relu6")
 
+
+#: Models whose integer kernels are measured.
+QUANTIZED = (
+    "mlperf_resnet8_int8",
+    "mlperf_dscnn_kws_int8",
+    "tinyengine_mcunet_vww_int8",
+    "mcunet-5fps-head10-qdq",
+)
 
 #: Instructions around a call in the generated schedule: addresses into registers, branch, return.
 _CALLER = 12.0
@@ -68,14 +80,26 @@ class Measured:
     instructions: int
 
     @property
-    def cost_class(self) -> str:
-        """Class that the planner books it under."""
-        return get_op(self.case.node.op).work(self.case.node).cost_class
+    def cost_class(self) -> tuple[str, str]:
+        """Dtype and class that the planner books it under."""
+        work = get_op(self.case.node.op).work(self.case.node)
+        return work.dtype, work.cost_class
 
     @property
     def amount(self) -> int:
         """Units of work."""
-        return get_op(self.case.node.op).work(self.case.node).amount
+        return self.counts[0]
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Units of work, elements of the result, inner loops."""
+        work = get_op(self.case.node.op).work(self.case.node)
+        return work.amount, self.case.node.out.type.size, work.loops
+
+    def predicted(self, rate: Rate, one_call: float) -> float:
+        """Instructions by these rates."""
+        each = sum(n * r for n, r in zip(self.counts, rate, strict=True))
+        return each + one_call * self.case.calls
 
 
 def model_cases(path: Path) -> list[Case]:
@@ -91,6 +115,18 @@ def model_cases(path: Path) -> list[Case]:
             if not get_op(node.op).view:
                 result.append(Case(node, tiles.get(node) if streamed else None, path.stem))
     return result
+
+
+def integer_cases(path: Path) -> list[Case]:
+    """The integer kernels of a quantized model."""
+    graph = import_model(path)
+    graph = lower(graph, all_i8(graph))
+    ops = {n: get_op(n.op) for n in graph.nodes}
+    return [
+        Case(n, None, path.stem)
+        for n, op in ops.items()
+        if not op.view and op.work(n).dtype == "i8"
+    ]
 
 
 def copy_cases() -> list[Case]:
@@ -159,7 +195,9 @@ def _case_function(i: int, c: Case) -> str:
             places.append(None)
             continue
         places.append(f"memory + {at}")
-        if v.type.dtype in ("i32", "u8"):  # labels and indices must be valid: 0 is
+        if v.type.dtype == "i32":  # labels, multipliers and shifts must be valid: 1 is
+            clear += f"    for (i = 0; i < {v.type.size}; i++) {{ ((int32_t *)(void *)(memory + {at}))[i] = 1; }}\n"
+        if v.type.dtype == "u8":  # so must indices: 0 is
             clear += f"    for (i = 0; i < {v.type.nbytes}; i++) {{ memory[{at} + i] = 0; }}\n"
         at += -(-v.type.nbytes // 8) * 8
     inputs = places[: len(c.node.inputs)]
@@ -197,13 +235,18 @@ def measure(core: str, cases: Sequence[Case], compiler: lane.Compiler, flag: str
         return result
 
 
-def summarize(measured: Sequence[Measured]) -> tuple[float, dict[str, float]]:
-    """Instructions of one call, and per unit of work of each class.
+#: Instructions per unit of work, per element of the result, per inner loop.
+Rate = tuple[float, float, float]
+Rates = dict[tuple[str, str], Rate]
+
+
+def summarize(measured: Sequence[Measured]) -> tuple[float, Rates]:
+    """Instructions of one call, and the three rates of each class.
 
     A call is what small elementwise kernels take beyond their work, by the rate of a large case of
     the same operator.
     """
-    simple = [m for m in measured if m.cost_class == "elementwise"]
+    simple = [m for m in measured if m.cost_class == ("f32", "elementwise")]
     rest = []
     for op in {m.case.node.op for m in simple}:
         cases = sorted((m for m in simple if m.case.node.op == op), key=lambda m: m.amount)
@@ -214,13 +257,33 @@ def summarize(measured: Sequence[Measured]) -> tuple[float, dict[str, float]]:
     return one_call, _rates(measured, one_call)
 
 
-def _rates(measured: Sequence[Measured], one_call: float) -> dict[str, float]:
-    rates = {}
-    for name in sorted({m.cost_class for m in measured}):
-        chosen = [m for m in measured if m.cost_class == name]
-        spent = sum(max(0.0, m.instructions - one_call * m.case.calls) for m in chosen)
-        rates[name] = spent / sum(m.amount for m in chosen)
-    return rates
+def _rates(measured: Sequence[Measured], one_call: float) -> Rates:
+    return {
+        name: _fit([m for m in measured if m.cost_class == name], one_call)
+        for name in sorted({m.cost_class for m in measured})
+    }
+
+
+def _fit(chosen: Sequence[Measured], one_call: float) -> Rate:
+    """Non-negative rates with the least squared error: the best of all subsets of them.
+
+    Cases weigh by 1 / instructions^0.75: between the absolute error, which would leave small layers
+    to chance, and the relative one, which would leave large ones.
+    """
+    spent = np.array([m.instructions for m in chosen], float)
+    weight = spent**-0.75
+    known = np.array([one_call * m.case.calls for m in chosen])
+    counts = np.array([m.counts for m in chosen], float) * weight[:, None]
+    goal = np.maximum(spent - known, 0.0) * weight
+    best, least = np.zeros(3), float(goal @ goal)
+    for size in (1, 2, 3):
+        for subset in combinations(range(3), size):
+            rates = np.zeros(3)
+            rates[list(subset)] = np.linalg.lstsq(counts[:, subset], goal, rcond=None)[0]
+            error = float(np.sum((counts @ rates - goal) ** 2))
+            if (rates >= 0).all() and error < 0.999 * least:
+                best, least = rates, error
+    return float(best[0]), float(best[1]), float(best[2])
 
 
 def _rounded(value: float) -> str:
@@ -242,17 +305,27 @@ DERIVED = {
 }
 
 
-def write_spec(core: str, one_call: float, rates: dict[str, float], source: str) -> None:
+def write_spec(core: str, one_call: float, rates: Rates, source: str) -> None:
     """Replace the figures of ``specs/cores/<core>.yaml``, its comments kept."""
     path = ROOT / "specs" / "cores" / f"{core}.yaml"
     text = path.read_text()
-    values = {"call": one_call, **rates}
-    for name, value in values.items():
-        entry = f'{name}: {{value: {_rounded(value)}, source: "{source}"}}'
-        text, n = re.subn(rf"\b{name}: \{{value: [^}}]*\}}", lambda _, e=entry: e, text)
-        assert n == 1, f"{path} has no {name}"
+    text = _put(text, "call", f"value: {_rounded(one_call)}", source)
+    for (dtype, name), (value, output, loop) in rates.items():
+        figures = f"value: {_rounded(value)}"
+        figures += f", per_output: {_rounded(output)}" if output else ""
+        figures += f", per_loop: {_rounded(loop)}" if loop else ""
+        head, tail = text.split(f"\n  {dtype}:\n")
+        own, rest = re.match(r"((?:    .*\n)*)(.*)", tail, re.DOTALL).groups()  # type: ignore[union-attr]
+        text = f"{head}\n  {dtype}:\n{_put(own, name, figures, source)}{rest}"
     path.write_text(text)
     load_core(core)
+
+
+def _put(text: str, name: str, figures: str, source: str) -> str:
+    entry = f'{name}: {{{figures}, source: "{source}"}}'
+    text, n = re.subn(rf"\b{name}: \{{value: [^}}]*\}}", lambda _: entry, text)
+    assert n == 1, f"no entry {name}"
+    return text
 
 
 def main() -> None:
@@ -266,7 +339,9 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="print every case")
     options = parser.parse_args()
     paths = options.models or models(MODELS)
-    cases = distinct([*copy_cases(), *(c for m in paths for c in model_cases(m))])
+    quantized = [] if options.models else models(QUANTIZED)[1:]
+    cases = [*copy_cases(), *(c for m in paths for c in model_cases(m))]
+    cases = distinct([*cases, *(c for m in quantized for c in integer_cases(m))])
     if options.core in SOFT_FLOAT:
         cases = [c for c in cases if get_op(c.node.op).work(c.node).amount <= SOFT_FLOAT_WORK]
     measured = measure(options.core, cases, options.compiler, options.flag)
@@ -275,22 +350,26 @@ def main() -> None:
         for m in sorted(measured, key=lambda m: (m.cost_class, m.case.node.op, m.amount)):
             rate = m.instructions / max(1, m.amount)
             where = f"{m.case.model} {m.case.node.name[-40:]}"
-            print(f"{m.cost_class:22} {m.case.node.op:20} {m.amount:>10,} {m.case.calls:4}", end="")
+            print(
+                f"{' '.join(m.cost_class):26} {m.case.node.op:20} {m.amount:>10,} {m.case.calls:4}",
+                end="",
+            )
             print(f" {m.instructions:>12,} {rate:9.2f}  {where}")
     print(f"{'call':22} {one_call:9.0f}")
     for name, rate in rates.items():
-        large = [m for m in measured if m.cost_class == name and m.amount > 1000]
-        each = sorted(m.instructions / m.amount for m in large)
-        spread = f"{each[0]:.2f} .. {each[-1]:.2f} in {len(each)} cases" if each else ""
-        print(f"{name:22} {rate:9.2f}   {spread}")
+        chosen = [m for m in measured if m.cost_class == name]
+        off = sorted(m.instructions / m.predicted(rate, one_call) for m in chosen)
+        figures = " ".join(f"{r:8.2f}" for r in rate)
+        spread = f"{off[0]:.2f} .. {off[len(off) // 2]:.2f} .. {off[-1]:.2f}"
+        print(f"{' '.join(name):26} {figures}   measured / predicted {spread} in {len(off)} cases")
     if options.write:
         source = (
             f"measured: {_compiler_name(options.compiler)} {options.flag}, emulated {options.core},"
-            f" {len(measured)} kernel calls of {len(paths)} models"
+            f" {len(measured)} kernel calls of {len(paths) + len(quantized)} models"
         )
         write_spec(options.core, one_call, rates, source)
         for core, (factor, why) in DERIVED.items() if options.core == "cortex-m7" else ():
-            scaled = {n: r * factor for n, r in rates.items()}
+            scaled = {n: (a * factor, b * factor, c * factor) for n, (a, b, c) in rates.items()}
             write_spec(core, one_call * factor, scaled, f"estimated: {why}")
 
 

@@ -34,6 +34,8 @@ def read_proto(path: Path) -> ModelProto:
     """
     if path.is_dir():
         raise UsageError(f"{path}: is a folder, not an ONNX file")
+    if path.exists() and not path.is_file():  # a device may never end
+        raise UsageError(f"{path}: is a device or a pipe, not an ONNX file")
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:

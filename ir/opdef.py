@@ -39,10 +39,19 @@ CostClass = Literal[
 
 @dataclass(frozen=True)
 class Work:
-    """Amount of work of a node: ``amount`` units of ``cost_class``, done in ``dtype``."""
+    """Amount of work of a node.
+
+    Attributes:
+        cost_class: What the units are.
+        amount: Units.
+        loops: Runs of units along the innermost axis: what a kernel starts an inner loop for. Short
+            runs (small images) make a unit dearer. 0 where one run covers everything.
+        dtype: Arithmetic that the units are done in.
+    """
 
     cost_class: CostClass
     amount: int
+    loops: int = 0
     dtype: Literal["f32", "i8"] = "f32"
 
 

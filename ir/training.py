@@ -43,6 +43,11 @@ class TrainingSpec:
         """Reject impossible settings."""
         if self.micro_batches < 1:
             raise UsageError(f"micro-batches must be at least 1, not {self.micro_batches}")
+        for name in ("momentum", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:  # also rejects NaN
+                raise UsageError(f"{name} must be from 0 to below 1, not {getattr(self, name)}")
+        if not 0 < self.epsilon < 1:
+            raise UsageError(f"epsilon must be between 0 and 1, not {self.epsilon}")
 
     @property
     def state_slots(self) -> tuple[str, ...]:
@@ -104,12 +109,10 @@ class Update:
         return t.nbytes // rows * self.tile_rows
 
     @property
-    def state_bytes(self) -> int:
-        """Bytes that the update keeps in RAM for good: weights, accumulator, optimizer tensors."""
-        tensors = [self.value, *self.states]
-        if self.accumulator is not None:
-            tensors.append(self.accumulator)
-        return sum(v.type.nbytes for v in tensors)
+    def resident(self) -> tuple[Value, ...]:
+        """What the update keeps in RAM for good: weights, optimizer tensors, accumulator."""
+        kept = (self.value, *self.states)
+        return kept if self.accumulator is None else (*kept, self.accumulator)
 
 
 @dataclass(frozen=True, eq=False)

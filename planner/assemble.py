@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 from .. import __version__
 from ..ir.autodiff import param_slots
@@ -15,6 +14,7 @@ from ..ir.training import Candidate, TrainingGraph
 from .cost import CostModel, code_bytes, flash_weights_bytes
 from .importance import PRIOR, ratio
 from .plan import (
+    SCHEMA_VERSION,
     ActivationDecision,
     Claims,
     Decisions,
@@ -22,6 +22,7 @@ from .plan import (
     FlashClaim,
     ModelInfo,
     Objective,
+    ObjectiveName,
     Plan,
     RamClaim,
     SolverInfo,
@@ -31,6 +32,9 @@ from .plan import (
 from .rebuild import file_sha256
 from .schedule import Schedule
 from .tensors import aligned
+
+#: Solvers work in floating point: a gap up to this is rounding.
+_ROUNDING = 1e-6
 
 
 def source_of(path: Path, batch: int, fold_batchnorm: bool) -> ModelInfo:
@@ -52,8 +56,8 @@ def assemble(
     *,
     source: ModelInfo,
     device: DeviceInfo,
-    objectives: Sequence[Objective],
-    status: Literal["optimal", "feasible"],
+    bounds: Mapping[ObjectiveName, float],
+    gap: float,
     importance: Mapping[Candidate, int],
     solver: tuple[str, int, float],
 ) -> Plan:
@@ -66,13 +70,24 @@ def assemble(
         cost: Predicted costs.
         source: Model file and import options.
         device: Device and budgets.
-        objectives: Stages of the objective with their bounds.
-        status: Whether every stage reached its gap.
+        bounds: Stage of the objective -> proven bound, in order.
+        gap: Relative gap that makes a stage optimal.
         importance: Score of each update.
         solver: Name, seed and seconds.
     """
     spec = training.spec
+    claims = _claims(training, schedule, cost)
+    reached: dict[ObjectiveName, float] = {
+        "learn": sum(importance[u.candidate] for u in training.updates),
+        "latency": claims.cycles,
+        "energy": claims.energy_j,
+        "ram": claims.ram_bytes.live_peak + schedule.state_bytes,
+        "flash": claims.flash_bytes.total,
+    }
+    stages = tuple(_stage(name, reached[name], bound) for name, bound in bounds.items())
+    optimal = all(s.gap <= max(gap, _ROUNDING) for s in stages)
     return Plan(
+        schema_version=SCHEMA_VERSION,
         odt_plan_version=__version__,
         model=source,
         training=Training(
@@ -85,9 +100,9 @@ def assemble(
             epsilon=spec.epsilon,
         ),
         device=device,
-        status=status,
-        objective=tuple(objectives),
-        claims=_claims(training, schedule, cost),
+        status="optimal" if optimal else "feasible",
+        objective=stages,
+        claims=claims,
         decisions=_decisions(forward, training, schedule, importance),
         buffers=schedule.buffers,
         steps=schedule.steps,
@@ -98,6 +113,11 @@ def assemble(
             time_s=round(solver[2], 6),
         ),
     )
+
+
+def _stage(name: ObjectiveName, value: float, bound: float) -> Objective:
+    gap = abs(bound - value) / max(abs(value), 1e-9)
+    return Objective(name=name, value=value, bound=bound, gap=gap)
 
 
 def _claims(training: TrainingGraph, schedule: Schedule, cost: CostModel) -> Claims:

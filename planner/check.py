@@ -125,7 +125,9 @@ def check(
         CheckError: The plan breaks a rule, exceeds a budget or claims what it does not do.
     """
     if plan.device.id != device.id:
-        raise CheckError(f"the plan is for device {plan.device.id}, not {device.id}")
+        raise CheckError(
+            f"the plan is for device {plan.device.id}, not {device.id}; plan again for {device.id}"
+        )
     program = resolve(plan, training)
     layout(program)
     machine = Machine(program)

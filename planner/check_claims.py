@@ -140,12 +140,15 @@ def _compute_cycles(nodes: list[Node], step: Step, device: Device, core: Core) -
     instructions = 0.0
     for node in nodes:
         work = get_op(node.op).work(node)
-        instructions += work.amount * core.instructions["f32"][work.cost_class].value
+        rate = core.rate(work.dtype, work.cost_class)
+        instructions += work.amount * rate.value + work.loops * rate.per_loop
+        instructions += node.out.type.size * rate.per_output
     calls = 1
     if len(nodes) == 2:
         calls = 2 * ceil(_rows(nodes[0].out.type) / step.tile_rows)
     instructions += calls * core.call.value
-    return ceil(instructions * device.cycles_per_instruction.value)
+    # Less than a millionth of a cycle is the rounding error of this very sum.
+    return ceil(round(instructions * device.cycles_per_instruction.value, 6))
 
 
 def _rows(t: TensorType) -> int:

@@ -40,16 +40,26 @@ def _precision(p: Program) -> None:
 
 
 def _objective(p: Program) -> None:
-    """Values that the steps and decisions determine, and gaps, are as they say."""
+    """Values are what steps and decisions give, bounds are on their side, gaps are as they say."""
+    claims = p.plan.claims
     facts = {
         "learn": sum(u.importance for u in p.plan.decisions.updates),
-        "latency": float(p.plan.claims.cycles),
+        "latency": float(claims.cycles),
+        "energy": claims.energy_j,
+        "ram": claims.ram_bytes.live_peak + claims.ram_bytes.total - claims.ram_bytes.arena,
+        "flash": claims.flash_bytes.total,
     }
+    names = [o.name for o in p.plan.objective]
+    if len(set(names)) != len(names):
+        raise CheckError(f"objective: stages {', '.join(names)}, one occurs twice")
     for o in p.plan.objective:
-        fact = facts.get(o.name, o.value)
+        fact = facts[o.name]
         # Solvers work in floating point: a millionth is rounding, not a lie.
         if not isclose(o.value, fact, rel_tol=1e-6, abs_tol=1e-9):
             raise CheckError(f"objective {o.name}: value is {o.value}, but the plan gives {fact}")
+        over = o.value - o.bound if o.name == "learn" else o.bound - o.value
+        if over > 1e-6 * max(abs(o.value), 1e-9):
+            raise CheckError(f"objective {o.name}: value {o.value} is beyond its bound {o.bound}")
         gap = abs(o.bound - o.value) / max(abs(o.value), 1e-9)
         if not isclose(o.gap, gap, rel_tol=1e-6, abs_tol=1e-9):
             raise CheckError(f"objective {o.name}: gap is {o.gap}, but bound and value give {gap}")
@@ -57,6 +67,7 @@ def _objective(p: Program) -> None:
 
 def _updates(p: Program) -> None:
     wanted = {u.candidate.param: u for u in p.training.updates}
+    frozen = _frozen(p)
     seen: set[str] = set()
     for d in p.plan.decisions.updates:
         if d.param in seen:
@@ -67,6 +78,10 @@ def _updates(p: Program) -> None:
             if d.ratio or d.channels is not None:
                 raise CheckError(
                     f"decisions.updates: {d.param} has ratio {d.ratio} but no step updates it"
+                )
+            if (d.node, d.role) not in frozen.get(d.param, ()):
+                raise CheckError(
+                    f"decisions.updates: {d.param} is no {d.role} of a forward node {d.node}"
                 )
             continue
         ratio = 1.0
@@ -83,6 +98,17 @@ def _updates(p: Program) -> None:
     for name in wanted:
         if name not in seen:
             raise CheckError(f"decisions.updates: {name} is updated but not decided")
+
+
+def _frozen(p: Program) -> dict[str, set[tuple[str, str]]]:
+    """Constants that could be trained: the forward nodes that use them, and as what."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    for node in p.training.graph.nodes:
+        for slot in get_op(node.op).params if node.phase == "forward" else ():
+            v = node.inputs[slot.index] if slot.index < len(node.inputs) else None
+            if v is not None and v.name in p.training.graph.constants:
+                found.setdefault(v.name, set()).add((node.name, slot.role))
+    return found
 
 
 def _cold_size(owner: Node) -> int:

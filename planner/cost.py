@@ -1,7 +1,8 @@
 """Predicted cost of nodes, updates and page transfers, as integers.
 
-Instructions = work x the core's executed instructions per unit of work (specs/cores) + one call;
-cycles = instructions x the device's cycles per instruction, rounded up per step.
+Instructions = the core's executed instructions (specs/cores) per unit of work, per element of the
+result and per inner loop, times their counts, + one call; cycles = instructions x the device's
+cycles per instruction, rounded up per step.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ class CostModel:
     core: Core
     storage: Storage | None
 
-    def _instructions(self, node: Node, dtype: str = "f32") -> float:
+    def _instructions(self, node: Node) -> float:
         op = get_op(node.op)
         if op.view:
             return 0.0
         work = op.work(node)
-        return work.amount * self.core.instructions[dtype][work.cost_class].value
+        rate = self.core.rate(work.dtype, work.cost_class)
+        outputs = node.out.type.size * rate.per_output
+        return work.amount * rate.value + outputs + work.loops * rate.per_loop
 
     def node_cycles(self, node: Node) -> int:
         """Cycles of one compute step."""
@@ -86,7 +89,8 @@ class CostModel:
         return ceil((latency_s + n_bytes / bytes_per_s) * self.device.clock_hz.value)
 
     def _cycles(self, instructions: float) -> int:
-        return ceil(instructions * self.device.cycles_per_instruction.value)
+        # A millionth is the rounding of sums in another order, not a cycle.
+        return ceil(round(instructions * self.device.cycles_per_instruction.value, 6))
 
 
 def flash_weights_bytes(training: TrainingGraph) -> int:

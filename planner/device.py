@@ -37,26 +37,48 @@ class Quantity(_Spec):
     source: str = Field(min_length=3)
 
 
+#: Cost classes of integer kernels; gradients are computed in f32.
+I8_CLASSES: tuple[CostClass, ...] = ("conv", "depthwise", "gemm", "elementwise", "pool")
+
+
+class Rate(Quantity):
+    """Executed instructions of a kernel: ``value`` per unit of work.
+
+    ``per_output`` (an element of the result: bias, store) and ``per_loop`` (the start of an inner
+    loop: addresses, borders) decide on small images, where inner loops run only a few times.
+    """
+
+    per_output: NonNegativeFloat = 0.0
+    per_loop: NonNegativeFloat = 0.0
+
+
 class Core(_Spec):
     """A CPU core as our C kernels see it (specs/cores/<id>.yaml).
 
-    ``instructions`` gives executed instructions per unit of work by dtype and cost class, ``call``
-    the instructions around one kernel call.
+    ``instructions`` gives executed instructions by dtype and cost class, ``call`` the instructions
+    around one kernel call.
     """
 
     id: str
     name: str
     compiler: dict[str, str]  #: GCC flags (``gcc``) and zig's ``zig_target`` and ``zig_cpu``
     call: Quantity
-    instructions: dict[str, dict[str, Quantity]]
+    instructions: dict[str, dict[str, Rate]]
+
+    def rate(self, dtype: str, cost_class: str) -> Rate:
+        """Instructions of a cost class."""
+        return self.instructions[dtype][cost_class]
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if "f32" not in self.instructions:
-            raise ValueError("instructions: f32 is missing")
         known = get_args(CostClass)
+        needed = {"f32": known, "i8": I8_CLASSES}
+        if absent := [d for d in needed if d not in self.instructions]:
+            raise ValueError(f"instructions: {absent[0]} is missing")
         for dtype, classes in self.instructions.items():
-            if missing := [c for c in known if c not in classes]:
+            if dtype not in needed:
+                raise ValueError(f"instructions.{dtype}: no dtype that kernels compute in")
+            if missing := [c for c in needed[dtype] if c not in classes]:
                 raise ValueError(f"instructions.{dtype}: {', '.join(missing)} missing")
             if unknown := [c for c in classes if c not in known]:
                 raise ValueError(f"instructions.{dtype}: {unknown[0]} is no cost class")

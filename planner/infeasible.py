@@ -9,31 +9,41 @@ from math import ceil, floor, log10
 from ..ir.errors import InfeasibleError
 from .cost import flash_weights_bytes
 from .linear import SolverOptions
-from .milp import Milp, ObjectiveName
+from .milp import Milp
+from .plan import ObjectiveName
 from .problem import Limits, Problem
 from .sizes import format_bytes
 
+#: Objective that is a need -> the limit on it.
+_FIELDS: dict[ObjectiveName, str] = {
+    "flash": "flash_bytes",
+    "ram": "ram_bytes",
+    "latency": "cycles",
+    "energy": "energy_j",
+}
 #: Larger than any budget; small enough for exact arithmetic in doubles.
 NO_LIMIT = 2**50
 
 
 def explain(
-    problem: Problem, options: SolverOptions, smallest_ram: Callable[[int], int]
+    problem: Problem, options: SolverOptions, smallest_ram: Callable[[int], int | None]
 ) -> InfeasibleError:
     """The error for a problem that the solver has proven infeasible.
 
     Each limit is relaxed alone and the need for it is minimized under the others; those for which
-    that helps bind alone. If none does, all limits are relaxed and every need is told.
+    that helps bind alone. If none does, each need is minimized under those that were told before,
+    so that the values work together.
 
     Args:
         problem: The infeasible problem.
         options: How to solve; the needs are minimized without a gap.
-        smallest_ram: Live bytes that suffice -> RAM with which a plan, layout included, was found.
+        smallest_ram: Live bytes that suffice -> RAM with which a plan, layout included, was found;
+            None: none was found.
     """
     options = replace(options, gap=0.0)
     limits = problem.limits
     lines: list[str] = []
-    relaxed = {
+    relaxed: dict[ObjectiveName, Limits] = {
         "flash": replace(limits, flash_bytes=NO_LIMIT),
         "ram": replace(limits, ram_bytes=NO_LIMIT),
         "latency": replace(limits, cycles=None),
@@ -41,46 +51,53 @@ def explain(
     }
     for name, free in relaxed.items():
         if free != limits and (need := _need(problem, free, name, options)) is not None:
-            value, where = need
             if name == "ram":
-                value = smallest_ram(round(value))
-            lines.append(_line(problem, name, value, where))
+                lines.append(_ram_line(limits.ram_bytes, *need, smallest_ram))
+            else:
+                lines.append(_line(problem, name, *need))
     if not lines:
         free = Limits(NO_LIMIT, NO_LIMIT, None, None, limits.storage_bytes)
         for name in relaxed:
             need = _need(problem, free, name, options)
-            if need is not None and _over(problem, name, need[0]):
+            has = getattr(limits, _FIELDS[name])
+            if need is None or has is None:
+                continue
+            if need[0] > has:
                 lines.append(_line(problem, name, *need))
+            # a billionth more: the solver's own figure must not be out of its reach
+            free = replace(free, **{_FIELDS[name]: max(has, need[0] * (1 + 1e-9))})
         if lines:
-            lines.insert(0, "several limits bind together")
+            lines.insert(0, "several limits bind, these values work together")
     if not lines:
         lines.append("the limits contradict each other and no single one explains it")
     return InfeasibleError("no plan fits: " + "; ".join(lines))
 
 
 def _need(
-    problem: Problem, limits: Limits, name: str, options: SolverOptions
+    problem: Problem, limits: Limits, name: ObjectiveName, options: SolverOptions
 ) -> tuple[float, str] | None:
     """Smallest need under these limits and the slot where it arises."""
-    objective: ObjectiveName = name  # type: ignore[assignment]
-    result = Milp(replace(problem, limits=limits)).solve(objective, options)
+    result = Milp(replace(problem, limits=limits)).solve(name, options)
     if result.solution is None:
         return None
     return result.value, f" at {result.peak_node}"
 
 
-def _over(problem: Problem, name: str, need: float) -> bool:
-    limits = problem.limits
-    has = {
-        "flash": limits.flash_bytes,
-        "ram": limits.ram_bytes,
-        "latency": limits.cycles,
-        "energy": limits.energy_j,
-    }[name]
-    return has is not None and need > has
+def _ram_line(
+    has: int, live_bytes: float, where: str, smallest_ram: Callable[[int], int | None]
+) -> str:
+    live = round(live_bytes)
+    found = smallest_ram(live)
+    if found == live:
+        return "RAM: needs " + _bytes_line(live, has, where, "--ram")
+    way = "no layout was found for it" if found is None else f"a --ram that works is {found}"
+    return (
+        f"RAM: needs {format_bytes(live)}{where} and more for the layout, has {format_bytes(has)};"
+        f" {way}"
+    )
 
 
-def _line(problem: Problem, name: str, need: float, where: str) -> str:
+def _line(problem: Problem, name: ObjectiveName, need: float, where: str) -> str:
     limits = problem.limits
     if name == "flash":
         weights = format_bytes(flash_weights_bytes(problem.training))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +17,9 @@ from numpy.typing import NDArray
 from ..ir.opdef import get_op
 from .cost import flash_weights_bytes
 from .linear import LinearProgram, SolverOptions, Status
-from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP
+from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP, ObjectiveName
 from .problem import ALWAYS, Problem, Retention
 from .solution import Solution
-
-ObjectiveName = Literal["learn", "latency", "energy", "ram", "flash"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,8 @@ class SolveResult:
 
     Attributes:
         status: See ``linear.LinearResult``.
-        value: Objective of the solution in the objective's unit.
+        value: Objective of the solution in the objective's unit; what its schedule takes can be
+            less, by decisions that cost something and change nothing.
         bound: Proven bound on the objective of the whole problem.
         solution: Decisions, None without a solution.
         peak_node: Name of the node at whose slot most RAM is needed.
@@ -44,11 +42,6 @@ class SolveResult:
     solution: Solution | None
     peak_node: str
     time_s: float
-
-    @property
-    def gap(self) -> float:
-        """Relative gap |bound - value| / |value|."""
-        return abs(self.bound - self.value) / max(abs(self.value), 1e-9)
 
 
 class Milp:
@@ -211,16 +204,17 @@ class Milp:
             for a in acts:
                 self.c.row([(used, 1.0), (a, -1.0)], lower=0.0)
             terms.append((used, CODE_BYTES_PER_KERNEL))
-        terms += [(v, CODE_BYTES_PER_STEP) for v in self._transfers()]
+        for stored, loads, r in zip(self.stored, self.loaded, p.retentions, strict=True):
+            writer = r.tensor.writers[-1] if r.tensor.writers else None
+            steps = 1 + len(p.storage.followers.get(writer, ()))  # a load shows its views again
+            terms += [(v, CODE_BYTES_PER_STEP * steps) for v in loads.values()]
+            if stored is not None:
+                terms.append((stored, CODE_BYTES_PER_STEP))
         fixed = flash_weights_bytes(p.training) + CODE_BYTES_PER_STEP * len(
             p.storage.followers.get(None, ())
         )
         self.flash = [*terms, (self.one, float(fixed))]
         self.c.row(self.flash, upper=p.limits.flash_bytes)
-
-    def _transfers(self) -> list[int]:
-        loads = [v for loads in self.loaded for v in loads.values()]
-        return [*(s for s in self.stored if s is not None), *loads]
 
     def _storage_row(self) -> None:
         """Paged tensors together <= storage."""
@@ -289,9 +283,15 @@ class Milp:
         if r.values is None:
             return SolveResult(r.status, float("nan"), r.bound, None, "", r.time_s)
         unit = self.joules_per_unit if name == "energy" else 1.0
+        bound = min(r.bound, self._most()) if name == "learn" else max(r.bound, 0.0)
         value = unit * float(sum(a * r.values[c] for c, a in objective))
         solution, peak = self._solution(r.values), self._peak_node(r.values)
-        return SolveResult(r.status, value, unit * r.bound, solution, peak, r.time_s)
+        return SolveResult(r.status, value, unit * bound, solution, peak, r.time_s)
+
+    def _most(self) -> float:
+        """Importance without any limit; a solver that ran out of time may know no bound at all."""
+        p = self.problem
+        return sum(max(p.gain[a] for a in acts) for acts in p.choices.values())
 
     def _peak_node(self, values: NDArray[np.float64]) -> str:
         live = [sum(b * values[v] for v, b in terms) for terms in self.live]

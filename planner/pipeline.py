@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..ir.autodiff import build_training, candidates
-from ..ir.errors import InfeasibleError, UsageError
+from ..ir.errors import InfeasibleError, UnsupportedModelError, UsageError
 from ..ir.onnx_import import import_model
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from . import baselines
@@ -19,8 +19,8 @@ from .device import Device, load_core
 from .importance import prior
 from .infeasible import explain
 from .linear import SolverName, SolverOptions
-from .milp import Milp, ObjectiveName, SolveResult
-from .plan import Budget, DeviceInfo, Objective, Plan
+from .milp import Milp, SolveResult
+from .plan import Budget, DeviceInfo, ObjectiveName, Plan
 from .problem import Limits, Problem
 from .schedule import Schedule, realize
 from .timeline import build_problem
@@ -135,11 +135,13 @@ class _Planner:
         self.forward = import_model(r.model, batch=r.batch, fold_batchnorm=r.fold_batchnorm)
         every = candidates(self.forward)
         if not every:
-            raise UsageError(f"{r.model}: the model has no trainable parameters")
+            raise UnsupportedModelError(
+                f"{r.model}: no constant float32 weight, bias or scale that could be trained;"
+                " `odt-plan check` shows every node"
+            )
         self.importance = prior(self.forward, every)
         chosen = choose(self.forward, r.train, every)
-        objectives: list[Objective] = []
-        status = "optimal"
+        bounds: dict[ObjectiveName, float] = {}
         if chosen is None:
             if r.objective != "learn":
                 raise UsageError(
@@ -147,14 +149,11 @@ class _Planner:
                     " or parameter names"
                 )
             chosen, result = self._choose_updates(every)
-            status = result.status
-            objectives.append(_objective("learn", result))
+            bounds["learn"] = result.bound
         training = build_training(self.forward, r.spec, chosen)
         name: ObjectiveName = "latency" if r.objective == "learn" else r.objective
         schedule, result = self._schedule(training, name)
-        objectives.append(_objective(name, result))
-        if result.status != "optimal":
-            status = "feasible"
+        bounds[name] = result.bound
         plan = assemble(
             self.forward,
             training,
@@ -162,8 +161,8 @@ class _Planner:
             self.cost,
             source=source_of(r.model, r.batch, r.fold_batchnorm),
             device=self._device_info(),
-            objectives=objectives,
-            status="optimal" if status == "optimal" else "feasible",
+            bounds=bounds,
+            gap=r.gap,
             importance=self._scores(training),
             solver=(r.solver, r.seed, self.time_s),
         )
@@ -180,7 +179,7 @@ class _Planner:
             training,
             self.cost,
             limits or self.limits,
-            {(c.param, c.channels): s for c, s in self._scores(training).items()},
+            self._scores(training),
             fixed_updates=fixed,
         )
 
@@ -229,8 +228,8 @@ class _Planner:
             )
         return result
 
-    def _smallest_ram(self, live_bytes: int) -> int:
-        """RAM from ``live_bytes`` on with which a plan with a layout is found."""
+    def _smallest_ram(self, live_bytes: int) -> int | None:
+        """RAM from ``live_bytes`` on with which a plan with a layout is found; None: none is."""
         ram = live_bytes
         for _ in range(LAYOUT_TRIES):
             try:
@@ -239,13 +238,18 @@ class _Planner:
                 ram += e.over_bytes
             else:
                 return ram
-        return ram
+        return None
 
     def _schedule(
         self, training: TrainingGraph, name: ObjectiveName
     ) -> tuple[Schedule, SolveResult]:
-        """Solve for a fixed update set until the layout, too, keeps the RAM budget."""
+        """Solve for a fixed update set until the layout, too, keeps the RAM budget.
+
+        The result is the first one: its bound holds for the budget that was asked for, later ones
+        hold for tighter budgets only.
+        """
         limits, over = self.limits, 0
+        first: SolveResult | None = None
         for _ in range(LAYOUT_TRIES):
             problem = self._problem(training, fixed=True, limits=limits)
             solve = self._solve if limits is self.limits else self._attempt
@@ -254,8 +258,9 @@ class _Planner:
                 break  # tightened below the live bytes of any plan
             schedule = realize(problem, result.solution, seed=self.options.seed)
             over = schedule.arena_bytes + schedule.state_bytes - self.limits.ram_bytes
+            first = first or result
             if over <= 0:
-                return schedule, result
+                return schedule, first
             self.progress(f"live bytes fit, the layout is {over:,} B over: tightening")
             limits = replace(limits, ram_bytes=limits.ram_bytes - max(over, 4))
         raise LayoutError(self.limits.ram_bytes, over)
@@ -282,7 +287,3 @@ class _Planner:
 
     def _fixed_problem(self, chosen: Sequence[Candidate]) -> Problem:
         return self._problem(build_training(self.forward, self.request.spec, chosen), fixed=True)
-
-
-def _objective(name: ObjectiveName, result: SolveResult) -> Objective:
-    return Objective(name=name, value=result.value, bound=result.bound, gap=result.gap)

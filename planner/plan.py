@@ -15,7 +15,7 @@ Spaces of a buffer:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -30,7 +30,11 @@ from pydantic import (
 from ..ir.errors import UsageError
 from ..ir.training import LossName, OptimizerName
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
+#: Samples per micro-batch; more fit no microcontroller.
+LARGEST_BATCH = 1024
+#: No plan of a model that fits a microcontroller comes near to it.
+LARGEST_FILE_BYTES = 1 << 28
 #: Every buffer starts at a multiple of this and occupies a multiple of it.
 ALIGNMENT_BYTES = 4
 #: Estimated flash of one kernel and of one call in the generated schedule (gcc -O2, Cortex-M).
@@ -41,6 +45,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Space = Literal["arena", "state", "flash", "storage", "io"]
 #: keep: computed once, stays until its last reader; recompute: computed again; page: via storage.
 Action = Literal["keep", "recompute", "page"]
+ObjectiveName = Literal["learn", "latency", "energy", "ram", "flash"]
 StepKind = Literal["compute", "convert", "page_out", "page_in", "update"]
 
 
@@ -54,7 +59,7 @@ class ModelInfo(_Record):
     name: str
     file: str
     sha256: Sha256
-    batch: PositiveInt
+    batch: PositiveInt = Field(le=LARGEST_BATCH)
     fold_batchnorm: bool
 
 
@@ -89,9 +94,17 @@ class DeviceInfo(_Record):
 
 
 class Objective(_Record):
-    """One stage of the lexicographic objective. ``gap`` is relative, |bound - value| / |value|."""
+    """One stage of the lexicographic objective.
 
-    name: Literal["learn", "latency", "energy", "ram", "flash"]
+    Attributes:
+        name: What is optimized; learn is maximized, all others minimized.
+        value: What the plan reaches: summed importance, cycles of a training step, joules, live
+            bytes at the peak plus state, or bytes of flash.
+        bound: Proven for all plans within the budget.
+        gap: Relative, |bound - value| / |value|.
+    """
+
+    name: ObjectiveName
     value: float
     bound: float
     gap: NonNegativeFloat
@@ -221,13 +234,13 @@ class SolverInfo(_Record):
 class Plan(_Record):
     """A checked training plan."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1]
     odt_plan_version: str
     model: ModelInfo
     training: Training
     device: DeviceInfo
     status: Literal["optimal", "feasible"]
-    objective: tuple[Objective, ...]
+    objective: tuple[Objective, ...] = Field(min_length=1)
     claims: Claims
     decisions: Decisions
     buffers: tuple[Buffer, ...]
@@ -242,17 +255,25 @@ def load_plan(path: Path) -> Plan:
         UsageError: Unreadable, not JSON, another schema version, or a field that is wrong (named).
     """
     try:
+        if path.exists() and not path.is_file():  # a device may never end
+            raise UsageError(f"{path}: is a folder or a device; give a plan.json")
+        if path.stat().st_size > LARGEST_FILE_BYTES:
+            raise UsageError(f"{path}: {path.stat().st_size:,} bytes is no plan")
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"{path}: can't read the plan: {e}") from None
+    except OSError as e:
+        raise UsageError(f"{path}: can't read the plan: {e.strerror or e}") from None
+    except UnicodeDecodeError as e:
+        raise UsageError(f"{path}: no plan: not UTF-8 text at byte {e.start}") from None
     try:
         return Plan.model_validate_json(text)
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"])) or "file"
         if where == "schema_version":
+            missing = first["type"] == "missing"
+            found = "is missing" if missing else f"{first['input']!r:.40} is not {SCHEMA_VERSION}"
             raise UsageError(
-                f"{path}: schema_version {first.get('input')!r} is not {SCHEMA_VERSION};"
+                f"{path}: schema_version {found};"
                 " plan the model again with this version of odt-plan"
             ) from None
         raise UsageError(f"{path}: {where}: {first['msg']}; plan the model again") from None

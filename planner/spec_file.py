@@ -34,11 +34,15 @@ def load_spec(file: Path | Traversable, schema: type[Spec]) -> Spec:
     """Read one YAML file into its schema.
 
     Raises:
-        UsageError: Unreadable, not YAML, a key given twice, or a field that is missing, unknown or
-            wrong; names file, line and field.
+        UsageError: Unreadable, not YAML, an alias, a key given twice, or a field that is missing,
+            unknown or wrong; names file, line and field.
     """
     text = _read(file)
     try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):  # may be endless, or grow without bounds
+                line = f":{event.start_mark.line + 1}" if event.start_mark else ""
+                raise UsageError(f"{file}{line}: alias *{event.anchor}; write the value itself")
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
     except yaml.MarkedYAMLError as e:
@@ -81,6 +85,8 @@ def _bundle(kind: str) -> Traversable:
 
 def _read(file: Path | Traversable) -> str:
     try:
+        if isinstance(file, Path) and file.exists() and not file.is_file():  # may never end
+            raise UsageError(f"{file}: can't read the file: it is a folder or a device")
         raw = file.read_bytes()
         if len(raw) > LARGEST_SPEC_BYTES:
             raise UsageError(f"{file}: {len(raw):,} bytes is no spec; it is YAML of about a page")

@@ -65,8 +65,7 @@ class Storage:
         self.space: dict[Value, Space] = dict.fromkeys(graph.values.values(), "flash")
         tiles: set[Value] = set()
         for u in training.updates:
-            for v in (u.value, *u.states, *((u.accumulator,) if u.accumulator else ())):
-                self.space[v] = "state"
+            self.space.update(dict.fromkeys(u.resident, "state"))
             for n in (u.grad_node, u.accumulate_node, u.apply_node):
                 if n is not None:
                     self.update_of[n] = u

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..ir.graph import Node
 from ..ir.opdef import get_op
-from ..ir.training import TrainingGraph, Update
+from ..ir.training import Candidate, TrainingGraph, Update
 from .cost import CostModel
 from .problem import (
     ALWAYS,
@@ -30,7 +30,7 @@ def build_problem(
     training: TrainingGraph,
     cost: CostModel,
     limits: Limits,
-    importance: Mapping[tuple[str, int | None], int],
+    importance: Mapping[Candidate, int],
     *,
     fixed_updates: bool,
 ) -> Problem:
@@ -40,7 +40,7 @@ def build_problem(
         training: Training graph; the superset if the update set is to be chosen.
         cost: Predicted costs.
         limits: Budgets.
-        importance: (parameter, channels) -> integer score of a candidate.
+        importance: Integer score of each update's candidate.
         fixed_updates: Every update of the graph is carried out; nothing is chosen about them.
     """
     return _Builder(training, cost, limits, importance, fixed_updates).build()
@@ -60,7 +60,7 @@ class _Builder:
     training: TrainingGraph
     cost: CostModel
     limits: Limits
-    importance: Mapping[tuple[str, int | None], int]
+    importance: Mapping[Candidate, int]
     fixed_updates: bool
     activities: list[Activity] = field(default_factory=lambda: [Activity(ALWAYS, "always")])
     drafts: list[_Draft] = field(default_factory=list)
@@ -82,11 +82,9 @@ class _Builder:
         gain: dict[int, int] = {}
         state: dict[int, int] = {}
         for u, a in self.update_activity.items():
-            key = (u.candidate.param, u.candidate.channels)
             choices.setdefault(u.candidate.param, []).append(a)
-            gain[a] = gain.get(a, 0) + self.importance[key]
-            parts = [u.value, *u.states, *((u.accumulator,) if u.accumulator else ())]
-            state[a] = state.get(a, 0) + sum(aligned(v.type.nbytes) for v in parts)
+            gain[a] = gain.get(a, 0) + self.importance[u.candidate]
+            state[a] = state.get(a, 0) + sum(aligned(v.type.nbytes) for v in u.resident)
         return Problem(
             self.training,
             self.storage,

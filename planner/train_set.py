@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from fractions import Fraction
 
 from ..ir.autodiff import param_slots
 from ..ir.errors import UsageError
@@ -56,7 +57,7 @@ def _candidate(forward: Graph, item: str) -> Candidate:
     if not text:
         return Candidate(name)
     try:
-        wanted = float(text)
+        wanted = Fraction(str(float(text)))  # as typed: 0.29 of 100 channels are 29
     except ValueError:
         raise UsageError(
             f"--train: {text!r} in {item} is no ratio; give a number like 0.25"

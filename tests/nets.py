@@ -53,9 +53,7 @@ def product(g: Graph, rng: np.random.Generator, x: Value, name: str, units: int)
 def flat(g: Graph, x: Value) -> Value:
     """Reshape to [batch, features]."""
     batch = x.type.shape[0]
-    return g.add_node(
-        "Reshape", (x,), {"shape": (batch, x.type.size // batch)}, name="flatten"
-    ).out
+    return g.add_node("Reshape", (x,), {"shape": (batch, x.type.size // batch)}, name="flatten").out
 
 
 def relu(g: Graph, x: Value, name: str) -> Value:
@@ -107,5 +105,20 @@ def resnet(
         x = relu(g, g.add_node("Add", (y, x), name=f"b{i}.add").out, f"b{i}.relu2")
     x = g.add_node("GlobalAveragePool", (x,), name="pool").out
     g.outputs = [dense(g, rng, flat(g, x), "fc", 3)]
+    g.verify()
+    return g
+
+
+def views() -> Graph:
+    """Views of the sample and of an activation, which come back with paging and recomputation."""
+    rng, g = np.random.default_rng(0), Graph("views")
+    x = g.add_input("x", TensorType((1, 96)))
+    y = g.add_node("Reshape", (x,), {"shape": (1, 6, 4, 4)}, name="unflatten").out
+    for i in range(2):
+        y = relu(g, conv(g, rng, y, f"conv{i}", 6), f"relu{i}")
+    y = g.add_node("Reshape", (y,), {"shape": (1, 96)}, name="flatten").out
+    for name, units in (("a", 8), ("b", 96), ("c", 96)):
+        y = relu(g, dense(g, rng, y, name, units), f"{name}.relu")
+    g.outputs = [dense(g, rng, y, "fc", 3)]
     g.verify()
     return g

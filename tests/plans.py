@@ -6,45 +6,26 @@ planner makes under pressure (recomputation, paging).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from plan_record import Action, finish, padded
 
 from odt_plan.ir.autodiff import build_training, candidates
 from odt_plan.ir.graph import Graph, Node, Value
 from odt_plan.ir.opdef import get_op
 from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec, Update
-from odt_plan.planner.cost import CostModel, code_bytes, flash_weights_bytes
+from odt_plan.planner.cost import CostModel
 from odt_plan.planner.device import Core, Device, load_core, load_device
 from odt_plan.planner.importance import prior
 from odt_plan.planner.linear import SolverOptions
 from odt_plan.planner.milp import Milp
-from odt_plan.planner.plan import (
-    ActivationDecision,
-    Budget,
-    Buffer,
-    Claims,
-    Decisions,
-    DeviceInfo,
-    FlashClaim,
-    ModelInfo,
-    Objective,
-    Plan,
-    RamClaim,
-    SolverInfo,
-    Step,
-    Training,
-    UpdateDecision,
-)
-from odt_plan.planner.problem import Limits
+from odt_plan.planner.plan import Buffer, Plan, Step
+from odt_plan.planner.problem import Limits, Problem
 from odt_plan.planner.schedule import realize
 from odt_plan.planner.timeline import build_problem
 
 BOARD = "stm32f746g-disco"
-Action = Mapping[str, tuple[int, str]]
-
-
-def padded(n: int) -> int:
-    return (n + 3) // 4 * 4
 
 
 def whole(forward: Graph) -> list[Candidate]:
@@ -55,6 +36,14 @@ def whole(forward: Graph) -> list[Candidate]:
 def cost_of(device: Device, storage: str | None = None, core: Core | None = None) -> CostModel:
     found = device.find_storage(storage) if storage else None
     return CostModel(device, core or load_core(device.core), found)
+
+
+def problem_of(
+    forward: Graph, training: TrainingGraph, limits: Limits, cost: CostModel, *, fixed: bool
+) -> Problem:
+    """The planner's problem with the importance prior."""
+    scores = prior(forward, [u.candidate for u in training.updates])
+    return build_problem(training, cost, limits, scores, fixed_updates=fixed)
 
 
 def keep_all(
@@ -79,15 +68,14 @@ def squeezed(
 ) -> Plan:
     """A plan of the planner's own model and schedule within a live-byte limit."""
     device = device or load_device(BOARD)
-    cost = cost_of(device, storage)
-    scores = prior(forward, [u.candidate for u in training.updates])
-    importance = {(c.param, c.channels): s for c, s in scores.items()}
     limits = Limits(ram_bytes, 10**7, None, None, 10**6 if storage else 0)
-    problem = build_problem(training, cost, limits, importance, fixed_updates=True)
+    problem = problem_of(forward, training, limits, cost_of(device, storage), fixed=True)
     result = Milp(problem).solve("latency", SolverOptions(time_limit_s=30))
     assert result.solution is not None, result.status
     s = realize(problem, result.solution)
-    return finish(training, device, cost, s.steps, s.buffers, s.actions, storage, s.transfer_cycles)
+    return finish(
+        training, device, problem.cost, s.steps, s.buffers, s.actions, storage, s.transfer_cycles
+    )
 
 
 @dataclass
@@ -205,10 +193,7 @@ class _KeepAll:
         t, last, top = self.training, len(self.steps) - 1, 0
         result = []
         resident = [
-            v
-            for u in t.updates
-            for v in (u.value, *u.states, u.accumulator)
-            if v is not None
+            v for u in t.updates for v in (u.value, *u.states, u.accumulator) if v is not None
         ]
         for v in resident:
             result.append(_buffer(v.name, v, "state", top, 0, last))
@@ -254,91 +239,6 @@ def _buffer(id_: str, v: Value, space: str, offset: int, first: int, last: int) 
     return Buffer(
         id=id_, value=v.name, space=space, dtype=v.type.dtype, shape=v.type.shape,  # type: ignore[arg-type]
         bytes=v.type.nbytes, offset=offset, first=first, last=last,
-    )  # fmt: skip
-
-
-def finish(
-    training: TrainingGraph,
-    device: Device,
-    cost: CostModel,
-    steps: Sequence[Step],
-    buffers: Sequence[Buffer],
-    actions: Action,
-    storage: str | None = None,
-    transfer_cycles: int = 0,
-) -> Plan:
-    """The plan record around steps and buffers, with true claims."""
-    spec, updates = training.spec, training.updates
-    arena = [b for b in buffers if b.space == "arena"]
-    live = []
-    for k in range(len(steps)):
-        at: dict[int, int] = {}
-        for b in arena:
-            if b.first <= k <= b.last:
-                at[b.offset] = max(at.get(b.offset, 0), padded(b.bytes))
-        live.append(sum(at.values()))
-    top = max(b.offset + padded(b.bytes) for b in arena)
-    weights = sum(padded(u.value.type.nbytes) for u in updates)
-    optimizer = sum(padded(v.type.nbytes) for u in updates for v in u.states)
-    accumulators = sum(padded(u.accumulator.type.nbytes) for u in updates if u.accumulator)
-    by_name = {n.name: n for n in training.graph.nodes}
-    flash = flash_weights_bytes(training)
-    code = code_bytes([by_name[n] for s in steps for n in s.nodes], len(steps))
-    cycles = sum(s.cycles * (1 if s.last_micro else spec.micro_batches) for s in steps)
-    ram = top + weights + optimizer + accumulators
-    stored = max((b.offset + padded(b.bytes) for b in buffers if b.space == "storage"), default=0)
-    decided = []
-    for u in updates:
-        sizes = u.value.type.size, 0
-        if u.candidate.channels is not None:
-            name = f"{u.candidate.param}[{u.candidate.channels}:]"
-            (cold,) = (v for v in u.owner.operands() if v.name == name)
-            sizes = u.value.type.size, cold.type.size
-        decided.append(
-            UpdateDecision(
-                param=u.candidate.param, node=u.owner.name, role=u.role,
-                ratio=sizes[0] / sum(sizes), channels=u.candidate.channels, importance=1.0,
-            )
-        )  # fmt: skip
-    return Plan(
-        odt_plan_version="0.0.0",
-        model=ModelInfo(
-            name=training.graph.name, file="model.onnx", sha256="0" * 64,
-            batch=training.sample.type.shape[0], fold_batchnorm=True,
-        ),
-        training=Training(
-            loss=spec.loss, optimizer=spec.optimizer, micro_batches=spec.micro_batches,
-            momentum=spec.momentum, beta1=spec.beta1, beta2=spec.beta2, epsilon=spec.epsilon,
-        ),
-        device=DeviceInfo(
-            id=device.id, storage=storage,
-            budget=Budget(ram_bytes=ram, flash_bytes=flash + code, storage_bytes=stored),
-        ),
-        status="feasible",
-        objective=(Objective(name="latency", value=cycles, bound=cycles, gap=0.0),),
-        claims=Claims(
-            ram_bytes=RamClaim(
-                total=ram, arena=top, weights=weights, optimizer=optimizer,
-                accumulators=accumulators, live_peak=max(live), peak_step=live.index(max(live)),
-            ),
-            flash_bytes=FlashClaim(total=flash + code, weights=flash, code=code),
-            storage_bytes=stored,
-            cycles=cycles,
-            latency_s=cost.latency_s(cycles),
-            energy_j=cost.energy_j(cycles, transfer_cycles),
-        ),
-        decisions=Decisions(
-            importance_source="tests",
-            updates=tuple(decided),
-            activations=tuple(
-                ActivationDecision(value=v, bytes=n, action=a)  # type: ignore[arg-type]
-                for v, (n, a) in actions.items()
-            ),
-            precision={n.name: "f32" for n in training.graph.nodes if n.phase == "forward"},
-        ),
-        buffers=tuple(buffers),
-        steps=tuple(steps),
-        solver=SolverInfo(name="keep-all", version="0", seed=0, time_s=0.0),
     )  # fmt: skip
 
 

@@ -438,7 +438,7 @@ def test_superset_graph_has_the_gradients_of_every_special_graph(graph: Graph) -
         (u,) = training.updates
         got = run(training.graph, feeds)[u.grad.name]
         assert np.array_equal(got, env[by_candidate[c].grad.name]), c
-        assert by_candidate[c].state_bytes == u.state_bytes
+        assert [v.type for v in by_candidate[c].resident] == [v.type for v in u.resident]
         assert by_candidate[c].tile_rows == u.tile_rows
 
 

@@ -16,7 +16,7 @@ from odt_plan.ir.graph import TensorType
 from odt_plan.ir.training import Candidate, TrainingSpec
 from odt_plan.planner.check import CheckError, check
 from odt_plan.planner.check_memory import SymbolicMemory
-from odt_plan.planner.device import Quantity, load_core, load_device
+from odt_plan.planner.device import Quantity, Rate, load_core, load_device
 from odt_plan.planner.plan import Buffer
 
 DEVICE = load_device(plans.BOARD)
@@ -72,14 +72,18 @@ def number(value: float) -> Quantity:
     return Quantity(value=value, source="test")
 
 
+def rate(value: float, per_output: float = 0.0) -> Rate:
+    return Rate(value=value, per_output=per_output, per_loop=1000.0, source="test")
+
+
 def test_figures_by_hand() -> None:
     """One layer of 2 x 3 weights, all figures worked out on paper."""
     forward = nets.mlp((3, 2))
     training = plans.training_of(forward, TrainingSpec(), [Candidate("fc0.weight")])
     device = DEVICE.model_copy(update={"cycles_per_instruction": number(1.2)})
     core = load_core(device.core)
-    costs = dict.fromkeys(core.instructions["f32"], number(1000))
-    costs |= {"gemm": number(3.5), "gemm_grad_weight": number(4.5), "elementwise": number(6)}
+    costs = dict.fromkeys(core.instructions["f32"], rate(1000))
+    costs |= {"gemm": rate(3.5, 5), "gemm_grad_weight": rate(4.5, 2), "elementwise": rate(6)}
     core = core.model_copy(update={"call": number(60), "instructions": {"f32": costs}})
     plan = plans.keep_all(training, reuse=False, device=device, core=core)
     report = check(plan, training, device, core)
@@ -92,10 +96,10 @@ def test_figures_by_hand() -> None:
     assert [s.live_bytes for s in report.steps] == [20, 28, 24, 32, 48]
     assert report.state_bytes == 2 * 3 * 4
     assert report.flash_weights_bytes == 2 * 3 * 4 + 2 * 4
-    # 6 MACs at 3.5 + one call of 60 = 81 instructions, at 1.2 cycles each.
-    assert report.steps[0].cycles == 98
-    # 6 MACs at 4.5 and 6 elements at 6, two calls: 183 instructions.
-    assert report.steps[-1].cycles == 220
+    # 6 MACs at 3.5 + 2 results at 5 + one call of 60 = 91 instructions, at 1.2 cycles each.
+    assert report.steps[0].cycles == 110
+    # 6 MACs at 4.5 for 6 results at 2, 6 elements at 6, two calls: 195 instructions.
+    assert report.steps[-1].cycles == 234
 
 
 def test_micro_batches_multiply_all_but_the_last_steps() -> None:

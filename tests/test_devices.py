@@ -174,6 +174,8 @@ def test_wrong_field_is_named_with_its_line(
         ("- a\n- b\n", 1),
         ("id: !!python/object:os.system x\n", 1),
         ("a: *b\n", 1),
+        ("id: x\nname: &a [*a]\n", 2),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", 2),
     ],
 )
 def test_broken_yaml_is_told_with_its_line(tmp_path: Path, text: str, line: int) -> None:

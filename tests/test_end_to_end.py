@@ -27,10 +27,14 @@ from odt_plan.ir.errors import InfeasibleError
 from odt_plan.ir.graph import Graph, TensorType, Value
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.training import OptimizerName, TrainingSpec
+from odt_plan.planner import pipeline
 from odt_plan.planner.check import check
 from odt_plan.planner.device import load_device
 from odt_plan.planner.importance import ratio
 from odt_plan.planner.pipeline import PlannedModel, Request, make_plan
+from odt_plan.planner.problem import Problem
+from odt_plan.planner.schedule import Schedule, realize
+from odt_plan.planner.solution import Solution
 
 PLENTY = 1 << 24
 
@@ -238,3 +242,59 @@ def test_from_model_file_to_trained_weights(case: Case, tmp_path: Path) -> None:
     assert ranked == sorted(ranked), "more RAM never costs more"
     with pytest.raises(InfeasibleError, match="no plan fits"):
         make_plan(replace(request, ram_bytes=least - 4))
+
+
+def test_limits_that_bind_together_are_told_together(tmp_path: Path) -> None:
+    request = Request(
+        model=export(nets.cnn(), tmp_path),
+        device=load_device(plans.BOARD),
+        ram_bytes=4,
+        flash_bytes=4,
+        latency_s=1e-9,
+        energy_j=1e-12,
+        train=("all",),
+        with_baselines=False,
+    )
+    with pytest.raises(InfeasibleError, match="several limits bind") as e:
+        make_plan(request)
+    found = re.findall(r"the smallest --(\w+) that works is ([0-9.e+-]+)", str(e.value))
+    assert [name for name, _ in found] == ["flash", "ram", "latency", "energy"]
+    flash, ram, latency, energy = (float(value) for _, value in found)
+    together = replace(
+        request, ram_bytes=int(ram), flash_bytes=int(flash), latency_s=latency, energy_j=energy
+    )
+    sound(make_plan(together), int(ram))
+
+
+def test_a_tightened_layout_keeps_the_bound_of_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan for less RAM than was asked for is not called optimal by its own, tighter bound."""
+    request = Request(
+        model=export(nets.cnn(), tmp_path),
+        device=load_device(plans.BOARD),
+        ram_bytes=PLENTY,
+        train=("all",),
+        with_baselines=False,
+    )
+    least = smallest_ram(request)
+    best = make_plan(request).plan
+    slowest = make_plan(replace(request, ram_bytes=least)).plan
+    assert slowest.claims.cycles > 1.01 * best.claims.cycles
+    most = best.claims.ram_bytes.total
+    attempts = []
+
+    def wasteful(problem: Problem, solution: Solution, *, seed: int = 0) -> Schedule:
+        """A layout that is over the budget unless the limit is tightened to the least."""
+        schedule = realize(problem, solution, seed=seed)
+        attempts.append(problem.limits.ram_bytes)
+        waste = 0 if problem.limits.ram_bytes < most else most - least
+        return replace(schedule, arena_bytes=schedule.arena_bytes + waste)
+
+    monkeypatch.setattr(pipeline, "realize", wasteful)
+    plan = make_plan(replace(request, ram_bytes=most)).plan
+    assert attempts == [most, least]
+    assert plan.claims.cycles == slowest.claims.cycles
+    assert plan.status == "feasible"
+    assert plan.objective[-1].bound == pytest.approx(best.objective[-1].bound)
+    assert plan.objective[-1].gap > 0.01

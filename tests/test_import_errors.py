@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def refused(
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     refused(tmp_path / "none.onnx", "no such file", kind=UsageError)
     refused(tmp_path, "is a folder", kind=UsageError)
+    if os.name == "posix":
+        refused(Path("/dev/zero"), "is a device or a pipe", kind=UsageError)
 
 
 @pytest.mark.parametrize(

@@ -622,3 +622,36 @@ def test_frozen_parameters_may_be_listed() -> None:
     check(Plan.model_validate(d), e.training, DEVICE)
     d["decisions"]["updates"][-1]["channels"] = 1
     reject(e, d, "conv0.weight has ratio 0.0 but no step updates it|channels")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("param", "conv0"), ("node", "conv1"), ("role", "bias")]
+)
+def test_frozen_parameters_are_those_of_the_graph(field: str, value: str) -> None:
+    e = exhibit("partial-momentum")
+    d = dump(e)
+    frozen = {**d["decisions"]["updates"][0], "param": "conv0.weight", "node": "conv0"}
+    frozen |= {"ratio": 0.0, "channels": None, "importance": 0.0}
+    d["decisions"]["updates"].append({**frozen, field: value})
+    reject(e, d, "is no (weight|bias) of a forward node")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("energy", 1.0), ("ram", 4.0), ("flash", 4.0), ("latency", 4.0)]
+)
+def test_objective_is_what_the_plan_takes(name: str, value: float) -> None:
+    e = exhibit("mlp-sgd")
+    d = dump(e)
+    d["objective"] = [{"name": name, "value": value, "bound": value, "gap": 0.0}]
+    reject(e, d, f"objective {name}: value is")
+
+
+def test_objective_stages_and_bounds() -> None:
+    e = exhibit("mlp-sgd")
+    d = dump(e)
+    (stage,) = d["objective"]
+    d["objective"] = [stage, stage]
+    reject(e, d, "one occurs twice")
+    worse = {**stage, "bound": 2 * stage["value"], "gap": 1.0}
+    d["objective"] = [worse]
+    reject(e, d, "is beyond its bound")

@@ -7,31 +7,27 @@ from dataclasses import replace
 from itertools import combinations, product
 
 import nets
+import plans
 import pytest
 
 from odt_plan.ir.autodiff import build_training, candidates
 from odt_plan.ir.graph import Graph
+from odt_plan.ir.opdef import get_op
 from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec
 from odt_plan.planner import baselines
-from odt_plan.planner.cost import CostModel
-from odt_plan.planner.device import load_core, load_device
+from odt_plan.planner.cost import code_bytes, flash_weights_bytes
+from odt_plan.planner.device import load_device
 from odt_plan.planner.importance import SCALE, prior
 from odt_plan.planner.linear import SolverOptions
 from odt_plan.planner.milp import Milp
 from odt_plan.planner.problem import ALWAYS, Limits, Problem
 from odt_plan.planner.schedule import Schedule, realize
 from odt_plan.planner.solution import Solution
-from odt_plan.planner.timeline import build_problem
+from odt_plan.planner.train_set import choose
 
+BOARD = load_device(plans.BOARD)
 EXACT = SolverOptions(gap=0.0, time_limit_s=30)
 WIDE = Limits(10**8, 10**8, None, None, 10**6)
-
-
-def cost_model(storage: str | None = None) -> CostModel:
-    device = load_device("stm32f746g-disco")
-    return CostModel(
-        device, load_core(device.core), device.find_storage(storage) if storage else None
-    )
 
 
 def problem_of(
@@ -42,9 +38,7 @@ def problem_of(
     *,
     fixed: bool,
 ) -> Problem:
-    scores = prior(forward, [u.candidate for u in training.updates])
-    importance = {(c.param, c.channels): s for c, s in scores.items()}
-    return build_problem(training, cost_model(storage), limits, importance, fixed_updates=fixed)
+    return plans.problem_of(forward, training, limits, plans.cost_of(BOARD, storage), fixed=fixed)
 
 
 def train_all(
@@ -53,10 +47,8 @@ def train_all(
     spec: TrainingSpec | None = None,
     only: tuple[str, ...] = (),
 ) -> Problem:
-    chosen = [
-        c for c in candidates(forward) if c.channels is None and (not only or c.param in only)
-    ]
-    training = build_training(forward, spec or TrainingSpec(), chosen)
+    chosen = [c for c in plans.whole(forward) if not only or c.param in only]
+    training = plans.training_of(forward, spec, chosen)
     return problem_of(training, forward, WIDE, storage, fixed=True)
 
 
@@ -150,11 +142,8 @@ def test_choice_of_updates_equals_brute_force() -> None:
             need = round(Milp(problem).solve("ram", EXACT).value)
             options.append((need, sum(scores[c] for c in chosen)))
     superset = build_training(forward, spec, every)
-    importance = {(c.param, c.channels): s for c, s in scores.items()}
     for ram in sorted({n for n, _ in options})[::5]:
-        problem = build_problem(
-            superset, cost_model(), replace(WIDE, ram_bytes=ram), importance, fixed_updates=False
-        )
+        problem = problem_of(superset, forward, replace(WIDE, ram_bytes=ram), fixed=False)
         best = max(s for n, s in options if n <= ram)
         assert round(Milp(problem).solve("learn", EXACT).value) == best, ram
 
@@ -207,6 +196,23 @@ def test_limits_on_flash_latency_energy_and_storage_bind() -> None:
     assert Milp(dry).solve("ram", EXACT).value > need.value
 
 
+def test_flash_is_counted_as_the_schedule_takes_it() -> None:
+    """Also where a page-in shows views of the tensor again, each by a step of its own."""
+    problem = train_all(nets.views(), "sdcard")
+    need = round(Milp(problem).solve("ram", EXACT).value)
+    tight = with_ram(problem, need)
+    result = Milp(tight).solve("flash", EXACT)
+    assert result.solution is not None
+    assert result.solution.loads
+    schedule = realize(tight, result.solution)
+    nodes = {n.name: n for n in problem.training.graph.nodes}
+    used = [nodes[name] for step in schedule.steps for name in step.nodes]
+    views = [s for s in schedule.steps if s.recompute and get_op(nodes[s.nodes[0]].op).view]
+    assert views
+    took = flash_weights_bytes(problem.training) + code_bytes(used, len(schedule.steps))
+    assert round(result.value) == took
+
+
 def test_accumulation_needs_more_state_and_optimizers_pay_for_their_tensors() -> None:
     forward = nets.mlp((6, 8, 4))
     plain = realize(p := train_all(forward), baselines.keep_all(p))
@@ -220,6 +226,15 @@ def test_accumulation_needs_more_state_and_optimizers_pay_for_their_tensors() ->
         schedule = realize(problem, baselines.keep_all(problem))
         assert schedule.state_bytes == factor * plain.state_bytes
         assert schedule.cycles > plain.cycles
+
+
+@pytest.mark.parametrize(
+    ("channels", "typed", "updated"), [(100, "0.29", 29), (100, "0.07", 7), (3, "0.1", 1)]
+)
+def test_a_ratio_counts_as_it_is_typed(channels: int, typed: str, updated: int) -> None:
+    forward = nets.mlp((channels, 4))
+    (chosen,) = choose(forward, (f"fc0.weight={typed}",), candidates(forward)) or ()
+    assert chosen == Candidate("fc0.weight", updated)
 
 
 def test_prior_prefers_late_and_large_and_is_concave() -> None:

@@ -31,6 +31,7 @@ from odt_plan.planner.plan import (
     Decisions,
     DeviceInfo,
     ModelInfo,
+    Objective,
     Plan,
     SolverInfo,
     Step,
@@ -163,6 +164,7 @@ def _plan(training: TrainingGraph, budget: int = 4096) -> tuple[Plan, CheckRepor
         phase_cycles={},
     )
     plan = Plan(
+        schema_version=1,
         odt_plan_version="0",
         model=ModelInfo(
             name=training.graph.name, file="m.onnx", sha256="0" * 64, batch=1, fold_batchnorm=True
@@ -180,7 +182,7 @@ def _plan(training: TrainingGraph, budget: int = 4096) -> tuple[Plan, CheckRepor
             id="test-board", storage=None, budget=Budget(ram_bytes=budget, flash_bytes=1)
         ),
         status="optimal",
-        objective=(),
+        objective=(Objective(name="latency", value=10, bound=10, gap=0),),
         claims=Claims.model_construct(),  # the pictures show the report's figures, not the claims
         decisions=Decisions(
             importance_source="prior",

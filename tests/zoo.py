@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import nets
-import numpy as np
 import plans
 
-from odt_plan.ir.graph import Graph, TensorType
+from odt_plan.ir.graph import Graph
 from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec
 from odt_plan.planner.check import CheckReport, check
 from odt_plan.planner.device import load_device
@@ -50,28 +49,13 @@ RECIPES: dict[str, tuple[str, TrainingSpec, float | None, str | None]] = {
 }  # fmt: skip
 
 
-def views() -> Graph:
-    """Views of the sample and of an activation, which come back with paging and recomputation."""
-    rng, g = np.random.default_rng(0), Graph("views")
-    x = g.add_input("x", TensorType((1, 96)))
-    y = g.add_node("Reshape", (x,), {"shape": (1, 6, 4, 4)}, name="unflatten").out
-    for i in range(2):
-        y = nets.relu(g, nets.conv(g, rng, y, f"conv{i}", 6), f"relu{i}")
-    y = g.add_node("Reshape", (y,), {"shape": (1, 96)}, name="flatten").out
-    for name, units in (("a", 8), ("b", 96), ("c", 96)):
-        y = nets.relu(g, nets.dense(g, rng, y, name, units), f"{name}.relu")
-    g.outputs = [nets.dense(g, rng, y, "fc", 3)]
-    g.verify()
-    return g
-
-
 def forward_of(kind: str) -> Graph:
     if kind == "mlp":
         return nets.mlp()
     if kind == "resnet":
         return nets.resnet()
     if kind == "views":
-        return views()
+        return nets.views()
     return nets.cnn(batch=2 if kind == "cnn-batch" else 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,11 @@ def load_data(path: Path) -> tuple[Array, Array]:
                     f" {', '.join(data.files) or 'nothing'}; save with np.savez(path, x=..., y=...)"
                 )
             return data["x"], data["y"]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-        raise UsageError(f"{path}: can't be read as .npz: {e}") from None
+    except OSError as e:
+        raise UsageError(f"{path}: can't be read as .npz: {e.strerror or e}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as e:
+        reason = "it is damaged, no .npz file, or holds Python objects instead of numbers"
+        raise UsageError(f"{path}: can't be read as .npz: {reason}") from e
 
 
 def fitted(data: ArrayLike, t: TensorType, what: str) -> Array:

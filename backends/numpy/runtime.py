@@ -86,11 +86,12 @@ class Runtime:
         """
         self._feed(x)
         result: Array | None = None
-        for index in self.inference_steps:
-            step = self.plan.steps[index]
-            self._step(step)
-            result = self._captured(step, self.training.prediction, result)
-            self._memory.retire(index)
+        with np.errstate(all="ignore"):  # as on the device: NaN and infinity are values
+            for index in self.inference_steps:
+                step = self.plan.steps[index]
+                self._step(step)
+                result = self._captured(step, self.training.prediction, result)
+                self._memory.retire(index)
         assert result is not None, "a checked plan computes the prediction"
         return result
 

@@ -97,9 +97,10 @@ def train(
     try:
         while len(losses) < steps and stopped is None:
             total = 0.0
-            for _ in range(micro):
-                chosen = [next(order) for _ in range(size)]
-                total += runtime.train_step(x[chosen], y[chosen], lr)
+            with np.errstate(all="ignore"):  # what overflows is found and told below
+                for _ in range(micro):
+                    chosen = [next(order) for _ in range(size)]
+                    total += runtime.train_step(x[chosen], y[chosen], lr)
             if not (np.isfinite(total) and _finite(runtime)):
                 stopped = "not_finite"
                 break
@@ -122,6 +123,10 @@ def save_learned(runtime: Runtime, path: Path) -> None:
     Raises:
         OdtPlanError: The folder can't be written.
     """
+    if path.is_dir():
+        raise OdtPlanError(
+            f"{path}: can't write the learned parameters: is a folder; give a file name"
+        )
     values = runtime.params()
     learned = {u.candidate.param: values[u.candidate.param] for u in runtime.training.updates}
     temporary: str | None = None

@@ -59,7 +59,6 @@ def _register(
             samples=lambda: iter(samples),
             vjp=vjp,
             inplace=(0,),
-            onnx=name,
         )
     )
 

@@ -14,7 +14,18 @@ import numpy as np
 
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
-from ..opdef import CKernel, OpDef, ParamSlot, Sample, Work, array, f32_operand, operand, register
+from ..opdef import (
+    CKernel,
+    CostClass,
+    OpDef,
+    ParamSlot,
+    Sample,
+    Work,
+    array,
+    f32_operand,
+    operand,
+    register,
+)
 from .window import Window, planes, window
 
 if TYPE_CHECKING:
@@ -156,8 +167,9 @@ def _vjp(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Va
 def _work(node: Node) -> Work:
     """Multiply-accumulates of the taps that are inside the input."""
     x, weight = operand(node, 0).shape, full_weight(node, 1, 3)
-    amount = x[0] * weight[0] * weight[1] * _window(node).taps()
-    return Work("depthwise" if is_depthwise(node, x[1], weight[0]) else "conv", amount)
+    win, planes = _window(node), x[0] * weight[0] * weight[1]
+    cost_class: CostClass = "depthwise" if is_depthwise(node, x[1], weight[0]) else "conv"
+    return Work(cost_class, planes * win.taps(), planes * win.runs())
 
 
 def _c_params(node: Node) -> dict[str, Attr]:
@@ -217,6 +229,5 @@ register(
             ParamSlot(1, "weight", channel_axis=_channel_axis, cold_index=3),
             ParamSlot(2, "bias"),
         ),
-        onnx="Conv",
     )
 )

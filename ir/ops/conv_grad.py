@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType
-from ..opdef import CKernel, OpDef, Sample, Work, array, f32_operand, operand, register
+from ..opdef import CKernel, CostClass, OpDef, Sample, Work, array, f32_operand, operand, register
 from .conv import CASES, PARTIAL, check_group, full_weight, is_depthwise, join, result_type, struct
 from .window import Window, planes, window
 
@@ -56,9 +56,10 @@ def grad_input(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
 
 def _work_grad_input(node: Node) -> Work:
     shape, weight = node.ints_attr("shape"), full_weight(node, 1, 2)
-    amount = shape[0] * weight[0] * weight[1] * grad_input_window(node).taps()
+    win, planes = grad_input_window(node), shape[0] * weight[0] * weight[1]
     depthwise = is_depthwise(node, shape[1], weight[0])
-    return Work("depthwise_grad_input" if depthwise else "conv_grad_input", amount)
+    cost_class: CostClass = "depthwise_grad_input" if depthwise else "conv_grad_input"
+    return Work(cost_class, planes * win.taps(), planes * win.runs())
 
 
 def _c_params_grad_input(node: Node) -> dict[str, Attr]:
@@ -141,9 +142,10 @@ def _depthwise_grad_weight(node: Node) -> bool:
 
 def _work_grad_weight(node: Node) -> Work:
     shape = node.ints_attr("weight_shape")
-    amount = operand(node, 0).shape[0] * shape[0] * shape[1] * _grad_weight_window(node).taps()
+    win, planes = _grad_weight_window(node), operand(node, 0).shape[0] * shape[0] * shape[1]
     depthwise = _depthwise_grad_weight(node)
-    return Work("depthwise_grad_weight" if depthwise else "conv_grad_weight", amount)
+    cost_class: CostClass = "depthwise_grad_weight" if depthwise else "conv_grad_weight"
+    return Work(cost_class, planes * win.taps(), planes * win.runs())
 
 
 def _c_params_grad_weight(node: Node) -> dict[str, Attr]:

@@ -206,7 +206,6 @@ def _register_binary(
             vjp=vjp,
             inplace=(0, 1),
             params=params,
-            onnx=name,
         )
     )
 
@@ -239,6 +238,5 @@ register(
             builder.add("Neg", (dy,), suffix="grad") if need[0] else None
         ],
         inplace=(0,),
-        onnx="Neg",
     )
 )

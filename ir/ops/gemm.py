@@ -151,7 +151,6 @@ register(
             ParamSlot(1, "weight", lambda node: 1 if node.int_attr("trans_b", 0) else 0, 3),
             ParamSlot(2, "bias"),
         ),
-        onnx="Gemm",
     )
 )
 

@@ -155,6 +155,5 @@ register(
         samples=_samples,
         vjp=_vjp,
         params=(ParamSlot(1, "weight", lambda node: 0 if _layer(node) else None, 2),),
-        onnx="MatMul",
     )
 )

@@ -127,7 +127,6 @@ register(
         vjp=_vjp,
         inplace=(0,),
         params=(ParamSlot(1, "scale"), ParamSlot(2, "bias")),
-        onnx="BatchNormalization",
     )
 )
 register(

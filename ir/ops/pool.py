@@ -197,7 +197,6 @@ register(
         c=CKernel("odtplan_max_pool_f32", "odtplan_pool_t", "odtplan_pool", struct_of_input),
         samples=_samples_max,
         vjp=_vjp_max,
-        onnx="MaxPool",
     )
 )
 register(

@@ -136,7 +136,6 @@ register(
         c=CKernel("odtplan_average_pool_f32", "odtplan_pool_t", "odtplan_pool", struct_of_input),
         samples=_samples_average,
         vjp=_vjp_average,
-        onnx="AveragePool",
     )
 )
 register(
@@ -170,7 +169,6 @@ register(
             [Sample((TensorType((2, 3, 4, 5)),)), Sample((TensorType((1, 4, 7)),))]
         ),
         vjp=_vjp_global,
-        onnx="GlobalAveragePool",
     )
 )
 register(

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
-from ..opdef import CKernel, OpDef, Sample, Work, array, f32_operand, operand, register
+from ..opdef import CKernel, CostClass, OpDef, Sample, Work, array, f32_operand, operand, register
 from ..quantization import rescale
 from .conv import CASES, check_group, is_depthwise, result_type
 from .conv_grad import grad_input, grad_input_window
@@ -123,8 +123,9 @@ def _vjp(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Va
 def _work(node: Node) -> Work:
     """Multiply-accumulates of the taps that are inside the input."""
     x, w = operand(node, 0).shape, operand(node, 1).shape
-    amount = x[0] * w[0] * w[1] * _window(node).taps()
-    return Work("depthwise" if is_depthwise(node, x[1], w[0]) else "conv", amount, "i8")
+    win, planes = _window(node), x[0] * w[0] * w[1]
+    cost_class: CostClass = "depthwise" if is_depthwise(node, x[1], w[0]) else "conv"
+    return Work(cost_class, planes * win.taps(), planes * win.runs(), "i8")
 
 
 def _struct(node: Node, win: Window, shape: Sequence[int]) -> dict[str, Attr]:
@@ -157,11 +158,11 @@ def line_bytes(win: Window) -> int:
 
 
 def _workspace(node: Node) -> int:
-    """Depthwise: one padded line per kernel row and the filter as int16; else a block of pixels."""
+    """Depthwise: padded lines and the filter as int16; else taps of a block of pixels and of one."""
     w, win = operand(node, 1).shape, _window(node)
     if w[1] == 1:
         return win.y.kernel * (line_bytes(win) + _up(win.x.kernel, 4) * 2)
-    return BLOCK * 2 * _up(w[1] * win.y.kernel * win.x.kernel, 4)
+    return (BLOCK * 2 + 1) * _up(w[1] * win.y.kernel * win.x.kernel, 4)
 
 
 # -- gradient of the input -------------------------------------------------------------------------
@@ -193,8 +194,9 @@ def _kernel_grad(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
 def _work_grad(node: Node) -> Work:
     shape, w = node.ints_attr("shape"), operand(node, 1).shape
     depthwise = is_depthwise(node, shape[1], w[0])
-    amount = shape[0] * w[0] * w[1] * grad_input_window(node).taps()
-    return Work("depthwise_grad_input" if depthwise else "conv_grad_input", amount)
+    win, planes = grad_input_window(node), shape[0] * w[0] * w[1]
+    cost_class: CostClass = "depthwise_grad_input" if depthwise else "conv_grad_input"
+    return Work(cost_class, planes * win.taps(), planes * win.runs())
 
 
 def channels_at_once(node: Node) -> int:

@@ -128,7 +128,7 @@ register(
         name="QGemm",
         infer=_infer,
         kernel=_kernel,
-        work=lambda node: Work("gemm", operand(node, 0).size * node.out.type.shape[1], "i8"),
+        work=lambda node: Work("gemm", operand(node, 0).size * node.out.type.shape[1], dtype="i8"),
         c=CKernel("odtplan_qgemm", "odtplan_qgemm_t", "odtplan_qgemm", _c_params, operands=5),
         samples=_samples,
         vjp=_vjp,

@@ -29,7 +29,7 @@ _SOURCE = "odtplan_qpool"
 
 def _work(node: Node) -> Work:
     n, c = operand(node, 0).shape[:2]
-    return Work("pool", n * c * input_window(node).taps(), "i8")
+    return Work("pool", n * c * input_window(node).taps(), dtype="i8")
 
 
 def _shape(node: Node) -> tuple[int, ...]:
@@ -198,7 +198,7 @@ register(
         name="QGlobalAveragePool",
         infer=_infer_global,
         kernel=_kernel_global,
-        work=lambda node: Work("pool", operand(node, 0).size, "i8"),
+        work=lambda node: Work("pool", operand(node, 0).size, dtype="i8"),
         c=CKernel(
             "odtplan_qglobal_average_pool", "odtplan_qglobal_pool_t", _SOURCE, _global_params
         ),

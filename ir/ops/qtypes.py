@@ -174,7 +174,7 @@ register(
         name="QClipMask",
         infer=_infer_mask,
         kernel=_kernel_mask,
-        work=lambda node: Work("elementwise", operand(node, 0).size, "i8"),
+        work=lambda node: Work("elementwise", operand(node, 0).size, dtype="i8"),
         c=CKernel(
             "odtplan_q_clip_mask",
             "odtplan_q_clip_mask_t",

@@ -120,7 +120,6 @@ register(
         ),
         samples=_mean_samples,
         vjp=_mean_vjp,
-        onnx="ReduceMean",
     )
 )
 

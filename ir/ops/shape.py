@@ -69,7 +69,6 @@ register(
         ),
         vjp=_vjp_reshape,
         view=True,
-        onnx="Reshape",
     )
 )
 
@@ -116,7 +115,6 @@ def register_read(
             ),
             samples=lambda: iter(samples),
             vjp=vjp,
-            onnx=name,
         )
     )
 
@@ -233,6 +231,5 @@ register(
         c=CKernel("odtplan_concat_f32", "odtplan_concat_t", SOURCE, _concat_params, variadic=True),
         samples=_concat_samples,
         vjp=_vjp_concat,
-        onnx="Concat",
     )
 )

@@ -145,7 +145,6 @@ def _register_write(
             c=CKernel("odtplan_write_strided_f32", "odtplan_write_strided_t", SOURCE, params),
             samples=lambda: iter(samples),
             vjp=vjp,
-            onnx=onnx,
         )
     )
 

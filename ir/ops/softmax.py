@@ -95,7 +95,6 @@ register(
         samples=_samples,
         vjp=_vjp,
         inplace=(0,),
-        onnx="Softmax",
     )
 )
 

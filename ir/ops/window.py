@@ -76,6 +76,12 @@ class Window:
         """Taps inside the input, over all windows of one channel."""
         return self.y.taps() * self.x.taps()
 
+    def runs(self) -> int:
+        """Runs of taps along the innermost axis, of one channel; a 1x1 window is one single run."""
+        if self.x.kernel == self.y.kernel == self.x.stride == self.y.stride == 1:
+            return 1
+        return self.y.taps() * self.x.kernel
+
     def walk(
         self, reverse: bool = False
     ) -> Iterator[tuple[int, tuple[slice, ...], tuple[slice, ...]]]:

@@ -17,8 +17,8 @@ from .ir.training import LossName, OptimizerName, TrainingSpec
 from .output import PLAN_FILE, OutputFolder
 from .planner.device import GENERIC_DEVICE, Device, load_device
 from .planner.linear import SolverName
-from .planner.milp import ObjectiveName
 from .planner.pipeline import PlannedModel, Request, make_plan
+from .planner.plan import ObjectiveName
 from .planner.sizes import parse_bytes, parse_joules, parse_seconds
 from .report import Budgeted, print_plan
 

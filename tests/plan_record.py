@@ -1,0 +1,118 @@
+"""The plan record around steps and buffers, with true claims, for plans that tests make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from odt_plan.ir.training import TrainingGraph
+from odt_plan.planner.cost import CostModel, code_bytes, flash_weights_bytes
+from odt_plan.planner.device import Device
+from odt_plan.planner.plan import (
+    ActivationDecision,
+    Budget,
+    Buffer,
+    Claims,
+    Decisions,
+    DeviceInfo,
+    FlashClaim,
+    ModelInfo,
+    Objective,
+    Plan,
+    RamClaim,
+    SolverInfo,
+    Step,
+    Training,
+    UpdateDecision,
+)
+
+Action = Mapping[str, tuple[int, str]]
+
+
+def padded(n: int) -> int:
+    return (n + 3) // 4 * 4
+
+
+def finish(
+    training: TrainingGraph,
+    device: Device,
+    cost: CostModel,
+    steps: Sequence[Step],
+    buffers: Sequence[Buffer],
+    actions: Action,
+    storage: str | None = None,
+    transfer_cycles: int = 0,
+) -> Plan:
+    """The plan record around steps and buffers, with true claims."""
+    spec, updates = training.spec, training.updates
+    arena = [b for b in buffers if b.space == "arena"]
+    live = []
+    for k in range(len(steps)):
+        at: dict[int, int] = {}
+        for b in arena:
+            if b.first <= k <= b.last:
+                at[b.offset] = max(at.get(b.offset, 0), padded(b.bytes))
+        live.append(sum(at.values()))
+    top = max(b.offset + padded(b.bytes) for b in arena)
+    weights = sum(padded(u.value.type.nbytes) for u in updates)
+    optimizer = sum(padded(v.type.nbytes) for u in updates for v in u.states)
+    accumulators = sum(padded(u.accumulator.type.nbytes) for u in updates if u.accumulator)
+    by_name = {n.name: n for n in training.graph.nodes}
+    flash = flash_weights_bytes(training)
+    code = code_bytes([by_name[n] for s in steps for n in s.nodes], len(steps))
+    cycles = sum(s.cycles * (1 if s.last_micro else spec.micro_batches) for s in steps)
+    ram = top + weights + optimizer + accumulators
+    stored = max((b.offset + padded(b.bytes) for b in buffers if b.space == "storage"), default=0)
+    decided = []
+    for u in updates:
+        sizes = u.value.type.size, 0
+        if u.candidate.channels is not None:
+            name = f"{u.candidate.param}[{u.candidate.channels}:]"
+            (cold,) = (v for v in u.owner.operands() if v.name == name)
+            sizes = u.value.type.size, cold.type.size
+        decided.append(
+            UpdateDecision(
+                param=u.candidate.param, node=u.owner.name, role=u.role,
+                ratio=sizes[0] / sum(sizes), channels=u.candidate.channels, importance=1.0,
+            )
+        )  # fmt: skip
+    return Plan(
+        schema_version=1,
+        odt_plan_version="0.0.0",
+        model=ModelInfo(
+            name=training.graph.name, file="model.onnx", sha256="0" * 64,
+            batch=training.sample.type.shape[0], fold_batchnorm=True,
+        ),
+        training=Training(
+            loss=spec.loss, optimizer=spec.optimizer, micro_batches=spec.micro_batches,
+            momentum=spec.momentum, beta1=spec.beta1, beta2=spec.beta2, epsilon=spec.epsilon,
+        ),
+        device=DeviceInfo(
+            id=device.id, storage=storage,
+            budget=Budget(ram_bytes=ram, flash_bytes=flash + code, storage_bytes=stored),
+        ),
+        status="feasible",
+        objective=(Objective(name="latency", value=cycles, bound=cycles, gap=0.0),),
+        claims=Claims(
+            ram_bytes=RamClaim(
+                total=ram, arena=top, weights=weights, optimizer=optimizer,
+                accumulators=accumulators, live_peak=max(live), peak_step=live.index(max(live)),
+            ),
+            flash_bytes=FlashClaim(total=flash + code, weights=flash, code=code),
+            storage_bytes=stored,
+            cycles=cycles,
+            latency_s=cost.latency_s(cycles),
+            energy_j=cost.energy_j(cycles, transfer_cycles),
+        ),
+        decisions=Decisions(
+            importance_source="tests",
+            updates=tuple(decided),
+            activations=tuple(
+                ActivationDecision(value=v, bytes=n, action=a)  # type: ignore[arg-type]
+                for v, (n, a) in actions.items()
+            ),
+            precision={n.name: "f32" for n in training.graph.nodes if n.phase == "forward"},
+        ),
+        buffers=tuple(buffers),
+        steps=tuple(steps),
+        solver=SolverInfo(name="keep-all", version="0", seed=0, time_s=0.0),
+    )  # fmt: skip

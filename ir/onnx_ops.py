@@ -14,7 +14,12 @@ import numpy as np
 from . import onnx_shapes as shapes
 from .graph import Attr, Value
 from .onnx_convert import RejectedError, Site
-from .onnx_quantize import dequantize_linear, quantize_linear
+from .onnx_quantize import (
+    dequantize_linear,
+    qlinear_operands,
+    qlinear_result,
+    quantize_linear,
+)
 from .onnx_shapes import positive_axes, positive_axis
 
 Rule = Callable[[Site], Value]
@@ -54,7 +59,14 @@ def _geometry(s: Site, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> dict[
 
 
 def _conv(s: Site) -> Value:
-    x, w = s.value(0), s.value(1)
+    return _convolution(s, s.value(0), s.value(1), s.optional(2))
+
+
+def _qlinear_conv(s: Site) -> Value:
+    return qlinear_result(s, _convolution(s, *qlinear_operands(s, 0)))
+
+
+def _convolution(s: Site, x: Value, w: Value, bias: Value | None) -> Value:
     if len(x.type.shape) < 3 or len(w.type.shape) != len(x.type.shape):
         raise RejectedError(f"input {x.type} and weight {w.type} do not fit a convolution")
     kernel = w.type.shape[2:]
@@ -62,7 +74,7 @@ def _conv(s: Site) -> Value:
     if stated != kernel:
         raise RejectedError(f"kernel_shape {stated} is not the weight's {kernel}")
     attrs = _geometry(s, x.type.shape[2:], kernel) | {"group": s.integer("group", 1)}
-    return s.emit("Conv", (x, w, s.optional(2)), attrs)
+    return s.emit("Conv", (x, w, bias), attrs)
 
 
 def _pool(op: str) -> Rule:
@@ -246,6 +258,8 @@ RULES: dict[str, Rule] = {
     "MaxPool": _pool("MaxPool"),
     "Mul": _plain("Mul", 2),
     "Pad": shapes.pad,
+    "QLinearConv": _qlinear_conv,
+    "QLinearMatMul": lambda s: qlinear_result(s, s.emit("MatMul", qlinear_operands(s, -1)[:2])),
     "QuantizeLinear": quantize_linear,
     "ReduceMean": _reduce_mean,
     "Relu": _plain("Relu", 1),

@@ -11,12 +11,21 @@ from __future__ import annotations
 from collections import deque
 from math import inf
 
+import numpy as np
+
 from .graph import Graph, TensorType, Value
 from .lowered_layers import KEEPING, keeps
 from .obstacles import Obstacle
 from .onnx_convert import Conversion, RejectedError, Site
 from .onnx_file import INPUT_KINDS, FileNode, ModelFile
-from .qdq import STORED, QuantizationError, Stored, check_stored, read_quantization
+from .qdq import (
+    STORED,
+    QuantizationError,
+    Stored,
+    check_stored,
+    dequantize_constant,
+    read_quantization,
+)
 from .quantization import LOW, Quantization
 
 #: Operators of the file that work on 8-bit integers as they do on the real numbers.
@@ -34,6 +43,8 @@ MOVES = frozenset(
         "Unsqueeze",
     }
 )
+#: Operators with integer operands and results, and the scales of all of them as operands.
+QLINEAR = ("QLinearConv", "QLinearMatMul")
 _FILE_DTYPES = {"i8": "int8", "u8": "uint8"}
 _POSITIVE = ("HardSigmoid", "Relu", "Sigmoid", "Softmax")
 _AVERAGING = ("AveragePool", "GlobalAveragePool", "ReduceMean")
@@ -54,7 +65,7 @@ def add_input(conversion: Conversion, name: str, type_: TensorType) -> None:
             raise QuantizationError(f"is {_FILE_DTYPES[type_.dtype]}; {INPUT_KINDS}")
     except QuantizationError as e:
         conversion.obstacles.append(Obstacle(name, "input", str(e)))
-        conversion.values[name] = graph.add_input(name, TensorType(type_.shape))
+        conversion.values[name] = None  # what follows is judged by inferred types
         return
     x = graph.add_input(name, TensorType(type_.shape, "i8", stored.quant))
     node = graph.add_node("Dequantize", (x,), name=f"{name}/real", outputs=[f"{name}/real"])
@@ -72,7 +83,7 @@ def _meaning_of_input(file: ModelFile, name: str, type_: TensorType) -> Stored |
         for node in file.nodes:
             if value not in node.inputs:
                 continue
-            if node.op == "DequantizeLinear" and node.inputs[0] == value:
+            if node.op in ("DequantizeLinear", *QLINEAR) and node.inputs[0] == value:
                 return _parameters(file, node, _FILE_DTYPES[type_.dtype], type_.shape)
             if node.op in MOVES and node.outputs[0] not in seen:
                 seen.add(node.outputs[0])
@@ -80,19 +91,22 @@ def _meaning_of_input(file: ModelFile, name: str, type_: TensorType) -> Stored |
     return None
 
 
-def _parameters(file: ModelFile, node: FileNode, dtype: str, shape: tuple[int, ...]) -> Stored:
-    """Parameters of an activation.
+def _parameters(
+    file: ModelFile, node: FileNode, dtype: str, shape: tuple[int, ...], first: int = 1
+) -> Stored:
+    """Parameters of an activation; ``first`` is the operand that holds its scale.
 
     Raises:
         QuantizationError: They are computed, run along an axis, or can't be used.
     """
-    zero_name = node.inputs[2] if len(node.inputs) > 2 else ""
-    scale, zero = file.constants.get(node.inputs[1]), file.constants.get(zero_name)
+    zero_name = node.inputs[first + 1] if len(node.inputs) > first + 1 else ""
+    scale, zero = file.constants.get(node.inputs[first]), file.constants.get(zero_name)
     if scale is None or (zero_name and zero is None):
         raise QuantizationError("its scale or zero point is computed at run time; export it fixed")
-    quant, _, _ = read_quantization(node.attrs, dtype, shape, scale, zero)
+    attrs = node.attrs if node.op not in QLINEAR else {}
+    quant, _, _ = read_quantization(attrs, dtype, shape, scale, zero)
     if quant is None or quant.axis is not None:
-        what = "int32" if quant is None else f"{scale.size} scales"
+        what = "int32" if dtype == "int32" else f"{scale.size} scales"
         raise QuantizationError(f"{what} for a value that is computed; use int8 with one scale")
     return Stored(quant, STORED[dtype])
 
@@ -146,6 +160,51 @@ def dequantize_linear(s: Site) -> Value:
     return x
 
 
+def qlinear_operands(s: Site, axis: int) -> tuple[Value, Value, Value | None]:
+    """Real operand, weight and bias of a node (x, xs, xz, w, ws, wz, ys, yz, b) of ``QLINEAR``.
+
+    Args:
+        s: The node.
+        axis: Axis of the weight's output channels.
+    """
+    file, names = s.conversion.file, s.node.inputs
+    x, stored = s.value(0), s.conversion.stored.get(names[0])
+    w, scale, zero = s.data(3), s.data(4), s.data(5)
+    try:
+        if stored is None:
+            raise QuantizationError(f"{names[0]} is not made of 8-bit integers by QuantizeLinear")
+        if w is None or scale is None or zero is None:
+            raise QuantizationError("its weight or a scale is computed; export it fixed")
+        mine = _parameters(file, s.node, "uint8" if stored.shift else "int8", x.type.shape)
+        if mine != stored:
+            raise QuantizationError(
+                f"its parameters {mine.quant} are not those of {names[0]} ({stored.quant})"
+            )
+        real, quant = dequantize_constant({"axis": axis}, w, scale, zero)
+        bias = s.data(8)
+        if bias is not None:
+            steps = (stored.quant.scale[0] * scale.astype(np.float64)).astype(np.float32)
+            bias = dequantize_constant({"axis": 0}, bias, steps, None)[0]
+    except QuantizationError as e:
+        raise RejectedError(str(e)) from None
+    weight = s.derived(3, real, s.node.name)
+    if quant is not None:
+        s.conversion.graph.quantization[weight.name] = quant
+    return x, weight, None if bias is None else s.derived(8, bias, s.node.name)
+
+
+def qlinear_result(s: Site, y: Value) -> Value:
+    """Annotate the result of QLinearConv or QLinearMatMul."""
+    zero = s.data(7)
+    try:
+        name = check_stored("uint8" if zero is None else zero.dtype, "the result")
+        stored = _parameters(s.conversion.file, s.node, name, y.type.shape, 6)
+    except QuantizationError as e:
+        raise RejectedError(str(e)) from None
+    s.conversion.stored[s.node.outputs[0]] = stored
+    return _annotated(s, y, stored.quant)
+
+
 def _annotated(s: Site, x: Value, quant: Quantization) -> Value:
     """The value, or its quantized twin, that carries the annotation."""
     graph = s.conversion.graph
@@ -153,7 +212,7 @@ def _annotated(s: Site, x: Value, quant: Quantization) -> Value:
     if known == quant:
         return x
     low, high = quant.bounds()
-    if known is not None or not _read_here_only(s):
+    if known is not None or (s.node.op not in QLINEAR and not _read_here_only(s)):
         low, high = _as_f32(low), _as_f32(high)
         x = s.emit("Clip", (x,), {"min": low, "max": high})
     elif quant.zero_point == LOW and x not in graph.inputs and not never_negative(graph, x):
@@ -208,7 +267,7 @@ def integers_kept(conversion: Conversion, node: FileNode) -> Stored | None:
     Raises:
         RejectedError: The operator computes with 8-bit integers.
     """
-    if node.op in ("DequantizeLinear", "QuantizeLinear"):
+    if node.op in ("DequantizeLinear", "QuantizeLinear", *QLINEAR):
         return None
     found = [conversion.stored[i] for i in node.inputs if i in conversion.stored]
     if not found:

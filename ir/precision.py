@@ -130,9 +130,8 @@ class _Lowering:
         if node.op == "Dequantize" and x is not None and self._quant(node.out) == x.type.quant:
             self.stored[node.out] = self.real[x]  # a run-time input that is i8 in the file
             return
-        held = self.stored.get(x) if x is not None and node.op in MOVES else None
-        if held is not None and self._quant(node.out) == held.type.quant:
-            self.stored[node.out] = self._emit(node, node.op, (held,), node.attrs)
+        if node.op in MOVES and x is not None and self._moves_integers(node, x):
+            self.stored[node.out] = self._emit(node, node.op, (self._stored(x),), node.attrs)
             return
         if node.op in INTEGER and self.precision.get(node.name) == "i8":
             self._integer(node)
@@ -143,13 +142,25 @@ class _Lowering:
         )
         self.real |= dict(zip(node.outputs, twin.outputs, strict=True))
         for v in node.outputs:
-            if v not in self.old.outputs and self.readers[v] and self._only_integers(v):
+            if v not in self.old.outputs and self._only_integers(v):
                 self._stored(v)  # at once, which frees the f32 form
 
+    def _moves_integers(self, node: Node, x: Value) -> bool:
+        """A move is done in i8: its operand is i8, or will be at once because only i8 is read."""
+        quant = self._quant(node.out)
+        if quant is None or self._quant(x) != quant:
+            return False
+        if x in self.stored:
+            return True
+        return node.out not in self.old.outputs and self._only_integers(node.out)
+
     def _only_integers(self, v: Value) -> bool:
-        """All readers take the i8 form of an annotated value."""
-        return self._quant(v) is not None and all(
-            r.op in INTEGER and self.precision.get(r.name) == "i8" for r in self.readers[v]
+        """All readers take the i8 form of an annotated value, and there are some."""
+        quant = self._quant(v)
+        return quant is not None and bool(self.readers[v]) and all(
+            (r.op in INTEGER and self.precision.get(r.name) == "i8")
+            or (r.op in MOVES and self._quant(r.out) == quant and self._only_integers(r.out))
+            for r in self.readers[v]
         )
 
     # -- values ------------------------------------------------------------------------------------

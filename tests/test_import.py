@@ -118,7 +118,7 @@ REFUSED = (
     "only positive steps are supported",
 )
 #: These annotate; the graph itself computes with real numbers (test_qdq_import.py).
-QUANTIZATION = {"DequantizeLinear", "QuantizeLinear"}
+QUANTIZATION = {"DequantizeLinear", "QLinearConv", "QLinearMatMul", "QuantizeLinear"}
 #: Cases whose expected values are rounded by hand to 4 digits.
 ROUNDED = {"test_averagepool_2d_ceil_last_window_starts_on_pad"}
 

@@ -1,8 +1,7 @@
 """Executed instructions of the fp32 kernels per multiply-accumulate, on the emulated Cortex-M7.
 
 Two ways of compiling: as firmware is by default (-O2, every product rounded, so that results have
-the bits of the NumPy kernels), and -O3 with products and sums contracted to one instruction
-(``fmac`` becomes ``vfma``), which rounds once and is for those who need no equal bits.
+the bits of the NumPy kernels), and -O3 with contraction allowed, for those who need no equal bits.
 
     python -m benchmarks.kernels [--compiler zig] [--kernels folder]
 """
@@ -47,12 +46,10 @@ class Layer:
         """Each kernel of the layer: what it makes, its MACs (with padding), a node for it."""
         g = Graph("layer")
         x, w = g.add_input("x", TensorType(self.x)), g.add_input("w", TensorType(self.w))
-        if len(self.w) == 2:
-            results = self._dense(g, x, w)
-        else:
-            results = self._convolution(g, x, w)
+        results = self._dense(g, x, w) if len(self.w) == 2 else self._convolution(g, x, w)
         macs = results[0].type.size * math.prod(self.w[1:])
-        for kind, value in zip(("forward", "input gradient", "weight gradient"), results):
+        kinds = ("forward", "input gradient", "weight gradient")
+        for kind, value in zip(kinds, results, strict=True):
             assert value.producer is not None
             yield kind, macs, value.producer
 

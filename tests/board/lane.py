@@ -46,7 +46,7 @@ CORES = {
         "mps2-an500",
     ),
     "cortex-m4": Core(
-        "-mcpu=cortex-m4 -mfpu=fpv4-sp-d16 -mfloat-abi=hard",
+        "-mcpu=cortex-m4 -mfpu=fpv4-sp-d16 -mfloat-abi=hard -DODTPLAN_NO_VMLA",
         "-target thumb-freestanding-eabihf -mcpu=cortex_m4+vfp4d16sp",
         "CORTEX_M4",
         "mps2-an386",

@@ -125,7 +125,29 @@ void odtplan_convolve(const odtplan_conv_t *p, const odtplan_gather_t *g, const 
     } else if (p->group == 1 || p->group_channels > 1 || p->filters > p->group) {
         gather(g, source, dest, channels, bias);
     } else {
-        odtplan_depthwise(g, source, dest, bias ? *bias : 0.0f);
+        odtplan_depthwise(g, source, dest, 1, bias);
+    }
+}
+
+static int32_t is_depthwise(const odtplan_conv_t *p)
+{
+    return p->group > 1 && p->group_channels == 1 && p->filters == p->group;
+}
+
+/* All samples of a depthwise layer. */
+static void depthwise(const odtplan_conv_t *p, odtplan_gather_t *g, const float *source,
+                      const float *w, const float *bias, const float *cold, float *dest)
+{
+    const int32_t hot = cold ? p->hot : p->group, from = g->y.source * g->x.source;
+    const int32_t to = g->y.size * g->x.size;
+    for (int32_t i = 0; i < p->batch; i++, source += p->group * from, dest += p->group * to) {
+        g->parts[0].w = w;
+        odtplan_depthwise(g, source, dest, hot, bias);
+        if (cold) {
+            g->parts[0].w = cold;
+            odtplan_depthwise(g, source + hot * from, dest + hot * to, p->group - hot,
+                              bias ? bias + hot : NULL);
+        }
     }
 }
 
@@ -135,6 +157,10 @@ void odtplan_conv_f32(const odtplan_conv_t *p, const float *x, const float *w, c
     odtplan_gather_t g = odtplan_make_gather(p, 0);
     const int32_t taps = p->kernel[0] * p->kernel[1], rows = p->filters / p->group;
     const int32_t depth = p->group_channels, rest = depth - p->hot;
+    if (is_depthwise(p)) {
+        depthwise(p, &g, x, w, b, cold, y);
+        return;
+    }
     for (int32_t i = 0; i < p->batch * p->group; i++) {
         const int32_t first = i % p->group * rows;
         const odtplan_part_t all = {w + first * depth * taps, depth, depth * taps, taps};
@@ -143,8 +169,6 @@ void odtplan_conv_f32(const odtplan_conv_t *p, const float *x, const float *w, c
             const odtplan_part_t hot = {w, p->hot, p->hot * taps, taps};
             const odtplan_part_t frozen = {cold, rest, rest * taps, taps};
             g.parts[0] = hot, g.parts[1] = frozen, g.part_count = 2;
-        } else if (cold && first >= p->hot) {
-            g.parts[0].w = cold + (first - p->hot) * depth * taps;
         }
         odtplan_convolve(p, &g, x, y, rows, b ? b + first : NULL);
         x += depth * g.y.source * g.x.source;
@@ -159,6 +183,10 @@ void odtplan_conv_grad_input_f32(const odtplan_conv_t *p, const float *dy, const
     const int32_t taps = p->kernel[0] * p->kernel[1], rows = p->filters / p->group;
     const int32_t depth = p->group_channels, rest = depth - p->hot;
     const int32_t plane = g.y.size * g.x.size;
+    if (is_depthwise(p)) {
+        depthwise(p, &g, dy, w, NULL, cold, dx);
+        return;
+    }
     for (int32_t i = 0; i < p->batch * p->group; i++) {
         const int32_t first = i % p->group * rows;
         const odtplan_part_t all = {w + first * depth * taps, rows, taps, depth * taps};
@@ -171,9 +199,6 @@ void odtplan_conv_grad_input_f32(const odtplan_conv_t *p, const float *dy, const
             g.parts[0] = frozen;
             odtplan_convolve(p, &g, dy, dx + p->hot * plane, rest, NULL);
         } else {
-            if (cold && first >= p->hot) {
-                g.parts[0].w = cold + (first - p->hot) * depth * taps;
-            }
             odtplan_convolve(p, &g, dy, dx, depth, NULL);
         }
         dy += rows * g.y.source * g.x.source;

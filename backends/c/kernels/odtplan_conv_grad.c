@@ -1,76 +1,75 @@
 /* See odtplan_conv_grad.h. */
 #include "odtplan_conv_grad.h"
 
+#include "odtplan_depthwise_grad.h"
 #include "odtplan_sums.h"
 
-/* Three neighbouring taps of a depthwise filter in one line of windows. */
-static void three_taps(const float *dy, const float *x, int32_t stride, const odtplan_span_t *taps,
-                       float *sums)
+/* What a block of filters x channels (1 or 4 each) sums for one tap; nothing where no window meets
+ * the input with it. */
+static odtplan_nest_t tap_nest(const odtplan_conv_t *p, int32_t ky, int32_t kx)
 {
-    /* lo and hi fall with the tap: windows in the middle see all taps, those at the ends some */
-    const int32_t begin = taps[0].lo, end = taps[2].hi > begin ? taps[2].hi : begin;
-    const int32_t x0 = taps[0].source, x1 = taps[1].source, x2 = taps[2].source;
-    float s0 = sums[0], s1 = sums[1], s2 = sums[2];
-    for (int32_t t = taps[2].lo; t < begin && t < taps[2].hi; t++) {
-        s2 += dy[t] * x[t * stride + x2];
-    }
-    for (int32_t t = taps[1].lo; t < begin && t < taps[1].hi; t++) {
-        s1 += dy[t] * x[t * stride + x1];
-    }
-    for (int32_t t = begin, i = begin * stride; t < end; t++, i += stride) {
-        const float v = dy[t];
-        s0 += v * x[i + x0], s1 += v * x[i + x1], s2 += v * x[i + x2];
-    }
-    for (int32_t t = end; t < taps[0].hi; t++) {
-        s0 += dy[t] * x[t * stride + x0];
-    }
-    for (int32_t t = end; t < taps[1].hi; t++) {
-        s1 += dy[t] * x[t * stride + x1];
-    }
-    sums[0] = s0, sums[1] = s1, sums[2] = s2;
-}
-
-/* Three neighbouring taps of row ky of a depthwise filter. */
-static void depthwise_taps(const odtplan_conv_t *p, const float *x, const float *dy, int32_t ky,
-                           int32_t kx, float *dw)
-{
-    const odtplan_span_t y = odtplan_find_span(p, 0, ky);
-    const odtplan_span_t taps[3] = {odtplan_find_span(p, 1, kx), odtplan_find_span(p, 1, kx + 1), odtplan_find_span(p, 1, kx + 2)};
-    float sums[3] = {0.0f, 0.0f, 0.0f};
-    for (int32_t n = 0; n < p->batch; n++) {
-        for (int32_t t = y.lo; t < y.hi; t++) {
-            const float *line = x + (t * p->stride[0] + y.source) * p->in_size[1];
-            three_taps(dy + t * p->out_size[1], line, p->stride[1], taps, sums);
-        }
-        x += p->channels * p->in_size[0] * p->in_size[1];
-        dy += p->filters * p->out_size[0] * p->out_size[1];
-    }
-    dw[0] = sums[0], dw[1] = sums[1], dw[2] = sums[2];
-}
-
-/* One tap (ky, kx) of rows x columns (1 or 4 each) of filters x channels; dw at that tap. */
-static void tap_gradient(const odtplan_conv_t *p, const float *x, const float *dy, int32_t ky,
-                         int32_t kx, int32_t rows, int32_t columns, float *dw)
-{
-    const int32_t plane = p->in_size[0] * p->in_size[1], out_plane = p->out_size[0] * p->out_size[1];
-    const int32_t taps = p->kernel[0] * p->kernel[1];
+    const int32_t width = p->in_size[1], plane = p->in_size[0] * width;
+    const int32_t out_width = p->out_size[1], out_plane = p->out_size[0] * out_width;
     const odtplan_span_t sy = odtplan_find_span(p, 0, ky), sx = odtplan_find_span(p, 1, kx);
-    float sums[16] = {0.0f};
-    if (sy.lo < sy.hi && sx.lo < sx.hi) {
-        const int32_t iy = sy.lo * p->stride[0] + sy.source, ix = sx.lo * p->stride[1] + sx.source;
-        odtplan_nest_t t = {
-            {dy + sy.lo * p->out_size[1] + sx.lo, out_plane,
-             {p->filters * out_plane, p->out_size[1], 1}},
-            {x + iy * p->in_size[1] + ix, plane,
-             {p->channels * plane, p->stride[0] * p->in_size[1], p->stride[1]}},
-            {p->batch, sy.hi - sy.lo, sx.hi - sx.lo},
-        };
-        odtplan_lengthen(&t);
-        odtplan_add_products(&t, sums, rows, columns);
+    odtplan_nest_t t = {
+        {NULL, out_plane, {p->filters * out_plane, out_width, 1}},
+        {NULL, plane, {p->channels * plane, p->stride[0] * width, p->stride[1]}},
+        {p->batch, sy.hi - sy.lo, sx.hi - sx.lo},
+    };
+    if (t.count[1] == 0 || t.count[2] == 0) {
+        t.count[0] = t.count[1] = t.count[2] = 0;
     }
-    for (int32_t i = 0; i < rows; i++) {
-        for (int32_t j = 0; j < columns; j++) {
-            dw[(i * p->group_channels + j) * taps] = sums[i * columns + j];
+    odtplan_lengthen(&t);
+    return t;
+}
+
+/* Start of the next block of 4 where there are 4 in all: the last may overlap the one before. */
+static int32_t block_start(int32_t at, int32_t count)
+{
+    return count >= 4 && at + 4 > count ? count - 4 : at;
+}
+
+/* One tap of the gradient of rows x channels of one group; x, dy and dw of the first of them. */
+static void tap_gradient(const odtplan_conv_t *p, odtplan_nest_t *t, const float *x,
+                         const float *dy, int32_t count, float *dw)
+{
+    const int32_t depth = p->group_channels, taps = p->kernel[0] * p->kernel[1];
+    const int32_t rows = count >= 4 ? 4 : 1, columns = depth >= 4 ? 4 : 1;
+    for (int32_t i = 0; i < count; i += rows) {
+        const int32_t row = block_start(i, count);
+        for (int32_t j = 0; j < depth; j += columns) {
+            const int32_t c = block_start(j, depth);
+            float *d = dw + (row * depth + c) * taps;
+            float sums[16] = {0.0f};
+            t->a.at = dy + row * t->a.across;
+            t->b.at = x + c * t->b.across;
+            odtplan_add_products(t, sums, rows, columns);
+            const float *from = sums;
+            for (int32_t k = 0; k < rows; k++, d += depth * taps, from += columns) {
+                d[0] = from[0];
+                if (columns == 4) {
+                    d[taps] = from[1], d[2 * taps] = from[2], d[3 * taps] = from[3];
+                }
+            }
+        }
+    }
+}
+
+/* All taps of rows of one group. */
+static void group_gradient(const odtplan_conv_t *p, const float *x, const float *dy, int32_t count,
+                           float *dw)
+{
+    for (int32_t ky = 0; ky < p->kernel[0]; ky++) {
+        const odtplan_span_t sy = odtplan_find_span(p, 0, ky);
+        const int32_t iy = sy.lo * p->stride[0] + sy.source;
+        for (int32_t kx = 0; kx < p->kernel[1]; kx++) {
+            const odtplan_span_t sx = odtplan_find_span(p, 1, kx);
+            odtplan_nest_t t = tap_nest(p, ky, kx);
+            const int32_t any = t.count[0] > 0; /* windows that meet the input with this tap */
+            const int32_t source = iy * p->in_size[1] + sx.lo * p->stride[1] + sx.source;
+            const int32_t window = sy.lo * p->out_size[1] + sx.lo;
+            tap_gradient(p, &t, x + (any ? source : 0), dy + (any ? window : 0), count,
+                         dw + ky * p->kernel[1] + kx);
         }
     }
 }
@@ -79,27 +78,18 @@ void odtplan_conv_grad_weight_f32(const odtplan_conv_t *p, const float *x, const
                                   float *dw, int32_t row_begin, int32_t row_end)
 {
     const int32_t group_rows = p->filters / p->group, depth = p->group_channels;
-    const int32_t plane = p->in_size[0] * p->in_size[1], out_plane = p->out_size[0] * p->out_size[1];
-    int32_t rows, columns, taps;
-    for (int32_t row = row_begin; row < row_end; row += rows) {
+    const int32_t taps = p->kernel[0] * p->kernel[1];
+    int32_t rows;
+    for (int32_t row = row_begin; row < row_end; row += rows, dw += rows * depth * taps) {
         const int32_t group = row / group_rows, left = (group + 1) * group_rows - row;
-        const float *dy_row = dy + row * out_plane;
-        rows = left >= 4 && row_end - row >= 4 ? 4 : 1;
-        for (int32_t c = 0; c < depth; c += columns) {
-            const float *source = x + (group * depth + c) * plane;
-            float *dw_row = dw + ((row - row_begin) * depth + c) * p->kernel[0] * p->kernel[1];
-            columns = depth - c >= 4 ? 4 : 1;
-            for (int32_t ky = 0; ky < p->kernel[0]; ky++) {
-                for (int32_t kx = 0; kx < p->kernel[1]; kx += taps) {
-                    float *d = dw_row + ky * p->kernel[1] + kx;
-                    taps = rows * columns == 1 && p->kernel[1] - kx >= 3 ? 3 : 1;
-                    if (taps == 3) {
-                        depthwise_taps(p, source, dy_row, ky, kx, d);
-                    } else {
-                        tap_gradient(p, source, dy_row, ky, kx, rows, columns, d);
-                    }
-                }
-            }
+        const float *source = x + group * depth * p->in_size[0] * p->in_size[1];
+        const float *gradient = dy + row * p->out_size[0] * p->out_size[1];
+        rows = left < row_end - row ? left : row_end - row;
+        if (group_rows == 1 && depth == 1) {
+            rows = row_end - row;
+            odtplan_depthwise_grad_weight(p, source, gradient, rows, dw);
+        } else {
+            group_gradient(p, source, gradient, rows, dw);
         }
     }
 }

@@ -9,9 +9,10 @@
 extern "C" {
 #endif
 
-/* One channel by its filter g->parts[0].w. Small sources are first copied between zeros to the left
- * and right, so that all pixels of a line use all taps: taps there multiply zeros. */
-void odtplan_depthwise(const odtplan_gather_t *g, const float *source, float *dest, float start);
+/* Channels one after the other, by their filters g->parts[0].w; bias may be NULL. Small sources are
+ * first copied between zeros, so that all pixels use all taps: those in padding multiply zeros. */
+void odtplan_depthwise(const odtplan_gather_t *g, const float *source, float *dest,
+                       int32_t channels, const float *bias);
 
 #ifdef __cplusplus
 }

@@ -21,44 +21,41 @@ static odtplan_axis_t widen(const odtplan_axis_t *a, int32_t *before)
     return r;
 }
 
-static void clear(float *to, int32_t n)
+void odtplan_make_margin(odtplan_margin_t *m, odtplan_axis_t *y, odtplan_axis_t *x)
 {
-    for (int32_t i = 0; i < n; i++) {
-        to[i] = 0.0f;
+    int32_t left, top;
+    const odtplan_axis_t wide = widen(x, &left), high = widen(y, &top);
+    m->lines = y->source, m->width = x->source, m->step = wide.source, m->first = left;
+    m->needed = (m->step > m->width || high.source > m->lines) &&
+                m->lines * m->step <= ODTPLAN_MARGIN_ROOM;
+    if (m->needed) {
+        for (int32_t i = 0; i < ODTPLAN_MARGIN_ROOM; i++) {
+            m->copy[i] = 0.0f;
+        }
+        *x = wide;
+        if (high.source * m->step <= ODTPLAN_MARGIN_ROOM) {
+            *y = high;
+            m->first += top * m->step;
+        }
     }
 }
 
-const float *odtplan_with_margins(odtplan_axis_t *y, odtplan_axis_t *x, const float *source,
-                                  float *copy)
+const float *odtplan_with_margin(odtplan_margin_t *m, const float *plane)
 {
-    const int32_t lines = y->source, old = x->source;
-    int32_t left, top;
-    const odtplan_axis_t wide = widen(x, &left), high = widen(y, &top);
-    const int32_t all = high.source * wide.source <= ODTPLAN_MARGIN_ROOM, step = wide.source;
-    if ((step == old && high.source == lines) || lines * step > ODTPLAN_MARGIN_ROOM) {
-        return source;
+    const int32_t width = m->width;
+    if (!m->needed) {
+        return plane;
     }
-    float *to = copy;
-    if (all) {
-        clear(to, top * step);
-        to += top * step;
-        clear(to + lines * step, (high.source - top - lines) * step);
-        *y = high;
-    }
-    *x = wide;
-    for (int32_t i = 0; i < lines; i++, source += old) {
-        clear(to, left);
-        to += left;
+    float *to = m->copy + m->first;
+    for (int32_t i = 0; i < m->lines; i++, plane += width, to += m->step) {
         int32_t j = 0;
-        for (; j + 4 <= old; j += 4) {
-            const float a = source[j], b = source[j + 1], c = source[j + 2], d = source[j + 3];
+        for (; j + 4 <= width; j += 4) {
+            const float a = plane[j], b = plane[j + 1], c = plane[j + 2], d = plane[j + 3];
             to[j] = a, to[j + 1] = b, to[j + 2] = c, to[j + 3] = d;
         }
-        for (; j < old; j++) {
-            to[j] = source[j];
+        for (; j < width; j++) {
+            to[j] = plane[j];
         }
-        clear(to + old, step - left - old);
-        to += step - left;
     }
-    return copy;
+    return m->copy;
 }

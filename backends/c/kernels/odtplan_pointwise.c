@@ -2,11 +2,16 @@
  * odd number overlaps the one before it, which gives the same results once more. */
 #include "odtplan_pointwise.h"
 
+#include "odtplan_mla.h"
+
 /* A row of the block: the weight of its channel times the four pixels b0..b3. */
-#define ROW(i, weight)                                                              \
-    do {                                                                            \
-        const float v = weight;                                                     \
-        s##i##0 += v * b0, s##i##1 += v * b1, s##i##2 += v * b2, s##i##3 += v * b3; \
+#define ROW(i, weight)                     \
+    do {                                   \
+        const float v = weight;            \
+        s##i##0 = odtplan_mla(s##i##0, v, b0); \
+        s##i##1 = odtplan_mla(s##i##1, v, b1); \
+        s##i##2 = odtplan_mla(s##i##2, v, b2); \
+        s##i##3 = odtplan_mla(s##i##3, v, b3); \
     } while (0)
 
 /* One source channel: its weights stand at index k of the rows, or side by side at a0. */

@@ -1,10 +1,15 @@
 /* See odtplan_sums.h. */
 #include "odtplan_sums.h"
 
-#define ROW(i, weight)                                                              \
-    do {                                                                            \
-        const float v = weight;                                                     \
-        s##i##0 += v * b0, s##i##1 += v * b1, s##i##2 += v * b2, s##i##3 += v * b3; \
+#include "odtplan_mla.h"
+
+#define ROW(i, weight)                         \
+    do {                                       \
+        const float v = weight;                \
+        s##i##0 = odtplan_mla(s##i##0, v, b0); \
+        s##i##1 = odtplan_mla(s##i##1, v, b1); \
+        s##i##2 = odtplan_mla(s##i##2, v, b2); \
+        s##i##3 = odtplan_mla(s##i##3, v, b3); \
     } while (0)
 
 #define TAP4X4(x0, x1, x2, x3, k)                             \
@@ -16,8 +21,10 @@
         ROW(3, a3[k]);                                        \
     } while (0)
 
-/* three: the innermost loop is a line of a 3x3 window. Constant arguments make the loops cheap. */
-ODTPLAN_INLINE void block4x4(const odtplan_nest_t *t, float *s, int32_t column, int32_t three)
+/* three: the innermost loop is a line of a 3x3 window; runs: both sides are runs of memory there.
+ * Constant arguments make the loops cheap. */
+ODTPLAN_INLINE void block4x4(const odtplan_nest_t *t, float *s, int32_t column, int32_t three,
+                             int32_t runs)
 {
     float s00 = s[0], s01 = s[1], s02 = s[2], s03 = s[3];
     float s10 = s[4], s11 = s[5], s12 = s[6], s13 = s[7];
@@ -34,6 +41,20 @@ ODTPLAN_INLINE void block4x4(const odtplan_nest_t *t, float *s, int32_t column, 
                 TAP4X4(q[0], q1[0], q2[0], q3[0], 0);
                 TAP4X4(q[bs], q1[bs], q2[bs], q3[bs], 1);
                 TAP4X4(q[2 * bs], q1[2 * bs], q2[2 * bs], q3[2 * bs], 2);
+            } else if (runs) {
+                int32_t k = t->count[2];
+                for (; k >= 4; k -= 4) {
+                    TAP4X4(q[0], q1[0], q2[0], q3[0], 0);
+                    TAP4X4(q[1], q1[1], q2[1], q3[1], 1);
+                    TAP4X4(q[2], q1[2], q2[2], q3[2], 2);
+                    TAP4X4(q[3], q1[3], q2[3], q3[3], 3);
+                    a0 += 4, a1 += 4, a2 += 4, a3 += 4;
+                    q += 4, q1 += 4, q2 += 4, q3 += 4;
+                }
+                for (; k > 0; k--) {
+                    TAP4X4(*q++, *q1++, *q2++, *q3++, 0);
+                    a0++, a1++, a2++, a3++;
+                }
             } else {
                 for (int32_t k = t->count[2], ia = 0, ib = 0; k > 0; k--, ia += as, ib += bs) {
                     TAP4X4(q[ib], q1[ib], q2[ib], q3[ib], ia);
@@ -85,7 +106,7 @@ static void block1x1(const odtplan_nest_t *t, float *s)
             const float *a = t->a.at + i * t->a.step[0] + j * t->a.step[1];
             const float *b = t->b.at + i * t->b.step[0] + j * t->b.step[1];
             for (int32_t k = t->count[2], ia = 0, ib = 0; k > 0; k--, ia += as, ib += bs) {
-                sum += a[ia] * b[ib];
+                sum = odtplan_mla(sum, a[ia], b[ib]);
             }
         }
     }
@@ -96,12 +117,14 @@ void odtplan_add_products(const odtplan_nest_t *t, float *sums, int32_t rows, in
 {
     if (rows == 4 && columns == 4) {
         const int32_t three = t->a.step[2] == 1 && t->count[2] == 3;
-        if (t->b.across != 1) {
-            block4x4(t, sums, t->b.across, 0);
+        if (t->b.across != 1 && t->a.step[2] == 1 && t->b.step[2] == 1) {
+            block4x4(t, sums, t->b.across, 0, 1);
+        } else if (t->b.across != 1) {
+            block4x4(t, sums, t->b.across, 0, 0);
         } else if (three) {
-            block4x4(t, sums, 1, 1);
+            block4x4(t, sums, 1, 1, 0);
         } else {
-            block4x4(t, sums, 1, 0);
+            block4x4(t, sums, 1, 0, 0);
         }
     } else if (columns == 4) {
         block1x4(t->count, &t->a, &t->b, sums);

@@ -50,6 +50,7 @@ def source_of(path: Path, batch: int, fold_batchnorm: bool) -> ModelInfo:
 
 def assemble(
     forward: Graph,
+    lowered: Graph,
     training: TrainingGraph,
     schedule: Schedule,
     cost: CostModel,
@@ -65,6 +66,7 @@ def assemble(
 
     Args:
         forward: Imported graph.
+        lowered: The same graph in the precisions of the plan.
         training: Specialised training graph whose nodes the steps name.
         schedule: Steps and placed buffers.
         cost: Predicted costs.
@@ -103,7 +105,7 @@ def assemble(
         status="optimal" if optimal else "feasible",
         objective=stages,
         claims=claims,
-        decisions=_decisions(forward, training, schedule, importance),
+        decisions=_decisions(forward, lowered, training, schedule, importance),
         buffers=schedule.buffers,
         steps=schedule.steps,
         solver=SolverInfo(
@@ -149,6 +151,7 @@ def _claims(training: TrainingGraph, schedule: Schedule, cost: CostModel) -> Cla
 
 def _decisions(
     forward: Graph,
+    lowered: Graph,
     training: TrainingGraph,
     schedule: Schedule,
     importance: Mapping[Candidate, int],
@@ -175,5 +178,9 @@ def _decisions(
             ActivationDecision(value=name, bytes=size, action=action)
             for name, (size, action) in schedule.actions.items()
         ),
-        precision={n.name: "f32" for n in forward.nodes if not get_op(n.op).view},
+        precision={
+            n.name: "i8" if n.out.type.dtype == "i8" else "f32"
+            for n in lowered.nodes
+            if not get_op(n.op).view
+        },
     )

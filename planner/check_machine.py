@@ -262,7 +262,7 @@ class Machine:
         if b.space in ("flash", "io"):
             return  # read-only; what they hold and its type are checked with the buffer
         held = self._memory.at(b)
-        if held is None or held.holds.get((value.name, age)) != value.type:
+        if held is None or held.holds.get((value.name, age)) != value.type.stored:
             raise p.error(
                 index,
                 f"reads {value.name} (version {age}) from {b.space} bytes {b.offset} to"

@@ -163,7 +163,7 @@ def _space(p: Program, b: Buffer) -> None:
     if value is None:
         if b.space != "arena" or not b.value.startswith(("tile:", "workspace:")):
             raise CheckError(f"{what}: the training graph has no value {b.value}")
-    elif value.type != p.types[b.id]:
+    elif value.type.stored != p.types[b.id]:
         raise CheckError(f"{what}: is {p.types[b.id]} in the plan but {value.type} in the graph")
     if b.space in ("flash", "io"):
         if b.offset:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from ..ir.autodiff import build_training, candidates
 from ..ir.errors import InfeasibleError, UnsupportedModelError, UsageError
+from ..ir.graph import Graph
 from ..ir.onnx_import import import_model
+from ..ir.precision import lower
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from . import baselines
 from .assemble import assemble, source_of
@@ -21,6 +23,7 @@ from .infeasible import explain
 from .linear import SolverName, SolverOptions
 from .milp import Milp, SolveResult
 from .plan import Budget, DeviceInfo, ObjectiveName, Plan
+from .precision import layer_of, mixed, pinned
 from .problem import Limits, Problem
 from .schedule import Schedule, realize
 from .timeline import build_problem
@@ -29,6 +32,8 @@ from .train_set import choose
 Progress = Callable[[str], None]
 #: Solve again with a tighter RAM limit at most this often when live bytes fit but no layout does.
 LAYOUT_TRIES = 6
+#: Stop looking for larger update sets of a quantized model after as many that bring nothing.
+SUFFIX_PATIENCE = 3
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Request:
         train: ``auto``, ``all``, ``last``, ``bias``, or ``NAME`` and ``NAME=RATIO`` items.
         batch: Samples per micro-batch.
         fold_batchnorm: Fold frozen BatchNormalization into the layer before it.
+        precision: ``LAYER=i8`` and ``LAYER=f32`` pins, with wildcards; see ``planner.precision``.
         objective: ``learn`` chooses the update set; the others need a fixed one.
     """
 
@@ -61,6 +67,7 @@ class Request:
     train: tuple[str, ...] = ("auto",)
     batch: int = 1
     fold_batchnorm: bool = True
+    precision: tuple[str, ...] = ()
     objective: ObjectiveName = "learn"
     solver: SolverName = "cp-sat"
     gap: float = 1e-3
@@ -140,6 +147,7 @@ class _Planner:
                 " `odt-plan check` shows every node"
             )
         self.importance = prior(self.forward, every)
+        self.pins = pinned(self.forward, r.precision)
         chosen = choose(self.forward, r.train, every)
         bounds: dict[ObjectiveName, float] = {}
         if chosen is None:
@@ -148,14 +156,14 @@ class _Planner:
                     f"objective {r.objective} needs a fixed update set: add --train all, last, bias"
                     " or parameter names"
                 )
-            chosen, result = self._choose_updates(every)
-            bounds["learn"] = result.bound
-        training = build_training(self.forward, r.spec, chosen)
+            chosen, bounds["learn"] = self._choose_updates(every)
+        training = self._training(chosen)
         name: ObjectiveName = "latency" if r.objective == "learn" else r.objective
         schedule, result = self._schedule(training, name)
         bounds[name] = result.bound
         plan = assemble(
             self.forward,
+            self._lowered(chosen),
             training,
             schedule,
             self.cost,
@@ -203,13 +211,57 @@ class _Planner:
             ),
         )
 
-    def _choose_updates(self, every: Sequence[Candidate]) -> tuple[list[Candidate], SolveResult]:
-        superset = build_training(self.forward, self.request.spec, every)
-        problem = self._problem(superset, fixed=False)
-        self.progress(f"choosing updates: {len(problem.slots)} slots")
-        result = self._solve(problem, "learn")
-        assert result.solution is not None
-        return result.solution.candidates(problem), result
+    def _lowered(self, updated: Sequence[Candidate]) -> Graph:
+        """The forward graph in the precisions that go with an update set."""
+        if not self.forward.quantization:
+            return self.forward
+        params = {c.param for c in updated}
+        return lower(self.forward, mixed(self.forward, self.pins, params))
+
+    def _training(self, chosen: Sequence[Candidate]) -> TrainingGraph:
+        return build_training(self._lowered(chosen), self.request.spec, chosen)
+
+    def _choose_updates(self, every: Sequence[Candidate]) -> tuple[list[Candidate], float]:
+        """The update set with the most importance, and a bound on it.
+
+        Updated layers are f32. In a model whose frozen layers are i8, precision follows from the
+        update set, so the joint model is solved for each number of last layers that may be updated;
+        the bound is then that of the parameters alone, because other sets were not tried.
+        """
+        if not self.forward.quantization:
+            problem = self._problem(self._training(every), fixed=False)
+            self.progress(f"choosing updates: {len(problem.slots)} slots")
+            result = self._solve(problem, "learn")
+            assert result.solution is not None
+            return result.solution.candidates(problem), result.bound
+        return self._choose_suffix(every)
+
+    def _choose_suffix(self, every: Sequence[Candidate]) -> tuple[list[Candidate], float]:
+        owner = layer_of(self.forward)
+        order = {n.name: i for i, n in enumerate(self.forward.nodes)}
+        free = [c for c in every if self.pins.get(owner[c.param]) != "i8"]
+        layers = sorted({owner[c.param] for c in free}, key=order.__getitem__, reverse=True)
+        best: tuple[list[Candidate], float] | None = None
+        stale, problem = 0, None
+        for count in range(1, len(layers) + 1):
+            allowed = [c for c in free if owner[c.param] in layers[:count]]
+            problem = self._problem(self._training(allowed), fixed=False)
+            self.progress(f"choosing updates among the last {count} layers")
+            result = self._attempt(problem, "learn")
+            if result.solution is not None and (best is None or result.value > best[1] + 0.5):
+                best, stale = (result.solution.candidates(problem), result.value), 0
+            else:
+                stale += 1
+            if stale == SUFFIX_PATIENCE:
+                break
+        if problem is None:
+            raise UsageError("every layer with parameters is pinned to i8; nothing can be updated")
+        if best is None:
+            raise explain(problem, self.options, self._smallest_ram)
+        most: dict[str, int] = {}
+        for c in every:
+            most[c.param] = max(most.get(c.param, 0), self.importance[c])
+        return best[0], float(sum(most.values()))
 
     def _solve(self, problem: Problem, name: ObjectiveName) -> SolveResult:
         result = self._attempt(problem, name)
@@ -286,4 +338,4 @@ class _Planner:
         return tuple(result)
 
     def _fixed_problem(self, chosen: Sequence[Candidate]) -> Problem:
-        return self._problem(build_training(self.forward, self.request.spec, chosen), fixed=True)
+        return self._problem(self._training(chosen), fixed=True)

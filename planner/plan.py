@@ -175,7 +175,7 @@ class Decisions(_Record):
     importance_source: str
     updates: tuple[UpdateDecision, ...]
     activations: tuple[ActivationDecision, ...]
-    precision: dict[str, Literal["f32"]]  #: forward node -> precision
+    precision: dict[str, Literal["f32", "i8"]]  #: forward node -> precision
 
 
 class Buffer(_Record):

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..ir.autodiff import build_training
 from ..ir.errors import UsageError
 from ..ir.onnx_import import import_model
+from ..ir.precision import lower, quantizable
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from .plan import Plan
 
@@ -34,6 +35,9 @@ def rebuild(plan: Plan, plan_path: Path, model_path: Path | None = None) -> Trai
             f" {plan.model.sha256[:12]}…); give the right one with --model, or plan again"
         )
     graph = import_model(path, batch=plan.model.batch, fold_batchnorm=plan.model.fold_batchnorm)
+    if graph.quantization:
+        layers = quantizable(graph)
+        graph = lower(graph, {n: p for n, p in plan.decisions.precision.items() if n in layers})
     chosen = [Candidate(u.param, u.channels) for u in plan.decisions.updates if u.ratio > 0]
     return build_training(graph, TrainingSpec(**plan.training.model_dump()), chosen)
 

@@ -116,7 +116,6 @@ class Sample:
         gap: Operand values keep at least this distance from each other and from the kinks in
             ``kinks`` (finite differences must not cross a kink).
         kinks: Points where the operator is not differentiable.
-        constants: Operand index -> True where the operand is a parameter (constant) in the case.
         ranges: Operand index -> smallest and largest random integer of an i8 or i32 operand;
             default: all of i8, or a position on the last axis of operand 0 (a label).
     """
@@ -128,7 +127,6 @@ class Sample:
     high: float = 1.0
     gap: float = 0.0
     kinks: tuple[float, ...] = ()
-    constants: tuple[int, ...] = ()
     ranges: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -157,7 +155,7 @@ class OpDef:
     """Everything known about an operator.
 
     Attributes:
-        name: Registry key; the ONNX name where there is one.
+        name: Registry key; the name in ONNX where the operator is one of ONNX.
         infer: Types of the results; raises GraphError with the reason when operands do not fit.
         kernel: The operator's meaning in NumPy.
         work: Cost of a node.
@@ -171,7 +169,6 @@ class OpDef:
         rows_kernel: Row-streamed form of a parameter gradient; makes the gradient streamable.
         params: Operands that can be trainable parameters.
         stateful: Must run exactly once per step (batch statistics, random draws).
-        onnx: ONNX operator that imports as this record, None for internal operators.
     """
 
     name: str
@@ -187,7 +184,6 @@ class OpDef:
     rows_kernel: RowsKernel | None = None
     params: tuple[ParamSlot, ...] = ()
     stateful: bool = False
-    onnx: str | None = None
 
 
 OPS: dict[str, OpDef] = {}

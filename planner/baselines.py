@@ -27,8 +27,8 @@ class Baseline:
 
     Attributes:
         name: See the module docstring.
-        ram_bytes: Arena + state; None where it could not be scheduled.
-        latency_s: Training step.
+        ram_bytes: Arena + state.
+        latency_s: Seconds of a training step.
         importance: Summed importance of its update set.
         fits: It keeps the RAM budget.
     """

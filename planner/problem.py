@@ -99,14 +99,12 @@ class Retention:
         window: First and last slot where it is live anyway (None for an auxiliary tensor).
         events: Later reads and rebuilds in timeline order.
         page_out_activity: Activity that must hold for a page-out (the first completion).
-        pageable: Paging is offered (there is storage).
     """
 
     tensor: Tensor
     window: tuple[int, int] | None
     events: tuple[Event, ...]
     page_out_activity: int
-    pageable: bool
 
 
 @dataclass(frozen=True)
@@ -161,6 +159,7 @@ class Problem:
         gain: Activity of an update -> importance.
         state_bytes: Activity of an update -> RAM kept for good.
         cost: Cost model.
+        micro_batches: Micro-steps of one training step.
     """
 
     training: TrainingGraph

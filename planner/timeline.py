@@ -281,7 +281,7 @@ class _Builder:
             events = self._events(t, writes[t], reads[t], window)
             if any(not e.writes for e in events):
                 out = writes[t][0].activity if auxiliary else ALWAYS
-                retentions.append(Retention(t, window, events, out, self.cost.storage is not None))
+                retentions.append(Retention(t, window, events, out))
             elif window is not None:
                 fixed.append((*window, t.bytes))
         return tuple(retentions), tuple(transients), tuple(fixed)

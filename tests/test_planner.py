@@ -63,13 +63,7 @@ def ram_of(schedule: Schedule) -> int:
 def every_schedule(problem: Problem) -> list[Schedule]:
     """All schedules of a small problem: each set of rebuilds, auxiliary nodes and page-ins."""
     free = [a.index for a in problem.activities if a.kind in ("auxiliary", "rebuild")]
-    loads = [
-        (r.tensor.index, e.slot)
-        for r in problem.retentions
-        if r.pageable
-        for e in r.events
-        if e.may_load
-    ]
+    loads = [(r.tensor.index, e.slot) for r in problem.retentions for e in r.events if e.may_load]
     assert len(free) + len(loads) <= 14, "too large for brute force"
     result = []
     for bits in product((False, True), repeat=len(free) + len(loads)):

@@ -174,10 +174,7 @@ def _binary_samples(low: float) -> Callable[[], Iterator[Sample]]:
         ]
         for a, b in shapes:
             yield Sample((TensorType(a), TensorType(b)), low=low, high=2.0)
-        slots = (1,)
-        yield Sample(
-            (TensorType((2, 3, 2, 2)), TensorType((3, 1, 1))), constants=slots, low=low, high=2.0
-        )
+        yield Sample((TensorType((2, 3, 2, 2)), TensorType((3, 1, 1))), low=low, high=2.0)
 
     return samples
 

@@ -131,9 +131,9 @@ def _gemm_params(node: Node) -> dict[str, Attr]:
 
 
 def _gemm_samples() -> Iterator[Sample]:
-    yield Sample((T((2, 5)), T((6, 5)), T((6,))), {"trans_b": 1}, constants=(1, 2))
-    yield Sample((T((3, 4)), T((4, 7)), T((7,))), {"trans_b": 0}, constants=(1, 2))
-    yield Sample((T((1, 3)), T((3, 4))), {"trans_b": 0}, constants=(1,))
+    yield Sample((T((2, 5)), T((6, 5)), T((6,))), {"trans_b": 1})
+    yield Sample((T((3, 4)), T((4, 7)), T((7,))), {"trans_b": 0})
+    yield Sample((T((1, 3)), T((3, 4))), {"trans_b": 0})
     yield Sample((T((2, 7)), T((5, 3)), T((5,)), T((5, 4))), {"trans_b": 1}, (0, 2))
     yield Sample((T((2, 7)), T((2, 5)), None, T((5, 5))), {"trans_b": 0}, (0,))
 

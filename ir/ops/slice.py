@@ -120,7 +120,6 @@ def _register_write(
     fill: Callable[[Node], float],
     vjp: Vjp | None,
     samples: Sequence[Sample],
-    onnx: str | None,
 ) -> None:
     """``walk`` gives the first element written and the result's stride per operand axis."""
 
@@ -175,7 +174,6 @@ _register_write(
         Sample((TensorType(sizes),), {"shape": shape, "starts": starts, "steps": steps})
         for shape, starts, sizes, steps in _WINDOWS
     ],
-    None,
 )
 
 
@@ -226,5 +224,4 @@ _register_write(
         Sample((TensorType((2, 3)),), {"begins": (1, 0), "ends": (0, 2), "value": -1.5}),
         Sample((TensorType((4,)),), {"begins": (2,), "ends": (1,), "value": -math.inf}),
     ],
-    "Pad",
 )

@@ -158,7 +158,7 @@ def _decisions(
 ) -> Decisions:
     done = {u.candidate.param: u.candidate for u in training.updates}
     updates = []
-    for param, uses in param_slots(forward).items():
+    for param, uses in param_slots(lowered).items():
         node, slot = uses[0]
         candidate = done.get(param)
         updates.append(

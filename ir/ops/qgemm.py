@@ -112,7 +112,6 @@ def _samples() -> Iterator[Sample]:
                 3: (2**19, 2**22) if i == 2 else (2**30, 2**31 - 1),
                 4: (28, 34) if i == 2 else (38, 41),
             },
-            constants=(1, 2, 3, 4),
         )
 
 

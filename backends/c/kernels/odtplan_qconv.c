@@ -28,28 +28,56 @@ typedef struct {
     int32_t filters, depth; /* depth: taps of a filter */
 } group_t;
 
-/* The taps of one output pixel. */
-static void gather_pixel(const group_t *g, int32_t pixel, int16_t *taps)
+/* The inputs of one output pixel as they are stored, zero points where padding is. */
+static void gather_bytes(const group_t *g, int32_t pixel, int8_t *to)
 {
     const odtplan_qconv_t *p = g->p;
-    const int32_t width = p->in_size[1], plane = p->in_size[0] * width;
+    const int32_t width = p->in_size[1], height = p->in_size[0], lines = p->kernel[0];
+    const int32_t taps = p->kernel[1], down = p->dilation[0], step = p->dilation[1];
     const int32_t oy = pixel / p->out_size[1], ox = pixel - oy * p->out_size[1];
     const int32_t iy = oy * p->stride[0] - p->pad[0], ix = ox * p->stride[1] - p->pad[1];
-    const int8_t *channel = g->x;
-    int32_t k = 0;
-    for (int32_t c = 0; c < p->group_channels; c++, channel += plane) {
-        for (int32_t ky = 0; ky < p->kernel[0]; ky++) {
-            const int32_t at = iy + ky * p->dilation[0];
-            const int8_t *line = channel + at * width;
-            const int32_t inside = at >= 0 && at < p->in_size[0];
-            for (int32_t kx = 0, t = ix; kx < p->kernel[1]; kx++, k++, t += p->dilation[1]) {
-                int16_t *to = taps + (k >> 2) * QUAD + PLACE(k);
-                *to = (int16_t)(inside && t >= 0 && t < width ? line[t] - p->x_zero : 0);
+    const int32_t inside = iy >= 0 && iy + (lines - 1) * down < height && ix >= 0 &&
+                           ix + (taps - 1) * step < width;
+    const int8_t *line = g->x + iy * width + ix;
+    const int32_t next = (height - lines * down) * width; /* to the first line of a channel */
+    for (int32_t c = 0; c < p->group_channels; c++, line += next) {
+        for (int32_t ky = 0; ky < lines; ky++, line += down * width) {
+            if (inside && taps == 3 && step == 1) {
+                to[0] = line[0], to[1] = line[1], to[2] = line[2];
+                to += 3;
+            } else if (inside) {
+                for (int32_t kx = 0; kx < taps; kx++) {
+                    *to++ = line[kx * step];
+                }
+            } else {
+                const int32_t at = iy + ky * down, hit = at >= 0 && at < height;
+                for (int32_t kx = 0, t = ix; kx < taps; kx++, t += step) {
+                    *to++ = (int8_t)(hit && t >= 0 && t < width ? line[kx * step] : p->x_zero);
+                }
             }
         }
     }
-    for (; (k & 3) != 0; k++) {
-        taps[(k >> 2) * QUAD + PLACE(k)] = 0;
+}
+
+/* The taps of one output pixel. */
+static void gather_pixel(const group_t *g, int32_t pixel, int16_t *taps)
+{
+    int8_t *bytes = (int8_t *)(g->taps + (g->depth + 3) / 4 * QUAD);
+    const int32_t zero = g->p->x_zero;
+    gather_bytes(g, pixel, bytes);
+    for (int32_t k = g->depth; (k & 3) != 0; k++) {
+        bytes[k] = (int8_t)zero;
+    }
+    for (int32_t k = 0; k < g->depth; k += 4, taps += QUAD) {
+#if ODTPLAN_DSP
+        const uint32_t v = odtplan_load4(bytes + k), add = odtplan_twice(-zero);
+        odtplan_word_t *to = (odtplan_word_t *)(void *)taps;
+        to[0] = odtplan_even(add, v), to[1] = odtplan_odd(add, v);
+#else
+        for (int32_t i = 0; i < 4; i++) {
+            taps[i] = (int16_t)(bytes[k + i] - zero);
+        }
+#endif
     }
 }
 
@@ -58,7 +86,7 @@ static void gather_pixel(const group_t *g, int32_t pixel, int16_t *taps)
 static void gather_line(const int8_t *x, int32_t plane, int32_t channels, int32_t zero, int16_t *taps)
 {
     const uint32_t add = odtplan_twice(-zero);
-    uint32_t *to = (uint32_t *)(void *)taps;
+    odtplan_word_t *to = (odtplan_word_t *)(void *)taps;
     for (int32_t c = 0; c < channels; c += 4, to += QUAD / 2) {
         const int8_t *x1 = x + plane, *x2 = x1 + plane, *x3 = x2 + plane;
         const int32_t left = channels - c;
@@ -108,7 +136,7 @@ ODTPLAN_APART void multiply_pair(const int8_t *w0, const int8_t *w1, const int16
         const int8_t *end = a + (depth & ~3);
         while (a < end) {
             const uint32_t v = odtplan_load4(a), u = odtplan_load4(b);
-            const uint32_t *x = (const uint32_t *)(const void *)t;
+            const odtplan_word_t *x = (const odtplan_word_t *)(const void *)t;
             const uint32_t v0 = odtplan_even0(v), v1 = odtplan_odd0(v);
             const uint32_t u0 = odtplan_even0(u), u1 = odtplan_odd0(u);
             a += 4, b += 4, t += QUAD;
@@ -138,7 +166,7 @@ ODTPLAN_APART void multiply_pair(const int8_t *w0, const int8_t *w1, const int16
 }
 
 /* All filters at `count` pixels from `pixel` on, whose taps are gathered. */
-static void multiply(const group_t *g, int32_t pixel, int32_t count)
+ODTPLAN_APART void multiply(const group_t *g, int32_t pixel, int32_t count)
 {
     const odtplan_qconv_t *p = g->p;
     const int32_t plane = p->out_size[0] * p->out_size[1], depth = g->depth;
@@ -147,14 +175,14 @@ static void multiply(const group_t *g, int32_t pixel, int32_t count)
     for (int32_t o = 0; o < g->filters; o += 2) {
         const int32_t next = g->filters - o > 1 ? o + 1 : o;
         const int32_t b0 = g->b ? g->b[o] : 0, b1 = g->b ? g->b[next] : 0;
-        int32_t acc[8] = {b0, b0, b0, b0, b1, b1, b1, b1};
-        multiply_pair(g->w + o * depth, g->w + next * depth, g->taps, depth, acc);
+        int32_t sums[2 * PIXELS] = {b0, b0, b0, b0, b1, b1, b1, b1};
+        multiply_pair(g->w + o * depth, g->w + next * depth, g->taps, depth, sums);
         f.multiplier = g->multiplier[o], f.shift = g->shift[o];
-        odtplan_finish4(&f, acc[0], acc[1], acc[2], acc[3], y, count);
+        odtplan_finish4(&f, sums, y, count);
         y += plane;
         if (next > o) {
             f.multiplier = g->multiplier[next], f.shift = g->shift[next];
-            odtplan_finish4(&f, acc[4], acc[5], acc[6], acc[7], y, count);
+            odtplan_finish4(&f, sums + PIXELS, y, count);
             y += plane;
         }
     }
@@ -165,23 +193,24 @@ static void convolve(const group_t *g)
     const odtplan_qconv_t *p = g->p;
     const int32_t plane = p->out_size[0] * p->out_size[1];
 #if ODTPLAN_DSP
-    if (p->kernel[0] == 1 && p->kernel[1] == 1 && p->stride[0] == 1 && p->stride[1] == 1 &&
-        p->pad[0] == 0 && p->pad[1] == 0 && plane == p->in_size[0] * p->in_size[1] &&
-        plane >= PIXELS) {
-        for (int32_t i = 0; i < plane; i += PIXELS) {
-            const int32_t at = i + PIXELS <= plane ? i : plane - PIXELS; /* the last ones again */
-            gather_line(g->x + at, plane, p->group_channels, p->x_zero, g->taps);
-            multiply(g, at, PIXELS);
-        }
-        return;
-    }
+    const int32_t pointwise = p->kernel[0] == 1 && p->kernel[1] == 1 && p->stride[0] == 1 &&
+                              p->stride[1] == 1 && p->pad[0] == 0 && p->pad[1] == 0 &&
+                              plane == p->in_size[0] * p->in_size[1] && plane >= PIXELS;
 #endif
     for (int32_t i = 0; i < plane; i += PIXELS) {
-        const int32_t count = plane - i < PIXELS ? plane - i : PIXELS;
-        for (int32_t j = 0; j < PIXELS; j++) { /* pixels beyond the end: the last one again */
-            gather_pixel(g, j < count ? i + j : plane - 1, g->taps + 4 * j);
+        /* the last block overlaps the one before; fewer pixels: the last one again */
+        const int32_t at = i + PIXELS <= plane || plane < PIXELS ? i : plane - PIXELS;
+#if ODTPLAN_DSP
+        if (pointwise) {
+            gather_line(g->x + at, plane, p->group_channels, p->x_zero, g->taps);
+            multiply(g, at, PIXELS);
+            continue;
         }
-        multiply(g, i, count);
+#endif
+        for (int32_t j = 0; j < PIXELS; j++) {
+            gather_pixel(g, at + j < plane ? at + j : plane - 1, g->taps + 4 * j);
+        }
+        multiply(g, at, plane < PIXELS ? plane : PIXELS);
     }
 }
 

@@ -33,6 +33,9 @@ static inline int32_t odtplan_rescale(int32_t acc, int32_t multiplier, int32_t s
 
 #if ODTPLAN_DSP
 
+/* A word of memory that is int16 elsewhere. */
+typedef uint32_t __attribute__((may_alias)) odtplan_word_t;
+
 /* 32 bits from any address. */
 static inline uint32_t odtplan_load4(const void *p)
 {
@@ -111,41 +114,64 @@ static inline int8_t odtplan_finish(const odtplan_finish_t *f, int32_t acc)
     return (int8_t)odtplan_clamp(v, f->low, f->high);
 }
 
+#if ODTPLAN_DSP
+
+/* The same for shifts that need the upper word of the product only, four results at a time. */
+typedef struct {
+    int32_t multiplier, right; /* right: shift less 32 */
+    int32_t add;               /* rounding constant and zero point */
+    uint32_t low, high;        /* clamp bounds, four times */
+} odtplan_packed_finish_t;
+
+static inline int odtplan_can_pack(int32_t shift)
+{
+    return shift > 32 && shift <= 54; /* add can't overflow */
+}
+
+static inline odtplan_packed_finish_t odtplan_pack_finish(const odtplan_finish_t *f)
+{
+    const int32_t right = f->shift - 32;
+    const odtplan_packed_finish_t r = {
+        f->multiplier, right, (int32_t)(((uint32_t)f->zero << right) + (1u << (right - 1))),
+        (uint32_t)(uint8_t)f->low * 0x01010101u, (uint32_t)(uint8_t)f->high * 0x01010101u};
+    return r;
+}
+
+/* One sum, rescaled and saturated. */
+static inline uint32_t odtplan_saturated(const odtplan_packed_finish_t *f, int32_t acc)
+{
+    const int32_t upper = (int32_t)((int64_t)acc * f->multiplier >> 32);
+    return (uint32_t)__ssat((upper + f->add) >> f->right, 8);
+}
+
+static inline void odtplan_finish_packed(const odtplan_packed_finish_t *f, int32_t s0, int32_t s1,
+                                         int32_t s2, int32_t s3, int8_t *y)
+{
+    const uint32_t even = odtplan_lower(odtplan_saturated(f, s0), odtplan_saturated(f, s2));
+    const uint32_t odd = odtplan_lower(odtplan_saturated(f, s1), odtplan_saturated(f, s3));
+    uint32_t v = (uint32_t)__uxtb16((uint8x4_t)even) | (uint32_t)__uxtb16((uint8x4_t)odd) << 8;
+    (void)__ssub8((int8x4_t)v, (int8x4_t)f->low); /* marks the bytes that are not less */
+    v = (uint32_t)__sel((uint8x4_t)v, (uint8x4_t)f->low);
+    (void)__ssub8((int8x4_t)f->high, (int8x4_t)v);
+    v = (uint32_t)__sel((uint8x4_t)v, (uint8x4_t)f->high);
+    __builtin_memcpy(y, &v, 4);
+}
+
+#endif
+
 /* The first `count` of four sums become neighbouring results. */
-ODTPLAN_INLINE void odtplan_finish4(const odtplan_finish_t *f, int32_t s0, int32_t s1, int32_t s2,
-                                    int32_t s3, int8_t *y, int32_t count)
+ODTPLAN_INLINE void odtplan_finish4(const odtplan_finish_t *f, const int32_t sums[4], int8_t *y,
+                                    int32_t count)
 {
 #if ODTPLAN_DSP
-    if (count == 4 && f->shift > 32 && f->shift <= 54) {
-        const int32_t m = f->multiplier, s = f->shift - 32;
-        const int32_t add = ((int32_t)1 << (s - 1)) + f->zero * ((int32_t)1 << s);
-        const uint32_t v0 = (uint32_t)__ssat(((int32_t)((int64_t)s0 * m >> 32) + add) >> s, 8);
-        const uint32_t v1 = (uint32_t)__ssat(((int32_t)((int64_t)s1 * m >> 32) + add) >> s, 8);
-        const uint32_t v2 = (uint32_t)__ssat(((int32_t)((int64_t)s2 * m >> 32) + add) >> s, 8);
-        const uint32_t v3 = (uint32_t)__ssat(((int32_t)((int64_t)s3 * m >> 32) + add) >> s, 8);
-        const uint32_t even = odtplan_lower(v0, v2), odd = odtplan_lower(v1, v3);
-        uint32_t v = (uint32_t)__uxtb16((uint8x4_t)even) | (uint32_t)__uxtb16((uint8x4_t)odd) << 8;
-        if (f->low != -128 || f->high != 127) {
-            const uint32_t low = (uint32_t)(uint8_t)f->low * 0x01010101u;
-            const uint32_t high = (uint32_t)(uint8_t)f->high * 0x01010101u;
-            (void)__ssub8((int8x4_t)v, (int8x4_t)low); /* which are >= */
-            v = (uint32_t)__sel((uint8x4_t)v, (uint8x4_t)low);
-            (void)__ssub8((int8x4_t)high, (int8x4_t)v);
-            v = (uint32_t)__sel((uint8x4_t)v, (uint8x4_t)high);
-        }
-        __builtin_memcpy(y, &v, 4);
+    if (count == 4 && odtplan_can_pack(f->shift)) {
+        const odtplan_packed_finish_t packed = odtplan_pack_finish(f);
+        odtplan_finish_packed(&packed, sums[0], sums[1], sums[2], sums[3], y);
         return;
     }
 #endif
-    y[0] = odtplan_finish(f, s0);
-    if (count > 1) {
-        y[1] = odtplan_finish(f, s1);
-    }
-    if (count > 2) {
-        y[2] = odtplan_finish(f, s2);
-    }
-    if (count > 3) {
-        y[3] = odtplan_finish(f, s3);
+    for (int32_t i = 0; i < count; i++) {
+        y[i] = odtplan_finish(f, sums[i]);
     }
 }
 

@@ -2,6 +2,8 @@
  * which leaves the order of roundings of every single result as it is in the plain loop. */
 #include "odtplan_gemm.h"
 
+#include "odtplan_mla.h"
+
 /* Part of a product: element k of the row is row[k * row_step], element (k, j) of the matrix
  * matrix[k * tap_step + j * out_step]. */
 typedef struct {
@@ -13,18 +15,35 @@ typedef struct {
     int32_t taps;
 } product_t;
 
-static inline void taps4(float acc[4], const float *row, const float *matrix, ptrdiff_t row_step,
+/* Element k of the row with element k of four columns. */
+#define TAP(value, k)                                 \
+    do {                                              \
+        const float x = value;                        \
+        a0 = odtplan_mla(a0, x, m0[(k) * tap_step]);  \
+        a1 = odtplan_mla(a1, x, m1[(k) * tap_step]);  \
+        a2 = odtplan_mla(a2, x, m2[(k) * tap_step]);  \
+        a3 = odtplan_mla(a3, x, m3[(k) * tap_step]);  \
+    } while (0)
+
+ODTPLAN_INLINE void taps4(float acc[4], const float *row, const float *matrix, ptrdiff_t row_step,
                          ptrdiff_t tap_step, ptrdiff_t out_step, int32_t taps) {
     const float *m0 = matrix, *m1 = matrix + out_step;
     const float *m2 = m1 + out_step, *m3 = m2 + out_step;
     float a0 = acc[0], a1 = acc[1], a2 = acc[2], a3 = acc[3];
     int32_t k;
-    for (k = 0; k < taps; k++) {
-        float x = *row;
-        a0 += x * *m0;
-        a1 += x * *m1;
-        a2 += x * *m2;
-        a3 += x * *m3;
+    for (k = taps; k >= 4; k -= 4) {
+        TAP(row[0], 0);
+        TAP(row[row_step], 1);
+        TAP(row[2 * row_step], 2);
+        TAP(row[3 * row_step], 3);
+        row += 4 * row_step;
+        m0 += 4 * tap_step;
+        m1 += 4 * tap_step;
+        m2 += 4 * tap_step;
+        m3 += 4 * tap_step;
+    }
+    for (; k > 0; k--) {
+        TAP(row[0], 0);
         row += row_step;
         m0 += tap_step;
         m1 += tap_step;
@@ -53,7 +72,7 @@ static float single(float acc, const product_t *p, ptrdiff_t j) {
     const float *row = p->row, *matrix = p->matrix + j * p->out_step;
     int32_t k;
     for (k = 0; k < p->taps; k++) {
-        acc += *row * *matrix;
+        acc = odtplan_mla(acc, *row, *matrix);
         row += p->row_step;
         matrix += p->tap_step;
     }

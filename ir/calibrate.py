@@ -26,6 +26,8 @@ from .ranges import METHODS, Histogram, Method, from_range, weight_scales
 
 #: Largest bias in steps of the accumulator; the products have the other half of int32.
 _BIAS_STEPS = 2**30 - 1
+#: Samples that the noise is measured on.
+_NOISE_SAMPLES = 32
 #: Synthetic samples when there are none.
 _SYNTHETIC = 4
 
@@ -40,7 +42,7 @@ class Calibration:
         activations: Annotated activations.
         weights: Annotated weights.
         noise: Layer -> squared error of its i8 form relative to the square of its result, on the
-            samples, with exact operands; layers add up. Only layers that can be i8.
+            first samples, with exact operands; layers add up. Only layers that can be i8.
     """
 
     method: Method
@@ -132,7 +134,7 @@ def calibrate(
     activations = [*wanted, *_inherit(graph)]
     weights = _weights(graph, method)
     graph.verify()
-    noise = layer_noise(graph, x)
+    noise = layer_noise(graph, x[:_NOISE_SAMPLES])
     return Calibration(
         method, 0 if samples is None else len(x), tuple(activations), tuple(weights), noise
     )

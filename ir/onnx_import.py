@@ -105,6 +105,7 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
     conversion.values[node.outputs[0]] = result
     if stored is not None:
         conversion.stored[node.outputs[0]] = stored
+        graph.quantization.setdefault(result.name, stored.quant)
     conversion.order += [n.name for n in graph.nodes[begin:]]
     out = node.outputs[0]
     if begin < len(graph.nodes) and result.name != out and out not in graph.values:

@@ -20,7 +20,7 @@ from .quantization import HIGH, LOW, Quantization
 Precision = Literal["f32", "i8"]
 
 #: Operators that hold what their operand holds, and exist for i8.
-MOVES = ("Reshape", "Transpose")
+MOVES = ("Reshape", "Slice", "Transpose")
 
 
 def quantizable(graph: Graph) -> dict[str, str | None]:

@@ -396,6 +396,35 @@ def test_qlinear_operators(tmp_path: Path, stored: str) -> None:
         assert np.abs(outputs(low, {"x": x.astype(np.int8)})[0] - want).max() <= 0.301
 
 
+def test_what_moves_integers(tmp_path: Path) -> None:
+    """Slices, joins and pads of 8-bit integers, between QuantizeLinear and DequantizeLinear."""
+    b = Builder("uint8")
+    p, q = b.parameters("p", 0.1, 3), b.parameters("q", 0.4, 0)
+    b.constants |= {
+        "from": np.array([1], np.int64), "to": np.array([12], np.int64),
+        "axis": np.array([1], np.int64), "pads": np.array([0, 1, 0, 2], np.int64),
+    }  # fmt: skip
+    b.add("QuantizeLinear", f"x {p}", "a")
+    b.add("Concat", "a a", "c", axis=1)
+    b.add("Pad", "c pads", "d")  # with the stored number 0
+    b.add("Slice", "d from to axis", "s")
+    b.add("DequantizeLinear", f"s {p}", "e")
+    w = b.weight("v", np.random.default_rng(0).integers(-9, 9, (11, 2)).astype(np.int8), 0.1)
+    b.add("MatMul", f"e {w}", "m")
+    b.add("QuantizeLinear", f"m {q}", "mq")
+    b.add("DequantizeLinear", f"mq {q}", "y")
+    path = b.save(tmp_path, [1, 6], "y")
+    graph = import_model(path)
+    assert set(quantizable(graph).values()) == {None}
+    low = lower(graph, all_i8(graph))
+    assert {"Slice", "QGemm"} <= {n.op for n in low.nodes}
+    assert low.values["s"].type.dtype == "i8"
+    x = floats(np.random.default_rng(1), 1, 6) * 4
+    want = everything(path, {"x": x})["y"]
+    for g in (graph, low):
+        assert np.abs(outputs(g, {"x": x})[0] - want).max() <= (0.401 if g is low else 1.0)
+
+
 def test_passes_keep_annotations(tmp_path: Path) -> None:
     """Channels-last input, separate padding and bias: nothing stays between the integer layers."""
     b = Builder()

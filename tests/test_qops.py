@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from op_cases import Case, cases
 
+from odt_plan.ir.autodiff import build_training
 from odt_plan.ir.errors import GraphError
 from odt_plan.ir.grad_builder import GradBuilder
 from odt_plan.ir.graph import Attr, Graph, Node, TensorType, Value
@@ -30,6 +31,7 @@ from odt_plan.ir.interpreter import run
 from odt_plan.ir.opdef import get_op
 from odt_plan.ir.ops.qconvert import short_factors
 from odt_plan.ir.quantization import Quantization, fixed_points
+from odt_plan.ir.training import Candidate, TrainingSpec
 
 Array = NDArray[Any]
 T, Q = TensorType, Quantization
@@ -429,6 +431,78 @@ def test_pool_gradient_is_that_of_the_float_operator(case: Case) -> None:
     want = run(g, {"x0": data[0].astype(np.float64), "dy": masked})[d.name]
     assert grads[0] is not None
     np.testing.assert_allclose(grads[0], want, rtol=1e-12)
+
+
+def _straight(real: torch.Tensor, quant: Quantization, stored: Array) -> torch.Tensor:
+    """The stored value, and the gradient of the real one where it is not clipped."""
+    inside = torch.tensor((stored > -128) & (stored < 127))
+    held = torch.tensor((stored.astype(np.float64) - quant.zero_point) * _factor(quant, 0))
+    return held + (real - real.detach()) * inside
+
+
+def test_gradient_through_a_frozen_block_is_that_of_torch() -> None:
+    """An fp32 layer before and behind an integer block with a branch, in a whole training graph."""
+    rng = np.random.default_rng(4)
+    g = Graph("mixed")
+    x = g.add_input("x", T((1, 3, 8, 8)))
+    first = g.add_constant("first", rng.normal(0, 0.4, (6, 3, 3, 3)).astype(np.float32))
+    y = g.add_node("Conv", (x, first, None), {"pads": (1,) * 4}, name="y").out
+    scales = {"q": 0.02, "d": 0.03, "p": 0.02, "s": 0.03, "a": 0.01}
+    quants = {k: Q((v,), i - 2) for i, (k, v) in enumerate(scales.items())}
+
+    def out(name: str) -> dict[str, Attr]:
+        return {"out_scale": scales[name], "out_zero_point": quants[name].zero_point}
+
+    def layer(v: Value, name: str, shape: tuple[int, ...], attrs: dict[str, Attr]) -> Value:
+        w = rng.integers(-127, 128, shape, np.int8)
+        per_channel = tuple(map(float, rng.uniform(0.001, 0.006, shape[0])))
+        weight = g.add_constant(f"{name}/w", w, quant=Q(per_channel, 0, 0))
+        assert v.type.quant is not None
+        factors = np.array(per_channel) * v.type.quant.scale[0] / scales[name]
+        fixed = [g.add_constant(f"{name}/{i}", a) for i, a in enumerate(fixed_points(factors))]
+        inputs = (v, weight, None, *fixed)
+        return g.add_node("QConv", inputs, {**attrs, **out(name)}, name=name).out
+
+    q = g.add_node("Quantize", (y,), out("q"), name="q").out
+    d = layer(q, "d", (6, 1, 3, 3), {"pads": (1,) * 4, "group": 6})
+    p = layer(d, "p", (6, 6, 1, 1), {})
+    s = g.add_node("QAdd", (p, q), out("s"), name="s").out
+    a = g.add_node("QGlobalAveragePool", (s,), out("a"), name="a").out
+    flat = g.add_node("Reshape", (a,), {"shape": (1, 6)}, name="flat").out
+    real = g.add_node("Dequantize", (flat,), name="real").out
+    last = g.add_constant("last", rng.normal(0, 1, (4, 6)).astype(np.float32))
+    g.outputs = [g.add_node("Gemm", (real, last, None), {"trans_b": 1}, name="logits").out]
+    g.verify()
+
+    training = build_training(g, TrainingSpec(loss="mse"), [Candidate("first"), Candidate("last")])
+    sample, target = (rng.normal(0, 1, v.type.shape) for v in (x, training.target))
+    hyper = np.array([1e-3, 0.0])
+    env = run(
+        training.graph,
+        {"x": sample, training.target.name: target, training.hyper.name: hyper},
+    )
+    grads = {u.candidate.param: env[u.grad.name] for u in training.updates}
+
+    t = {k: torch.tensor(env[k].astype(np.float64), requires_grad=True) for k in ("first", "last")}
+    conv = torch.nn.functional.conv2d
+    tq = _straight(conv(torch.tensor(sample), t["first"], padding=1), quants["q"], env["q"])
+    w = {k: torch.tensor(_stored_weight(g, f"{k}/w", env)) for k in "dp"}
+    td = _straight(conv(tq, w["d"], padding=1, groups=6), quants["d"], env["d"])
+    ts = _straight(_straight(conv(td, w["p"]), quants["p"], env["p"]) + tq, quants["s"], env["s"])
+    ta = _straight(ts.mean((2, 3), keepdim=True), quants["a"], env["a"])
+    loss = torch.nn.functional.mse_loss(ta.reshape(1, 6) @ t["last"].T, torch.tensor(target))
+    loss.backward()
+    np.testing.assert_allclose(env[training.loss.name], loss.detach().numpy(), rtol=1e-6)
+    for name, leaf in t.items():
+        assert leaf.grad is not None
+        np.testing.assert_allclose(grads[name], leaf.grad.numpy(), rtol=1e-5, atol=1e-9)
+        assert np.abs(grads[name]).max() > 1e-4
+
+
+def _stored_weight(g: Graph, name: str, env: dict[str, Array]) -> Array:
+    quant = g.values[name].type.quant
+    assert quant is not None
+    return env[name].astype(np.float64) * _factor(quant, env[name].ndim)
 
 
 def test_a_frozen_weight_has_no_gradient() -> None:

@@ -159,7 +159,7 @@ def line_bytes(win: Window) -> int:
 
 
 def _workspace(node: Node) -> int:
-    """Depthwise: padded lines and the filter as int16; else taps of a block of pixels and of one."""
+    """Depthwise: padded lines and the filter as int16; else taps of four pixels and of one."""
     w, win = operand(node, 1).shape, _window(node)
     if w[1] == 1:
         return win.y.kernel * (line_bytes(win) + _up(win.x.kernel, 4) * 2)

@@ -38,6 +38,14 @@ static int32_t line_length(const odtplan_qconv_t *p)
     return ((last > end ? last : end) + 8 + 3) / 4 * 4;
 }
 
+#if ODTPLAN_DSP
+static inline void copy4(const int8_t *from, int8_t *to)
+{
+    const uint32_t v = odtplan_load4(from);
+    __builtin_memcpy(to, &v, 4);
+}
+#endif
+
 /* Put line iy of the input into the buffer; its padding is there already. */
 static void fill_line(const channel_t *c, int32_t iy, int8_t *line)
 {
@@ -45,18 +53,17 @@ static void fill_line(const channel_t *c, int32_t iy, int8_t *line)
     const int8_t *from = c->x + iy * n;
     int8_t *to = line + c->p->pad[1];
 #if ODTPLAN_DSP
-    const uint32_t zeros = (uint32_t)(uint8_t)c->p->x_zero * 0x01010101u;
-    for (int32_t i = 0; i < n && n >= 4; i += 4) { /* the last words may overlap */
-        const int32_t at = i + 4 <= n ? i : n - 4;
-        const uint32_t v = inside ? odtplan_load4(from + at) : zeros;
-        __builtin_memcpy(to + at, &v, 4);
-    }
-    if (n >= 4) {
+    if (inside && n >= 4) {
+        const int8_t *last = from + n - 4;
+        for (; from < last; from += 4, to += 4) {
+            copy4(from, to);
+        }
+        copy4(last, to + (last - from)); /* may overlap the word before */
         return;
     }
 #endif
     for (int32_t i = 0; i < n; i++) {
-        to[i] = (int8_t)(inside ? from[i] : c->p->x_zero);
+        to[i] = inside ? from[i] : (int8_t)c->p->x_zero;
     }
 }
 

@@ -6,7 +6,7 @@
 
 #include "odtplan_types.h"
 
-#if defined(__ARM_FEATURE_SIMD32) && defined(__GNUC__)
+#if defined(__ARM_FEATURE_SIMD32) && defined(__GNUC__) && !defined(__ARM_BIG_ENDIAN)
 #define ODTPLAN_DSP 1
 #include <arm_acle.h>
 #else

@@ -305,3 +305,23 @@ def test_c_equals_numpy_for_usual_layers(kernels: ctypes.CDLL) -> None:
         for op, (node, inputs) in r.nodes.items():
             got = call(kernels, node, inputs, 4)
             np.testing.assert_array_equal(got, r.results[op], op)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [(3, 1), (1, 3), (5, 1), (1, 5), (3, 5), (2, 4)])
+@pytest.mark.parametrize("dilation", [1, 2, 5])
+def test_c_equals_numpy_for_narrow_windows(
+    kernels: ctypes.CDLL, kernel: tuple[int, int], stride: int, dilation: int
+) -> None:
+    """Depthwise windows that are not square, with and without gaps, one of them per direction."""
+    attrs: dict[str, Attr] = {
+        "group": 3,
+        "strides": (stride, stride),
+        "pads": (1, 1, 1, 1),
+        "dilations": (1, dilation),
+    }
+    for size in (4, 22):
+        x = (1, 3, size, size + (kernel[1] - 1) * dilation)
+        r = run(Case(x, (3, 1, *kernel), attrs, None, True, 7), "f32")
+        for op, (node, inputs) in r.nodes.items():
+            np.testing.assert_array_equal(call(kernels, node, inputs, 4), r.results[op], op)

@@ -38,15 +38,15 @@ typedef struct {
         s3 = odtplan_mla(s3, v, q[3 * pixel]);  \
     } while (0)
 
-/* Fours of pixels of a line; the last block may overlap the one before, which gives the same
- * results again. Constant arguments let the taps share their loads; taps = 0: any number. */
-ODTPLAN_INLINE void fours(const odtplan_patch_t *t, const odtplan_channel_t *c, int32_t row,
-                          int32_t taps, int32_t pixel, int32_t step, int32_t to, int32_t weight)
+/* Fours of pixels of a line, from source to dest; the last block may overlap the one before, which
+ * gives the same results again. Constant arguments let the taps share their loads; taps = 0: any. */
+ODTPLAN_INLINE void four_by_four(const odtplan_patch_t *t, const odtplan_channel_t *c, float *dest,
+                                 const float *source, int32_t taps, int32_t pixel, int32_t step,
+                                 int32_t to, int32_t weight)
 {
-    const float *source = c->source + t->source + row * t->y.from, *filter = c->weight + t->weight;
-    float *dest = c->dest + t->dest + row * t->y.to;
-    const float start = c->start;
     const int32_t down = t->y.step, wide = t->y.weight, lines = t->y.taps, pixels = t->x.pixels;
+    const float *filter = c->weight + t->weight;
+    const float start = c->start;
     for (int32_t i = 0; i < pixels; i += 4) {
         const int32_t at = i + 4 <= pixels ? i : pixels - 4;
         const float *w = filter, *s = source + at * pixel;
@@ -65,8 +65,10 @@ ODTPLAN_INLINE void fours(const odtplan_patch_t *t, const odtplan_channel_t *c, 
             if (taps >= 3) {
                 TAP(2, w[2 * weight]);
             }
-            if (taps >= 5) {
+            if (taps >= 4) {
                 TAP(3, w[3 * weight]);
+            }
+            if (taps >= 5) {
                 TAP(4, w[4 * weight]);
             }
             if (taps >= 7) {
@@ -78,7 +80,18 @@ ODTPLAN_INLINE void fours(const odtplan_patch_t *t, const odtplan_channel_t *c, 
     }
 }
 
-/* The same for all lines, with 3 x 3 taps whose weights stay in registers. */
+/* The same for all lines. */
+ODTPLAN_INLINE void fours(const odtplan_patch_t *t, const odtplan_channel_t *c, int32_t taps,
+                          int32_t pixel, int32_t step, int32_t to, int32_t weight)
+{
+    const float *source = c->source + t->source;
+    float *dest = c->dest + t->dest;
+    for (int32_t row = t->y.pixels; row > 0; row--, source += t->y.from, dest += t->y.to) {
+        four_by_four(t, c, dest, source, taps, pixel, step, to, weight);
+    }
+}
+
+/* The same with 3 x 3 taps whose weights stay in registers. */
 ODTPLAN_INLINE void nines(const odtplan_patch_t *t, const odtplan_channel_t *c, int32_t pixel,
                           int32_t step)
 {
@@ -110,73 +123,63 @@ ODTPLAN_INLINE void nines(const odtplan_patch_t *t, const odtplan_channel_t *c, 
     }
 }
 
-/* One pixel of a line after the other. */
-static void singles(const odtplan_patch_t *t, const odtplan_channel_t *c, int32_t row)
+/* One pixel after the other. */
+static void singles(const odtplan_patch_t *t, const odtplan_channel_t *c)
 {
-    const float *source = c->source + t->source + row * t->y.from;
-    float *dest = c->dest + t->dest + row * t->y.to;
-    for (int32_t i = 0; i < t->x.pixels; i++, source += t->x.from, dest += t->x.to) {
-        const float *s = source, *w = c->weight + t->weight;
+    for (int32_t i = 0; i < t->y.pixels * t->x.pixels; i++) {
+        const int32_t row = i / t->x.pixels, column = i - row * t->x.pixels;
+        const float *s = c->source + t->source + row * t->y.from + column * t->x.from;
+        const float *w = c->weight + t->weight;
         float sum = c->start;
         for (int32_t n = 0; n < t->y.taps; n++, s += t->y.step, w += t->y.weight) {
             for (int32_t k = 0; k < t->x.taps; k++) {
                 sum = odtplan_mla(sum, w[k * t->x.weight], s[k * t->x.step]);
             }
         }
-        *dest = sum;
+        c->dest[t->dest + row * t->y.to + column * t->x.to] = sum;
     }
 }
 
-/* One line, by the loops that suit it. plain: pixels and weights are side by side. */
-static void line(const odtplan_patch_t *t, const odtplan_channel_t *c, int32_t row, int32_t plain)
-{
-    const odtplan_run_t *x = &t->x;
-    const int32_t taps = plain && x->from == 1 ? x->taps * x->step : 0;
-    const int32_t twice = plain && x->from == 2 && x->step == 1 ? x->taps : 0;
-    const int32_t half =
-        x->from == 1 && x->to == 2 && x->weight == 2 && x->step == -1 ? x->taps : 0;
-    if (x->pixels < 4) {
-        singles(t, c, row);
-    } else if (taps == 5) {
-        fours(t, c, row, 5, 1, 1, 1, 1);
-    } else if (taps == 7) {
-        fours(t, c, row, 7, 1, 1, 1, 1);
-    } else if (taps == -5) {
-        fours(t, c, row, 5, 1, -1, 1, 1);
-    } else if (taps == -7) {
-        fours(t, c, row, 7, 1, -1, 1, 1);
-    } else if (twice == 5) {
-        fours(t, c, row, 5, 2, 1, 1, 1);
-    } else if (twice == 7) {
-        fours(t, c, row, 7, 2, 1, 1, 1);
-    } else if (half == 1) {
-        fours(t, c, row, 1, 1, -1, 2, 2);
-    } else if (half == 2) {
-        fours(t, c, row, 2, 1, -1, 2, 2);
-    } else if (half == 3) {
-        fours(t, c, row, 3, 1, -1, 2, 2);
-    } else {
-        fours(t, c, row, 0, x->from, x->step, x->to, x->weight);
-    }
-}
-
-/* All lines. */
+/* By the loops that suit the patch. Pixels and weights are neighbours (plain), pixels have sources
+ * two apart (twice), or every second pixel uses every second weight (half). */
 static void run(const odtplan_patch_t *t, const odtplan_channel_t *c)
 {
     const odtplan_run_t *x = &t->x;
-    const int32_t plain = x->to == 1 && x->weight == 1;
-    const int32_t nine = plain && x->pixels >= 4 && x->taps == 3 && t->y.taps == 3 &&
-                         t->y.weight == 3 && (x->from == 1 || x->step == 1);
-    if (nine && x->from == 1 && x->step == 1) {
+    const int32_t side = x->to == 1 && x->weight == 1 && (x->step == 1 || x->step == -1);
+    const int32_t plain = side && x->from == 1 ? x->taps * x->step : 0;
+    const int32_t twice = side && x->from == 2 && x->step == 1 ? x->taps : 0;
+    const int32_t gaps = x->to == 2 && x->weight == 2 && x->from == 1 && x->step == -1;
+    const int32_t half = gaps ? x->taps : 0, nine = t->y.taps == 3 && t->y.weight == 3;
+    if (x->pixels < 4) {
+        singles(t, c);
+    } else if (nine && plain == 3) {
         nines(t, c, 1, 1);
-    } else if (nine && x->from == 1 && x->step == -1) {
+    } else if (nine && plain == -3) {
         nines(t, c, 1, -1);
-    } else if (nine && x->from == 2) {
+    } else if (nine && twice == 3) {
         nines(t, c, 2, 1);
+    } else if (plain == 5) {
+        fours(t, c, 5, 1, 1, 1, 1);
+    } else if (plain == 7) {
+        fours(t, c, 7, 1, 1, 1, 1);
+    } else if (plain == -5) {
+        fours(t, c, 5, 1, -1, 1, 1);
+    } else if (plain == -7) {
+        fours(t, c, 7, 1, -1, 1, 1);
+    } else if (twice == 5) {
+        fours(t, c, 5, 2, 1, 1, 1);
+    } else if (twice == 7) {
+        fours(t, c, 7, 2, 1, 1, 1);
+    } else if (half == 1) {
+        fours(t, c, 1, 1, -1, 2, 2);
+    } else if (half == 2) {
+        fours(t, c, 2, 1, -1, 2, 2);
+    } else if (half == 3) {
+        fours(t, c, 3, 1, -1, 2, 2);
+    } else if (half == 4) {
+        fours(t, c, 4, 1, -1, 2, 2);
     } else {
-        for (int32_t row = 0; row < t->y.pixels; row++) {
-            line(t, c, row, plain);
-        }
+        fours(t, c, 0, x->from, x->step, x->to, x->weight);
     }
 }
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from . import instructions, kernels, planning
+from . import instructions, kernels, kernels_int8, planning
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TABLES = (
@@ -19,6 +19,7 @@ TABLES = (
     planning.squeeze_table,
     instructions.instruction_table,
     kernels.kernel_table,
+    kernels_int8.int8_table,
 )
 
 

@@ -10,5 +10,6 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from board import lane
 from board.elf import Elf
+from board.kernels import run_kernels
 
-__all__ = ["Elf", "lane"]
+__all__ = ["Elf", "lane", "run_kernels"]

@@ -195,8 +195,10 @@ def _case_function(i: int, c: Case) -> str:
             places.append(None)
             continue
         places.append(f"memory + {at}")
-        if v.type.dtype == "i32":  # labels, multipliers and shifts must be valid: 1 is
-            clear += f"    for (i = 0; i < {v.type.size}; i++) {{ ((int32_t *)(void *)(memory + {at}))[i] = 1; }}\n"
+        if v.type.dtype == "i32":  # labels must be valid: 1 is; a shift is usually above 32
+            value = 40 if c.node.op in ("QConv", "QGemm") and v is c.node.inputs[-1] else 1
+            words = f"((int32_t *)(void *)(memory + {at}))"
+            clear += f"    for (i = 0; i < {v.type.size}; i++) {{ {words}[i] = {value}; }}\n"
         if v.type.dtype == "u8":  # so must indices: 0 is
             clear += f"    for (i = 0; i < {v.type.nbytes}; i++) {{ memory[{at} + i] = 0; }}\n"
         at += -(-v.type.nbytes // 8) * 8
@@ -315,7 +317,7 @@ def write_spec(core: str, one_call: float, rates: Rates, source: str) -> None:
         figures += f", per_output: {_rounded(output)}" if output else ""
         figures += f", per_loop: {_rounded(loop)}" if loop else ""
         head, tail = text.split(f"\n  {dtype}:\n")
-        own, rest = re.match(r"((?:    .*\n)*)(.*)", tail, re.DOTALL).groups()  # type: ignore[union-attr]
+        own, rest = re.match(r"((?:    [^\n]*\n)*)(.*)", tail, re.DOTALL).groups()  # type: ignore[union-attr]
         text = f"{head}\n  {dtype}:\n{_put(own, name, figures, source)}{rest}"
     path.write_text(text)
     load_core(core)

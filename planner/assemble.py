@@ -10,6 +10,7 @@ from .. import __version__
 from ..ir.autodiff import param_slots
 from ..ir.graph import Graph
 from ..ir.opdef import get_op
+from ..ir.quantization import Quantization
 from ..ir.training import Candidate, TrainingGraph
 from .cost import CostModel, code_bytes, flash_weights_bytes
 from .importance import PRIOR, ratio
@@ -24,6 +25,7 @@ from .plan import (
     Objective,
     ObjectiveName,
     Plan,
+    QuantizationRecord,
     RamClaim,
     SolverInfo,
     Training,
@@ -61,6 +63,7 @@ def assemble(
     gap: float,
     importance: Mapping[Candidate, int],
     solver: tuple[str, int, float],
+    calibrated: Mapping[str, Quantization],
 ) -> Plan:
     """The plan of a schedule.
 
@@ -76,6 +79,7 @@ def assemble(
         gap: Relative gap that makes a stage optimal.
         importance: Score of each update.
         solver: Name, seed and seconds.
+        calibrated: Scales that are not in the model file, by value of ``forward``.
     """
     spec = training.spec
     claims = _claims(training, schedule, cost)
@@ -106,6 +110,10 @@ def assemble(
         objective=stages,
         claims=claims,
         decisions=_decisions(forward, lowered, training, schedule, importance),
+        quantization={
+            name: QuantizationRecord(scale=q.scale, zero_point=q.zero_point, axis=q.axis)
+            for name, q in calibrated.items()
+        },
         buffers=schedule.buffers,
         steps=schedule.steps,
         solver=SolverInfo(

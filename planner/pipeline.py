@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..ir.autodiff import build_training, candidates
+from ..ir.calibrate import calibrate, load_samples
 from ..ir.errors import InfeasibleError, UnsupportedModelError, UsageError
 from ..ir.graph import Graph
 from ..ir.onnx_import import import_model
 from ..ir.precision import lower
+from ..ir.ranges import Method
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from . import baselines
 from .assemble import assemble, source_of
@@ -53,6 +55,8 @@ class Request:
         batch: Samples per micro-batch.
         fold_batchnorm: Fold frozen BatchNormalization into the layer before it.
         precision: ``LAYER=i8`` and ``LAYER=f32`` pins, with wildcards; see ``planner.precision``.
+        calibration: Samples that a float model's scales are found from; None: it stays f32.
+        calibration_method: How; see ``ir.calibrate``.
         objective: ``learn`` chooses the update set; the others need a fixed one.
     """
 
@@ -68,6 +72,8 @@ class Request:
     batch: int = 1
     fold_batchnorm: bool = True
     precision: tuple[str, ...] = ()
+    calibration: Path | None = None
+    calibration_method: Method = "minmax"
     objective: ObjectiveName = "learn"
     solver: SolverName = "cp-sat"
     gap: float = 1e-3
@@ -79,13 +85,18 @@ class Request:
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A checked plan with what it was made from."""
+    """A checked plan with what it was made from.
+
+    Attributes:
+        scales: Where the scales of i8 come from; empty for a model without.
+    """
 
     plan: Plan
     training: TrainingGraph
     device: Device
     report: CheckReport
     baselines: tuple[Baseline, ...]
+    scales: str = ""
 
 
 def make_plan(request: Request, on_progress: Progress | None = None) -> PlannedModel:
@@ -140,6 +151,7 @@ class _Planner:
     def run(self) -> PlannedModel:
         r = self.request
         self.forward = import_model(r.model, batch=r.batch, fold_batchnorm=r.fold_batchnorm)
+        scales = self._annotate()
         every = candidates(self.forward)
         if not every:
             raise UnsupportedModelError(
@@ -173,10 +185,26 @@ class _Planner:
             gap=r.gap,
             importance=self._scores(training),
             solver=(r.solver, r.seed, self.time_s),
+            calibrated=self.forward.quantization if r.calibration else {},
         )
         report = check(plan, training, r.device)
         rivals = self._baselines(every) if r.with_baselines else ()
-        return PlannedModel(plan, training, r.device, report, rivals)
+        return PlannedModel(plan, training, r.device, report, rivals, scales)
+
+    def _annotate(self) -> str:
+        """Find the scales of a float model, where samples are given; says where they are from."""
+        r = self.request
+        if r.calibration is None:
+            return "scales from the model file" if self.forward.quantization else ""
+        if self.forward.quantization:
+            raise UsageError(
+                f"--calib: {r.model} is quantized already and brings its own scales; leave --calib"
+                " out, or give the float model"
+            )
+        self.progress("calibrating")
+        samples = load_samples(r.calibration)
+        found = calibrate(self.forward, samples, method=r.calibration_method)
+        return f"{found.note} of {r.calibration.name}"
 
     # -- solving ----------------------------------------------------------------------------------
 

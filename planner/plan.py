@@ -222,6 +222,14 @@ class Step(_Record):
     cycles: NonNegativeInt = 0
 
 
+class QuantizationRecord(_Record):
+    """How a value of the imported graph may be stored as i8; see ``ir.quantization``."""
+
+    scale: tuple[float, ...] = Field(min_length=1)
+    zero_point: int = Field(ge=-128, le=127)
+    axis: NonNegativeInt | None = None
+
+
 class SolverInfo(_Record):
     """Provenance of the decisions."""
 
@@ -232,7 +240,11 @@ class SolverInfo(_Record):
 
 
 class Plan(_Record):
-    """A checked training plan."""
+    """A checked training plan.
+
+    ``quantization`` holds the scales that calibration found, by value of the imported graph; it is
+    empty where the model file brings its own, or has none.
+    """
 
     schema_version: Literal[1]
     odt_plan_version: str
@@ -243,6 +255,7 @@ class Plan(_Record):
     objective: tuple[Objective, ...] = Field(min_length=1)
     claims: Claims
     decisions: Decisions
+    quantization: dict[str, QuantizationRecord] = {}
     buffers: tuple[Buffer, ...]
     steps: tuple[Step, ...]
     solver: SolverInfo

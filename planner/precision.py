@@ -22,12 +22,13 @@ def pinned(forward: Graph, patterns: Sequence[str]) -> dict[str, Precision]:
 
     Args:
         forward: Annotated float graph.
-        patterns: ``PATTERN=i8`` or ``PATTERN=f32`` items, also comma-separated; a pattern is a layer
-            name with ``*`` and ``?``; the last one that matches a layer counts.
+        patterns: ``PATTERN=i8`` or ``PATTERN=f32`` items, also comma-separated; a pattern is a
+            layer name with ``*`` and ``?``; the last one that matches a layer counts.
 
     Raises:
         UsageError: An item that is no pair, an unknown precision, a pattern that matches no layer
-            (the nearest names are told), or i8 for a layer that can't be.
+            (the nearest names are told), i8 for a layer that can't be,
+            or i8 for a model without scales.
     """
     layers = quantizable(forward)
     result: dict[str, Precision] = {}
@@ -35,6 +36,11 @@ def pinned(forward: Graph, patterns: Sequence[str]) -> dict[str, Precision]:
         pattern, _, wanted = item.rpartition("=")
         if not pattern or wanted not in ("i8", "f32"):
             raise UsageError(f"--precision: {item!r} is not LAYER=i8 or LAYER=f32")
+        if wanted == "i8" and not forward.quantization:
+            raise UsageError(
+                f"--precision {item}: {forward.name} holds floats without scales; give samples with"
+                " --calib"
+            )
         found = [n for n in layers if fnmatchcase(n, pattern)]
         if not found:
             near = get_close_matches(pattern, layers, n=3) or list(layers)[:3]

@@ -6,9 +6,11 @@ import hashlib
 from pathlib import Path
 
 from ..ir.autodiff import build_training
-from ..ir.errors import UsageError
+from ..ir.errors import GraphError, UsageError
+from ..ir.graph import Graph
 from ..ir.onnx_import import import_model
 from ..ir.precision import lower, quantizable
+from ..ir.quantization import Quantization
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from .plan import Plan
 
@@ -22,7 +24,8 @@ def rebuild(plan: Plan, plan_path: Path, model_path: Path | None = None) -> Trai
         model_path: Model file to use instead.
 
     Raises:
-        UsageError: The model file is missing or is not the one that was planned (SHA-256).
+        UsageError: The model file is missing or is not the one that was planned (SHA-256), or
+            the plan's scales do not fit it.
         UnsupportedModelError: It can't be imported.
     """
     path = model_path or plan_path.parent / plan.model.file
@@ -35,11 +38,29 @@ def rebuild(plan: Plan, plan_path: Path, model_path: Path | None = None) -> Trai
             f" {plan.model.sha256[:12]}…); give the right one with --model, or plan again"
         )
     graph = import_model(path, batch=plan.model.batch, fold_batchnorm=plan.model.fold_batchnorm)
+    if plan.quantization:
+        _annotate(graph, plan)
     if graph.quantization:
         layers = quantizable(graph)
         graph = lower(graph, {n: p for n, p in plan.decisions.precision.items() if n in layers})
     chosen = [Candidate(u.param, u.channels) for u in plan.decisions.updates if u.ratio > 0]
     return build_training(graph, TrainingSpec(**plan.training.model_dump()), chosen)
+
+
+def _annotate(graph: Graph, plan: Plan) -> None:
+    """Give a float graph the scales that were found when it was planned."""
+    if graph.quantization:
+        raise UsageError(
+            f"the plan holds scales, but {graph.name} brings its own; plan the model again"
+        )
+    for name, q in plan.quantization.items():
+        try:
+            if name not in graph.values:
+                raise GraphError("the model has no such value")
+            graph.quantization[name] = Quantization(q.scale, q.zero_point, q.axis)
+            graph.verify()
+        except GraphError as e:
+            raise UsageError(f"quantization of {name}: {e}; plan the model again") from None
 
 
 def file_sha256(path: Path) -> str:

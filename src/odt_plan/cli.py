@@ -33,6 +33,7 @@ _ClickError: type[Any] = next(
 Optimizer = Literal["sgd", "momentum", "adam"]
 Loss = Literal["cross-entropy", "mse"]
 Objective = Literal["learn", "latency", "energy", "ram"]
+CalibMethod = Literal["minmax", "percentile", "mse"]
 Solver = Literal["highs", "scip", "cp-sat"]
 
 
@@ -119,6 +120,20 @@ def plan(
             help="What to train; auto lets the solver choose.  [default: auto]",
         ),
     ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYER=i8|f32,...",
+            help="Pin layers, * and ? match names.  [default: i8 where scales are and frozen]",
+        ),
+    ] = None,
+    calib: Annotated[
+        Path | None,
+        typer.Option(metavar="SAMPLES.npz", help="Quantize a float model; array x of inputs."),
+    ] = None,
+    calib_method: Annotated[
+        CalibMethod, typer.Option(help="How ranges follow from the samples.")
+    ] = "minmax",
     optimizer: Annotated[Optimizer, typer.Option()] = "sgd",
     loss: Annotated[
         Loss | None, typer.Option(help="[default: mse if prediction and input are alike]")
@@ -161,6 +176,9 @@ def plan(
             latency=latency,
             energy=energy,
             train=tuple(train or ()),
+            precision=tuple(precision or ()),
+            calibration=calib,
+            calibration_method=calib_method,
             optimizer=optimizer,
             loss="cross_entropy" if loss == "cross-entropy" else loss,
             micro_batches=micro_batches,

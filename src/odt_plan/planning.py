@@ -13,6 +13,7 @@ from .ir.errors import UsageError
 from .ir.graph import Graph
 from .ir.onnx_external import external_files
 from .ir.onnx_import import import_model
+from .ir.ranges import Method
 from .ir.training import LossName, OptimizerName, TrainingSpec
 from .output import PLAN_FILE, OutputFolder
 from .planner.device import GENERIC_DEVICE, Device, load_device
@@ -42,6 +43,9 @@ class PlanOptions:
     latency: str | None
     energy: str | None
     train: tuple[str, ...]
+    precision: tuple[str, ...]
+    calibration: Path | None
+    calibration_method: Method
     optimizer: OptimizerName
     loss: LossName | None
     micro_batches: int
@@ -122,6 +126,9 @@ def make_request(options: PlanOptions) -> Request:
         energy_j=energy,
         spec=spec,
         train=options.train or ("auto",),
+        precision=options.precision,
+        calibration=options.calibration,
+        calibration_method=options.calibration_method,
         batch=options.batch,
         fold_batchnorm=options.fold_batchnorm,
         objective=options.objective,

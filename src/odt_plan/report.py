@@ -51,7 +51,8 @@ def print_plan(planned: PlannedModel, budgeted: Budgeted, files: Sequence[Path])
     _time(out, planned.report)
     _updates(out, planned.plan)
     _activations(out, planned.plan)
-    _solved(out, planned.plan)
+    _precisions(out, planned)
+    _solved(out, planned)
     _baselines(out, planned)
     if files:
         _line(out, "written", _listed(files))
@@ -207,10 +208,27 @@ def _activations(out: Console, plan: Plan) -> None:
     _line(out, "saved", f"tensors that backward reads: {', '.join(told)}")
 
 
-def _solved(out: Console, plan: Plan) -> None:
+def _precisions(out: Console, planned: PlannedModel) -> None:
+    if not planned.scales:
+        return
+    op = {n.name: n.op for n in planned.training.graph.nodes}
+    count = Counter(
+        precision
+        for name, precision in planned.plan.decisions.precision.items()
+        if op.get(name) not in ("Quantize", "Dequantize")
+    )
+    told = f"{count['i8']} operators i8, {count['f32']} f32; {planned.scales}"
+    _line(out, "precision", told)
+
+
+def _solved(out: Console, planned: PlannedModel) -> None:
+    plan = planned.plan
     for o in plan.objective:
         value, bound = _amount(o.name, o.value), _amount(o.name, o.bound)
         _line(out, "objective", f"{o.name} {value}, bound {bound}, gap {o.gap:.3%}")
+        if o.name == "learn" and planned.scales:
+            untried = "searched among the last layers only, other update sets were not tried;"
+            _line(out, "", f"{untried} the bound is every parameter's")
     s = plan.solver
     where = f"{s.name} ({s.version}), seed {s.seed}, {format_seconds(s.time_s)}"
     _line(out, "solver", f"{plan.status}, {where}; the plan has been replayed by the checker")

@@ -264,10 +264,15 @@ class _Planner:
             return result.solution.candidates(problem), result.bound
         return self._choose_suffix(every)
 
+    def _unpinned(self, updates: Sequence[Candidate]) -> list[Candidate]:
+        """Those that no i8 pin forbids."""
+        owner = layer_of(self.forward)
+        return [c for c in updates if self.pins.get(owner[c.param]) != "i8"]
+
     def _choose_suffix(self, every: Sequence[Candidate]) -> tuple[list[Candidate], float]:
         owner = layer_of(self.forward)
         order = {n.name: i for i, n in enumerate(self.forward.nodes)}
-        free = [c for c in every if self.pins.get(owner[c.param]) != "i8"]
+        free = self._unpinned(every)
         layers = sorted({owner[c.param] for c in free}, key=order.__getitem__, reverse=True)
         best: tuple[list[Candidate], float] | None = None
         stale, problem = 0, None
@@ -355,10 +360,10 @@ class _Planner:
                 chosen = choose(self.forward, (train,), every)
             except UsageError:
                 continue  # the model has no such parameters, nothing to compare with
-            if chosen:
+            if chosen := self._unpinned(chosen or ()):
                 problem = self._fixed_problem(chosen)
                 result.append(baselines.evaluate(name, problem, baselines.keep_all(problem)))
-        whole = choose(self.forward, ("all",), every)
+        whole = self._unpinned(choose(self.forward, ("all",), every) or ())
         assert whole
         problem = self._fixed_problem(whole)
         for name, rule in baselines.RULES.items():

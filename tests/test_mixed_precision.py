@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -221,3 +223,27 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "operators i8, " in told
     assert "16 samples of calib.npz" in told
     assert "other update sets were not tried" in told
+
+
+def test_command_line(tmp_path: Path) -> None:
+    """Options reach the planner, and the written plan verifies without the samples."""
+    request = request_of(tmp_path)
+    out = tmp_path / "out"
+
+    def odt_plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "odt_plan.cli", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    options = ("--ram", "32KB", "--flash", "1MB", "--train", "last", "--calib-method", "mse")
+    pins = ("--precision", "conv*=f32", "--precision", "conv1=i8")
+    samples_option = ("--calib", str(request.calibration))
+    made = odt_plan(str(request.model), *options, *pins, *samples_option, "-o", str(out))
+    assert made.returncode == 0, made.stderr
+    assert "ranges by mse from 16 samples of calib.npz" in made.stdout
+    of = load_plan(out / "plan.json").decisions.precision
+    assert (of["conv0"], of["conv1"], of["conv2"]) == ("f32", "i8", "f32")
+    (tmp_path / "calib.npz").unlink()
+    assert odt_plan("verify", str(out / "plan.json")).returncode == 0
+    missing = odt_plan(str(request.model), *options, *samples_option)
+    assert missing.returncode == 2
+    assert "calib.npz" in missing.stderr

@@ -56,7 +56,9 @@ def on_board(
 
 
 @needs_zig
-@pytest.mark.parametrize("case", ["resnet-adam", "cnn-micro", "cnn-paged"])
+@pytest.mark.parametrize(
+    "case", ["resnet-adam", "cnn-micro", "cnn-paged", "cnn-i8", "cnn-i8-input"]
+)
 def test_cortex_m7(case: str, tmp_path: Path) -> None:
     _, result = on_board(CASES[case](), tmp_path)
     assert result.entries == {"infer": 1, "train": STEPS}
@@ -71,6 +73,12 @@ def test_other_cores(core: str, tmp_path: Path) -> None:
 
 
 @needs_zig
+@pytest.mark.parametrize("core", ["cortex-m4", "cortex-m33", "cortex-m0plus"])
+def test_integer_layers_on_other_cores(core: str, tmp_path: Path) -> None:
+    on_board(CASES["cnn-i8-input"](), tmp_path, core)
+
+
+@needs_zig
 def test_instruction_counts_repeat(tmp_path: Path) -> None:
     first = on_board(planned(nets.mlp()), tmp_path)[1]
     second = on_board(planned(nets.mlp()), tmp_path)[1]
@@ -80,7 +88,12 @@ def test_instruction_counts_repeat(tmp_path: Path) -> None:
 @needs_qemu
 @pytest.mark.parametrize(
     ("core", "case"),
-    [("cortex-m7", "cnn-paged"), ("cortex-m4", "mlp-sgd"), ("cortex-m3", "mlp-sgd")],
+    [
+        ("cortex-m7", "cnn-paged"),
+        ("cortex-m7", "cnn-i8"),
+        ("cortex-m4", "mlp-sgd"),
+        ("cortex-m3", "mlp-sgd"),
+    ],
 )
 def test_qemu_with_the_mpu_on(core: str, case: str, tmp_path: Path) -> None:
     on_board(CASES[case](), tmp_path, core, "gcc", "qemu", mpu=True)
@@ -138,6 +151,20 @@ def test_a_store_outside_ram_faults(
 def test_real_models_on_the_disco_board(model: str, shared: Path, tmp_path: Path) -> None:
     device = load_device("stm32f746g-disco")
     done = make_plan(Request(shared / "models" / f"{model}.onnx", device, with_baselines=False))
+    limits = Limits(device.flash_bytes, device.ram_region()[1])
+    _, result = on_board((done.plan, done.training), tmp_path, limits=limits)
+    predicted = done.plan.claims.cycles / device.cycles_per_instruction.value
+    assert 1 / 3 < result.instructions["train"] / STEPS / predicted < 3
+
+
+@needs_zig
+@pytest.mark.parametrize(
+    "model", ["mcunet-5fps-head10-qdq", "mlperf_resnet8_int8", "mlperf_dscnn_kws_int8"]
+)
+def test_int8_models_on_the_disco_board(model: str, shared: Path, tmp_path: Path) -> None:
+    device = load_device("stm32f746g-disco")
+    file = shared / "models" / f"{model}.onnx"
+    done = make_plan(Request(file, device, train=("last",), with_baselines=False))
     limits = Limits(device.flash_bytes, device.ram_region()[1])
     _, result = on_board((done.plan, done.training), tmp_path, limits=limits)
     predicted = done.plan.claims.cycles / device.cycles_per_instruction.value

@@ -16,11 +16,16 @@ from board import lane
 
 from odt_plan.backends.c import emit, emit_c
 from odt_plan.backends.c.ctext import comment, identifier
+from odt_plan.backends.c.golden import random_sample
 from odt_plan.backends.numpy import Runtime
 from odt_plan.ir.autodiff import build_training, candidates
+from odt_plan.ir.calibrate import calibrate
 from odt_plan.ir.errors import OdtPlanError
 from odt_plan.ir.graph import Graph
+from odt_plan.ir.precision import all_i8, lower
 from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec
+from odt_plan.planner.device import load_device
+from odt_plan.planner.pipeline import Request, make_plan
 from odt_plan.planner.plan import Plan
 
 Planned = tuple[Plan, TrainingGraph]
@@ -57,6 +62,22 @@ def paged(forward: Graph) -> Planned:
     raise AssertionError("no budget made the plan page")
 
 
+def quantized(forward: Graph, *, i8_input: bool, trained: tuple[str, ...] = ("fc",)) -> Planned:
+    """Calibrated, all layers but the trained ones in i8; gradients pass the frozen integers."""
+    x = forward.inputs[0]
+    rng = np.random.default_rng(3)
+    calibrate(forward, rng.standard_normal((8, *x.type.shape[1:])).astype("f4"))
+    precision = all_i8(forward, inputs=i8_input)
+    low = lower(forward, {n: p for n, p in precision.items() if n not in trained})
+    assert low.inputs[0].type.dtype == ("i8" if i8_input else "f32")
+    assert any(n.op == "QConv" for n in low.nodes)
+    chosen = [c for c in plans.whole(low) if c.param.rpartition(".")[0] in trained]
+    training = build_training(low, TrainingSpec(), chosen)
+    passes = any(n.op == "QConvGradInput" for n in training.graph.nodes)
+    assert passes == (trained != ("fc",))
+    return plans.keep_all(training), training
+
+
 CASES: dict[str, Callable[[], Planned]] = {
     "mlp-sgd": lambda: planned(nets.mlp()),
     "mlp-mse": lambda: planned(nets.mlp(), TrainingSpec(loss="mse")),
@@ -65,12 +86,17 @@ CASES: dict[str, Callable[[], Planned]] = {
     "cnn-micro": lambda: planned(nets.cnn(), TrainingSpec(optimizer="adam", micro_batches=2)),
     "cnn-partly": lambda: partly(nets.cnn(channels=8)),
     "cnn-paged": lambda: paged(nets.cnn(size=8)),
+    "cnn-i8": lambda: quantized(nets.cnn(), i8_input=False),
+    "cnn-i8-input": lambda: quantized(nets.cnn(), i8_input=True),
+    "resnet-i8-middle": lambda: quantized(
+        nets.resnet(), i8_input=False, trained=("b0.conv1", "fc")
+    ),
 }
 
 
 def samples(training: TrainingGraph, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     rng = np.random.default_rng(7)
-    xs = [rng.standard_normal(training.sample.type.shape).astype("f4") for _ in range(count)]
+    xs = [random_sample(training.sample.type, rng) for _ in range(count)]
     kind = training.target.type
     if kind.dtype == "i32":
         classes = training.prediction.type.shape[-1]
@@ -100,6 +126,31 @@ def test_host_equals_numpy_bit_for_bit(case: str, tmp_path: Path) -> None:
     assert result.files["output.bin"] == reference(plan, training, 5, 0.05)
     if case == "cnn-paged":
         assert len(result.files["page.bin"]) > 0
+
+
+@needs_gcc
+def test_model_with_an_int8_input(shared: Path, tmp_path: Path) -> None:
+    model = shared / "models" / "mlperf_resnet8_int8.onnx"
+    device = load_device("stm32f746g-disco")
+    done = make_plan(Request(model, device, train=("last",), with_baselines=False))
+    assert done.training.sample.type.dtype == "i8"
+    name = emit_c(done.plan, done.training, tmp_path)[0].stem
+    program = lane.build_host(tmp_path, name)
+    result = lane.run_host(program, lane.training_input(*samples(done.training, 2), 0.05))
+    assert result.exit_code == 0, result.stdout
+    assert result.value("selftest_exact") == 1
+    assert result.files["output.bin"] == reference(done.plan, done.training, 2, 0.05)
+
+
+def test_interface_of_an_int8_input(tmp_path: Path) -> None:
+    files = emit_c(*CASES["cnn-i8-input"](), tmp_path)
+    header = files[0].read_text()
+    assert "int cnn_infer(cnn_t *net, const int8_t *x, float *y);" in header
+    assert "#define CNN_SAMPLE(net) ((int8_t *)" in header
+    assert "#define CNN_PREDICTION(net) ((float *)" in header
+    weights = (tmp_path / "cnn_weights.h").read_text()
+    assert re.search(r"extern const int8_t cnn_W\d+_conv1_weight\[", weights)
+    assert re.search(r"extern const int32_t cnn_W\d+_conv1_bias\w*\[", weights)
 
 
 @needs_gcc

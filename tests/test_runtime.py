@@ -12,9 +12,11 @@ import plans
 import pytest
 from numpy.typing import NDArray
 from oracle import Unconstrained, batch
+from test_c_backend import CASES
 from zoo import RECIPES, Exhibit, exhibit
 
 from odt_plan.backends.numpy import Runtime, load_data, save_learned, train
+from odt_plan.backends.numpy.data import checked_samples
 from odt_plan.backends.numpy.memory import Memory
 from odt_plan.ir import opdef
 from odt_plan.ir.errors import OdtPlanError, UsageError
@@ -503,3 +505,16 @@ def test_the_planner_and_the_plain_builder_train_alike() -> None:
     assert {k: v.tobytes() for k, v in one.params().items()} == {
         k: v.tobytes() for k, v in two.params().items()
     }
+
+
+def test_samples_of_an_int8_input() -> None:
+    training = CASES["cnn-i8-input"]()[1]
+    shape = (3, *training.sample.type.shape[1:])
+    stored = np.arange(np.prod(shape)).reshape(shape) % 256 - 128
+    got = checked_samples(training, stored)
+    assert got.dtype == np.int8
+    assert np.array_equal(got, stored)
+    with pytest.raises(UsageError, match="x is float32"):
+        checked_samples(training, stored.astype("f4"))
+    with pytest.raises(UsageError, match="x has values that i8 can't hold"):
+        checked_samples(training, stored + 128)

@@ -110,6 +110,7 @@ class _Library:
         labels = training.spec.loss == "cross_entropy"
         target_decl = "const int32_t *labels" if labels else "const float *target"
         micro = plan.training.micro_batches
+        sample_type = c_type(training.sample.type.dtype, training.sample.name)
         low, high = _plan_id(plan)
         golden = run_golden(plan, training)
         return {
@@ -118,6 +119,7 @@ class _Library:
             "title": comment(f"{plan.model.name} on {plan.device.id}"),
             "summary": self._summary(),
             "sizes": self._sizes(),
+            "sample_type": sample_type,
             "sample_offset": sample.offset,
             "sample_bytes": training.sample.type.nbytes,
             "sample_end": sample.offset + sample.bytes,
@@ -155,6 +157,8 @@ class _Library:
     def _sizes(self) -> str:
         plan, training = self.plan, self.training
         batch = training.sample.type.shape[0]
+        i8 = training.sample.type.dtype == "i8"
+        sample_note = "elements (stored int8)" if i8 else "floats"
         state = _space_end([b for b in plan.buffers if b.space == "state"])
         sizes: dict[str, tuple[str, str]] = {
             "ARENA_BYTES": (f"{plan.claims.ram_bytes.arena}u", "scratch RAM"),
@@ -163,7 +167,7 @@ class _Library:
             "STORAGE_BYTES": (f"{plan.claims.storage_bytes}u", "external storage for paging"),
             "SAVED_BYTES": (f"ODTPLAN_SAVED_BYTES({state}u)", "what save writes"),
             "BATCH": (f"{batch}", "samples per call"),
-            "SAMPLE_SIZE": (f"{training.sample.type.size}", "floats of x, whole batch"),
+            "SAMPLE_SIZE": (f"{training.sample.type.size}", f"{sample_note} of x, whole batch"),
             "PREDICTION_SIZE": (f"{training.prediction.type.size}", "floats of y, whole batch"),
             "TARGET_SIZE": (f"{training.target.type.size}", "labels or floats of the target"),
             "MICRO_BATCHES": (f"{plan.training.micro_batches}", "training calls per update"),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...ir.errors import OdtPlanError
-from ...ir.graph import Array
+from ...ir.errors import GraphError, OdtPlanError
+from ...ir.graph import Array, TensorType
 from ...ir.training import TrainingGraph
 from ...planner.plan import Buffer, Plan
 from ..numpy import Runtime
@@ -48,7 +48,7 @@ def run_golden(plan: Plan, training: TrainingGraph) -> Golden:
         OdtPlanError: The results are not finite at any step size.
     """
     rng = np.random.default_rng(SEED)
-    sample = rng.standard_normal(training.sample.type.shape).astype(np.float32)
+    sample = random_sample(training.sample.type, rng)
     kind = training.target.type
     if kind.dtype == "i32":
         classes = training.prediction.type.shape[-1]
@@ -73,11 +73,25 @@ def run_golden(plan: Plan, training: TrainingGraph) -> Golden:
     )
 
 
+def random_sample(kind: TensorType, rng: np.random.Generator) -> Array:
+    """A sample as the model takes it: normal numbers, or any stored values of an i8 input.
+
+    Raises:
+        GraphError: The input is of another dtype.
+    """
+    if kind.dtype == "i8":
+        return rng.integers(-128, 128, kind.shape, dtype=np.int8)
+    if kind.dtype != "f32":
+        raise GraphError(f"the C back end takes samples in f32 or i8, not {kind.dtype}")
+    return rng.standard_normal(kind.shape).astype(np.float32)
+
+
 def golden_arrays(golden: Golden) -> str:
     """Definitions of sample, target, prediction, loss and checksum."""
     target = "int32_t" if golden.target.dtype.kind == "i" else "float"
+    sample = "int8_t" if golden.sample.dtype.kind == "i" else "float"
     parts = [
-        _static("golden_sample", golden.sample, "float"),
+        _static("golden_sample", golden.sample, sample),
         _static("golden_target", golden.target, target),
         _static("golden_prediction", golden.prediction, "float"),
         f"static const float golden_loss = {float_literal(float(golden.loss))};\n",

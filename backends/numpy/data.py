@@ -75,18 +75,22 @@ def check_labels(labels: Array, classes: int, what: str) -> None:
 
 
 def checked_samples(training: TrainingGraph, x: Array) -> Array:
-    """The samples of a data set as f32 [count, ...].
+    """The samples of a data set as [count, ...] in the dtype of the model's input.
 
     Raises:
-        UsageError: Not numbers, another shape than the model's, none at all, or not finite.
+        UsageError: Not numbers, another shape than the model's, none at all, or not finite;
+            numbers that an integer input can't hold.
     """
-    want = training.sample.type.shape[1:]
+    kind = training.sample.type
+    want = kind.shape[1:]
     if x.ndim < 1 or x.shape[1:] != want or x.dtype.kind not in "iuf":
         raise UsageError(
             f"x is {x.dtype}{list(x.shape)}, must be numbers [count, {', '.join(map(str, want))}]"
         )
     if len(x) == 0:
         raise UsageError("x has no samples")
+    if kind.dtype != "f32":
+        return fitted(x, TensorType((len(x), *want), kind.dtype), "x")
     x = _f32(x)
     if not np.isfinite(x).all():
         bad = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])

@@ -255,9 +255,13 @@ def training_input(
     samples: Sequence[np.ndarray], targets: Sequence[np.ndarray], lr: float
 ) -> dict[str, bytes]:
     """The ``input.bin`` of the main program: the sample of an inference, then training steps."""
-    parts = [struct.pack("<I", len(samples)), np.asarray(samples[0], "<f4").tobytes()]
+    parts = [struct.pack("<I", len(samples)), _sample(samples[0])]
     for x, t in zip(samples, targets, strict=True):
         kind = "<i4" if np.asarray(t).dtype.kind == "i" else "<f4"
-        parts += [np.asarray(x, "<f4").tobytes(), np.asarray(t, kind).tobytes()]
+        parts += [_sample(x), np.asarray(t, kind).tobytes()]
         parts.append(struct.pack("<f", lr))
     return {"input.bin": b"".join(parts)}
+
+
+def _sample(x: np.ndarray) -> bytes:
+    return np.asarray(x, "i1" if x.dtype == np.int8 else "<f4").tobytes()

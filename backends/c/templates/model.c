@@ -48,7 +48,7 @@ $body
     return ODTPLAN_OK;
 }
 
-static int check(const ${model}_t *net, const float *x, int pages) {
+static int check(const ${model}_t *net, const $sample_type *x, int pages) {
     if (net == NULL || x == NULL) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
@@ -62,7 +62,7 @@ static int check(const ${model}_t *net, const float *x, int pages) {
 }
 
 /* Only the sample is alive at the start. */
-static void begin(${model}_t *net, const float *x) {
+static void begin(${model}_t *net, const $sample_type *x) {
     uint8_t *const arena = net->arena;
     if (x == ${MODEL}_SAMPLE(net)) {
         DEAD(0, ${sample_offset});
@@ -104,7 +104,7 @@ $initial
     return ODTPLAN_OK;
 }
 
-int ${model}_infer(${model}_t *net, const float *x, float *y) {
+int ${model}_infer(${model}_t *net, const $sample_type *x, float *y) {
     int status = check(net, x, ${infer_pages});
     if (status != ODTPLAN_OK) {
         return status;
@@ -118,7 +118,7 @@ int ${model}_infer(${model}_t *net, const float *x, float *y) {
     return status;
 }
 
-int ${model}_train_step(${model}_t *net, const float *x, $target_decl, float lr, float *loss) {
+int ${model}_train_step(${model}_t *net, const $sample_type *x, $target_decl, float lr, float *loss) {
     odtplan_progress_t next;
     int update, status = check(net, x, ${train_pages});
     if (status != ODTPLAN_OK) {

@@ -5,7 +5,8 @@
  *
  *     static ${model}_t net;                    zero-initialised
  *     ${model}_init(&net);                      initial weights from flash
- *     ${model}_infer(&net, x, y);               x: ${MODEL}_SAMPLE_SIZE floats, y: ${MODEL}_PREDICTION_SIZE
+ *     ${model}_infer(&net, x, y);               x: ${MODEL}_SAMPLE_SIZE of $sample_type
+ *                                               y: ${MODEL}_PREDICTION_SIZE of float
  *     ${model}_train_step(&net, x, $target_name, lr, &loss);
  *
  * Not reentrant for one context. No heap, no libc beyond memcpy, memset and memcmp.
@@ -42,7 +43,7 @@ typedef struct {
 
 /* Where the sample lies in the arena. Writing x there and passing this pointer saves the copy; a
  * call may overwrite it. */
-#define ${MODEL}_SAMPLE(net) ((float *)(void *)((net)->arena + ${sample_offset}))
+#define ${MODEL}_SAMPLE(net) (($sample_type *)(void *)((net)->arena + ${sample_offset}))
 /* Where ${model}_infer leaves the prediction, until the next call. */
 #define ${MODEL}_PREDICTION(net) ((float *)(void *)((net)->arena + ${prediction_offset}))
 
@@ -50,13 +51,13 @@ typedef struct {
 int ${model}_init(${model}_t *net);
 
 /* Prediction for x; y may be NULL. */
-int ${model}_infer(${model}_t *net, const float *x, float *y);
+int ${model}_infer(${model}_t *net, const $sample_type *x, float *y);
 
 /* One training step$micro_note. loss may be NULL.
  * $target_note
  * lr: step size, finite and not negative. After an error other than ODTPLAN_ERROR_STORAGE nothing
  * has changed. */
-int ${model}_train_step(${model}_t *net, const float *x, $target_decl, float lr, float *loss);
+int ${model}_train_step(${model}_t *net, const $sample_type *x, $target_decl, float lr, float *loss);
 
 /* Saves and restores what was learned: ${MODEL}_SAVED_BYTES through a callback. ${model}_load
  * refuses foreign, cut or damaged data and leaves the state as it was; if reading fails half way

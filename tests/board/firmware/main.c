@@ -8,6 +8,7 @@
 #define JOIN(a, b) JOIN2(a, b)
 #define FN(name) JOIN(MODEL_NAME, name)
 #define SIZE(name) JOIN(MODEL_MACRO, name)
+#define SAMPLE_BYTES (SIZE(_SAMPLE_SIZE) * (uint32_t)sizeof *SIZE(_SAMPLE)(&net))
 
 static FN(_t) net;
 static int pages = -1;
@@ -37,8 +38,8 @@ static void steps(int input, int output, uint32_t count) {
     for (i = 0; i < count; i++) {
         float lr, loss = 0.0f;
         int status;
-        float *const x = SIZE(_SAMPLE)(&net);
-        if (board_read(input, x, SIZE(_SAMPLE_SIZE) * 4u) || board_read(input, &target, sizeof target) ||
+        void *const x = SIZE(_SAMPLE)(&net);
+        if (board_read(input, x, SAMPLE_BYTES) || board_read(input, &target, sizeof target) ||
             board_read(input, &lr, 4u)) {
             stop("input_step", (int)i);
         }
@@ -82,7 +83,7 @@ int main(void) {
     if (input < 0 || output < 0 || board_read(input, &count, 4u) != 0) {
         stop("open", 0);
     }
-    if (board_read(input, SIZE(_SAMPLE)(&net), SIZE(_SAMPLE_SIZE) * 4u) != 0) {
+    if (board_read(input, SIZE(_SAMPLE)(&net), SAMPLE_BYTES) != 0) {
         stop("input", 0);
     }
     region_infer_begin();

@@ -38,7 +38,7 @@ LARGEST_FILE_BYTES = 1 << 28
 #: Every buffer starts at a multiple of this and occupies a multiple of it.
 ALIGNMENT_BYTES = 4
 #: Estimated flash of one kernel and of one call in the generated schedule (gcc -O2, Cortex-M).
-CODE_BYTES_PER_KERNEL = 768
+CODE_BYTES_PER_KERNEL = 1536
 CODE_BYTES_PER_STEP = 48
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

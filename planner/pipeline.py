@@ -275,10 +275,11 @@ class _Planner:
         free = self._unpinned(every)
         layers = sorted({owner[c.param] for c in free}, key=order.__getitem__, reverse=True)
         best: tuple[list[Candidate], float] | None = None
-        stale, problem = 0, None
+        stale, least = 0, None
         for count in range(1, len(layers) + 1):
             allowed = [c for c in free if owner[c.param] in layers[:count]]
             problem = self._problem(self._training(allowed), fixed=False)
+            least = least or problem  # the last layer alone: the fewest layers in f32
             self.progress(f"choosing updates among the last {count} layers")
             result = self._attempt(problem, "learn")
             if result.solution is not None and (best is None or result.value > best[1] + 0.5):
@@ -287,10 +288,11 @@ class _Planner:
                 stale += 1
             if stale == SUFFIX_PATIENCE:
                 break
-        if problem is None:
+        if least is None:
             raise UsageError("every layer with parameters is pinned to i8; nothing can be updated")
         if best is None:
-            raise explain(problem, self.options, self._smallest_ram)
+            why = explain(least, self.options, self._smallest_ram)
+            raise InfeasibleError(f"{why} (for updates of the last layer; larger sets failed too)")
         most: dict[str, int] = {}
         for c in every:
             most[c.param] = max(most.get(c.param, 0), self.importance[c])

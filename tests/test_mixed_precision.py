@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from onnx_files import export, floats, model, node, save
 from oracle import Unconstrained, batch
 
 from odt_plan.backends.numpy import Runtime
-from odt_plan.ir.errors import UsageError
+from odt_plan.ir.errors import InfeasibleError, UsageError
 from odt_plan.ir.ranges import METHODS, Method
 from odt_plan.ir.training import TrainingGraph, TrainingSpec
 from odt_plan.planner.check import check
@@ -247,3 +248,15 @@ def test_command_line(tmp_path: Path) -> None:
     missing = odt_plan(str(request.model), *options, *samples_option)
     assert missing.returncode == 2
     assert "calib.npz" in missing.stderr
+
+
+def test_too_little_ram_names_what_the_last_layer_needs(tmp_path: Path) -> None:
+    request = request_of(tmp_path, train=("auto",), ram_bytes=500)
+    with pytest.raises(InfeasibleError, match="larger sets failed too") as refused:
+        make_plan(request)
+    told = re.search(r"--ram that works is (\d+)", str(refused.value))
+    assert told is not None
+    need = int(told[1])
+    assert make_plan(replace(request, ram_bytes=need)).plan.claims.ram_bytes.total <= need
+    with pytest.raises(InfeasibleError):
+        make_plan(replace(request, ram_bytes=need - 4))

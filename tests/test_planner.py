@@ -14,7 +14,7 @@ from odt_plan.ir.autodiff import build_training, candidates
 from odt_plan.ir.graph import Graph
 from odt_plan.ir.opdef import get_op
 from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec
-from odt_plan.planner import baselines
+from odt_plan.planner import baselines, layout
 from odt_plan.planner.cost import code_bytes, flash_weights_bytes
 from odt_plan.planner.device import load_device
 from odt_plan.planner.importance import SCALE, prior
@@ -270,3 +270,37 @@ def test_layout_reaches_the_live_peak() -> None:
             and a.offset != b.offset
         ]  # fmt: skip
         assert not overlapping
+
+
+def test_layout_keeps_blocks_apart_and_repairs_what_best_fit_misses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A case of 12 blocks whose bound of 84 bytes no order of best fit meets at once."""
+    lives = [(36, 4, 6), (16, 0, 3), (8, 0, 1), (16, 5, 8), (8, 6, 9), (4, 9, 9)]
+    lives += [(20, 3, 6), (12, 2, 5), (32, 1, 2), (4, 2, 3), (16, 0, 1), (20, 2, 3)]
+    blocks = [layout.Block(*b) for b in lives]
+    assert max(layout.live_bytes(blocks, 10)) == 84
+    monkeypatch.setattr(layout, "_exact", lambda blocks, bound, start, *_: start)
+    offsets = layout.place(blocks, 10)
+    assert layout.arena_bytes(blocks, offsets) == 84
+    for (a, x), (b, y) in combinations(zip(blocks, offsets, strict=True), 2):
+        assert not a.meets(b) or x + a.bytes <= y or y + b.bytes <= x
+    monkeypatch.setattr(layout, "SQUEAKY_ROUNDS", 1)
+    assert layout.arena_bytes(blocks, layout.place(blocks, 10)) == 100
+
+
+def test_inner_loops_are_counted_and_priced() -> None:
+    """Conv 3x3 of 4x4 images, padded: 3 x 4 - 2 rows of taps, each for 3 taps of the kernel."""
+    forward = nets.cnn(1, 4, 4)
+    node = next(n for n in forward.nodes if n.op == "Conv")
+    work = get_op("Conv").work(node)
+    assert work.loops == 2 * 4 * (3 * 4 - 2) * 3
+    assert work.amount == 2 * 4 * (3 * 4 - 2) ** 2
+    cost = train_all(forward).cost
+    rate = cost.core.rate("f32", "conv")
+    dearer = rate.model_copy(update={"per_loop": rate.per_loop + 1})
+    rates = {"f32": {**cost.core.instructions["f32"], "conv": dearer}}
+    core = cost.core.model_copy(update={"instructions": rates})
+    more = replace(cost, core=core).node_cycles(node) - cost.node_cycles(node)
+    per_instruction = cost.device.cycles_per_instruction.value
+    assert more == pytest.approx(work.loops * per_instruction, abs=1)

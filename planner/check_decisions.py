@@ -28,22 +28,40 @@ def decisions(p: Program, machine: Machine) -> None:
 
 def _precision(p: Program) -> None:
     forward = {n.name: n for n in p.training.graph.nodes if n.phase == "forward"}
-    for name, precision in p.plan.decisions.precision.items():
-        if name not in forward:
-            raise CheckError(f"decisions.precision: the graph has no forward node {name}")
-        dtype = forward[name].out.type.dtype
-        if dtype != precision and dtype.startswith("f"):
-            raise CheckError(f"decisions.precision: {name} computes in {dtype}, not {precision}")
+    told = p.plan.decisions
+    for name, precision in told.precision.items():
+        if name == p.training.sample.name:
+            found = p.training.sample.type.dtype
+        elif name in forward:
+            found = _computes_in(forward[name])
+        else:  # inside a streamed block, or an i8 clamp that changes nothing
+            found = "i8"
+        if found != precision:
+            raise CheckError(f"decisions.precision: {name} computes in {found}, not {precision}")
     for name, node in forward.items():
-        if get_op(node.op).params and name not in p.plan.decisions.precision:
+        if get_op(node.op).params and name not in told.precision:
             raise CheckError(f"decisions.precision: {name} is missing")
+    streamed = {n.name for n in forward.values() if n.op == "StreamedBlock"}
+    if streamed != set(told.streamed):
+        raise CheckError(
+            f"decisions.streamed: {', '.join(told.streamed) or 'none'}, but the steps stream"
+            f" {', '.join(sorted(streamed)) or 'none'}"
+        )
+
+
+def _computes_in(node: Node) -> str:
+    """i8 with integer weights, mixed with float weights on i8 activations, else the float type."""
+    if node.out.type.dtype != "i8":
+        return node.out.type.dtype
+    weights = [node.inputs[s.index] for s in get_op(node.op).params if s.index < len(node.inputs)]
+    return "mixed" if any(w is not None and w.type.dtype == "f32" for w in weights) else "i8"
 
 
 def _objective(p: Program) -> None:
     """Values are what steps and decisions give, bounds are on their side, gaps are as they say."""
-    claims = p.plan.claims
+    claims, decisions = p.plan.claims, p.plan.decisions
     facts = {
-        "learn": sum(u.importance for u in p.plan.decisions.updates),
+        "learn": sum(u.importance for u in decisions.updates) + decisions.noise_avoided,
         "latency": float(claims.cycles),
         "energy": claims.energy_j,
         "ram": claims.ram_bytes.live_peak + claims.ram_bytes.total - claims.ram_bytes.arena,

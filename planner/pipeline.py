@@ -11,13 +11,15 @@ from ..ir.calibrate import calibrate, load_samples
 from ..ir.errors import InfeasibleError, UnsupportedModelError, UsageError
 from ..ir.graph import Graph
 from ..ir.onnx_import import import_model
-from ..ir.precision import lower
+from ..ir.precision import Precision, lower
 from ..ir.ranges import Method
+from ..ir.streaming import blocks, stream
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from . import baselines
 from .assemble import assemble, source_of
 from .baselines import Baseline
 from .check import CheckReport, check
+from .choices import Choices, score_of
 from .cost import CostModel
 from .device import Device, load_core
 from .importance import prior
@@ -25,17 +27,17 @@ from .infeasible import explain
 from .linear import SolverName, SolverOptions
 from .milp import Milp, SolveResult
 from .plan import Budget, DeviceInfo, ObjectiveName, Plan
-from .precision import layer_of, mixed, pinned
+from .precision import NOISE_WEIGHT, choosable, pinned, unchosen
 from .problem import Limits, Problem
 from .schedule import Schedule, realize
+from .solution import Solution
 from .timeline import build_problem
 from .train_set import choose
 
 Progress = Callable[[str], None]
 #: Solve again with a tighter RAM limit at most this often when live bytes fit but no layout does.
 LAYOUT_TRIES = 6
-#: Stop looking for larger update sets of a quantized model after as many that bring nothing.
-SUFFIX_PATIENCE = 3
+MIXED: Precision = "mixed"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Request:
         train: ``auto``, ``all``, ``last``, ``bias``, or ``NAME`` and ``NAME=RATIO`` items.
         batch: Samples per micro-batch.
         fold_batchnorm: Fold frozen BatchNormalization into the layer before it.
-        precision: ``LAYER=i8`` and ``LAYER=f32`` pins, with wildcards; see ``planner.precision``.
+        precision: ``LAYER=i8``, ``mixed`` and ``f32`` pins, with wildcards; see
+            ``planner.precision``.
         calibration: Samples that a float model's scales are found from; None: it stays f32.
         calibration_method: How; see ``ir.calibrate``.
         objective: ``learn`` chooses the update set; the others need a fixed one.
@@ -147,35 +150,43 @@ class _Planner:
             request.solver, request.gap, request.time_limit_s, request.seed, request.threads
         )
         self.time_s = 0.0
+        self.streamed: tuple[str, ...] = ()
 
     def run(self) -> PlannedModel:
         r = self.request
         self.forward = import_model(r.model, batch=r.batch, fold_batchnorm=r.fold_batchnorm)
+        self.noise: dict[str, float] = {}
         scales = self._annotate()
-        every = candidates(self.forward)
+        pins = pinned(self.forward, r.precision)
+        self.precision: dict[str, Precision] = {}
+        self.free: list[str] = []
+        if self.forward.quantization:
+            self.precision = unchosen(self.forward, pins)
+            self.free = choosable(self.forward, pins)
+        lowered = self._lowered()
+        every = candidates(lowered)
         if not every:
             raise UnsupportedModelError(
-                f"{r.model}: no constant float32 weight, bias or scale that could be trained;"
+                f"{r.model}: no constant weight, bias or scale that could be trained;"
                 " `odt-plan check` shows every node"
             )
         self.importance = prior(self.forward, every)
-        self.pins = pinned(self.forward, r.precision)
-        chosen = choose(self.forward, r.train, every)
+        chosen = choose(lowered, r.train, every)
+        if chosen is None and r.objective != "learn":
+            raise UsageError(
+                f"objective {r.objective} needs a fixed update set: add --train all, last, bias"
+                " or parameter names"
+            )
         bounds: dict[ObjectiveName, float] = {}
-        if chosen is None:
-            if r.objective != "learn":
-                raise UsageError(
-                    f"objective {r.objective} needs a fixed update set: add --train all, last, bias"
-                    " or parameter names"
-                )
-            chosen, bounds["learn"] = self._choose_updates(every)
-        training = self._training(chosen)
+        if r.objective == "learn" and (chosen is None or self.free):
+            chosen, bounds["learn"] = self._learn(chosen, every)
+            self.free = []
+        assert chosen is not None
         name: ObjectiveName = "latency" if r.objective == "learn" else r.objective
-        schedule, result = self._schedule(training, name)
-        bounds[name] = result.bound
+        training, schedule, bounds[name] = self._schedule(chosen, name)
         plan = assemble(
             self.forward,
-            self._lowered(chosen),
+            self._lowered(),
             training,
             schedule,
             self.cost,
@@ -183,9 +194,12 @@ class _Planner:
             device=self._device_info(),
             bounds=bounds,
             gap=r.gap,
-            importance=self._scores(training),
+            importance=self._achieved(training),
             solver=(r.solver, r.seed, self.time_s),
             calibrated=self.forward.quantization if r.calibration else {},
+            precision=self.precision,
+            streamed=self.streamed,
+            noise_avoided=self._noise_avoided(),
         )
         report = check(plan, training, r.device)
         rivals = self._baselines(every) if r.with_baselines else ()
@@ -204,12 +218,18 @@ class _Planner:
         self.progress("calibrating")
         samples = load_samples(r.calibration)
         found = calibrate(self.forward, samples, method=r.calibration_method)
+        self.noise = found.weight_noise
         return f"{found.note} of {r.calibration.name}"
 
     # -- solving ----------------------------------------------------------------------------------
 
     def _problem(
-        self, training: TrainingGraph, *, fixed: bool, limits: Limits | None = None
+        self,
+        training: TrainingGraph,
+        *,
+        fixed: bool,
+        limits: Limits | None = None,
+        choices: Choices | None = None,
     ) -> Problem:
         return build_problem(
             training,
@@ -217,6 +237,7 @@ class _Planner:
             limits or self.limits,
             self._scores(training),
             fixed_updates=fixed,
+            choices=choices,
         )
 
     def _scores(self, training: TrainingGraph) -> dict[Candidate, int]:
@@ -224,6 +245,23 @@ class _Planner:
         wanted = [u.candidate for u in training.updates]
         scores = prior(self.forward, [*self.importance, *wanted])
         return {c: scores[c] for c in wanted}
+
+    def _achieved(self, training: TrainingGraph) -> dict[Candidate, int]:
+        """Importance of the updates in the precision that they have."""
+        scores = self._scores(training)
+        return {u.candidate: score_of(u, scores[u.candidate]) for u in training.updates}
+
+    def _noise_gain(self, layers: Sequence[str]) -> dict[str, int]:
+        """What it is worth that a layer is mixed: the noise of its i8 weights."""
+        most: dict[str, int] = {}
+        for c, score in self.importance.items():
+            most[c.param] = max(most.get(c.param, 0), score)
+        unit = NOISE_WEIGHT * sum(most.values())
+        return {n: round(unit * self.noise.get(n, 0.0)) for n in layers}
+
+    def _noise_avoided(self) -> float:
+        mixed = [n for n, p in self.precision.items() if p == "mixed"]
+        return float(sum(self._noise_gain(mixed).values()))
 
     def _device_info(self) -> DeviceInfo:
         r, limits = self.request, self.limits
@@ -239,64 +277,43 @@ class _Planner:
             ),
         )
 
-    def _lowered(self, updated: Sequence[Candidate]) -> Graph:
-        """The forward graph in the precisions that go with an update set."""
+    def _lowered(self, mixed: Sequence[str] = ()) -> Graph:
+        """The forward graph in its precisions, these layers mixed."""
         if not self.forward.quantization:
             return self.forward
-        params = {c.param for c in updated}
-        return lower(self.forward, mixed(self.forward, self.pins, params))
+        return lower(self.forward, {**self.precision, **dict.fromkeys(mixed, MIXED)})
 
-    def _training(self, chosen: Sequence[Candidate]) -> TrainingGraph:
-        return build_training(self._lowered(chosen), self.request.spec, chosen)
+    def _choices(
+        self, chosen: Sequence[Candidate], lowered: Graph, layers: Sequence[str]
+    ) -> Choices:
+        """Layers that may be mixed and blocks that may be streamed."""
+        found = blocks(lowered)
+        return Choices(
+            build_training(self._lowered(layers), self.request.spec, chosen) if layers else None,
+            self._noise_gain(layers),
+            found,
+            stream(lowered, [b.name for b in found]),
+        )
 
-    def _choose_updates(self, every: Sequence[Candidate]) -> tuple[list[Candidate], float]:
-        """The update set with the most importance, and a bound on it.
+    def _learn(
+        self, fixed: Sequence[Candidate] | None, every: Sequence[Candidate]
+    ) -> tuple[list[Candidate], float]:
+        """The update set and the precisions with the highest score, and a bound on it."""
+        offered, lowered = list(fixed or every), self._lowered()
+        training = build_training(lowered, self.request.spec, offered)
+        choices = self._choices(offered, lowered, self.free)
+        problem = self._problem(training, fixed=fixed is not None, choices=choices)
+        self.progress(f"choosing updates and precisions: {len(problem.slots)} slots")
+        result = self._solve(problem, "learn")
+        assert result.solution is not None
+        self._mix(problem, result.solution)
+        return result.solution.candidates(problem), result.bound
 
-        Updated layers are f32. In a model whose frozen layers are i8, precision follows from the
-        update set, so the joint model is solved for each number of last layers that may be updated;
-        the bound is then that of the parameters alone, because other sets were not tried.
-        """
-        if not self.forward.quantization:
-            problem = self._problem(self._training(every), fixed=False)
-            self.progress(f"choosing updates: {len(problem.slots)} slots")
-            result = self._solve(problem, "learn")
-            assert result.solution is not None
-            return result.solution.candidates(problem), result.bound
-        return self._choose_suffix(every)
-
-    def _unpinned(self, updates: Sequence[Candidate]) -> list[Candidate]:
-        """Those that no i8 pin forbids."""
-        owner = layer_of(self.forward)
-        return [c for c in updates if self.pins.get(owner[c.param]) != "i8"]
-
-    def _choose_suffix(self, every: Sequence[Candidate]) -> tuple[list[Candidate], float]:
-        owner = layer_of(self.forward)
-        order = {n.name: i for i, n in enumerate(self.forward.nodes)}
-        free = self._unpinned(every)
-        layers = sorted({owner[c.param] for c in free}, key=order.__getitem__, reverse=True)
-        best: tuple[list[Candidate], float] | None = None
-        stale, least = 0, None
-        for count in range(1, len(layers) + 1):
-            allowed = [c for c in free if owner[c.param] in layers[:count]]
-            problem = self._problem(self._training(allowed), fixed=False)
-            least = least or problem  # the last layer alone: the fewest layers in f32
-            self.progress(f"choosing updates among the last {count} layers")
-            result = self._attempt(problem, "learn")
-            if result.solution is not None and (best is None or result.value > best[1] + 0.5):
-                best, stale = (result.solution.candidates(problem), result.value), 0
-            else:
-                stale += 1
-            if stale == SUFFIX_PATIENCE:
-                break
-        if least is None:
-            raise UsageError("every layer with parameters is pinned to i8; nothing can be updated")
-        if best is None:
-            why = explain(least, self.options, self._smallest_ram)
-            raise InfeasibleError(f"{why} (for updates of the last layer; larger sets failed too)")
-        most: dict[str, int] = {}
-        for c in every:
-            most[c.param] = max(most.get(c.param, 0), self.importance[c])
-        return best[0], float(sum(most.values()))
+    def _mix(self, problem: Problem, solution: Solution) -> None:
+        """Note which layers the solver has made mixed."""
+        for m in problem.mixed_layers:
+            if m.activity in solution.active:
+                self.precision[m.name] = MIXED
 
     def _solve(self, problem: Problem, name: ObjectiveName) -> SolveResult:
         result = self._attempt(problem, name)
@@ -328,26 +345,45 @@ class _Planner:
         return None
 
     def _schedule(
-        self, training: TrainingGraph, name: ObjectiveName
-    ) -> tuple[Schedule, SolveResult]:
+        self, chosen: Sequence[Candidate], name: ObjectiveName
+    ) -> tuple[TrainingGraph, Schedule, float]:
         """Solve for a fixed update set until the layout, too, keeps the RAM budget.
 
-        The result is the first one: its bound holds for the budget that was asked for, later ones
+        The bound is that of the first solve: it holds for the budget that was asked for, later ones
         hold for tighter budgets only.
         """
         limits, over = self.limits, 0
-        first: SolveResult | None = None
+        bound: float | None = None
+        unchosen = dict(self.precision)
         for _ in range(LAYOUT_TRIES):
-            problem = self._problem(training, fixed=True, limits=limits)
+            self.precision = dict(unchosen)
             solve = self._solve if limits is self.limits else self._attempt
+            lowered, self.streamed = self._lowered(), ()
+            result: SolveResult | None = None
+            if lowered is not self.forward:
+                choices = self._choices(chosen, lowered, self.free)
+                training = build_training(lowered, self.request.spec, chosen)
+                problem = self._problem(training, fixed=True, limits=limits, choices=choices)
+                self.progress(f"choosing what is streamed by rows: {len(problem.slots)} slots")
+                result = solve(problem, name)
+                if result.solution is None:
+                    break
+                bound = result.bound if bound is None else bound
+                self._mix(problem, result.solution)
+                active = result.solution.active
+                self.streamed = tuple(b.name for b in problem.streams if b.activity in active)
+                lowered = stream(self._lowered(), self.streamed)
+            training = build_training(lowered, self.request.spec, chosen)
+            problem = self._problem(training, fixed=True, limits=limits)
+            self.progress(f"choosing what is kept: {len(problem.slots)} slots")
             result = solve(problem, name)
             if result.solution is None:
                 break  # tightened below the live bytes of any plan
+            bound = result.bound if bound is None else bound
             schedule = realize(problem, result.solution, seed=self.options.seed)
             over = schedule.arena_bytes + schedule.state_bytes - self.limits.ram_bytes
-            first = first or result
             if over <= 0:
-                return schedule, first
+                return training, schedule, bound
             self.progress(f"live bytes fit, the layout is {over:,} B over: tightening")
             limits = replace(limits, ram_bytes=limits.ram_bytes - max(over, 4))
         raise LayoutError(self.limits.ram_bytes, over)
@@ -357,20 +393,21 @@ class _Planner:
     def _baselines(self, every: Sequence[Candidate]) -> tuple[Baseline, ...]:
         """Plain heuristics under the same accounting; see ``planner.baselines``."""
         result: list[Baseline] = []
+        lowered = self._lowered()
         for name, train in (("last-layer", "last"), ("bias-only", "bias")):
             try:
-                chosen = choose(self.forward, (train,), every)
+                chosen = choose(lowered, (train,), every)
             except UsageError:
                 continue  # the model has no such parameters, nothing to compare with
-            if chosen := self._unpinned(chosen or ()):
-                problem = self._fixed_problem(chosen)
-                result.append(baselines.evaluate(name, problem, baselines.keep_all(problem)))
-        whole = self._unpinned(choose(self.forward, ("all",), every) or ())
+            assert chosen
+            problem = self._fixed_problem(lowered, chosen)
+            result.append(baselines.evaluate(name, problem, baselines.keep_all(problem)))
+        whole = choose(lowered, ("all",), every)
         assert whole
-        problem = self._fixed_problem(whole)
+        problem = self._fixed_problem(lowered, whole)
         for name, rule in baselines.RULES.items():
             result.append(baselines.evaluate(name, problem, rule(problem)))
         return tuple(result)
 
-    def _fixed_problem(self, chosen: Sequence[Candidate]) -> Problem:
-        return self._problem(self._training(chosen), fixed=True)
+    def _fixed_problem(self, lowered: Graph, chosen: Sequence[Candidate]) -> Problem:
+        return self._problem(build_training(lowered, self.request.spec, chosen), fixed=True)

@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from ..ir.errors import UsageError
+from ..ir.precision import Precision
 from ..ir.training import LossName, OptimizerName
 
 SCHEMA_VERSION: Final = 1
@@ -170,12 +171,23 @@ class ActivationDecision(_Record):
 
 
 class Decisions(_Record):
-    """The decisions; ``importance_source`` tells measured scores from the documented prior."""
+    """The decisions.
+
+    Attributes:
+        importance_source: Tells measured scores from the documented prior.
+        updates: Every trainable parameter.
+        activations: Forward tensors that backward reads.
+        precision: Forward node or run-time input -> precision.
+        streamed: Blocks of layers that run by rows.
+        noise_avoided: Score of the quantization noise that mixed layers avoid.
+    """
 
     importance_source: str
     updates: tuple[UpdateDecision, ...]
     activations: tuple[ActivationDecision, ...]
-    precision: dict[str, Literal["f32", "i8"]]  #: forward node -> precision
+    precision: dict[str, Precision]
+    streamed: tuple[str, ...] = ()
+    noise_avoided: NonNegativeFloat = 0.0
 
 
 class Buffer(_Record):

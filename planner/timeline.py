@@ -8,11 +8,20 @@ from dataclasses import dataclass, field
 from ..ir.graph import Node
 from ..ir.opdef import get_op
 from ..ir.training import Candidate, TrainingGraph, Update
+from .choices import (
+    Choices,
+    MixedForms,
+    kernels,
+    score_of,
+    stream_choices,
+    update_nodes,
+)
 from .cost import CostModel
 from .problem import (
     ALWAYS,
     Activity,
     ActivityKind,
+    Constant,
     Event,
     Limits,
     Problem,
@@ -33,6 +42,7 @@ def build_problem(
     importance: Mapping[Candidate, int],
     *,
     fixed_updates: bool,
+    choices: Choices | None = None,
 ) -> Problem:
     """Lay the timeline out and collect all choices.
 
@@ -42,8 +52,9 @@ def build_problem(
         limits: Budgets.
         importance: Integer score of each update's candidate.
         fixed_updates: Every update of the graph is carried out; nothing is chosen about them.
+        choices: Other forms of its layers and blocks.
     """
-    return _Builder(training, cost, limits, importance, fixed_updates).build()
+    return _Builder(training, cost, limits, importance, fixed_updates, choices or Choices()).build()
 
 
 @dataclass
@@ -62,6 +73,7 @@ class _Builder:
     limits: Limits
     importance: Mapping[Candidate, int]
     fixed_updates: bool
+    choices: Choices
     activities: list[Activity] = field(default_factory=lambda: [Activity(ALWAYS, "always")])
     drafts: list[_Draft] = field(default_factory=list)
 
@@ -75,31 +87,86 @@ class _Builder:
                 ALWAYS if self.fixed_updates else self._activity("update", update=u)
             )
         self.node_activity = self._node_activities()
+        self.forms = MixedForms(self.choices, self.cost, lambda _: self._activity("mixed"))
         self._lay_out()
         slots = tuple(self._slots())
         retentions, transients, fixed = self._tensors(slots)
+        streams = stream_choices(
+            self.choices,
+            self.storage,
+            slots,
+            self.cost,
+            self.forms.choice,
+            lambda _: self._activity("streamed"),
+        )
         choices: dict[str, list[int]] = {}
         gain: dict[int, int] = {}
         state: dict[int, int] = {}
+        flash: dict[int, int] = {}
+        mixed = []
         for u, a in self.update_activity.items():
             choices.setdefault(u.candidate.param, []).append(a)
-            gain[a] = gain.get(a, 0) + self.importance[u.candidate]
+            score = self.importance[u.candidate]
+            gain[a] = gain.get(a, 0) + score_of(u, score)
             state[a] = state.get(a, 0) + sum(aligned(v.type.nbytes) for v in u.resident)
+            if padding := self._padding(u):
+                flash[a] = padding
+            if (more := self.forms.update(u, a, score)) is not None:
+                mixed.append(more)
         return Problem(
-            self.training,
-            self.storage,
-            slots,
-            tuple(self.activities),
-            retentions,
-            transients,
-            fixed,
-            self.limits,
-            {p: tuple(a) for p, a in choices.items()},
-            gain,
-            state,
-            self.cost,
-            self.training.spec.micro_batches,
+            training=self.training,
+            storage=self.storage,
+            slots=slots,
+            activities=tuple(self.activities),
+            retentions=retentions,
+            transients=transients,
+            fixed=fixed,
+            limits=self.limits,
+            choices={p: tuple(a) for p, a in choices.items()},
+            gain=gain,
+            state_bytes=state,
+            flash_bytes=flash,
+            constants=self._constants(slots),
+            mixed_layers=self.forms.layers(self.training, slots),
+            mixed_updates=tuple(mixed),
+            streams=streams,
+            cost=self.cost,
+            micro_batches=self.training.spec.micro_batches,
         )
+
+    def _padding(self, update: Update) -> int:
+        """Flash that the split of a partly updated weight adds to the whole tensor's."""
+        value, c = update.value, update.candidate
+        if c.channels is None or c.param not in self.training.graph.values:
+            return 0  # whole, or split in this graph already
+        whole = self.training.graph.values[c.param].type
+        rest = whole.nbytes - value.type.nbytes
+        return aligned(value.type.nbytes) + aligned(rest) - aligned(whole.nbytes)
+
+    def _constants(self, slots: tuple[Slot, ...]) -> tuple[Constant, ...]:
+        """Weights in flash, with what reads them; those in no slot are the images of state."""
+        readers: dict[str, set[int]] = {}
+        absent: dict[str, int] = {}
+        for s in slots:
+            nodes: tuple[Node, ...] = (s.node,)
+            if s.update is not None:
+                nodes = update_nodes(s.update, s.node, last_micro=s.last_micro)
+            for v in (v for n in nodes for v in n.operands()):
+                if v.name in self.training.graph.constants:
+                    readers.setdefault(v.name, set()).add(s.activity)
+                    layer = self.forms.layer(s.node)
+                    if s.update is not None and s.update.owner.name in self.forms.choice:
+                        layer = s.update.owner.name
+                    if layer is not None:
+                        absent[v.name] = self.forms.choice[layer]
+        result = []
+        for name in self.training.graph.constants:
+            acts = tuple(sorted(readers.get(name, {ALWAYS})))
+            # what forward reads is exchanged as a whole, see MixedLayer.flash_bytes
+            gone = None if ALWAYS in acts else absent.get(name)
+            size = aligned(self.training.graph.values[name].type.nbytes)
+            result.append(Constant(size, (ALWAYS,) if ALWAYS in acts else acts, gone))
+        return tuple(result)
 
     def _activity(
         self,
@@ -239,6 +306,14 @@ class _Builder:
             else:
                 cycles = self.cost.node_cycles(d.node)
             writes = [self.storage.of[v] for v in d.node.outputs if v in self.storage.of]
+            nodes: tuple[Node, ...] = (d.node,)
+            times = 1 if d.last_micro else micro
+            form = None
+            if update is not None:
+                nodes = update_nodes(update, d.node, last_micro=d.last_micro)
+                form = self.forms.of_update(update, times, last_micro=d.last_micro)
+            elif d.rebuild is None:  # a layer that is rebuilt is i8
+                form = self.forms.of_node(d.node, times)
             yield Slot(
                 k,
                 d.node,
@@ -247,7 +322,9 @@ class _Builder:
                 tuple(self._reads(d.node)),
                 tuple(dict.fromkeys(writes)),
                 scratch,
-                cycles * (1 if d.last_micro else micro),
+                cycles * times,
+                kernels(*nodes),
+                mixed=form,
                 rebuild=d.rebuild is not None,
                 last_micro=d.last_micro,
             )
@@ -256,7 +333,7 @@ class _Builder:
 
     def _tensors(
         self, slots: tuple[Slot, ...]
-    ) -> tuple[tuple[Retention, ...], tuple[Transient, ...], tuple[tuple[int, int, int], ...]]:
+    ) -> tuple[tuple[Retention, ...], tuple[Transient, ...], tuple[tuple[int, int, Tensor], ...]]:
         writes: dict[Tensor, list[Slot]] = {t: [] for t in self.storage.tensors}
         reads: dict[Tensor, list[Slot]] = {t: [] for t in self.storage.tensors}
         for s in slots:
@@ -267,7 +344,7 @@ class _Builder:
                     reads[t].append(s)
         retentions: list[Retention] = []
         transients: list[Transient] = []
-        fixed: list[tuple[int, int, int]] = []
+        fixed: list[tuple[int, int, Tensor]] = []
         for t in self.storage.tensors:
             if not self._is_forward(t):
                 transients.append(self._transient(t, writes[t], reads[t], len(slots) - 1))
@@ -283,7 +360,7 @@ class _Builder:
                 out = writes[t][0].activity if auxiliary else ALWAYS
                 retentions.append(Retention(t, window, events, out))
             elif window is not None:
-                fixed.append((*window, t.bytes))
+                fixed.append((*window, t))
         return tuple(retentions), tuple(transients), tuple(fixed)
 
     @staticmethod

@@ -123,8 +123,9 @@ def plan(
     precision: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="LAYER=i8|f32,...",
-            help="Pin layers, * and ? match names.  [default: i8 where scales are and frozen]",
+            metavar="LAYER=i8|mixed|f32,...",
+            help="Pin layers, * and ? match names; mixed is f32 weights on i8 values."
+            "  [default: the solver chooses, where scales are known]",
         ),
     ] = None,
     calib: Annotated[

@@ -26,6 +26,8 @@ _BAR = 24
 _LABEL = 10
 #: Width of the report where there is no terminal to ask.
 _PIPE_WIDTH = 160
+#: Names of a list that are shown.
+_SHOWN = 6
 _UNITS = {"learn": " of importance", "latency": " cycles", "ram": " B", "flash": " B"}
 
 
@@ -211,14 +213,18 @@ def _activations(out: Console, plan: Plan) -> None:
 def _precisions(out: Console, planned: PlannedModel) -> None:
     if not planned.scales:
         return
-    op = {n.name: n.op for n in planned.training.graph.nodes}
-    count = Counter(
-        precision
-        for name, precision in planned.plan.decisions.precision.items()
-        if op.get(name) not in ("Quantize", "Dequantize")
-    )
-    told = f"{count['i8']} operators i8, {count['f32']} f32; {planned.scales}"
-    _line(out, "precision", told)
+    decided = planned.plan.decisions
+    count = Counter(decided.precision.values())
+    told = f"{count['i8']} layers i8, {count['mixed']} mixed (f32 weights), {count['f32']} f32"
+    _line(out, "precision", f"{told}; {planned.scales}")
+    if decided.streamed:
+        _line(out, "", f"{len(decided.streamed)} blocks run row by row: {_few(decided.streamed)}")
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 
 
 def _solved(out: Console, planned: PlannedModel) -> None:
@@ -226,9 +232,6 @@ def _solved(out: Console, planned: PlannedModel) -> None:
     for o in plan.objective:
         value, bound = _amount(o.name, o.value), _amount(o.name, o.bound)
         _line(out, "objective", f"{o.name} {value}, bound {bound}, gap {o.gap:.3%}")
-        if o.name == "learn" and planned.scales:
-            untried = "searched among the last layers only, other update sets were not tried;"
-            _line(out, "", f"{untried} the bound is every parameter's")
     s = plan.solver
     where = f"{s.name} ({s.version}), seed {s.seed}, {format_seconds(s.time_s)}"
     _line(out, "solver", f"{plan.status}, {where}; the plan has been replayed by the checker")

@@ -140,9 +140,11 @@ def _compute_cycles(nodes: list[Node], step: Step, device: Device, core: Core) -
     instructions = 0.0
     for node in nodes:
         work = get_op(node.op).work(node)
-        rate = core.rate(work.dtype, work.cost_class)
-        instructions += work.amount * rate.value + work.loops * rate.per_loop
-        instructions += node.out.type.size * rate.per_output
+        for part in work if isinstance(work, tuple) else (work,):
+            rate = core.rate(part.dtype, part.cost_class)
+            made = part.outputs if part.outputs is not None else node.out.type.size
+            instructions += part.amount * rate.value + part.loops * rate.per_loop
+            instructions += made * rate.per_output
     calls = 1
     if len(nodes) == 2:
         calls = 2 * ceil(_rows(nodes[0].out.type) / step.tile_rows)

@@ -229,4 +229,4 @@ def _takes_over(node: Node) -> bool:
     """The streamed block writes its result over its operand."""
     source = node.inputs[0]
     op = get_op(node.op)
-    return bool(op.inplace) and source is not None and source.type == node.out.type
+    return bool(op.inplace) and source is not None and source.type.stored == node.out.type.stored

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from ..ir.graph import Node
-from ..ir.opdef import get_op
+from ..ir.opdef import get_op, works
 from ..ir.training import TrainingGraph, Update
 from .device import Core, Device, Storage
 from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP
@@ -36,10 +36,13 @@ class CostModel:
         op = get_op(node.op)
         if op.view:
             return 0.0
-        work = op.work(node)
-        rate = self.core.rate(work.dtype, work.cost_class)
-        outputs = node.out.type.size * rate.per_output
-        return work.amount * rate.value + outputs + work.loops * rate.per_loop
+        result = 0.0
+        for work in works(node):
+            rate = self.core.rate(work.dtype, work.cost_class)
+            outputs = node.out.type.size if work.outputs is None else work.outputs
+            result += work.amount * rate.value + outputs * rate.per_output
+            result += work.loops * rate.per_loop
+        return result
 
     def node_cycles(self, node: Node) -> int:
         """Cycles of one compute step."""

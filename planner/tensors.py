@@ -153,7 +153,9 @@ class Storage:
             return source if source is not None and self.space.get(source) == "arena" else None
         for i in op.inplace:
             source = node.inputs[i] if i < len(node.inputs) else None
-            if source is None or self.space.get(source) != "arena" or source.type != out.type:
+            if source is None or self.space.get(source) != "arena":
+                continue
+            if source.type.stored != out.type.stored:
                 continue
             if sum(v is source for v in node.operands()) > 1:
                 continue

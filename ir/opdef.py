@@ -47,12 +47,14 @@ class Work:
         loops: Runs of units along the innermost axis: what a kernel starts an inner loop for. Short
             runs (small images) make a unit dearer. 0 where one run covers everything.
         dtype: Arithmetic that the units are done in.
+        outputs: Elements that the units make; None: those of the node's result.
     """
 
     cost_class: CostClass
     amount: int
     loops: int = 0
     dtype: Literal["f32", "i8"] = "f32"
+    outputs: int | None = None
 
 
 Infer = Callable[[Node], Sequence[TensorType]]
@@ -62,6 +64,9 @@ Infer = Callable[[Node], Sequence[TensorType]]
 Kernel = Callable[[Node, Sequence[Array | None]], Sequence[Array]]
 #: ``rows_kernel(node, inputs, begin, end) -> rows begin..end of axis 0 of the (only) output``.
 RowsKernel = Callable[[Node, Sequence[Array | None], int, int], Array]
+#: ``run_kernel(node, inputs, first_row) -> outputs`` for a run of rows of an update: every operand
+#: but ``hyper`` holds the rows ``first_row..`` of axis 0 only, and so do the results.
+RunKernel = Callable[[Node, Sequence[Array | None], int], Sequence[Array]]
 #: ``vjp(builder, node, dy, need) -> gradient per input or None``. ``need[i]`` tells whether the
 #: gradient of input i is wanted; a rule builds nothing for inputs that are not. Only the gradient
 #: of output 0 exists.
@@ -74,8 +79,9 @@ class CKernel:
 
     The C function is ``void symbol(const struct *p, inputs..., outputs...[, void *workspace])``;
     row-streamed gradients get ``int32_t row_begin, int32_t row_end`` appended at the end and write
-    rows ``row_begin..row_end`` to the START of their output pointer. Absent operands are NULL. An
-    operator with a ``workspace`` rule always has the workspace argument (NULL where it needs none).
+    rows ``row_begin..row_end`` to the START of their output pointer. Updates with a ``run_kernel``
+    get ``int32_t first_row`` appended. Absent operands are NULL. An operator with a ``workspace``
+    rule always has the workspace argument (NULL where it needs none).
 
     Attributes:
         symbol: C function.
@@ -158,15 +164,18 @@ class OpDef:
         name: Registry key; the name in ONNX where the operator is one of ONNX.
         infer: Types of the results; raises GraphError with the reason when operands do not fit.
         kernel: The operator's meaning in NumPy.
-        work: Cost of a node.
+        work: Cost of a node, in several parts where it works in several ways; ``works`` reads it.
         c: C kernel; None only for views.
         samples: Small concrete cases for the generic tests.
         vjp: Gradient rule; None: not differentiable.
-        inplace: Operand indices that output 0 may share its buffer with (same bytes, the kernel
-            reads each element before it writes it). The NumPy and C kernels both allow it.
+        inplace: Operand indices that output 0 may share its buffer with where both have one shape
+            and dtype (the kernel reads each element before it writes it). The NumPy and C kernels
+            both allow it.
         view: Output 0 is the same bytes as operand 0; no code runs.
         workspace: Bytes of scratch the C kernel needs.
         rows_kernel: Row-streamed form of a parameter gradient; makes the gradient streamable.
+        run_kernel: For updates whose results depend on the place of an element in the tensor; the
+            kernel is that of the run which begins at row 0.
         params: Operands that can be trainable parameters.
         stateful: Must run exactly once per step (batch statistics, random draws).
     """
@@ -174,7 +183,7 @@ class OpDef:
     name: str
     infer: Infer
     kernel: Kernel
-    work: Callable[[Node], Work]
+    work: Callable[[Node], Work | tuple[Work, ...]]
     c: CKernel | None
     samples: Callable[[], Iterator[Sample]]
     vjp: Vjp | None = None
@@ -182,6 +191,7 @@ class OpDef:
     view: bool = False
     workspace: Callable[[Node], int] = lambda _: 0
     rows_kernel: RowsKernel | None = None
+    run_kernel: RunKernel | None = None
     params: tuple[ParamSlot, ...] = ()
     stateful: bool = False
 
@@ -222,6 +232,12 @@ def all_ops() -> dict[str, OpDef]:
 
 def _load_families() -> None:
     from . import ops  # noqa: F401  (importing the package registers every family)
+
+
+def works(node: Node) -> tuple[Work, ...]:
+    """The parts of a node's work."""
+    work = get_op(node.op).work(node)
+    return work if isinstance(work, tuple) else (work,)
 
 
 def operand(node: Node, index: int) -> TensorType:

@@ -12,7 +12,7 @@ from ...ir.graph import Array, Node, Value
 from ...ir.opdef import get_op
 from ...ir.training import TrainingGraph, Update
 from ...planner.plan import Plan, Step
-from .data import check_labels, fitted
+from .data import check_labels, fitted, stored_sample
 from .memory import Memory
 from .parameters import merged, split
 
@@ -81,6 +81,10 @@ class Runtime:
     def infer(self, x: ArrayLike) -> Array:
         """The prediction for one batch; runs only the steps that it needs.
 
+        Args:
+            x: Samples, as the model's input; of an i8 input int8 as stored, or floats, which are
+                quantized.
+
         Raises:
             UsageError: ``x`` is not a batch of samples.
         """
@@ -99,7 +103,7 @@ class Runtime:
         """One micro-step; the last one of a group updates the parameters.
 
         Args:
-            x: Samples, as the model's input.
+            x: Samples, as in ``infer``.
             target: Labels i32[N] (cross entropy) or a tensor like the prediction (MSE).
             lr: Step size; counts in the micro-step that updates.
 
@@ -212,7 +216,7 @@ class Runtime:
     # ---- inputs
 
     def _feed(self, x: ArrayLike) -> None:
-        sample = fitted(x, self.training.sample.type, "the sample")
+        sample = stored_sample(x, self.training.sample.type, "the sample")
         self._memory.clear()
         self._arrays[self._sample][...] = sample
 

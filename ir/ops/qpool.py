@@ -109,7 +109,7 @@ def _kernel_global(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
     flat = x.reshape(x.shape[0] * x.shape[1], -1).astype(np.int64)
     acc = flat.sum(axis=1) - flat.shape[1] * activation(node, 0)[1].zero_point
     multiplier, shift = _factor(node, flat.shape[1])
-    y = _rounded(acc, np.int64(multiplier), shift)
+    y = _rounded(acc, np.array(multiplier), shift)
     return [clamped(node, y).reshape(node.out.type.shape)]
 
 

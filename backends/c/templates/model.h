@@ -49,7 +49,7 @@ typedef struct {
 
 /* Copies the initial weights to the state, zeroes optimizer tensors and progress. */
 int ${model}_init(${model}_t *net);
-
+$sample_declaration
 /* Prediction for x; y may be NULL. */
 int ${model}_infer(${model}_t *net, const $sample_type *x, float *y);
 

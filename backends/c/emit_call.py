@@ -82,6 +82,7 @@ def call(
     outputs: Sequence[str],
     workspace: str | None = None,
     rows: tuple[str, str] | None = None,
+    first_row: str = "0",
 ) -> str:
     """The C statement that runs a node.
 
@@ -94,6 +95,7 @@ def call(
             argument.
         rows: C expressions of the first row and the row after the last; only for row-streamed
             gradients, which compute all rows without it.
+        first_row: C expression of the row at which a run begins; used by updates that depend on it.
 
     Raises:
         GraphError: The node is a view, the counts are wrong, an operand is missing or present
@@ -130,6 +132,8 @@ def call(
         args += [begin, end]
     elif rows is not None:
         raise GraphError(f"node {node.name}: {node.op} can't be computed by rows")
+    if op.run_kernel is not None:
+        args.append(first_row)
     return f"{kernel.function(node)}({', '.join(args)});"
 
 

@@ -49,7 +49,16 @@ def full_weight(node: Node, w: int, cold: int) -> tuple[int, ...]:
     Raises:
         GraphError: The two do not fit together.
     """
-    shape, rest = f32_operand(node, w).shape, _optional(node, cold)
+    return joined_shape(node, f32_operand(node, w).shape, cold)
+
+
+def joined_shape(node: Node, shape: tuple[int, ...], cold: int) -> tuple[int, ...]:
+    """Shape of a weight of that shape joined with its frozen rest (operand ``cold``).
+
+    Raises:
+        GraphError: The two do not fit together.
+    """
+    rest = _optional(node, cold)
     if rest is None:
         return shape
     axis = 1 if node.int_attr("group", 1) == 1 else 0

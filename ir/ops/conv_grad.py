@@ -75,9 +75,13 @@ def _grad_weight_window(node: Node) -> Window:
     return window(node, operand(node, 0).shape[2:], node.ints_attr("weight_shape")[2:])
 
 
-def _infer_grad_weight(node: Node) -> list[TensorType]:
-    x, dy, shape = f32_operand(node, 0), f32_operand(node, 1), node.ints_attr("weight_shape")
-    group = node.int_attr("group", 1)
+def check_grad_weight(node: Node, x: TensorType, dy: TensorType) -> tuple[int, ...]:
+    """Shape of the gradient of the weight.
+
+    Raises:
+        GraphError: Input, gradient of the result and weight do not belong together.
+    """
+    shape, group = node.ints_attr("weight_shape"), node.int_attr("group", 1)
     out = _grad_weight_window(node).out_shape(len(shape) - 2)
     if dy.shape != (x.shape[0], dy.shape[1], *out):
         raise GraphError(f"gradient {dy} does not belong to a convolution of {x} by {shape}")
@@ -87,7 +91,12 @@ def _infer_grad_weight(node: Node) -> list[TensorType]:
         raise GraphError(f"gradient {dy} in {group} groups does not fit the weight {shape}")
     if (shape[0] - 1) // filters * shape[1] + shape[1] > x.shape[1]:
         raise GraphError(f"input {x} has too few channels for the weight {shape}")
-    return [TensorType(shape, x.dtype)]
+    return shape
+
+
+def _infer_grad_weight(node: Node) -> list[TensorType]:
+    x, dy = f32_operand(node, 0), f32_operand(node, 1)
+    return [TensorType(check_grad_weight(node, x, dy), x.dtype)]
 
 
 def _products(a: Array, b: Array) -> Array:
@@ -112,7 +121,8 @@ def _products(a: Array, b: Array) -> Array:
     return total
 
 
-def _rows_grad_weight(node: Node, inputs: Sequence[Array | None], begin: int, end: int) -> Array:
+def rows_grad_weight(node: Node, inputs: Sequence[Array | None], begin: int, end: int) -> Array:
+    """Rows of the gradient of the weight, from x and dy."""
     x, dy = array(inputs, 0), array(inputs, 1)
     shape, win = node.ints_attr("weight_shape"), _grad_weight_window(node)
     filters = dy.shape[1] // node.int_attr("group", 1)
@@ -130,7 +140,7 @@ def _rows_grad_weight(node: Node, inputs: Sequence[Array | None], begin: int, en
 
 
 def _kernel_grad_weight(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
-    return [_rows_grad_weight(node, inputs, 0, node.ints_attr("weight_shape")[0])]
+    return [rows_grad_weight(node, inputs, 0, node.ints_attr("weight_shape")[0])]
 
 
 def _depthwise_grad_weight(node: Node) -> bool:
@@ -140,7 +150,8 @@ def _depthwise_grad_weight(node: Node) -> bool:
     )
 
 
-def _work_grad_weight(node: Node) -> Work:
+def work_grad_weight(node: Node) -> Work:
+    """Multiply-accumulates of the gradient of the weight."""
     shape = node.ints_attr("weight_shape")
     win, planes = _grad_weight_window(node), operand(node, 0).shape[0] * shape[0] * shape[1]
     depthwise = _depthwise_grad_weight(node)
@@ -148,7 +159,8 @@ def _work_grad_weight(node: Node) -> Work:
     return Work(cost_class, planes * win.taps(), planes * win.runs())
 
 
-def _c_params_grad_weight(node: Node) -> dict[str, Attr]:
+def grad_weight_params(node: Node) -> dict[str, Attr]:
+    """Fields of ``odtplan_conv_t`` for the gradient of the weight; see odtplan_gather.h."""
     x, dy, shape = operand(node, 0).shape, operand(node, 1).shape, node.ints_attr("weight_shape")
     weight = (dy[1], *shape[1:])  # rows come by row_begin..row_end
     return struct(node, _grad_weight_window(node), x[0], x[1], weight, shape[0])
@@ -216,13 +228,13 @@ register(
         name="ConvGradWeight",
         infer=_infer_grad_weight,
         kernel=_kernel_grad_weight,
-        rows_kernel=_rows_grad_weight,
-        work=_work_grad_weight,
+        rows_kernel=rows_grad_weight,
+        work=work_grad_weight,
         c=CKernel(
             "odtplan_conv_grad_weight_f32",
             "odtplan_conv_t",
             "odtplan_conv_grad",
-            _c_params_grad_weight,
+            grad_weight_params,
         ),
         samples=_samples_grad_weight,
     )

@@ -206,15 +206,20 @@ register(
 )
 
 
-def _grad_weight_infer(node: Node) -> Sequence[TensorType]:
-    x, dy = operand(node, 0), operand(node, 1)
+def grad_weight_type(node: Node, x: TensorType, dy: TensorType) -> TensorType:
+    """Type of the gradient of the weight, in the layout of the stored weight.
+
+    Raises:
+        GraphError: Input and gradient of the result do not belong together.
+    """
     if len(x.shape) < 2 or x.shape[:-1] != dy.shape[:-1]:
         raise GraphError(f"input {x} and gradient {dy} must agree in all axes but the last")
     k, n = x.shape[-1], dy.shape[-1]
-    return (T((n, k) if node.int_attr("trans_b", 0) else (k, n), x.dtype),)
+    return T((n, k) if node.int_attr("trans_b", 0) else (k, n), dy.dtype)
 
 
-def _grad_weight_rows(node: Node, inputs: Sequence[Array | None], begin: int, end: int) -> Array:
+def grad_weight_rows(node: Node, inputs: Sequence[Array | None], begin: int, end: int) -> Array:
+    """Rows of the gradient of the weight, from x and dy."""
     x, dy = needed(inputs, 0), needed(inputs, 1)
     rows, columns = (dy, x) if node.int_attr("trans_b", 0) else (x, dy)
     rows = rows.reshape(-1, rows.shape[-1])[:, begin:end]
@@ -237,9 +242,9 @@ def _grad_weight_samples() -> Iterator[Sample]:
 register(
     OpDef(
         "GemmGradWeight",
-        infer=_grad_weight_infer,
-        kernel=lambda node, inputs: (_grad_weight_rows(node, inputs, 0, node.out.type.shape[0]),),
-        rows_kernel=_grad_weight_rows,
+        infer=lambda node: (grad_weight_type(node, operand(node, 0), operand(node, 1)),),
+        kernel=lambda node, inputs: (grad_weight_rows(node, inputs, 0, node.out.type.shape[0]),),
+        rows_kernel=grad_weight_rows,
         work=lambda node: Work(
             "gemm_grad_weight", operand(node, 0).size * operand(node, 1).shape[-1]
         ),

@@ -40,31 +40,32 @@ def _arrays(inputs: Sequence[Array | None]) -> list[Array]:
     return result
 
 
-def _scaled(node: Node, g: Array) -> Array:
+def scaled(node: Node, g: Array) -> Array:
+    """The gradient times the attribute ``gradient_scale``."""
     return np.asarray(g * g.dtype.type(node.float_attr("gradient_scale", 1.0)))
 
 
 def _sgd_kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
     w, g, hyper = _arrays(inputs)
-    return (np.asarray(w - hyper[0] * _scaled(node, g)),)
+    return (np.asarray(w - hyper[0] * scaled(node, g)),)
 
 
 def _momentum_kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
     w, g, m, hyper = _arrays(inputs)
-    m = np.asarray(m.dtype.type(node.float_attr("momentum")) * m + _scaled(node, g))
+    m = np.asarray(m.dtype.type(node.float_attr("momentum")) * m + scaled(node, g))
     return np.asarray(w - hyper[0] * m), m
 
 
 def _adam_kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
     w, g, m, v, hyper = _arrays(inputs)
-    beta1, rest1, beta2, rest2, epsilon = map(w.dtype.type, _adam_attrs(node).values())
-    g = _scaled(node, g)
+    beta1, rest1, beta2, rest2, epsilon = map(w.dtype.type, adam_attrs(node).values())
+    g = scaled(node, g)
     m = np.asarray(beta1 * m + rest1 * g)
     v = np.asarray(beta2 * v + (rest2 * g) * g)
     return np.asarray(w - (hyper[0] * m) / (sqrt32(v) * hyper[1] + epsilon)), m, v
 
 
-def _adam_attrs(node: Node) -> dict[str, float]:
+def adam_attrs(node: Node) -> dict[str, float]:
     """Coefficients; 1 - beta is formed in double and rounded once."""
     beta1, beta2 = node.float_attr("beta1"), node.float_attr("beta2")
     return {
@@ -135,7 +136,7 @@ register(
             "odtplan_adam_f32",
             "odtplan_adam_t",
             "odtplan_optimizer",
-            lambda node: {**_count(node), **_adam_attrs(node)},
+            lambda node: {**_count(node), **adam_attrs(node)},
         ),
         samples=_samples(2, {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}),
         inplace=(0,),

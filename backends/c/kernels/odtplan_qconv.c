@@ -21,11 +21,12 @@
 /* What is computed at a time: one group of one image. */
 typedef struct {
     const odtplan_qconv_t *p;
-    const int8_t *x, *w;
+    const int8_t *x, *w, *cold;
     const int32_t *b, *multiplier, *shift;
     int8_t *y;
-    int16_t *taps;
-    int32_t filters, depth; /* depth: taps of a filter */
+    int16_t *taps, *cold_taps; /* of the filters in w and in cold */
+    int8_t *bytes;
+    int32_t filters, depth, rest; /* taps of a filter in w and in cold */
 } group_t;
 
 /* The inputs of one output pixel as they are stored, zero points where padding is. */
@@ -59,16 +60,10 @@ static void gather_bytes(const group_t *g, int32_t pixel, int8_t *to)
     }
 }
 
-/* The taps of one output pixel. */
-static void gather_pixel(const group_t *g, int32_t pixel, int16_t *taps)
+/* The inputs of an output pixel as int16, less the zero point; some bytes behind the last are read. */
+static void spread(const int8_t *bytes, int32_t depth, int32_t zero, int16_t *taps)
 {
-    int8_t *bytes = (int8_t *)(g->taps + (g->depth + 3) / 4 * QUAD);
-    const int32_t zero = g->p->x_zero;
-    gather_bytes(g, pixel, bytes);
-    for (int32_t k = g->depth; (k & 3) != 0; k++) {
-        bytes[k] = (int8_t)zero;
-    }
-    for (int32_t k = 0; k < g->depth; k += 4, taps += QUAD) {
+    for (int32_t k = 0; k < depth; k += 4, taps += QUAD) {
 #if ODTPLAN_DSP
         const uint32_t v = odtplan_load4(bytes + k), add = odtplan_twice(-zero);
         odtplan_word_t *to = (odtplan_word_t *)(void *)taps;
@@ -79,6 +74,19 @@ static void gather_pixel(const group_t *g, int32_t pixel, int16_t *taps)
         }
 #endif
     }
+}
+
+/* The taps of output pixel `pixel`, number `place` of the four. */
+static void gather_pixel(const group_t *g, int32_t pixel, int32_t place)
+{
+    const int32_t zero = g->p->x_zero, last = g->rest > 0 ? g->rest : g->depth;
+    int8_t *end = g->bytes + g->depth + g->rest;
+    gather_bytes(g, pixel, g->bytes);
+    for (int32_t k = last; (k & 3) != 0; k++) {
+        *end++ = (int8_t)zero;
+    }
+    spread(g->bytes, g->depth, zero, g->taps + 4 * place);
+    spread(g->bytes + g->depth, g->rest, zero, g->cold_taps + 4 * place);
 }
 
 #if ODTPLAN_DSP
@@ -177,6 +185,10 @@ ODTPLAN_APART void multiply(const group_t *g, int32_t pixel, int32_t count)
         const int32_t b0 = g->b ? g->b[o] : 0, b1 = g->b ? g->b[next] : 0;
         int32_t sums[2 * PIXELS] = {b0, b0, b0, b0, b1, b1, b1, b1};
         multiply_pair(g->w + o * depth, g->w + next * depth, g->taps, depth, sums);
+        if (g->cold) {
+            const int8_t *c = g->cold;
+            multiply_pair(c + o * g->rest, c + next * g->rest, g->cold_taps, g->rest, sums);
+        }
         f.multiplier = g->multiplier[o], f.shift = g->shift[o];
         odtplan_finish4(&f, sums, y, count);
         y += plane;
@@ -202,27 +214,31 @@ static void convolve(const group_t *g)
         const int32_t at = i + PIXELS <= plane || plane < PIXELS ? i : plane - PIXELS;
 #if ODTPLAN_DSP
         if (pointwise) {
-            gather_line(g->x + at, plane, p->group_channels, p->x_zero, g->taps);
+            gather_line(g->x + at, plane, g->depth, p->x_zero, g->taps);
+            gather_line(g->x + g->depth * plane + at, plane, g->rest, p->x_zero, g->cold_taps);
             multiply(g, at, PIXELS);
             continue;
         }
 #endif
         for (int32_t j = 0; j < PIXELS; j++) {
-            gather_pixel(g, at + j < plane ? at + j : plane - 1, g->taps + 4 * j);
+            gather_pixel(g, at + j < plane ? at + j : plane - 1, j);
         }
         multiply(g, at, plane < PIXELS ? plane : PIXELS);
     }
 }
 
 void odtplan_qconv(const odtplan_qconv_t *p, const int8_t *x, const int8_t *w, const int32_t *b,
-                   const int32_t *multiplier, const int32_t *shift, int8_t *y, void *workspace)
+                   const int32_t *multiplier, const int32_t *shift, const int8_t *cold, int8_t *y,
+                   void *workspace)
 {
     const int32_t filters = p->filters / p->group, taps = p->kernel[0] * p->kernel[1];
-    const int32_t depth = p->group_channels * taps;
+    const int32_t depth = (cold ? p->hot : p->group_channels) * taps;
+    const int32_t rest = p->group_channels * taps - depth;
     const int32_t in_plane = p->in_size[0] * p->in_size[1];
     const int32_t out_plane = p->out_size[0] * p->out_size[1];
+    int16_t *hot_taps = workspace, *cold_taps = hot_taps + (depth + 3) / 4 * QUAD;
     if (p->group_channels == 1) {
-        odtplan_qdepthwise(p, x, w, b, multiplier, shift, y, workspace);
+        odtplan_qdepthwise(p, x, w, b, multiplier, shift, cold, y, workspace);
         return;
     }
     for (int32_t i = 0; i < p->batch * p->group; i++) {
@@ -230,13 +246,17 @@ void odtplan_qconv(const odtplan_qconv_t *p, const int8_t *x, const int8_t *w, c
         const group_t g = {p,
                            x + i * p->group_channels * in_plane,
                            w + first * depth,
+                           cold,
                            b ? b + first : NULL,
                            multiplier + first,
                            shift + first,
                            y + i * filters * out_plane,
-                           workspace,
+                           hot_taps,
+                           cold_taps,
+                           (int8_t *)(cold_taps + (rest + 3) / 4 * QUAD),
                            filters,
-                           depth};
+                           depth,
+                           rest};
         convolve(&g);
     }
 }

@@ -36,7 +36,7 @@ static layer_t bind(const odtplan_qconv_t *p, const int8_t *w, const int32_t *b,
 
 static void run(const layer_t *l, const int8_t *x, int8_t *y, void *workspace)
 {
-    odtplan_qconv(&l->p, x, l->w, l->b, l->multiplier, l->shift, y, workspace);
+    odtplan_qconv(&l->p, x, l->w, l->b, l->multiplier, l->shift, NULL, y, workspace);
 }
 
 /* n bytes of each plane. */

@@ -181,10 +181,7 @@ def _workspace(node: Node) -> int:
     w, win = whole_weight(node, 1, COLD), _window(node)
     if w[1] == 1:
         return win.y.kernel * (line_bytes(win) + _up(win.x.kernel, 4) * 2)
-    taps = win.y.kernel * win.x.kernel
-    hot = operand(node, 1).shape[1] * taps
-    rest = w[1] * taps - hot
-    return BLOCK * 2 * (_up(hot, 4) + _up(rest, 4)) + _up(hot + _up(rest, 4), 4)
+    return (BLOCK * 2 + 1) * _up(w[1] * win.y.kernel * win.x.kernel, 4)
 
 
 # -- samples ---------------------------------------------------------------------------------------

@@ -30,8 +30,8 @@ typedef struct {
 /* b [filters] and cold may be NULL; factors are multiplier[o] / 2^shift[o]. workspace, aligned to 4
  * bytes:
  *   group_channels = 1  kernel[0] lines, see odtplan_qdepthwise.h
- *   else                the taps of 4 pixels as int16, those of w and those of cold each padded to a
- *                       multiple of 4, then the taps of one as int8, padded to a multiple of 4 */
+ *   else                the taps of 4 pixels as int16, then those of one as int8, in both cases
+ *                       padded to multiples of 4 */
 void odtplan_qconv(const odtplan_qconv_t *p, const int8_t *x, const int8_t *w, const int32_t *b,
                    const int32_t *multiplier, const int32_t *shift, const int8_t *cold, int8_t *y,
                    void *workspace);

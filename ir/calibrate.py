@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from .opdef import get_op
 from .quantization import Quantization
 from .ranges import METHODS, Histogram, Method, from_range, weight_scales
 
+#: What stands for a file of samples where there are none: inputs drawn from -1..1.
+SYNTHETIC: Literal["synthetic"] = "synthetic"
 #: Largest bias in steps of the accumulator; the products have the other half of int32.
 _BIAS_STEPS = 2**30 - 1
 #: Samples that the noise is measured on.
@@ -85,6 +88,11 @@ def load_samples(path: Path) -> Array:
             return np.asarray(data["x" if "x" in names else names[0]])
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
         raise UsageError(f"{path}: can't be read as .npz or .npy: {e}") from None
+
+
+def knows_activations(graph: Graph) -> bool:
+    """A value that is computed or fed has scales; else the weights have some at most."""
+    return any(name not in graph.constants for name in graph.quantization)
 
 
 def calibrate(

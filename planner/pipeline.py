@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from ..ir.autodiff import build_training, candidates
-from ..ir.calibrate import calibrate, load_samples
+from ..ir.calibrate import SYNTHETIC, calibrate, knows_activations, load_samples
 from ..ir.errors import InfeasibleError, UnsupportedModelError, UsageError
 from ..ir.graph import Graph
 from ..ir.onnx_import import import_model
@@ -58,7 +59,8 @@ class Request:
         fold_batchnorm: Fold frozen BatchNormalization into the layer before it.
         precision: ``LAYER=i8``, ``mixed`` and ``f32`` pins, with wildcards; see
             ``planner.precision``.
-        calibration: Samples that a float model's scales are found from; None: it stays f32.
+        calibration: Samples that a float model's scales are found from, or ``synthetic``: a guess
+            without samples; None: it stays f32.
         calibration_method: How; see ``ir.calibrate``.
         objective: ``learn`` chooses the update set; the others need a fixed one.
     """
@@ -75,7 +77,7 @@ class Request:
     batch: int = 1
     fold_batchnorm: bool = True
     precision: tuple[str, ...] = ()
-    calibration: Path | None = None
+    calibration: Path | Literal["synthetic"] | None = None
     calibration_method: Method = "minmax"
     objective: ObjectiveName = "learn"
     solver: SolverName = "cp-sat"
@@ -196,7 +198,9 @@ class _Planner:
             gap=r.gap,
             importance=self._achieved(training),
             solver=(r.solver, r.seed, self.time_s),
-            calibrated=self.forward.quantization if r.calibration else {},
+            calibrated={
+                n: q for n, q in self.forward.quantization.items() if n not in self.in_file
+            },
             precision=self.precision,
             streamed=self.streamed,
             noise_avoided=self._noise_avoided(),
@@ -206,20 +210,27 @@ class _Planner:
         return PlannedModel(plan, training, r.device, report, rivals, scales)
 
     def _annotate(self) -> str:
-        """Find the scales of a float model, where samples are given; says where they are from."""
+        """Find the scales that the file lacks, if wanted; says where they are from."""
         r = self.request
+        self.in_file = frozenset(self.forward.quantization)
+        known = knows_activations(self.forward)
         if r.calibration is None:
-            return "scales from the model file" if self.forward.quantization else ""
-        if self.forward.quantization:
+            if self.in_file and not known:
+                return (
+                    "the model file has scales of weights alone, so every layer is f32; give"
+                    " samples with --calib for i8"
+                )
+            return "scales from the model file" if known else ""
+        if known:
             raise UsageError(
                 f"--calib: {r.model} is quantized already and brings its own scales; leave --calib"
                 " out, or give the float model"
             )
         self.progress("calibrating")
-        samples = load_samples(r.calibration)
+        samples = None if r.calibration == SYNTHETIC else load_samples(r.calibration)
         found = calibrate(self.forward, samples, method=r.calibration_method)
         self.noise = found.weight_noise
-        return f"{found.note} of {r.calibration.name}"
+        return found.note if r.calibration == SYNTHETIC else f"{found.note} of {r.calibration.name}"
 
     # -- solving ----------------------------------------------------------------------------------
 

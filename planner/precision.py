@@ -15,6 +15,7 @@ from typing import get_args
 
 from ..ir.errors import UsageError
 from ..ir.graph import Graph, Node, Value
+from ..ir.lowered_layers import follower_of
 from ..ir.precision import MOVES, Precision, mixable, quantizable
 
 #: Noise-to-signal ratio of 1 (all that a layer computes is noise) costs as much as all updates
@@ -54,20 +55,43 @@ def pinned(forward: Graph, patterns: Sequence[str]) -> dict[str, Precision]:
             )
         found = [n for n in layers if fnmatchcase(n, pattern)]
         if not found:
-            near = get_close_matches(pattern, layers, n=3) or layers[:3]
-            raise UsageError(
-                f"--precision: {pattern} matches no layer of {forward.name}; nearest:"
-                f" {', '.join(near) or 'none'}"
-            )
+            _check_unmatched(forward, pattern, wanted, layers)
         for name in found:
             can = reasons.get(wanted, {})
             reason = can.get(name, "it has no weights" if wanted == "mixed" else "it is an input")
             if wanted != "f32" and reason is not None:
                 if name == pattern:
-                    raise UsageError(f"--precision: {name} can't be {wanted}: {reason}")
+                    raise UsageError(
+                        f"--precision: {name} can't be {wanted}: {reason}; leave it f32"
+                    )
                 continue  # a wildcard means those that can
             result[name] = wanted
     return result
+
+
+def _check_unmatched(
+    forward: Graph, pattern: str, wanted: Precision, layers: Sequence[str]
+) -> None:
+    """Tell why a pattern matches no layer, unless it is a node that is f32 in any case.
+
+    Raises:
+        UsageError: The node is part of a layer or has no such kernel, or nothing is called so.
+    """
+    readers = forward.consumers()
+    for node in forward.nodes:
+        follower = follower_of(forward, node, readers)
+        if follower is not None and follower.name == pattern:
+            raise UsageError(f"--precision: {pattern} is part of the layer {node.name}; pin that")
+    named = next((n for n in forward.nodes if n.name == pattern), None)
+    if named is not None:
+        if wanted == "f32":
+            return
+        raise UsageError(f"--precision: {pattern}: {named.op} has no {wanted} kernel; leave it f32")
+    near = get_close_matches(pattern, layers, n=3) or layers[:3]
+    raise UsageError(
+        f"--precision: {pattern} matches no layer of {forward.name}; nearest:"
+        f" {', '.join(near) or 'none'}"
+    )
 
 
 def unchosen(forward: Graph, pins: Mapping[str, Precision]) -> dict[str, Precision]:

@@ -50,8 +50,8 @@ def rebuild(plan: Plan, plan_path: Path, model_path: Path | None = None) -> Trai
 
 
 def _annotate(graph: Graph, plan: Plan) -> None:
-    """Give a float graph the scales that were found when it was planned."""
-    if graph.quantization:
+    """Give a graph the scales that were found when it was planned."""
+    if plan.quantization.keys() & graph.quantization.keys():
         raise UsageError(
             f"the plan holds scales, but {graph.name} brings its own; plan the model again"
         )

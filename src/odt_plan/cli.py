@@ -130,7 +130,10 @@ def plan(
     ] = None,
     calib: Annotated[
         Path | None,
-        typer.Option(metavar="SAMPLES.npz", help="Quantize a float model; array x of inputs."),
+        typer.Option(
+            metavar="SAMPLES.npz|synthetic",
+            help="Quantize a float model by its array x of inputs; synthetic: guess without any.",
+        ),
     ] = None,
     calib_method: Annotated[
         CalibMethod, typer.Option(help="How ranges follow from the samples.")

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from .ir.calibrate import SYNTHETIC
 from .ir.errors import UsageError
 from .ir.graph import Graph
 from .ir.onnx_external import external_files
@@ -127,7 +128,7 @@ def make_request(options: PlanOptions) -> Request:
         spec=spec,
         train=options.train or ("auto",),
         precision=options.precision,
-        calibration=options.calibration,
+        calibration=SYNTHETIC if options.calibration == Path(SYNTHETIC) else options.calibration,
         calibration_method=options.calibration_method,
         batch=options.batch,
         fold_batchnorm=options.fold_batchnorm,

@@ -12,8 +12,13 @@ from dataclasses import dataclass
 
 from .errors import GraphError, UsageError
 from .graph import Graph, Node, Value
-from .opdef import get_op
+from .opdef import get_op, operand
 from .ops.streamed import block_node
+
+#: Most rows of a result at a time: more gain little.
+MOST_ROWS = 4
+#: One part in so many of the bytes that streaming saves may go into more rows at a time.
+SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,14 @@ class Block:
         nodes: Names of its layers in order.
         source: The value that it reads.
         result: The value that it makes.
+        rows: Rows of the result that are computed at a time.
     """
 
     name: str
     nodes: tuple[str, ...]
     source: str
     result: str
+    rows: int
 
 
 def blocks(lowered: Graph) -> tuple[Block, ...]:
@@ -43,41 +50,65 @@ def blocks(lowered: Graph) -> tuple[Block, ...]:
     result: list[Block] = []
     taken: set[Node] = set()
     for node in lowered.nodes:
-        chain = _chain(lowered, node, readers)
-        if chain is None or not taken.isdisjoint(chain):
+        chain = _chain(lowered, node, readers, taken)
+        if chain is None:
             continue
         taken.update(chain)
         source = chain[0].inputs[0]
         assert source is not None, chain[0].name
         names = tuple(n.name for n in chain)
-        result.append(Block(f"{names[0]}/streamed", names, source.name, chain[-1].out.name))
+        block = Block(f"{names[0]}/streamed", names, source.name, chain[-1].out.name, _rows(chain))
+        result.append(block)
     return tuple(result)
 
 
+def _rows(chain: tuple[Node, ...]) -> int:
+    """How many rows at a time: as many as leave most of what streaming saves.
+
+    More rows start kernels less often and need more memory.
+    """
+    x = chain[0].inputs[0]
+    assert x is not None, chain[0].name
+    y = chain[-1].out.type
+    around = x.type.nbytes + (y.nbytes if y.shape != x.type.shape else 0)
+    pairs = [operand(n, 0).nbytes + n.out.type.nbytes for n in chain]
+    if chain[-1].op == "QAdd":  # x stays until then
+        pairs[1:-1] = [n + x.type.nbytes for n in pairs[1:-1]]
+    separate = max(pairs)
+
+    def need(rows: int) -> int:
+        return around + get_op("StreamedBlock").workspace(block_node("block", chain, rows))
+
+    one = need(1)
+    most = min(MOST_ROWS, y.shape[2])
+    allowed = one + (separate - one) // SHARE
+    return max(r for r in range(1, most + 1) if r == 1 or need(r) <= allowed)
+
+
 def _chain(
-    graph: Graph, depthwise: Node, readers: Mapping[Value, list[Node]]
+    graph: Graph, depthwise: Node, readers: Mapping[Value, list[Node]], taken: set[Node]
 ) -> tuple[Node, ...] | None:
-    """The longest block around a depthwise layer."""
+    """The longest block around a depthwise layer, of layers that are in none yet."""
     if depthwise.op != "QConv" or depthwise.int_attr("group", 1) == 1:
         return None
     project = _only_reader(graph, depthwise.out, readers)
-    if project is None or project.op != "QConv":
-        return None
     x = depthwise.inputs[0]
-    assert x is not None, depthwise.name
+    if project is None or x is None:
+        return None
+    starts: list[tuple[Node, ...]] = [(depthwise, project)]
     first = x.producer
-    starts: list[tuple[Node, ...]] = [(depthwise,)]
-    if first is not None and first.op == "QConv" and _only_reader(graph, x, readers) is depthwise:
-        starts.insert(0, (first, depthwise))
+    if first is not None and first not in taken and _only_reader(graph, x, readers) is depthwise:
+        starts.insert(0, (first, depthwise, project))
+    add = _only_reader(graph, project.out, readers)
     for start in starts:
-        chain = (*start, project)
-        add = _only_reader(graph, project.out, readers)
-        ends = [chain]
+        if any(n.op != "QConv" or any(n.inputs[5:]) for n in start):
+            continue  # also if a part of the weight is updated: then it is in two operands
+        chains = [start]
         if add is not None and add.op == "QAdd" and start[0].inputs[0] in add.inputs:
-            ends.insert(0, (*chain, add))
-        for end in ends:
-            if _streamable(end):
-                return end
+            chains.insert(0, (*start, add))
+        for chain in chains:
+            if _streamable(chain):
+                return chain
     return None
 
 
@@ -91,7 +122,7 @@ def _only_reader(graph: Graph, value: Value, readers: Mapping[Value, list[Node]]
 
 def _streamable(chain: tuple[Node, ...]) -> bool:
     try:
-        get_op("StreamedBlock").infer(block_node("block", chain))
+        get_op("StreamedBlock").infer(block_node("block", chain, 1))
     except GraphError:
         return False
     return True
@@ -130,7 +161,9 @@ def stream(lowered: Graph, names: Collection[str]) -> Graph:
         if block is not None:
             if node.name != block.nodes[-1]:
                 continue
-            node = block_node(block.name, tuple(nodes[n] for n in block.nodes), node.outputs)
+            node = block_node(
+                block.name, tuple(nodes[n] for n in block.nodes), block.rows, node.outputs
+            )
         inputs = [None if v is None else twin[v] for v in node.inputs]
         wanted = [v.name for v in node.outputs]
         made = result.add_node(node.op, inputs, node.attrs, name=node.name, outputs=wanted)

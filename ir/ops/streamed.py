@@ -36,6 +36,8 @@ from .window import Window, window
 CONVOLUTIONS = ("first", "depthwise", "project")
 #: Operands of a convolution: weight, bias, multipliers, shifts.
 _OPERANDS = 4
+#: Beginning a line of a channel anew costs the depthwise kernel what copying so many bytes costs.
+_ANEW = 120
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,6 @@ class Layers:
         """Rows of the depthwise layer's operand that are held."""
         y = _window(self.depthwise).y
         return (self.rows - 1) * y.stride + _reach(self.depthwise)
-
-    @property
-    def at_once(self) -> int:
-        """Rows that the first layer computes at a time."""
-        return min(self.rows * _window(self.depthwise).y.stride, self.lines)
 
 
 def _window(layer: Node) -> Window:
@@ -150,13 +147,13 @@ def _check(b: Layers) -> None:
         raise GraphError("its result could overwrite rows of x that are needed again")
 
 
-def block_node(name: str, chain: Sequence[Node], outputs: Sequence[Value] = ()) -> Node:
+def block_node(name: str, chain: Sequence[Node], rows: int, outputs: Sequence[Value] = ()) -> Node:
     """The block of a chain of QConv and QAdd nodes, in no graph; inference checks it."""
     convolutions = [n for n in chain if n.op == "QConv"]
     inputs: list[Value | None] = [chain[0].inputs[0]]
     if len(convolutions) < len(CONVOLUTIONS):
         inputs += [None] * _OPERANDS
-    attrs: dict[str, Attr] = {"rows": 1}
+    attrs: dict[str, Attr] = {"rows": rows}
     names = CONVOLUTIONS[-len(convolutions) :]
     for layer, node in zip(names, convolutions, strict=True):
         inputs += node.inputs[1 : 1 + _OPERANDS]
@@ -185,12 +182,11 @@ def _convolve(
     return get_op("QConv").kernel(node, [x, *constants])[0]
 
 
-def _first_rows(
-    layer: Node, x: Array, constants: Sequence[Array | None], begin: int, end: int
-) -> Array:
-    """Rows ``begin..end`` of the first layer."""
+def _first_row(layer: Node, x: Array, constants: Sequence[Array | None], row: int) -> Array:
+    """One row of the first layer."""
     y = _window(layer).y
-    low, high = begin * y.stride - y.begin, (end - 1) * y.stride - y.begin + _reach(layer)
+    low = row * y.stride - y.begin
+    high = low + _reach(layer)
     top, bottom = max(-low, 0), max(high - y.size, 0)
     return _convolve(layer, x[:, :, low + top : high - bottom], constants, top, bottom)
 
@@ -209,16 +205,15 @@ def _kernel(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
         lines[:, :, :kept] = lines[:, :, end - top - kept : end - top].copy()
         top, end = begin, max(begin, end)
         stop = begin + (count - 1) * axis.stride + reach
-        while end < stop:
-            if not 0 <= end < axis.size:
-                new = np.full((1, t.shape[1], 1, t.shape[3]), quant.zero_point, np.int8)
+        for held in range(end, stop):
+            line = lines[:, :, held - top : held - top + 1]
+            if not 0 <= held < axis.size:
+                line[...] = quant.zero_point
+            elif b.first is None:
+                line[...] = x[:, :, held : held + 1]
             else:
-                after = min(end + b.at_once, stop, axis.size)
-                new = x[:, :, end:after]
-                if b.first is not None:
-                    new = _first_rows(b.first, x, first, end, after)
-            lines[:, :, end - top : end - top + new.shape[2]] = new
-            end += new.shape[2]
+                line[...] = _first_row(b.first, x, first, held)
+        end = stop
         made = _convolve(
             b.project, _convolve(b.depthwise, lines[:, :, : stop - top], depthwise), project
         )
@@ -239,12 +234,8 @@ def _added(add: Node, x: Array, projected: Array) -> Array:
 # -- what it costs ---------------------------------------------------------------------------------
 
 
-def _steps(b: Layers) -> int:
-    return -(-b.project.out.type.shape[2] // b.rows)
-
-
 def _work(node: Node) -> tuple[Work, ...]:
-    """The layers' own work, and the bytes that move between their buffers."""
+    """The layers' own work, and what moves between their buffers."""
     b = layers_of(node)
     layers = [n for n in (b.first, b.depthwise, b.project, b.add) if n is not None]
     own = [replace(w, outputs=n.out.type.size) for n in layers for w in works(n)]
@@ -254,15 +245,14 @@ def _work(node: Node) -> tuple[Work, ...]:
 def _moved(b: Layers) -> int:
     """Bytes that are copied: into lines, along with them, out of the projection.
 
-    The depthwise kernel, too, copies the lines that it reads again in each step.
+    In each step the depthwise kernel, too, copies lines that it has copied before, and begins anew.
     """
-    t = operand(b.depthwise, 0)
-    line = t.shape[1] * t.shape[3]
-    y = _window(b.depthwise).y
-    kept = max(0, _reach(b.depthwise) - y.stride)
-    moved = (_steps(b) - 1) * kept * line
+    t, y = operand(b.depthwise, 0), _window(b.depthwise).y
+    again = -(-y.out // b.rows) - 1
+    kept = again * max(0, _reach(b.depthwise) - y.stride) * t.shape[1] * t.shape[3]
+    moved = kept + again * t.shape[1] * y.kernel * _ANEW
     if b.held:
-        moved += (_steps(b) - 1) * kept * line + t.size
+        moved += kept + t.size
     if b.gathered:
         moved += operand(b.node, 0).size
     return moved + (0 if b.add is not None else b.node.out.type.size)
@@ -280,9 +270,9 @@ def _workspace(node: Node) -> int:
     own = {n: get_op(n.op).workspace(n) for n in (b.depthwise, b.project)}
     before = 0
     if b.first is not None:
-        before = _words(channels * b.at_once * width) + get_op("QConv").workspace(b.first)
+        before = _words(channels * width) + get_op("QConv").workspace(b.first)
         if b.gathered:
-            before += _words(operand(node, 0).shape[1] * b.at_once * width)
+            before += _words(operand(node, 0).shape[1] * width)
     projected = _words(b.project.out.type.shape[1] * b.rows * out[3])
     behind = _words(channels * b.rows * out[3])
     behind += max(own[b.depthwise], projected + own[b.project])
@@ -294,7 +284,6 @@ def _c_params(node: Node) -> dict[str, Attr]:
     fields: dict[str, Attr] = {
         "rows": b.rows,
         "lines": b.lines if b.held else 0,
-        "at_once": b.at_once,
         "gathered": int(b.gathered),
     }
     layers = {"first": b.first, "depthwise": b.depthwise, "project": b.project, "add": b.add}
@@ -352,7 +341,7 @@ def _sample(case: _Case) -> Sample:
         ranges.update({at + 1: (-3000, 3000), at + 2: (2**30, 2**31 - 1)})
         ranges[at + 3] = (shift - 1, shift + 1)
         types.extend((i8(w, [0.01 * (j + 1) for j in range(w[0])]), outs, outs, outs))
-        stored = {"out_scale": 0.05, "out_zero_point": -7, "clamp": clamp}
+        stored: dict[str, Attr] = {"out_scale": 0.05, "out_zero_point": -7, "clamp": clamp}
         attrs.update({f"{name}.{k}": v for k, v in stored.items()})
 
     if first is None:

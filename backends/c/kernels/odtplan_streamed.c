@@ -48,25 +48,23 @@ static void copy(const int8_t *from, int32_t from_plane, int8_t *to, int32_t to_
     }
 }
 
-/* The first layer's rows from b->end on. */
-static const int8_t *first_rows(block_t *b, int32_t count)
+/* Row b->end of the first layer. */
+static const int8_t *first_row(block_t *b)
 {
     odtplan_qconv_t *p = &b->first.p;
+    const int32_t width = p->in_size[1];
+    const int8_t *x = b->x;
     int8_t *made = b->scratch;
-    p->out_size[0] = count;
     if (b->p->gathered) {
-        const int32_t n = count * p->in_size[1];
-        const int32_t plane = b->p->first.in_size[0] * p->in_size[1];
-        made += words(p->channels * b->p->at_once * p->in_size[1]);
-        copy(b->x + b->end * p->in_size[1], plane, b->scratch, n, p->channels, n);
-        p->in_size[0] = count;
-        run(&b->first, b->scratch, made,
-            made + words(p->filters * b->p->at_once * p->out_size[1]));
+        made += words(p->channels * width);
+        copy(x + b->end * width, b->p->first.in_size[0] * width, b->scratch, width, p->channels,
+             width);
+        x = b->scratch;
     } else {
         /* padding below 0: windows begin that far inside of x */
         p->pad[0] = b->p->first.pad[0] - b->end * p->stride[0];
-        run(&b->first, b->x, made, made + words(p->filters * b->p->at_once * p->out_size[1]));
     }
+    run(&b->first, x, made, made + words(p->filters * p->out_size[1]));
     return made;
 }
 
@@ -75,24 +73,17 @@ static void fill(block_t *b, int32_t stop)
 {
     const odtplan_qconv_t *p = &b->p->depthwise;
     const int32_t width = p->in_size[1], height = p->in_size[0], plane = b->p->lines * width;
-    while (b->end < stop) {
+    for (; b->end < stop; b->end++) {
         int8_t *to = b->lines + (b->end - b->top) * width;
-        int32_t count = 1;
         if (b->end < 0 || b->end >= height) {
             for (int32_t c = 0; c < p->channels; c++) {
                 memset(to + c * plane, p->x_zero, (size_t)width);
             }
+        } else if (b->p->first.filters > 0) {
+            copy(first_row(b), width, to, plane, p->channels, width);
         } else {
-            const int32_t left = (stop < height ? stop : height) - b->end;
-            count = left < b->p->at_once ? left : b->p->at_once;
-            if (b->p->first.filters > 0) {
-                copy(first_rows(b, count), count * width, to, plane, p->channels, count * width);
-            } else {
-                copy(b->x + b->end * width, height * width, to, plane, p->channels,
-                     count * width);
-            }
+            copy(b->x + b->end * width, height * width, to, plane, p->channels, width);
         }
-        b->end += count;
     }
 }
 
@@ -162,7 +153,11 @@ void odtplan_streamed(const odtplan_streamed_t *p, const int8_t *x,
     b.lines = workspace;
     b.scratch = b.lines + words(d->channels * p->lines * d->in_size[1]);
     b.top = b.end = -d->pad[0];
-    if (p->lines > 0) { /* padding rows are held */
+    b.first.p.out_size[0] = 1;
+    if (p->gathered) {
+        b.first.p.in_size[0] = 1;
+    }
+    if (p->lines > 0) { /* padding is held */
         b.depthwise.p.in_size[0] = p->lines;
         b.depthwise.p.pad[0] = 0;
     }

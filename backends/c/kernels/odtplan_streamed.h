@@ -14,7 +14,6 @@ extern "C" {
 typedef struct {
     int32_t rows;     /* of y at a time */
     int32_t lines;    /* of the depthwise layer's operand that are held; 0: it reads x itself */
-    int32_t at_once;  /* rows that the first layer makes at a time */
     int32_t gathered; /* the first layer is pointwise */
     odtplan_qconv_t first; /* no filters: there is none */
     odtplan_qconv_t depthwise, project;
@@ -24,7 +23,7 @@ typedef struct {
 /* Weight, bias (may be NULL) and factors of each convolution as in odtplan_qconv; those of a first
  * layer that is not there are NULL. y may be x if it has its shape. workspace, aligned to 4 bytes: the
  * lines; behind them, each padded to words,
- *   x's rows (if gathered), the first layer's rows, its workspace
+ *   a row of x (if gathered), a row of the first layer, its workspace
  * in the place of
  *   the depthwise layer's rows, and its workspace or the projection's rows and workspace */
 void odtplan_streamed(const odtplan_streamed_t *p, const int8_t *x,

@@ -9,6 +9,7 @@ multiplies the sum by the scale of x. The gradient of the bias is ``ConvGradBias
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 
 import numpy as np
 
@@ -28,8 +29,9 @@ from .conv_grad import (
 from .qconv import MORE, QPARTIAL, whole_weight
 from .qtypes import activation, i8
 
-#: Bytes of converted weights that the C kernel holds at a time, if four channels of the input fit.
-_CONVERTED = 4096
+#: Bytes of converted weights that the C kernel holds at a time where it has the choice; four times as
+#: many for four channels of a convolution with taps.
+_CONVERTED = 1024
 #: Operand that takes the frozen rest of a partly updated weight.
 _COLD = 3
 
@@ -69,24 +71,35 @@ def _work_grad(node: Node) -> Work:
     return Work(cost_class, planes * win.taps(), planes * win.runs())
 
 
-def channels_at_once(node: Node) -> int:
-    """Channels of the input whose weights the C kernel converts at a time: 4, else 1."""
-    w = whole_weight(node, 1, _COLD)
-    per_channel = w[0] // node.int_attr("group", 1) * int(np.prod(w[2:])) * 4
-    return 4 if w[1] >= 4 and 4 * per_channel <= _CONVERTED else 1
+def _at_once(node: Node) -> tuple[int, int]:
+    """Channels of the input and filters of a group whose weights the C kernel converts at a time.
+
+    Depthwise: some channels. Else four channels (one, if four don't fit), and fewer than all filters
+    only where pixels come in blocks of four, to which the rest can be added.
+    """
+    shape, w = node.ints_attr("shape"), whole_weight(node, 1, _COLD)
+    taps, filters = prod(w[2:]), w[0] // node.int_attr("group", 1)
+    if is_depthwise(node, shape[1], w[0]):
+        return max(1, min(w[0], _CONVERTED // (4 * taps))), 1
+    win = grad_input_window(node)
+    channels = 4 if w[1] >= 4 else 1
+    if channels == 4 and win.is_pointwise() and prod(shape[2:]) % 4 == 0:
+        return 4, min(filters, _CONVERTED // 16)
+    return (channels if channels * filters * taps <= _CONVERTED else 1), filters
 
 
 def _workspace_grad(node: Node) -> int:
-    """Converted weights of those channels."""
-    w = whole_weight(node, 1, _COLD)
-    return w[0] // node.int_attr("group", 1) * int(np.prod(w[2:])) * 4 * channels_at_once(node)
+    """These weights in fp32."""
+    channels, filters = _at_once(node)
+    return channels * filters * prod(whole_weight(node, 1, _COLD)[2:]) * 4
 
 
 def _c_params_grad(node: Node) -> dict[str, Attr]:
     shape, w = node.ints_attr("shape"), whole_weight(node, 1, _COLD)
     hot = operand(node, 1).shape[1 if node.int_attr("group", 1) == 1 else 0]
     geometry = struct(node, grad_input_window(node), shape[0], shape[1], w, hot)
-    return {**geometry, "at_once": channels_at_once(node)}
+    channels, filters = _at_once(node)
+    return {**geometry, "at_once": channels, "part": filters}
 
 
 # -- gradient of the weight ------------------------------------------------------------------------

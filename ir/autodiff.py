@@ -12,6 +12,7 @@ update nodes.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,9 +22,14 @@ from .errors import UnsupportedModelError, UsageError
 from .grad_builder import GradBuilder
 from .graph import Attr, Graph, Node, TensorType, Value
 from .opdef import ParamSlot, get_op
+from .ops.qtypes import scales_constant
+from .parameter_steps import part, steps
 from .training import TILE_BYTES, Candidate, TrainingGraph, TrainingSpec, Update
 
 __all__ = ["GradBuilder", "build_training", "candidates", "param_slots"]
+
+#: Bits of a positive int32, which a parameter's stream of random numbers is told by in C.
+_POSITIVE = 2**31 - 1
 
 
 def build_training(
@@ -85,7 +91,7 @@ class _TrainingBuilder:
         prediction = self._copy_forward()
         sample = self.graph.inputs[0]
         forward_nodes = list(self.graph.nodes)
-        self.hyper = self.graph.add_input("hyper", TensorType((2,)))
+        self.hyper = self.graph.add_input("hyper", TensorType((3,)))
         logits, loss, target, seed = self._loss(prediction)
         needed = self._needed(forward_nodes)
         loss_nodes = [n for n in self.graph.nodes if n.phase == "loss"]
@@ -119,8 +125,13 @@ class _TrainingBuilder:
                 k, axis = split
                 hot, cold = np.split(data, [k], axis=axis)
                 hot, cold = np.ascontiguousarray(hot), np.ascontiguousarray(cold)
-                self.map[f.values[name]] = g.add_constant(f"{name}[:{k}]", hot)
-                self.cold[name] = g.add_constant(f"{name}[{k}:]", cold)
+                quant, end = f.values[name].type.quant, data.shape[axis]
+                self.map[f.values[name]] = g.add_constant(
+                    f"{name}[:{k}]", hot, None, part(quant, axis, 0, k)
+                )
+                self.cold[name] = g.add_constant(
+                    f"{name}[{k}:]", cold, None, part(quant, axis, k, end)
+                )
         for node in f.nodes:
             inputs = [None if v is None else self.map[v] for v in node.inputs]
             for slot in get_op(node.op).params:
@@ -241,14 +252,16 @@ class _TrainingBuilder:
             assert grad is not None, (node.name, name)
             producer = grad.producer
             assert producer is not None, (node.name, name)
-            if grad.type != value.type:
+            if grad.type != TensorType(value.type.shape):
                 raise UnsupportedModelError(
-                    f"node {node.name}: gradient {grad.type} of {name} is not {value.type}"
+                    f"node {node.name}: gradient {grad.type} of {name} does not fit {value.type}"
                 )
             if len(self.slots[name]) > 1:
                 self._contribute(builder, value, grad)
                 continue
             inside = producer in self.graph.nodes[before:] and not get_op(producer.op).view
+            if inside:  # a tile, which nobody else can read
+                builder.forget(producer)
             self._apply(candidate, slot, node, value, grad, producer if inside else None)
 
     def _update_shared(self, slot: ParamSlot, name: str, node: Node) -> None:
@@ -271,7 +284,9 @@ class _TrainingBuilder:
         shape = tuple(
             candidate.channels if i == axis else d for i, d in enumerate(whole.type.shape)
         )
-        return self.graph.add_state(f"{whole.name}[:{candidate.channels}]", TensorType(shape))
+        t, k = whole.type, candidate.channels
+        kept = TensorType(shape, t.dtype, part(t.quant, axis, 0, k))
+        return self.graph.add_state(f"{whole.name}[:{k}]", kept)
 
     def _apply(
         self,
@@ -283,10 +298,10 @@ class _TrainingBuilder:
         grad_node: Node | None,
     ) -> None:
         g, spec = self.graph, self.spec
-        states = tuple(g.add_state(f"{value.name}.{s}", value.type) for s in spec.state_slots)
+        states = tuple(g.add_state(f"{value.name}.{s}", grad.type) for s in spec.state_slots)
         accumulator, accumulate_node, source = None, None, grad
         if spec.micro_batches > 1:
-            accumulator = g.add_state(f"{value.name}.accumulated", value.type)
+            accumulator = g.add_state(f"{value.name}.accumulated", grad.type)
             accumulate_node = g.add_node(
                 "Accumulate", (accumulator, grad), name=f"{value.name}/accumulate", phase="update"
             )
@@ -297,9 +312,18 @@ class _TrainingBuilder:
         elif spec.optimizer == "adam":
             attrs |= {"beta1": spec.beta1, "beta2": spec.beta2, "epsilon": spec.epsilon}
         kind = {"sgd": "SGD", "momentum": "Momentum", "adam": "Adam"}[spec.optimizer]
+        inputs = [value, source, *states, self.hyper]
+        if value.type.dtype != "f32":
+            kind = f"Q{kind}"
+            inputs.append(self._scales(value, owner, slot))
+            attrs |= {
+                "qas": int(spec.qas),
+                "rounding": spec.rounding,
+                "stream": zlib.crc32(candidate.param.encode()) & _POSITIVE,
+            }
         apply_node = g.add_node(
             kind,
-            (value, source, *states, self.hyper),
+            inputs,
             attrs,
             name=f"{value.name}/update",
             outputs=[f"{v.name}'" for v in (value, *states)],
@@ -308,7 +332,7 @@ class _TrainingBuilder:
         rows = value.type.shape[0] if value.type.shape else 1
         tile = rows
         if grad_node is not None and get_op(grad_node.op).rows_kernel is not None:
-            tile = max(1, min(rows, TILE_BYTES // (value.type.nbytes // rows)))
+            tile = max(1, min(rows, TILE_BYTES // (grad.type.nbytes // rows)))
         self.updates.append(
             Update(
                 candidate,
@@ -324,6 +348,15 @@ class _TrainingBuilder:
                 tile,
             )
         )
+
+    def _scales(self, value: Value, owner: Node, slot: ParamSlot) -> Value:
+        """The real value of one stored step of each row of an updated integer tensor."""
+        whole = owner.inputs[slot.index]
+        assert whole is not None, value.name
+        if slot.role == "weight":  # rows of a part that runs over input channels are all there
+            same = value.type.shape[0] == whole.type.shape[0]
+            return scales_constant(self.graph, whole if same else value)
+        return self.graph.add_constant(f"{value.name}/scale", steps(owner, slot).astype(np.float32))
 
     def _ordered(self, forward_nodes: list[Node], loss_nodes: list[Node]) -> list[Node]:
         aux = {n for nodes in self.aux.values() for n in nodes}

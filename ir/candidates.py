@@ -10,7 +10,7 @@ from .training import Candidate
 
 
 def param_slots(graph: Graph) -> dict[str, list[tuple[Node, ParamSlot]]]:
-    """Where each float constant is used as a trainable parameter.
+    """Where each constant is used as a trainable parameter: f32, or i8 and i32 of integer layers.
 
     Returns:
         Constant name -> uses, for every constant all of whose uses are parameter slots.
@@ -22,7 +22,7 @@ def param_slots(graph: Graph) -> dict[str, list[tuple[Node, ParamSlot]]]:
         for i, v in enumerate(node.inputs):
             if v is None or v.name not in graph.constants:
                 continue
-            if i in slots and v.type.dtype == "f32":
+            if i in slots and v.type.dtype in ("f32", "i8", "i32"):
                 uses.setdefault(v.name, []).append((node, slots[i]))
             else:
                 blocked.add(v.name)

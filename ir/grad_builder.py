@@ -22,6 +22,7 @@ class GradBuilder:
         self.node = node
         self.channels: int | None = None
         self._aux = aux
+        self._made: list[Node] = []
 
     def add(
         self,
@@ -31,9 +32,23 @@ class GradBuilder:
         *,
         suffix: str,
     ) -> Value:
-        """Append a backward node named ``<forward node>/<suffix>`` and return its first result."""
+        """Append a backward node named ``<forward node>/<suffix>`` and return its first result.
+
+        An equal node that a rule appended before for the same forward node is used again: rules are
+        asked for the gradients of parameters and operand one by one, and share what comes first.
+        """
+        operands, wanted = tuple(inputs), dict(attrs or {})
+        for old in self._made:
+            if (old.op, old.inputs, old.attrs) == (op, operands, wanted):
+                return old.out
         name = f"{self.node.name}/{suffix}"
-        return self.graph.add_node(op, inputs, attrs, name=name, phase="backward").out
+        node = self.graph.add_node(op, operands, wanted, name=name, phase="backward")
+        self._made.append(node)
+        return node.out
+
+    def forget(self, node: Node) -> None:
+        """Don't use this node's result again."""
+        self._made.remove(node)
 
     def aux(
         self,

@@ -111,6 +111,8 @@ def assemble(
             beta1=spec.beta1,
             beta2=spec.beta2,
             epsilon=spec.epsilon,
+            qas=spec.qas,
+            rounding=spec.rounding,
         ),
         device=device,
         status="optimal" if optimal else "feasible",

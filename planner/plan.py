@@ -29,7 +29,7 @@ from pydantic import (
 
 from ..ir.errors import UsageError
 from ..ir.precision import Precision
-from ..ir.training import LossName, OptimizerName
+from ..ir.training import LossName, OptimizerName, RoundingName
 
 SCHEMA_VERSION: Final = 1
 #: Samples per micro-batch; more fit no microcontroller.
@@ -74,6 +74,8 @@ class Training(_Record):
     beta1: float
     beta2: float
     epsilon: float
+    qas: bool = True
+    rounding: RoundingName = "stochastic"
 
 
 class Budget(_Record):

@@ -145,11 +145,12 @@ class Interpreted:
     def step(self, batches: Sequence[tuple[Array, Array]]) -> float:
         t, spec = self.training, self.training.spec
         self.steps += 1
-        hyper = [self.rate, 1.0]
+        hyper = [self.rate, 1.0, self.steps]
         if spec.optimizer == "adam":
             hyper = [
                 self.rate / (1 - spec.beta1**self.steps),
                 1 / np.sqrt(1 - spec.beta2**self.steps),
+                self.steps,
             ]
         feeds = {**self.state, t.hyper.name: np.array(hyper, self.dtype)}
         accumulators = {
@@ -424,7 +425,7 @@ def test_superset_graph_has_the_gradients_of_every_special_graph(graph: Graph) -
     superset = build_training(graph, TrainingSpec(), every)
     assert [u.candidate for u in superset.updates] != []
     data = batches(graph, TrainingSpec())[0]
-    feeds = {"x": data[0], "target": data[1], "hyper": np.array([RATE, 1], np.float32)}
+    feeds = {"x": data[0], "target": data[1], "hyper": np.array([RATE, 1, 1], np.float32)}
     states = {
         u.value.name: np.zeros(u.value.type.shape, np.float32)
         for u in superset.updates

@@ -158,7 +158,7 @@ def test_gradients_pass_integer_layers() -> None:
             feeds = {
                 "x": _floats(seed, 1, 3, 8, 8),
                 "target": np.array([seed % 5], np.int32),
-                "hyper": np.array([0.1, 1.0], np.float32),
+                "hyper": np.array([0.1, 1.0, 1.0], np.float32),
             }
             env = run(training.graph, feeds)
             grads[i].append(env[training.updates[0].grad.name].astype(np.float64))

@@ -490,7 +490,7 @@ def test_gradient_through_a_frozen_block_is_that_of_torch() -> None:
 
     training = build_training(g, TrainingSpec(loss="mse"), [Candidate("first"), Candidate("last")])
     sample, target = (rng.normal(0, 1, v.type.shape) for v in (x, training.target))
-    hyper = np.array([1e-3, 0.0])
+    hyper = np.array([1e-3, 0.0, 1.0])
     env = run(
         training.graph,
         {"x": sample, training.target.name: target, training.hyper.name: hyper},

@@ -2,7 +2,7 @@
 
 All are elementwise: a back end may call them on any run of rows, with ``count`` set to the number
 of elements. Results lie in place: the new weight on the weight, each new moment on its moment (of
-which ``OpDef.inplace`` names only the weight). ``hyper`` is the f32[2] of ``TrainingGraph.hyper``.
+which ``OpDef.inplace`` names only the weight). ``hyper`` is the f32[3] of ``TrainingGraph.hyper``.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def _infer(states: int) -> Callable[[Node], Sequence[TensorType]]:
         for i in range(1, 2 + states):
             if operand(node, i) != weight:
                 raise GraphError(f"operand {i} is {operand(node, i)}, the weight {weight}")
-        if operand(node, 2 + states).shape != (2,):
-            raise GraphError(f"hyper must have the shape (2,), not {operand(node, 2 + states)}")
+        if operand(node, 2 + states).shape != (3,):
+            raise GraphError(f"hyper must have the shape (3,), not {operand(node, 2 + states)}")
         return (weight,) * (1 + states)
 
     return infer
@@ -89,7 +89,7 @@ def _samples(states: int, attrs: dict[str, Attr]) -> Callable[[], Iterator[Sampl
         for shape in ((3, 4), (5,)):
             for scale in (1.0, 0.25):
                 yield Sample(
-                    (*(T(shape),) * (2 + states), T((2,))),
+                    (*(T(shape),) * (2 + states), T((3,))),
                     {**attrs, "gradient_scale": scale},
                     low=0.1,  # the second moment of Adam can't be negative
                 )

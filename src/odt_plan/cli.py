@@ -31,6 +31,7 @@ _ClickError: type[Any] = next(
 
 
 Optimizer = Literal["sgd", "momentum", "adam"]
+Rounding = Literal["stochastic", "nearest"]
 Loss = Literal["cross-entropy", "mse"]
 Objective = Literal["learn", "latency", "energy", "ram"]
 CalibMethod = Literal["minmax", "percentile", "mse"]
@@ -139,6 +140,15 @@ def plan(
         CalibMethod, typer.Option(help="How ranges follow from the samples.")
     ] = "minmax",
     optimizer: Annotated[Optimizer, typer.Option()] = "sgd",
+    qas: Annotated[
+        bool,
+        typer.Option(
+            "--qas/--no-qas", help="Scale the steps of int8 weights as float weights would move."
+        ),
+    ] = True,
+    rounding: Annotated[
+        Rounding, typer.Option(help="Of the steps of int8 weights.")
+    ] = "stochastic",
     loss: Annotated[
         Loss | None, typer.Option(help="[default: mse if prediction and input are alike]")
     ] = None,
@@ -184,6 +194,8 @@ def plan(
             calibration=calib,
             calibration_method=calib_method,
             optimizer=optimizer,
+            qas=qas,
+            rounding=rounding,
             loss="cross_entropy" if loss == "cross-entropy" else loss,
             micro_batches=micro_batches,
             batch=batch,

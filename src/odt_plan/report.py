@@ -122,7 +122,18 @@ def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
     _line(out, "budget", ", ".join(limits))
     batches = f"batch {m.batch}" + (f" x {t.micro_batches}" if t.micro_batches > 1 else "")
     fold = ", BatchNormalization folded" if m.fold_batchnorm else ""
-    _line(out, "training", f"{t.loss.replace('_', '-')}, {t.optimizer}, {batches}, f32{fold}")
+    what = ", ".join((t.loss.replace("_", "-"), t.optimizer, batches, _updated_types(planned)))
+    _line(out, "training", f"{what}{fold}")
+
+
+def _updated_types(planned: PlannedModel) -> str:
+    """Which kinds of weights are updated, and how integers are."""
+    t = planned.plan.training
+    integer = {u.value.type.dtype != "f32" for u in planned.training.updates}
+    if integer == {False}:
+        return "f32"
+    how = f"i8 {'with' if t.qas else 'without'} QAS, {t.rounding} rounding"
+    return how if integer == {True} else f"f32 and {how}"
 
 
 def _origin(given: int | None, device_bytes: int) -> str:

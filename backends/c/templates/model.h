@@ -36,7 +36,7 @@ typedef struct {
     void *user; /* handed to the page callbacks */
     /* Kept by the library. */
     odtplan_progress_t progress;
-    float hyper[2];
+    float hyper[3];
     uint32_t ready;
     int32_t selftest_exact; /* 1 after a self-test whose results were equal bit for bit */
 } ${model}_t;

@@ -171,6 +171,26 @@ def test_average_is_the_real_result_rounded(case: Case) -> None:
             assert int(got[(n, c, *at)]) in near
 
 
+@pytest.mark.parametrize("op", ["QGlobalAveragePool", "QAveragePool"])
+@pytest.mark.parametrize("count", [2, 6, 10, 16, 36])
+@pytest.mark.parametrize("ratio", [1, 3, 0.5])
+def test_means_round_ties_to_even(op: str, count: int, ratio: float) -> None:
+    """Every sum, also of windows whose size has no exact fixed-point inverse."""
+    sums = np.arange(-20 * count, 20 * count + 1)
+    x = np.full((sums.size, count), sums[:, None] // count, np.int8)
+    x += (np.arange(count) < sums[:, None] % count).astype(np.int8)
+    g = Graph("g")
+    kind = TensorType((1, *x.shape), "i8", Quantization((0.25 * ratio,), 0))
+    out: dict[str, Attr] = {"out_scale": 0.25, "out_zero_point": 1, "clamp": (-128, 127)}
+    window: dict[str, Attr] = {"kernel_shape": (count,), "strides": (count,)}
+    attrs = out if op == "QGlobalAveragePool" else {**out, **window}
+    node = g.add_node(op, (g.add_input("x", kind),), attrs, name="mean")
+    (got,) = get_op(op).kernel(node, [x[None]])
+    exact = [Fraction(int(s)) * Fraction(ratio) / count for s in sums]
+    assert any(e.denominator == 2 for e in exact)
+    assert got.reshape(-1).tolist() == [max(-128, min(127, round(e) + 1)) for e in exact]
+
+
 def _padded(
     node: Node, size: tuple[int, ...], kernel: tuple[int, ...], out: tuple[int, ...]
 ) -> dict[tuple[int, ...], int]:

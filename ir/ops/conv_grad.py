@@ -7,12 +7,14 @@ Accumulation orders: ``ConvGradInput`` sums taps (o, ky, kx); ``ConvGradWeight``
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType
-from ..opdef import CKernel, CostClass, OpDef, Sample, Work, array, f32_operand, operand, register
+from ..opdef import CKernel, OpDef, Sample, Work, array, f32_operand, operand, register
+from . import conv_work
 from .conv import CASES, PARTIAL, check_group, full_weight, is_depthwise, join, result_type, struct
 from .window import Window, planes, window
 
@@ -54,12 +56,13 @@ def grad_input(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
     return [dx.reshape(shape)]
 
 
-def _work_grad_input(node: Node) -> Work:
-    shape, weight = node.ints_attr("shape"), full_weight(node, 1, 2)
-    win, planes = grad_input_window(node), shape[0] * weight[0] * weight[1]
-    depthwise = is_depthwise(node, shape[1], weight[0])
-    cost_class: CostClass = "depthwise_grad_input" if depthwise else "conv_grad_input"
-    return Work(cost_class, planes * win.taps(), planes * win.runs())
+def _work_grad_input(node: Node) -> tuple[Work, ...]:
+    shape, weight, hot = node.ints_attr("shape"), full_weight(node, 1, 2), operand(node, 1).shape[1]
+    win, group, depth = grad_input_window(node), node.int_attr("group", 1), weight[1]
+    if is_depthwise(node, shape[1], weight[0]):
+        return conv_work.depthwise(win, True, shape[0] * weight[0])
+    channels = (hot, depth - hot) if 0 < hot < depth else (depth,)
+    return conv_work.convolve(win, True, channels, (weight[0] // group,), shape[0] * group)
 
 
 def _c_params_grad_input(node: Node) -> dict[str, Attr]:
@@ -71,7 +74,8 @@ def _c_params_grad_input(node: Node) -> dict[str, Attr]:
 # -- gradient of the weight ------------------------------------------------------------------------
 
 
-def _grad_weight_window(node: Node) -> Window:
+def grad_weight_window(node: Node) -> Window:
+    """Window of the gradient of a convolution's weight."""
     return window(node, operand(node, 0).shape[2:], node.ints_attr("weight_shape")[2:])
 
 
@@ -82,7 +86,7 @@ def check_grad_weight(node: Node, x: TensorType, dy: TensorType) -> tuple[int, .
         GraphError: Input, gradient of the result and weight do not belong together.
     """
     shape, group = node.ints_attr("weight_shape"), node.int_attr("group", 1)
-    out = _grad_weight_window(node).out_shape(len(shape) - 2)
+    out = grad_weight_window(node).out_shape(len(shape) - 2)
     if dy.shape != (x.shape[0], dy.shape[1], *out):
         raise GraphError(f"gradient {dy} does not belong to a convolution of {x} by {shape}")
     filters = dy.shape[1] // group
@@ -124,7 +128,7 @@ def _products(a: Array, b: Array) -> Array:
 def rows_grad_weight(node: Node, inputs: Sequence[Array | None], begin: int, end: int) -> Array:
     """Rows of the gradient of the weight, from x and dy."""
     x, dy = array(inputs, 0), array(inputs, 1)
-    shape, win = node.ints_attr("weight_shape"), _grad_weight_window(node)
+    shape, win = node.ints_attr("weight_shape"), grad_weight_window(node)
     filters = dy.shape[1] // node.int_attr("group", 1)
     xs, dys = np.swapaxes(planes(x), 0, 1), np.swapaxes(planes(dy)[:, begin:end], 0, 1)
     groups = np.arange(begin, end) // filters
@@ -150,20 +154,28 @@ def _depthwise_grad_weight(node: Node) -> bool:
     )
 
 
-def work_grad_weight(node: Node) -> Work:
-    """Multiply-accumulates of the gradient of the weight."""
-    shape = node.ints_attr("weight_shape")
-    win, planes = _grad_weight_window(node), operand(node, 0).shape[0] * shape[0] * shape[1]
-    depthwise = _depthwise_grad_weight(node)
-    cost_class: CostClass = "depthwise_grad_weight" if depthwise else "conv_grad_weight"
-    return Work(cost_class, planes * win.taps(), planes * win.runs())
+def work_grad_weight(node: Node, tile_rows: int = 0) -> tuple[Work, ...]:
+    """Work of the gradient of the weight, in tiles of so many rows (0: all)."""
+    shape, filters = node.ints_attr("weight_shape"), operand(node, 1).shape[1]
+    win, batch, step = grad_weight_window(node), operand(node, 0).shape[0], tile_rows or shape[0]
+    tiles = [(row, min(row + step, shape[0])) for row in range(0, shape[0], step)]
+    if _depthwise_grad_weight(node):
+        return conv_work.depthwise_grad_weight(win, batch, shape[0], len(tiles))
+    rows = filters // node.int_attr("group", 1)  # of a group: they are computed together
+    ends = [sorted({*range(a // rows * rows + rows, b, rows), b}) for a, b in tiles]
+    runs = [
+        b - a
+        for (begin, _), stops in zip(tiles, ends, strict=True)
+        for a, b in pairwise([begin, *stops])
+    ]
+    return conv_work.grad_weight(win, batch, runs, shape[1])
 
 
 def grad_weight_params(node: Node) -> dict[str, Attr]:
     """Fields of ``odtplan_conv_t`` for the gradient of the weight; see odtplan_gather.h."""
     x, dy, shape = operand(node, 0).shape, operand(node, 1).shape, node.ints_attr("weight_shape")
     weight = (dy[1], *shape[1:])  # rows come by row_begin..row_end
-    return struct(node, _grad_weight_window(node), x[0], x[1], weight, shape[0])
+    return struct(node, grad_weight_window(node), x[0], x[1], weight, shape[0])
 
 
 # -- gradient of the bias --------------------------------------------------------------------------
@@ -230,6 +242,7 @@ register(
         kernel=_kernel_grad_weight,
         rows_kernel=rows_grad_weight,
         work=work_grad_weight,
+        tiled_work=work_grad_weight,
         c=CKernel(
             "odtplan_conv_grad_weight_f32",
             "odtplan_conv_t",

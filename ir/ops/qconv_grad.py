@@ -15,14 +15,16 @@ import numpy as np
 
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType
-from ..opdef import CKernel, CostClass, OpDef, Sample, Work, array, f32_operand, operand, register
+from ..opdef import CKernel, OpDef, Sample, Work, array, f32_operand, operand, register
 from ..quantization import Quantization
+from . import conv_work
 from .conv import CASES, check_group, is_depthwise, join, result_type, struct
 from .conv_grad import (
     check_grad_weight,
     grad_input,
     grad_input_window,
     grad_weight_params,
+    grad_weight_window,
     rows_grad_weight,
     work_grad_weight,
 )
@@ -32,6 +34,8 @@ from .qtypes import activation, i8
 #: Bytes of converted weights that the C kernel holds at a time where it has the choice; four times as
 #: many for four channels of a convolution with taps.
 _CONVERTED = 1024
+#: Largest copy of a plane in fp32.
+_COPIED = 8192
 #: Operand that takes the frozen rest of a partly updated weight.
 _COLD = 3
 
@@ -63,12 +67,20 @@ def _kernel_grad(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
     return grad_input(node, (dy, dequantized(w, array(inputs, 2), dy), None))
 
 
-def _work_grad(node: Node) -> Work:
-    shape, w = node.ints_attr("shape"), whole_weight(node, 1, _COLD)
-    depthwise = is_depthwise(node, shape[1], w[0])
-    win, planes = grad_input_window(node), shape[0] * w[0] * w[1]
-    cost_class: CostClass = "depthwise_grad_input" if depthwise else "conv_grad_input"
-    return Work(cost_class, planes * win.taps(), planes * win.runs())
+def _work_grad(node: Node) -> tuple[Work, ...]:
+    """The fp32 gradient, by runs of the channels whose weights are converted together."""
+    shape, w, group = node.ints_attr("shape"), whole_weight(node, 1, _COLD), node.int_attr("group", 1)
+    (channels, filters), win, taps = _at_once(node), grad_input_window(node), prod(w[2:])
+    rows, runs = w[0] // group, -(-w[1] // channels)
+    if is_depthwise(node, shape[1], w[0]):
+        calls = shape[0] * -(-w[0] // channels)
+        converted = Work("elementwise", shape[0] * prod(w), calls, outputs=0)
+        return (*conv_work.depthwise(win, True, shape[0] * w[0], calls), converted)
+    depths = [filters] * (rows // filters) + [rows % filters] * (rows % filters > 0)
+    times = shape[0] * group
+    total = times * runs * rows
+    converted = Work("elementwise", total * channels * taps, total, outputs=0)
+    return (*conv_work.convolve(win, True, [channels] * runs, depths, times), converted)
 
 
 def _at_once(node: Node) -> tuple[int, int]:
@@ -121,12 +133,31 @@ def _rows_weight(node: Node, inputs: Sequence[Array | None], begin: int, end: in
     return np.asarray(sums * sums.dtype.type(np.float32(quant.scale[0])))
 
 
+def _copy(node: Node) -> tuple[int, int]:
+    """Lines and their length of the fp32 copy of a plane that the C kernel makes; 0, 0: none.
+
+    The layer is depthwise with one filter per channel, and the copy is small; it holds the padding.
+    """
+    dy, (_, depth, *_) = operand(node, 1), node.ints_attr("weight_shape")
+    win, group = grad_weight_window(node), node.int_attr("group", 1)
+    if depth != 1 or dy.shape[1] != group or win.x.dilation != 1:
+        return 0, 0
+    lines, length = win.y.padded(), win.x.padded()
+    return (lines, length) if lines * length * 4 <= _COPIED else (0, 0)
+
+
+def _workspace_weight(node: Node) -> int:
+    lines, length = _copy(node)
+    return lines * length * 4
+
+
 def _c_params_weight(node: Node) -> dict[str, Attr]:
     _, quant = activation(node, 0)
     return {
-        **grad_weight_params(node),
+        **{f"conv.{k}": v for k, v in grad_weight_params(node).items()},
         "x_zero": quant.zero_point,
         "x_scale": quant.scale[0],
+        "copy": _copy(node),
     }
 
 
@@ -183,6 +214,7 @@ register(
         ],
         rows_kernel=_rows_weight,
         work=work_grad_weight,
+        tiled_work=work_grad_weight,
         c=CKernel(
             "odtplan_qconv_grad_weight",
             "odtplan_qconv_grad_weight_t",
@@ -190,5 +222,6 @@ register(
             _c_params_weight,
         ),
         samples=_samples_weight,
+        workspace=_workspace_weight,
     )
 )

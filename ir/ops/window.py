@@ -52,6 +52,11 @@ class Axis:
             return slice(0, 0), slice(0, 0)
         return slice(lo, hi), slice(start, start + (hi - lo - 1) * self.stride + 1, self.stride)
 
+    def padded(self) -> int:
+        """Elements from the first padding in front to the last tap or element of the input."""
+        last = (self.out - 1) * self.stride + (self.kernel - 1) * self.dilation
+        return max(last, self.begin + self.size - 1) + 1
+
     def taps(self) -> int:
         """Taps inside the input, over all windows."""
         return sum(hi - lo for lo, hi in map(self.span, range(self.kernel)))

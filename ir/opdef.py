@@ -8,7 +8,7 @@ and nothing else. Adding an operator is one record in ``ir/ops/<family>.py`` and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from .errors import GraphError
@@ -17,23 +17,23 @@ from .graph import Array, Attr, Node, TensorType, Value
 if TYPE_CHECKING:
     from .autodiff import GradBuilder
 
-#: Cost classes; specs/cores/*.yaml gives executed instructions per unit of work for each.
-#: ``conv*``, ``depthwise*`` and ``gemm*`` count MACs, ``elementwise``, ``transcendental`` and
-#: ``pool`` count element operations, ``copy`` counts bytes.
+#: Cost classes: inner loops of the C kernels, forward and backward; specs/cores/*.yaml gives
+#: executed instructions for each. ``pointwise``, ``conv*``, ``depthwise*`` and ``gemm*`` count MACs,
+#: ``elementwise``, ``transcendental`` and ``pool`` count element operations, ``copy`` counts bytes,
+#: ``setup`` counts searches for the place where loops start and end.
 CostClass = Literal[
+    "pointwise",
     "conv",
-    "conv_grad_input",
     "conv_grad_weight",
     "depthwise",
-    "depthwise_grad_input",
     "depthwise_grad_weight",
     "gemm",
-    "gemm_grad_input",
     "gemm_grad_weight",
     "elementwise",
     "transcendental",
     "pool",
     "copy",
+    "setup",
 ]
 
 
@@ -43,11 +43,14 @@ class Work:
 
     Attributes:
         cost_class: What the units are.
-        amount: Units.
-        loops: Runs of units along the innermost axis: what a kernel starts an inner loop for. Short
-            runs (small images) make a unit dearer. 0 where one run covers everything.
+        amount: Units, those that are computed twice or for nothing included.
+        loops: Starts of inner loops. Short loops (small images) make a unit dearer. 0 where one loop
+            covers everything.
         dtype: Arithmetic that the units are done in.
-        outputs: Elements that the units make; None: those of the node's result.
+        outputs: Results, or blocks of results, that are begun and stored; None: the elements of the
+            node's result.
+        passes: Runs through the bodies of inner loops, if a body does more or less than one unit.
+        operator: The operator whose C kernel does it; empty: that of the node.
     """
 
     cost_class: CostClass
@@ -55,6 +58,8 @@ class Work:
     loops: int = 0
     dtype: Literal["f32", "i8"] = "f32"
     outputs: int | None = None
+    passes: int = 0
+    operator: str = ""
 
 
 Infer = Callable[[Node], Sequence[TensorType]]
@@ -174,6 +179,7 @@ class OpDef:
         view: Output 0 is the same bytes as operand 0; no code runs.
         workspace: Bytes of scratch the C kernel needs.
         rows_kernel: Row-streamed form of a parameter gradient; makes the gradient streamable.
+        tiled_work: Work of a streamed gradient by rows of axis 0 per tile, where it depends on them.
         run_kernel: For updates whose results depend on the place of an element in the tensor; the
             kernel is that of the run which begins at row 0.
         params: Operands that can be trainable parameters.
@@ -191,6 +197,7 @@ class OpDef:
     view: bool = False
     workspace: Callable[[Node], int] = lambda _: 0
     rows_kernel: RowsKernel | None = None
+    tiled_work: Callable[[Node, int], tuple[Work, ...]] | None = None
     run_kernel: RunKernel | None = None
     params: tuple[ParamSlot, ...] = ()
     stateful: bool = False
@@ -234,10 +241,24 @@ def _load_families() -> None:
     from . import ops  # noqa: F401  (importing the package registers every family)
 
 
-def works(node: Node) -> tuple[Work, ...]:
-    """The parts of a node's work."""
-    work = get_op(node.op).work(node)
-    return work if isinstance(work, tuple) else (work,)
+def works(node: Node, tile_rows: int | None = None) -> tuple[Work, ...]:
+    """The parts of a node's work, operator and outputs filled in.
+
+    Args:
+        node: Node.
+        tile_rows: Rows of axis 0 per tile, for a streamed gradient.
+    """
+    op = get_op(node.op)
+    tiled = tile_rows is not None and op.tiled_work is not None
+    work = op.tiled_work(node, tile_rows) if tiled else op.work(node)  # type: ignore[misc,arg-type]
+    return tuple(
+        replace(
+            w,
+            operator=w.operator or node.op,
+            outputs=node.out.type.size if w.outputs is None else w.outputs,
+        )
+        for w in (work if isinstance(work, tuple) else (work,))
+    )
 
 
 def operand(node: Node, index: int) -> TensorType:

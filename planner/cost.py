@@ -1,7 +1,7 @@
 """Predicted cost of nodes, updates and page transfers, as integers.
 
-Instructions = the core's executed instructions (specs/cores) per unit of work, per element of the
-result and per inner loop, times their counts, + one call; cycles = instructions x the device's
+Instructions = the core's executed instructions (specs/cores) per unit of work, per pass and start of
+an inner loop and per result, times their counts, + one call; cycles = instructions x the device's
 cycles per instruction, rounded up per step.
 """
 
@@ -32,16 +32,16 @@ class CostModel:
     core: Core
     storage: Storage | None
 
-    def _instructions(self, node: Node) -> float:
+    def _instructions(self, node: Node, tile_rows: int | None = None) -> float:
         op = get_op(node.op)
         if op.view:
             return 0.0
         result = 0.0
-        for work in works(node):
-            rate = self.core.rate(work.dtype, work.cost_class)
-            outputs = node.out.type.size if work.outputs is None else work.outputs
-            result += work.amount * rate.value + outputs * rate.per_output
-            result += work.loops * rate.per_loop
+        for work in works(node, tile_rows):
+            rate = self.core.rate(work)
+            assert work.outputs is not None, work
+            result += work.amount * rate.value + work.passes * rate.per_pass
+            result += work.loops * rate.per_loop + work.outputs * rate.per_output
         return result
 
     def node_cycles(self, node: Node) -> int:
@@ -58,7 +58,7 @@ class CostModel:
         rows = update.value.type.shape[0] if update.value.type.shape else 1
         calls = 2 * ceil(rows / update.tile_rows)
         return self._cycles(
-            self._instructions(update.grad_node)
+            self._instructions(update.grad_node, update.tile_rows)
             + self._instructions(consumer)
             + calls * self.core.call.value
         )

@@ -16,7 +16,6 @@ from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import (
     CKernel,
-    CostClass,
     OpDef,
     ParamSlot,
     Sample,
@@ -26,6 +25,7 @@ from ..opdef import (
     operand,
     register,
 )
+from . import conv_work
 from .window import Window, planes, window
 
 if TYPE_CHECKING:
@@ -173,12 +173,13 @@ def _vjp(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Va
     return grads
 
 
-def _work(node: Node) -> Work:
-    """Multiply-accumulates of the taps that are inside the input."""
-    x, weight = operand(node, 0).shape, full_weight(node, 1, 3)
-    win, planes = _window(node), x[0] * weight[0] * weight[1]
-    cost_class: CostClass = "depthwise" if is_depthwise(node, x[1], weight[0]) else "conv"
-    return Work(cost_class, planes * win.taps(), planes * win.runs())
+def _work(node: Node) -> tuple[Work, ...]:
+    x, weight, hot = operand(node, 0).shape, full_weight(node, 1, 3), operand(node, 1).shape[1]
+    win, group, depth = _window(node), node.int_attr("group", 1), weight[1]
+    if is_depthwise(node, x[1], weight[0]):
+        return conv_work.depthwise(win, False, x[0] * weight[0])
+    depths = (hot, depth - hot) if 0 < hot < depth else (depth,)
+    return conv_work.convolve(win, False, (weight[0] // group,), depths, x[0] * group)
 
 
 def _c_params(node: Node) -> dict[str, Attr]:

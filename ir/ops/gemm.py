@@ -15,7 +15,7 @@ import numpy as np
 from ..autodiff import GradBuilder
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
-from ..opdef import CKernel, OpDef, ParamSlot, Sample, Work, operand, register
+from ..opdef import CKernel, CostClass, OpDef, ParamSlot, Sample, Work, operand, register
 
 T = TensorType
 
@@ -125,6 +125,42 @@ def layer_gradients(
     return result
 
 
+def product_work(
+    rows: int, outs: int, taps: Sequence[int], cost_class: CostClass = "gemm"
+) -> Work:
+    """Work of rows of results, which the C kernel makes in fours, of fours of taps.
+
+    Args:
+        rows: Rows.
+        outs: Results of a row.
+        taps: Products of a result, by part of the weight.
+        cost_class: Cost class.
+    """
+    fours, ones = divmod(outs, 4)
+    return Work(
+        cost_class,
+        rows * outs * sum(taps),
+        passes=rows * sum(fours * (k // 4 + k % 4) + ones * k for k in taps),
+        loops=rows * (fours + ones) * len(taps),
+        outputs=rows * outs,
+    )
+
+
+def _gemm_work(node: Node) -> Work:
+    m, n, hot, cold = _layer_dims(node, 3)
+    return product_work(m, n, (hot, cold) if cold else (hot,))
+
+
+def _grad_input_work(node: Node) -> tuple[Work, ...]:
+    m, n, hot, cold = _layer_dims(node, 2)
+    return tuple(product_work(m, outs, (n,)) for outs in (hot, cold) if outs)
+
+
+def _grad_weight_work(node: Node) -> Work:
+    (rows, outs), m = node.out.type.shape, prod(operand(node, 0).shape[:-1])
+    return product_work(rows, outs, (m,), "gemm_grad_weight")
+
+
 def _gemm_params(node: Node) -> dict[str, Attr]:
     m, n, hot, cold = _layer_dims(node, 3)
     return {"m": m, "n": n, "hot": hot, "cold": cold, "trans_b": node.int_attr("trans_b", 0)}
@@ -143,7 +179,7 @@ register(
         "Gemm",
         infer=_gemm_infer,
         kernel=_gemm_kernel,
-        work=lambda node: Work("gemm", operand(node, 0).size * node.out.type.shape[1]),
+        work=_gemm_work,
         c=CKernel("odtplan_gemm_f32", "odtplan_gemm_t", "odtplan_gemm", _gemm_params),
         samples=_gemm_samples,
         vjp=_gemm_vjp,
@@ -193,7 +229,7 @@ register(
         "GemmGradInput",
         infer=_grad_input_infer,
         kernel=_grad_input_kernel,
-        work=lambda node: Work("gemm_grad_input", operand(node, 0).size * node.out.type.shape[-1]),
+        work=_grad_input_work,
         c=CKernel(
             "odtplan_gemm_grad_input_f32",
             "odtplan_gemm_t",
@@ -245,9 +281,7 @@ register(
         infer=lambda node: (grad_weight_type(node, operand(node, 0), operand(node, 1)),),
         kernel=lambda node, inputs: (grad_weight_rows(node, inputs, 0, node.out.type.shape[0]),),
         rows_kernel=grad_weight_rows,
-        work=lambda node: Work(
-            "gemm_grad_weight", operand(node, 0).size * operand(node, 1).shape[-1]
-        ),
+        work=_grad_weight_work,
         c=CKernel(
             "odtplan_gemm_grad_weight_f32", "odtplan_gemm_t", "odtplan_gemm", _grad_weight_params
         ),

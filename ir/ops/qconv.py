@@ -17,8 +17,9 @@ import numpy as np
 
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
-from ..opdef import CKernel, CostClass, OpDef, ParamSlot, Sample, Work, array, operand, register
+from ..opdef import CKernel, OpDef, ParamSlot, Sample, Work, array, operand, register
 from ..quantization import rescale
+from . import conv_work
 from .conv import CASES, PARTIAL, check_group, is_depthwise, join, joined_shape, struct
 from .qtypes import (
     activation,
@@ -150,12 +151,11 @@ def _vjp(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Va
     return grads
 
 
-def _work(node: Node) -> Work:
-    """Multiply-accumulates of the taps that are inside the input."""
-    x, w = operand(node, 0).shape, whole_weight(node, 1, COLD)
-    win, planes = _window(node), x[0] * w[0] * w[1]
-    cost_class: CostClass = "depthwise" if is_depthwise(node, x[1], w[0]) else "conv"
-    return Work(cost_class, planes * win.taps(), planes * win.runs(), "i8")
+def _work(node: Node) -> tuple[Work, ...]:
+    x, w, group = operand(node, 0).shape, whole_weight(node, 1, COLD), node.int_attr("group", 1)
+    if w[1] == 1:
+        return conv_work.integer_depthwise(_window(node), x[0] * w[0])
+    return conv_work.integer(_window(node), w[0] // group, w[1], x[0] * group)
 
 
 def _c_params(node: Node) -> dict[str, Attr]:

@@ -108,6 +108,20 @@ def _vjp(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Va
     return grads
 
 
+def _work(node: Node) -> Work:
+    """Two rows of the weight at a time, four products of each."""
+    (n, hot, cold), m = _dims(node, COLD), operand(node, 0).shape[0]
+    pairs, taps = m * -(-n // 2), (hot, cold) if cold else (hot,)
+    return Work(
+        "gemm",
+        pairs * 2 * (hot + cold),
+        loops=pairs * len(taps),
+        passes=pairs * sum(k % 4 for k in taps),
+        outputs=m * n,
+        dtype="i8",
+    )
+
+
 def _c_params(node: Node) -> dict[str, Attr]:
     n, hot, cold = _dims(node, COLD)
     sizes: dict[str, Attr] = {"m": operand(node, 0).shape[0], "n": n, "hot": hot, "cold": cold}
@@ -131,6 +145,16 @@ def _kernel_grad(_: Node, inputs: Sequence[Array | None]) -> list[Array]:
     stored = joined(array(inputs, 1), get(inputs, _GRAD_COLD), 1)
     w = dequantized(stored, array(inputs, 2), dy)
     return [chain(np.zeros((dy.shape[0], w.shape[1]), dy.dtype), dy, w)]
+
+
+def _work_grad(node: Node) -> tuple[Work, ...]:
+    """Four results at a time."""
+    (n, *parts), m = _dims(node, _GRAD_COLD), operand(node, 0).shape[0]
+    blocks = [m * (outs // 4 + outs % 4) for outs in parts if outs]
+    counts = zip(blocks, [p for p in parts if p], strict=True)
+    return tuple(
+        Work("gemm", m * n * outs, loops=b, passes=b * n, outputs=m * outs) for b, outs in counts
+    )
 
 
 def _c_params_grad(node: Node) -> dict[str, Attr]:
@@ -222,7 +246,7 @@ register(
         name="QGemm",
         infer=_infer,
         kernel=_kernel,
-        work=lambda node: Work("gemm", operand(node, 0).size * node.out.type.shape[1], dtype="i8"),
+        work=_work,
         c=CKernel("odtplan_qgemm", "odtplan_qgemm_t", "odtplan_qgemm", _c_params, operands=6),
         samples=_samples,
         vjp=_vjp,
@@ -234,7 +258,7 @@ register(
         name="QGemmGradInput",
         infer=_infer_grad,
         kernel=_kernel_grad,
-        work=lambda node: Work("gemm_grad_input", operand(node, 0).size * node.out.type.shape[1]),
+        work=_work_grad,
         c=CKernel(
             "odtplan_qgemm_grad_input",
             "odtplan_qgemm_grad_t",

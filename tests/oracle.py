@@ -15,8 +15,10 @@ Array = NDArray[Any]
 
 
 def batch(t: TrainingGraph, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Random samples and targets of one micro-batch."""
-    x = rng.standard_normal(t.sample.type.shape).astype(np.float32)
+    """Random samples and targets of one micro-batch, the samples as the input stores them."""
+    x: Array = rng.standard_normal(t.sample.type.shape).astype(np.float32)
+    if t.sample.type.quant is not None:
+        x = t.sample.type.quant.quantize(x)
     if t.spec.loss == "mse":
         return x, rng.standard_normal(t.target.type.shape).astype(np.float32)
     return x, rng.integers(0, t.prediction.type.shape[-1], t.target.type.shape).astype(np.int32)

@@ -24,7 +24,7 @@ from odt_plan.ir.errors import GraphError, UnsupportedModelError, UsageError
 from odt_plan.ir.graph import Attr, Graph, Node, TensorType, Value
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.onnx_import import import_model
-from odt_plan.ir.opdef import get_op, operand, works
+from odt_plan.ir.opdef import Work, get_op, operand, works
 from odt_plan.ir.ops.streamed import block_node
 from odt_plan.ir.precision import all_i8, lower
 from odt_plan.ir.quantization import Quantization, fixed_points
@@ -192,16 +192,34 @@ def _layer(name: str) -> Node:
     return next(n for n in residual().graph.nodes if n.name == name)
 
 
-def test_work_is_that_of_the_layers_and_what_moves() -> None:
-    net = residual()
-    parts = list(works(block(net)))
-    (moved,) = (w for w in parts if w.cost_class == "copy")
-    own = [replace(w, outputs=n.out.type.size) for n in net.graph.nodes[:4] for w in works(n)]
-    assert [w for w in parts if w is not moved] == own
-    assert moved.outputs == 0
-    # 5 times two lines move, are read again, and 3 lines of 8 channels begin; lines in, x gathered
-    moves = 5 * 2 * 8 * 5
-    assert moved.amount == 2 * moves + 5 * 8 * 3 * 120 + 8 * 6 * 5 + 4 * 6 * 5
+def test_work_is_that_of_the_rows_and_the_copies() -> None:
+    """Six rows: one by one, or as four and two."""
+
+    def kernel(shape: tuple[int, ...], filters: int, *geometry: Any) -> tuple[Work, ...]:
+        net = Net(shape)
+        node = net.conv("rows", net.x, filters, *geometry).producer
+        assert node is not None
+        return works(node)
+
+    def times(n: int, parts: tuple[Work, ...]) -> list[Work]:
+        fields = ("amount", "loops", "passes", "outputs")
+        return [replace(w, **{f: n * getattr(w, f) for f in fields}) for w in parts]
+
+    depthwise = (3, 1, (0, 1, 0, 1), 8)
+    expand = times(6, kernel((1, 4, 1, 5), 8))
+    add = list(works(residual().graph.nodes[3]))
+    *parts, copied = works(block(residual()))
+    rows = times(6, kernel((1, 8, 3, 5), 8, *depthwise))
+    assert parts == expand + rows + times(6, kernel((1, 8, 1, 5), 4)) + add
+    # x gathered; lines, those of padding too; two lines move along five times
+    assert copied.amount == 6 * 4 * 5 + 8 * 8 * 5 + 5 * 8 * 2 * 5
+    assert copied.loops == 6 * 4 + 8 * 8 + 5 * 8
+    assert copied.outputs == 6 + 6 + 6 + 6 * 4
+    *parts, copied = works(block(residual(), rows=4))
+    four = [*kernel((1, 8, 6, 5), 8, *depthwise), *kernel((1, 8, 4, 5), 4)]
+    two = [*kernel((1, 8, 4, 5), 8, *depthwise), *kernel((1, 8, 2, 5), 4)]
+    assert parts == expand + four + two + add
+    assert copied.outputs == 6 + 2 + 2 + 2 * 4
 
 
 def _broken(attrs: dict[str, Attr], *drop: str) -> dict[str, Attr]:

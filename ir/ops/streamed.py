@@ -23,7 +23,7 @@ a first layer, ``lines`` is a copy of x then.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,9 +36,6 @@ from .window import Window, window
 CONVOLUTIONS = ("first", "depthwise", "project")
 #: Operands of a convolution: weight, bias, multipliers, shifts.
 _OPERANDS = 4
-#: Beginning a line of a channel anew costs the depthwise kernel what copying so many bytes costs
-#: (Cortex-M7, gcc -O2: whole blocks within 3 %).
-_ANEW = 105
 
 
 @dataclass(frozen=True)
@@ -235,28 +232,66 @@ def _added(add: Node, x: Array, projected: Array) -> Array:
 # -- what it costs ---------------------------------------------------------------------------------
 
 
+def _rows_node(layer: Node, rows: int) -> Node:
+    """A convolution of so many rows, without padding above and below."""
+    t, quant = activation(layer, 0)
+    x = Value("rows", TensorType((*t.shape[:2], rows, t.shape[3]), "i8", quant))
+    axis = _window(layer).x
+    attrs = {**layer.attrs, "pads": (0, axis.begin, 0, axis.end)}
+    return _layer(layer, "rows", "QConv", (x, *layer.inputs[1:]), attrs)
+
+
+def _repeated(node: Node, times: int) -> list[Work]:
+    def scaled(w: Work) -> Work:
+        assert w.outputs is not None, w
+        return replace(
+            w,
+            amount=w.amount * times,
+            loops=w.loops * times,
+            passes=w.passes * times,
+            outputs=w.outputs * times,
+        )
+
+    return [scaled(w) for w in works(node)]
+
+
 def _work(node: Node) -> tuple[Work, ...]:
-    """The layers' own work, and what moves between their buffers."""
-    b = layers_of(node)
-    layers = [n for n in (b.first, b.depthwise, b.project, b.add) if n is not None]
-    own = [w for n in layers for w in works(n)]
-    return (*own, Work("copy", _moved(b), outputs=0))
+    """The kernels' work on the rows that they are given, and the copies between them.
 
-
-def _moved(b: Layers) -> int:
-    """Bytes that are copied: into lines, along with them, out of the projection.
-
-    In each step the depthwise kernel, too, copies lines that it has copied before, and begins anew.
+    Of the copies: bytes, runs of bytes, kernel calls.
     """
-    t, y = operand(b.depthwise, 0), _window(b.depthwise).y
-    again = -(-y.out // b.rows) - 1
-    kept = again * max(0, _reach(b.depthwise) - y.stride) * t.shape[1] * t.shape[3]
-    moved = kept + again * t.shape[1] * y.kernel * _ANEW
+    b = layers_of(node)
+    y, (_, filters, height, _) = _window(b.depthwise).y, b.project.out.type.shape
+    reach, (whole, rest) = _reach(b.depthwise), divmod(height, b.rows)
+    t, stop = operand(b.depthwise, 0), (height - 1) * y.stride - y.begin + reach
+    made = sum((i + y.begin) % y.stride < reach for i in range(min(y.size, stop)))
+    parts: list[Work] = []
+    if b.first is not None:
+        parts += _repeated(_rows_node(b.first, _reach(b.first)), made)
+    for rows, times in ((b.rows, whole), (rest, 1)):
+        if rows * times:
+            lines = (rows - 1) * y.stride + reach
+            parts += _repeated(_rows_node(b.depthwise, lines), times)
+            parts += _repeated(_rows_node(b.project, rows), times)
+    if b.add is not None:
+        parts += works(b.add)
+    steps = whole + (rest > 0)
+    # runs of bytes -> how many
+    runs: list[tuple[int, int]] = []
     if b.held:
-        moved += kept + t.size
+        outside = y.begin + max(0, stop - y.size)
+        runs.append((t.shape[3], t.shape[1] * (made + outside)))
+        runs.append((max(0, reach - y.stride) * t.shape[3], t.shape[1] * (steps - 1)))
     if b.gathered:
-        moved += operand(b.node, 0).size
-    return moved + (0 if b.add is not None else b.node.out.type.size)
+        x = operand(node, 0).shape
+        runs.append((x[3], x[1] * made))
+    if b.add is None:
+        runs.append((b.rows * node.out.type.shape[3], filters * steps))
+    calls = 2 * steps + (made if b.first is not None else 0)
+    calls += filters * steps if b.add is not None else 0
+    copied = sum(n * times for n, times in runs)
+    started = sum(times for n, times in runs if n)
+    return (*parts, Work("copy", copied, loops=started, outputs=calls, dtype="i8"))
 
 
 def _words(n: int) -> int:

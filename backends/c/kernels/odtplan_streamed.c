@@ -6,6 +6,15 @@
 
 #include <string.h>
 
+#include "odtplan_qmath.h"
+
+/* Fewer bytes are copied without a call. */
+#if ODTPLAN_DSP
+#define SHORT 32
+#else
+#define SHORT 8
+#endif
+
 /* A convolution, bound to its constants. */
 typedef struct {
     odtplan_qconv_t p;
@@ -39,12 +48,30 @@ static void run(const layer_t *l, const int8_t *x, int8_t *y, void *workspace)
     odtplan_qconv(&l->p, x, l->w, l->b, l->multiplier, l->shift, NULL, y, workspace);
 }
 
+/* n bytes from the first to the last; to may be before from in the same memory. */
+static void copy_forward(const int8_t *from, int8_t *to, int32_t n)
+{
+#if ODTPLAN_DSP
+    for (; n >= 4; n -= 4, from += 4, to += 4) {
+        const uint32_t v = odtplan_load4(from);
+        __builtin_memcpy(to, &v, 4);
+    }
+#endif
+    for (; n > 0; n--) {
+        *to++ = *from++;
+    }
+}
+
 /* n bytes of each plane. */
 static void copy(const int8_t *from, int32_t from_plane, int8_t *to, int32_t to_plane,
                  int32_t planes, int32_t n)
 {
     for (int32_t c = 0; c < planes; c++, from += from_plane, to += to_plane) {
-        memcpy(to, from, (size_t)n);
+        if (n < SHORT) {
+            copy_forward(from, to, n);
+        } else {
+            memcpy(to, from, (size_t)n);
+        }
     }
 }
 
@@ -95,6 +122,10 @@ static void move(block_t *b, int32_t begin)
     int8_t *line = b->lines;
     if (by > 0 && kept > 0) {
         for (int32_t c = 0; c < b->p->depthwise.channels; c++, line += b->p->lines * width) {
+            if (by < SHORT) {
+                copy_forward(line + by, line, kept);
+                continue;
+            }
             for (int32_t i = 0; i < kept; i += by) { /* parts that do not overlap */
                 memcpy(line + i, line + i + by, (size_t)(kept - i < by ? kept - i : by));
             }

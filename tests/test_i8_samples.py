@@ -15,7 +15,8 @@ import numpy as np
 import plans
 import pytest
 from numpy.typing import NDArray
-from onnx_files import floats
+from onnx_files import export, floats
+from test_cli import Cli
 
 from odt_plan.backends.c import emit_c
 from odt_plan.backends.numpy import Runtime, train
@@ -26,7 +27,7 @@ from odt_plan.ir.errors import UsageError
 from odt_plan.ir.precision import all_i8, lower
 from odt_plan.ir.quantization import Quantization
 from odt_plan.ir.training import TrainingGraph, TrainingSpec
-from odt_plan.planner.plan import Plan
+from odt_plan.planner.plan import Plan, load_plan
 
 Array = NDArray[Any]
 
@@ -150,3 +151,31 @@ def test_a_float_model_has_no_such_function(tmp_path: Path) -> None:
     files = emit_c(plans.keep_all(training), training, tmp_path, name="net")
     assert "quantize_sample" not in files[0].read_text()
     assert "SAMPLE_SCALE" not in files[0].read_text()
+
+
+def test_command_line(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Data of floats and of int8 train alike; bytes are refused with the way out."""
+    monkeypatch.chdir(tmp_path)
+    odt = Cli(capfd, monkeypatch)
+    x = floats(np.random.default_rng(3), 16, 2, 6, 6)
+    np.savez("calib.npz", x=x)
+    limits = ("--ram", "64KB", "--flash", "1MB", "--train", "last", "-o", "out")
+    made = odt(export(nets.cnn(), tmp_path), *limits, "--calib", "calib.npz")
+    assert made.code == 0, made.err
+    assert "i8[1,2,6,6]" in made.out
+    quant = load_plan(Path("out/plan.json")).quantization["x"]
+    stored = Quantization(quant.scale, quant.zero_point).quantize(x)
+    results = []
+    for data in (x, stored):
+        np.savez("data.npz", x=data, y=np.arange(16) % 3, x_val=data, y_val=np.arange(16) % 3)
+        done = odt("run", "out/plan.json", "--data", "data.npz", "--steps", "4", "--json")
+        assert done.code == 0, done.err
+        results.append(done.json)
+    assert results[0] == results[1]
+    np.savez("data.npz", x=stored.view(np.uint8), y=np.arange(16) % 3)
+    refused = odt("run", "out/plan.json", "--data", "data.npz", "--steps", "1")
+    assert refused.code == 2
+    assert "x is uint8, the plan needs i8" in refused.error
+    assert "give int8 as it is stored, or floats" in refused.error

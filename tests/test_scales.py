@@ -14,9 +14,10 @@ from onnx import TensorProto
 from onnx_files import export, floats, model, node, runtime, save
 from oracle import Unconstrained, batch
 from test_cli import Cli
-from test_qdq_import import everything
+from test_qdq_import import GOLDEN, everything, steps
 
 from odt_plan.backends.numpy import Runtime
+from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.training import TrainingSpec
 from odt_plan.planner.check import check
 from odt_plan.planner.device import load_device
@@ -214,3 +215,16 @@ def test_int8_inputs_are_planned_and_trained(
         (want,) = runtime(path, {"x": x})
         assert np.abs(real.infer(x) - want).max() < 0.05
     survives(made, tmp_path)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_plans_of_real_models_reproduce_the_recorded_outputs(shared: Path, name: str) -> None:
+    path = shared / "models" / f"{name}.onnx"
+    golden = np.load(path.with_suffix(".golden.npz"))
+    made = planned(path)
+    assert made.training.sample.type.dtype == "i8"
+    (x,) = (golden[k] for k in golden if k.startswith("in_"))
+    graph = import_model(path)
+    quant = graph.quantization[graph.outputs[0].name]
+    got = steps(Runtime(made.plan, made.training).infer(x), quant)
+    assert np.abs(got - steps(golden["out_0"], quant)).max() <= 1

@@ -10,6 +10,7 @@ from math import isclose
 
 from ..ir.graph import Node, Value
 from ..ir.opdef import get_op
+from ..ir.ops.streamed import layers_of
 from .check_machine import Machine
 from .check_program import CheckError, Program, occupied
 
@@ -121,8 +122,12 @@ def _updates(p: Program) -> None:
 def _frozen(p: Program) -> dict[str, set[tuple[str, str]]]:
     """Constants that could be trained: the forward nodes that use them, and as what."""
     found: dict[str, set[tuple[str, str]]] = {}
-    for node in p.training.graph.nodes:
-        for slot in get_op(node.op).params if node.phase == "forward" else ():
+    forward = (n for n in p.training.graph.nodes if n.phase == "forward")
+    layers = (
+        part for n in forward for part in (layers_of(n).nodes if n.op == "StreamedBlock" else (n,))
+    )
+    for node in layers:
+        for slot in get_op(node.op).params:
             v = node.inputs[slot.index] if slot.index < len(node.inputs) else None
             if v is not None and v.name in p.training.graph.constants:
                 found.setdefault(v.name, set()).add((node.name, slot.role))

@@ -228,7 +228,7 @@ def _broken(attrs: dict[str, Attr], *drop: str) -> dict[str, Attr]:
 
 
 #: Attributes of the residual addition.
-ADD = ("add.out_scale", "add.out_zero_point", "add.clamp")
+ADD = ("add.out_scale", "add.out_zero_point", "add.clamp", "add.name")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ multiplier i32, shift i32`` per layer, means::
     project    QConv 1x1
     add        QAdd of x and the projection; absent without attributes
 
-The attributes of a layer have its name as prefix: ``depthwise.strides``. The tensors between the
+The attributes of a layer have its place as prefix: ``depthwise.strides``; ``depthwise.name`` is
+what it was called before it became a part of the block. The tensors between the
 layers never exist whole: ``lines`` holds those rows of the depthwise layer's operand that ``rows``
 rows of the result need, and moves on with them, so that no row is computed twice. Each element is
 computed by the kernel of its layer; results are those of the separate operators bit for bit.
@@ -47,6 +48,12 @@ class Layers:
     depthwise: Node
     project: Node
     add: Node | None
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Those that are there, in order."""
+        every = (self.first, self.depthwise, self.project, self.add)
+        return tuple(n for n in every if n is not None)
 
     @property
     def rows(self) -> int:
@@ -89,8 +96,9 @@ def _is_pointwise(layer: Node) -> bool:
 def _layer(
     block: Node, name: str, op: str, inputs: Sequence[Value | None], attrs: dict[str, Attr]
 ) -> Node:
-    """A node of its own; its operator checks the types."""
-    node = Node(op, f"{block.name}/{name}", tuple(inputs), (), attrs)
+    """A node of its own, with the layer's name if the block tells it; its operator checks types."""
+    own = {k: v for k, v in attrs.items() if k != "name"}
+    node = Node(op, str(attrs.get("name", f"{block.name}/{name}")), tuple(inputs), (), own)
     (t,) = get_op(op).infer(node)
     node.outputs = (Value(node.name, t, node),)
     return node
@@ -155,9 +163,9 @@ def block_node(name: str, chain: Sequence[Node], rows: int, outputs: Sequence[Va
     names = CONVOLUTIONS[-len(convolutions) :]
     for layer, node in zip(names, convolutions, strict=True):
         inputs += node.inputs[1 : 1 + _OPERANDS]
-        attrs |= {f"{layer}.{k}": v for k, v in node.attrs.items()}
+        attrs |= {f"{layer}.{k}": v for k, v in node.attrs.items()} | {f"{layer}.name": node.name}
     for node in chain[len(convolutions) :]:
-        attrs |= {f"add.{k}": v for k, v in node.attrs.items()}
+        attrs |= {f"add.{k}": v for k, v in node.attrs.items()} | {"add.name": node.name}
     return Node("StreamedBlock", name, tuple(inputs), tuple(outputs), attrs)
 
 

@@ -76,14 +76,15 @@ def _infer(states: int) -> Callable[[Node], Sequence[TensorType]]:
 # -- random numbers --------------------------------------------------------------------------------
 
 
-def _mix(x: Array) -> Array:
+def _mix(x: Array, key: Array | np.uint32 = np.uint32(0)) -> Array:
     """A bijection of 32 bits in which every bit of x changes every bit with probability 1/2.
 
-    C. Wellons' search for such functions (hash-prospector), two rounds: bias 0.107.
+    Two rounds, found by C. Wellons' search (hash-prospector, bias 0.107). A key in the second round
+    keeps sequences of neighbouring x apart that would overlap otherwise.
     """
     x = x ^ (x >> np.uint32(16))
     x = x * np.uint32(0x21F0AAAD)
-    x = x ^ (x >> np.uint32(15))
+    x = x ^ (x >> np.uint32(15)) ^ key
     x = x * np.uint32(0x735A2D97)
     return np.asarray(x ^ (x >> np.uint32(15)))
 
@@ -98,7 +99,7 @@ def uniform(update: int, stream: int, index: Array) -> Array:
     """
     word = np.array([update, stream], np.int64).astype(np.uint32)
     key = _mix(_mix(word[1:]) + word[:1])
-    bits = _mix(_mix(index + key) ^ key) >> np.uint32(8)
+    bits = _mix(index + key, key) >> np.uint32(8)
     return np.asarray((bits | np.uint32(1)).astype(np.float32) * np.float32(2.0**-24))
 
 
@@ -121,7 +122,7 @@ def _moved(node: Node, w: Array, d: Array, hyper: Array, scales: Array, first_ro
         begin = first_row * (w.size // w.shape[0])
         index = np.arange(begin, begin + w.size, dtype=np.int64).astype(np.uint32)
         update = int(hyper[2])
-        up = uniform(update, node.int_attr("stream"), index).reshape(w.shape) < fraction
+        up = uniform(update, node.int_attr("stream"), index).reshape(w.shape) <= fraction
     steps = whole + up
     old = w.astype(np.int64)
     low, high = BOUNDS["i8" if w.dtype == np.int8 else "i32"]
@@ -163,6 +164,10 @@ def _fields(node: Node) -> dict[str, Attr]:
         "nearest": int(node.attrs["rounding"] == "nearest"),
         "stream": node.int_attr("stream"),
     }
+
+
+def _base(node: Node) -> dict[str, Attr]:
+    return {f"base.{k}": v for k, v in _fields(node).items()}
 
 
 def _samples(states: int, attrs: dict[str, Attr]) -> Callable[[], Iterator[Sample]]:
@@ -225,13 +230,13 @@ _register(
     "QMomentum",
     1,
     _momentum,
-    lambda node: {**_fields(node), "momentum": node.float_attr("momentum")},
+    lambda node: {**_base(node), "momentum": node.float_attr("momentum")},
     {"momentum": 0.9},
 )
 _register(
     "QAdam",
     2,
     _adam,
-    lambda node: {**_fields(node), **adam_attrs(node)},
+    lambda node: {**_base(node), **adam_attrs(node)},
     {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
 )

@@ -84,20 +84,54 @@ void odtplan_qgemm_grad_input(const odtplan_qgemm_grad_t *p, const float *dy, co
     }
 }
 
+/* Row i of the gradient, `count` (4 or 1) columns from j on. Constants: count; turned: rows are those of
+ * dy, columns those of x, else the other way round. */
+ODTPLAN_INLINE void grad_weight_block(const odtplan_qgemm_grad_weight_t *p, const int8_t *x,
+                                      const float *dy, int32_t i, int32_t j, int32_t count,
+                                      int32_t turned, float *dw)
+{
+    const int32_t n = p->n, k = p->k, zero = p->x_zero;
+    const int8_t *v = x + (turned ? j : i);
+    const float *g = dy + (turned ? i : j), scale = p->x_scale;
+    float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
+    for (int32_t t = p->m; t > 0; t--, v += k, g += n) {
+        const float first = (float)(v[0] - zero);
+        s0 = odtplan_mla(s0, g[0], first);
+        if (count > 1) {
+            s1 = odtplan_mla(s1, g[turned ? 0 : 1], turned ? (float)(v[1] - zero) : first);
+            s2 = odtplan_mla(s2, g[turned ? 0 : 2], turned ? (float)(v[2] - zero) : first);
+            s3 = odtplan_mla(s3, g[turned ? 0 : 3], turned ? (float)(v[3] - zero) : first);
+        }
+    }
+    dw[0] = s0 * scale;
+    if (count > 1) {
+        dw[1] = s1 * scale, dw[2] = s2 * scale, dw[3] = s3 * scale;
+    }
+}
+
+ODTPLAN_INLINE void grad_weight_row(const odtplan_qgemm_grad_weight_t *p, const int8_t *x,
+                                    const float *dy, int32_t i, int32_t turned, float *dw)
+{
+    const int32_t columns = turned ? p->k : p->n;
+    int32_t j = 0;
+    for (; j + 4 <= columns; j += 4) {
+        grad_weight_block(p, x, dy, i, j, 4, turned, dw + j);
+    }
+    for (; j < columns; j++) {
+        grad_weight_block(p, x, dy, i, j, 1, turned, dw + j);
+    }
+}
+
 void odtplan_qgemm_grad_weight(const odtplan_qgemm_grad_weight_t *p, const int8_t *x,
                                const float *dy, float *dw, int32_t row_begin, int32_t row_end)
 {
-    const int32_t m = p->m, n = p->n, k = p->k, zero = p->x_zero;
-    const float scale = p->x_scale;
     for (int32_t i = row_begin; i < row_end; i++) {
-        for (int32_t j = 0; j < (p->trans_b ? k : n); j++) {
-            const int8_t *v = x + (p->trans_b ? j : i);
-            const float *g = dy + (p->trans_b ? i : j);
-            float sum = 0.0f;
-            for (int32_t t = 0; t < m; t++, v += k, g += n) {
-                sum = odtplan_mla(sum, *g, (float)(*v - zero));
-            }
-            *dw++ = sum * scale;
+        if (p->trans_b) {
+            grad_weight_row(p, x, dy, i, 1, dw);
+            dw += p->k;
+        } else {
+            grad_weight_row(p, x, dy, i, 0, dw);
+            dw += p->n;
         }
     }
 }

@@ -13,25 +13,21 @@
 extern "C" {
 #endif
 
-/* What the update rules share. */
-#define ODTPLAN_QUPDATE                                                       \
-    int32_t rows, row;    /* of the run; elements of a row */                 \
-    float gradient_scale; /* 1 / micro-batches */                             \
-    int32_t qas;          /* steps are -d / scale; 0: -d * scale */           \
-    int32_t nearest;      /* rounding to nearest, ties to even; 0: stochastic */ \
-    int32_t stream        /* tells parameters apart */
-
 typedef struct {
-    ODTPLAN_QUPDATE;
+    int32_t rows, row;    /* of the run; elements of a row */
+    float gradient_scale; /* 1 / micro-batches */
+    int32_t qas;          /* steps are -d / scale; 0: -d * scale */
+    int32_t nearest;      /* rounding to nearest, ties to even; 0: stochastic */
+    int32_t stream;       /* tells parameters apart */
 } odtplan_qsgd_t;
 
 typedef struct {
-    ODTPLAN_QUPDATE;
+    odtplan_qsgd_t base;
     float momentum;
 } odtplan_qmomentum_t;
 
 typedef struct {
-    ODTPLAN_QUPDATE;
+    odtplan_qsgd_t base;
     float beta1;
     float rest1; /* 1 - beta1 */
     float beta2;

@@ -1,0 +1,187 @@
+/* See odtplan_mixed.h. */
+#include "odtplan_mixed.h"
+
+#include <string.h>
+
+#include "odtplan_conv.h"
+#include "odtplan_depthwise.h"
+
+typedef struct {
+    const odtplan_mixed_conv_t *p;
+    const float *w, *b, *cold;
+    odtplan_conv_t held;      /* the layer on the lines that are held */
+    int32_t first;            /* filter of the set */
+    float *lines, *results;
+    int32_t top, end;         /* lines that are held */
+} state_t;
+
+static int32_t smaller(int32_t a, int32_t b)
+{
+    return a < b ? a : b;
+}
+
+static int32_t is_depthwise(const odtplan_conv_t *p)
+{
+    return p->group > 1 && p->group_channels == 1 && p->filters == p->group;
+}
+
+static void dequantize(const odtplan_dequantize_t *p, const int8_t *x, float *y, int32_t count)
+{
+    odtplan_dequantize_t q = *p;
+    q.count = count;
+    odtplan_dequantize(&q, x, y);
+}
+
+static void quantize(const odtplan_quantize_t *p, const float *x, int8_t *y, int32_t count)
+{
+    odtplan_quantize_t q = *p;
+    q.count = count;
+    odtplan_quantize(&q, x, y);
+}
+
+/* Lines from..to of one channel; those outside of x are zeros. */
+static void convert(const odtplan_mixed_conv_t *p, const int8_t *x, float *line, int32_t from,
+                    int32_t to)
+{
+    const int32_t width = p->width, left = p->conv.pad[1], size = p->conv.in_size[1];
+    const int32_t count = smaller(size, width - left), height = p->conv.in_size[0];
+    while (from < to) {
+        int32_t n = 1;
+        if (from < 0 || from >= height) {
+            n = from < 0 ? smaller(to, 0) - from : to - from;
+            memset(line, 0, (size_t)(n * width) * sizeof(float));
+        } else if (width == size) { /* no padding: lines lie together in both */
+            n = smaller(to, height) - from;
+            dequantize(&p->from, x + from * size, line, n * size);
+        } else if (count > 0) {
+            dequantize(&p->from, x + from * size, line + left, count);
+        }
+        from += n;
+        line += n * width;
+    }
+}
+
+/* Hold the lines from begin on, as many as count rows of results need. */
+static void hold(state_t *s, const int8_t *x, int32_t begin, int32_t count)
+{
+    const odtplan_conv_t *c = &s->p->conv;
+    const int32_t width = s->p->width, before = s->held.in_size[0], kept = s->end - begin;
+    const int32_t lines = (count - 1) * c->stride[0] + (c->kernel[0] - 1) * c->dilation[0] + 1;
+    const int32_t from = kept > 0 ? s->end : begin;
+    s->held.in_size[0] = lines;
+    s->held.out_size[0] = count;
+    for (int32_t i = 0; i < s->held.channels; i++, x += c->in_size[0] * c->in_size[1]) {
+        float *to = s->lines + i * lines * width;
+        if (kept > 0) {
+            memmove(to, s->lines + (i * before + begin - s->top) * width,
+                    (size_t)(kept * width) * sizeof(float));
+        }
+        convert(s->p, x, to + (from - begin) * width, from, begin + lines);
+    }
+    s->top = begin;
+    s->end = begin + lines;
+}
+
+/* The results of count filters of the set from the one numbered first on. */
+static void convolve(const state_t *s, int32_t first, int32_t count)
+{
+    const odtplan_conv_t *c = &s->p->conv;
+    const int32_t taps = c->kernel[0] * c->kernel[1], depth = c->group_channels;
+    const int32_t at = s->first + first, hot = s->cold ? c->hot : depth;
+    const float *b = s->b ? s->b + at : NULL;
+    odtplan_gather_t g = odtplan_make_gather(&s->held, 0);
+    const odtplan_part_t part = {s->w + at * hot * taps, hot, hot * taps, taps};
+    g.parts[0] = part;
+    if (s->cold) {
+        const int32_t rest = depth - hot;
+        const odtplan_part_t frozen = {s->cold + at * rest * taps, rest, rest * taps, taps};
+        g.parts[1] = frozen, g.part_count = 2;
+    }
+    odtplan_convolve(&s->held, &g, s->lines, s->results, count, b);
+}
+
+/* The results of all channels of the set. */
+static void convolve_depthwise(const state_t *s)
+{
+    const odtplan_conv_t *c = &s->p->conv;
+    const int32_t taps = c->kernel[0] * c->kernel[1], channels = s->held.channels;
+    const int32_t plane = s->held.in_size[0] * s->held.in_size[1];
+    const int32_t pixels = s->held.out_size[0] * s->held.out_size[1];
+    int32_t hot = channels;
+    odtplan_gather_t g = odtplan_make_gather(&s->held, 0);
+    if (s->cold) {
+        hot = smaller(c->hot - s->first, channels);
+        hot = hot > 0 ? hot : 0;
+    }
+    if (hot > 0) {
+        g.parts[0].w = s->w + s->first * taps;
+        odtplan_depthwise(&g, s->lines, s->results, hot, s->b ? s->b + s->first : NULL);
+    }
+    if (hot < channels) {
+        const int32_t at = s->first + hot;
+        g.parts[0].w = s->cold + (at - c->hot) * taps;
+        odtplan_depthwise(&g, s->lines + hot * plane, s->results + hot * pixels, channels - hot,
+                          s->b ? s->b + at : NULL);
+    }
+}
+
+/* Rows row..row + count of the set. */
+static void make_rows(const state_t *s, int32_t row, int32_t count, int8_t *y)
+{
+    const odtplan_conv_t *c = &s->p->conv;
+    const int32_t pixels = count * c->out_size[1], plane = c->out_size[0] * c->out_size[1];
+    const int32_t depthwise = is_depthwise(c), at_once = s->p->at_once;
+    y += row * c->out_size[1];
+    for (int32_t first = 0; first < s->held.filters; first += at_once) {
+        const int32_t n = smaller(at_once, s->held.filters - first);
+        if (depthwise) {
+            convolve_depthwise(s);
+        } else {
+            convolve(s, first, n);
+        }
+        for (int32_t i = 0; i < n; i++, y += plane) {
+            quantize(&s->p->to, s->results + i * pixels, y, pixels);
+        }
+    }
+}
+
+void odtplan_mixed_conv(const odtplan_mixed_conv_t *p, const int8_t *x, const float *w,
+                        const float *b, const float *cold, int8_t *y, void *workspace)
+{
+    const odtplan_conv_t *c = &p->conv;
+    const int32_t height = c->out_size[0], step = p->rows;
+    const int32_t reach = (c->kernel[0] - 1) * c->dilation[0] + 1;
+    const int32_t room = p->channels * ((step - 1) * c->stride[0] + reach) * p->width;
+    state_t s = {p, w, b, cold, *c, 0, workspace, (float *)workspace + room, 0, 0};
+    s.held.batch = s.held.group = 1;
+    s.held.in_size[1] = p->width;
+    s.held.pad[0] = s.held.pad[1] = 0;
+    memset(s.lines, 0, (size_t)room * sizeof(float));
+    for (int32_t i = 0; i < c->batch * p->sets; i++) {
+        s.first = i % p->sets * p->filters;
+        s.held.filters = smaller(p->filters, c->filters - s.first);
+        s.held.channels = is_depthwise(c) ? s.held.filters : p->channels;
+        s.end = -c->pad[0];
+        for (int32_t row = 0; row < height; row += step) {
+            const int32_t count = smaller(step, height - row);
+            hold(&s, x, row * c->stride[0] - c->pad[0], count);
+            make_rows(&s, row, count, y);
+        }
+        x += s.held.channels * c->in_size[0] * c->in_size[1];
+        y += s.held.filters * height * c->out_size[1];
+    }
+}
+
+void odtplan_mixed_gemm(const odtplan_mixed_gemm_t *p, const int8_t *x, const float *w,
+                        const float *b, const float *cold, int8_t *y, void *workspace)
+{
+    odtplan_gemm_t row = p->gemm;
+    const int32_t depth = row.hot + row.cold;
+    float *from = workspace, *to = from + depth;
+    row.m = 1;
+    for (int32_t i = 0; i < p->gemm.m; i++, x += depth, y += row.n) {
+        dequantize(&p->from, x, from, depth);
+        odtplan_gemm_f32(&row, from, w, b, cold, to);
+        quantize(&p->to, to, y, row.n);
+    }
+}

@@ -31,8 +31,8 @@ from .conv_grad import (
 from .qconv import MORE, QPARTIAL, whole_weight
 from .qtypes import activation, i8
 
-#: Bytes of converted weights that the C kernel holds at a time where it has the choice; four times as
-#: many for four channels of a convolution with taps.
+#: Bytes of converted weights that the C kernel holds at a time where it has the choice; four times
+#: as many for four channels of a convolution with taps.
 _CONVERTED = 1024
 #: Largest copy of a plane in fp32.
 _COPIED = 8192
@@ -69,7 +69,8 @@ def _kernel_grad(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
 
 def _work_grad(node: Node) -> tuple[Work, ...]:
     """The fp32 gradient, by runs of the channels whose weights are converted together."""
-    shape, w, group = node.ints_attr("shape"), whole_weight(node, 1, _COLD), node.int_attr("group", 1)
+    shape, w = node.ints_attr("shape"), whole_weight(node, 1, _COLD)
+    group = node.int_attr("group", 1)
     (channels, filters), win, taps = _at_once(node), grad_input_window(node), prod(w[2:])
     rows, runs = w[0] // group, -(-w[1] // channels)
     if is_depthwise(node, shape[1], w[0]):
@@ -86,8 +87,8 @@ def _work_grad(node: Node) -> tuple[Work, ...]:
 def _at_once(node: Node) -> tuple[int, int]:
     """Channels of the input and filters of a group whose weights the C kernel converts at a time.
 
-    Depthwise: some channels. Else four channels (one, if four don't fit), and fewer than all filters
-    only where pixels come in blocks of four, to which the rest can be added.
+    Depthwise: some channels. Else four channels (one, if four don't fit), and fewer than all
+    filters only where pixels come in blocks of four, to which the rest can be added.
     """
     shape, w = node.ints_attr("shape"), whole_weight(node, 1, _COLD)
     taps, filters = prod(w[2:]), w[0] // node.int_attr("group", 1)

@@ -76,7 +76,7 @@ def _infer(states: int) -> Callable[[Node], Sequence[TensorType]]:
 # -- random numbers --------------------------------------------------------------------------------
 
 
-def _mix(x: Array, key: Array | np.uint32 = np.uint32(0)) -> Array:
+def _mix(x: Array, key: Array | None = None) -> Array:
     """A bijection of 32 bits in which every bit of x changes every bit with probability 1/2.
 
     Two rounds, found by C. Wellons' search (hash-prospector, bias 0.107). A key in the second round
@@ -84,7 +84,7 @@ def _mix(x: Array, key: Array | np.uint32 = np.uint32(0)) -> Array:
     """
     x = x ^ (x >> np.uint32(16))
     x = x * np.uint32(0x21F0AAAD)
-    x = x ^ (x >> np.uint32(15)) ^ key
+    x = x ^ (x >> np.uint32(15)) ^ (np.uint32(0) if key is None else key)
     x = x * np.uint32(0x735A2D97)
     return np.asarray(x ^ (x >> np.uint32(15)))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +18,7 @@ import pytest
 import torch
 from board import lane
 from numpy.typing import NDArray
-from onnx_files import floats
+from onnx_files import export, floats
 from oracle import Unconstrained, batch
 from test_board import needs_qemu, needs_zig, on_board
 from test_c_backend import Planned, reference, samples
@@ -36,6 +38,7 @@ from odt_plan.ir.quantization import HIGH, LOW
 from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec, Update
 from odt_plan.planner.check import check
 from odt_plan.planner.device import load_device
+from odt_plan.planner.plan import load_plan
 from odt_plan.planner.tensors import Storage
 
 Array = NDArray[Any]
@@ -638,6 +641,34 @@ def test_a_diverging_run_keeps_the_last_good_state() -> None:
     assert runtime.is_finite()
     runtime._resident[moment][...] = np.inf
     assert not runtime.is_finite()
+
+
+def test_command_line(tmp_path: Path) -> None:
+    """Options reach the plan, which verifies, trains and saves real numbers."""
+    x = floats(np.random.default_rng(3), 16, 2, 6, 6)
+    np.savez(tmp_path / "data.npz", x=x, y=np.arange(16) % 3)
+    model, data, out = export(nets.cnn(), tmp_path), str(tmp_path / "data.npz"), tmp_path / "out"
+
+    def odt_plan(*arguments: str) -> str:
+        command = [sys.executable, "-m", "odt_plan.cli", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    options = ("--ram", "32KB", "--flash", "1MB", "--calib", data, "--precision", "*=i8")
+    update = ("--train", "conv1.weight=0.5,conv2.bias,fc.weight", "--no-qas")
+    told = odt_plan(str(model), *options, *update, "--rounding", "nearest", "-o", str(out))
+    assert "i8 without QAS, nearest rounding" in told
+    plan = load_plan(out / "plan.json")
+    assert (plan.training.qas, plan.training.rounding) == (False, "nearest")
+    odt_plan("verify", str(out / "plan.json"))
+    saved = tmp_path / "learned.npz"
+    odt_plan("run", str(out / "plan.json"), "--data", data, "--steps", "3", "--save", str(saved))
+    with np.load(saved) as learned:
+        assert {n: learned[n].dtype for n in learned} == dict.fromkeys(
+            ("conv1.weight", "conv2.bias", "fc.weight"), np.dtype(np.float32)
+        )
+        assert learned["conv1.weight"].shape == (4, 4, 3, 3)
 
 
 # --- C --------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ I8_CLASSES: tuple[CostClass, ...] = (
 )
 
 
-class Rate(Quantity):
+class Figures(_Spec):
     """Executed instructions of a kernel: ``value`` per unit of work.
 
     ``per_pass`` (loads and indices of an inner loop's body), ``per_loop`` (its start: addresses,
@@ -57,17 +57,30 @@ class Rate(Quantity):
     run only a few times.
     """
 
+    value: NonNegativeFloat
     per_pass: NonNegativeFloat = 0.0
     per_loop: NonNegativeFloat = 0.0
     per_output: NonNegativeFloat = 0.0
 
 
+class Rate(Figures):
+    """Figures with their origin."""
+
+    source: str = Field(min_length=3)
+
+
+class Measured(_Spec):
+    """Figures of operators that were measured on their own, by operator and cost class."""
+
+    source: str = Field(min_length=3)
+    rates: dict[str, dict[str, Figures]]
+
+
 class Core(_Spec):
     """A CPU core as our C kernels see it (specs/cores/<id>.yaml).
 
-    ``instructions`` gives executed instructions by dtype and cost class, ``operators`` those of
-    operators that were measured on their own, by operator and cost class; ``call`` the instructions
-    around one kernel call.
+    ``instructions`` gives executed instructions by dtype and cost class, for operators that are not in
+    ``operators``; ``call`` the instructions around one kernel call.
     """
 
     id: str
@@ -75,12 +88,12 @@ class Core(_Spec):
     compiler: dict[str, str]  #: GCC flags (``gcc``) and zig's ``zig_target`` and ``zig_cpu``
     call: Quantity
     instructions: dict[str, dict[str, Rate]]
-    operators: dict[str, dict[str, Rate]] = {}
+    operators: Measured | None = None
 
-    def rate(self, work: Work) -> Rate:
+    def rate(self, work: Work) -> Figures:
         """Instructions of a part of a node's work; it says which operator's."""
-        own = self.operators.get(work.operator, {}).get(work.cost_class)
-        return own or self.instructions[work.dtype][work.cost_class]
+        own = self.operators.rates.get(work.operator, {}) if self.operators else {}
+        return own.get(work.cost_class) or self.instructions[work.dtype][work.cost_class]
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

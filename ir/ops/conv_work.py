@@ -263,9 +263,7 @@ def convolve(
     return _parts(total, "pointwise" if pointwise else "conv", times)
 
 
-def grad_weight(
-    win: Window, batch: int, rows: Sequence[int], depth: int
-) -> tuple[Work, ...]:
+def grad_weight(win: Window, batch: int, rows: Sequence[int], depth: int) -> tuple[Work, ...]:
     """Gradient of the weight of a convolution that is not depthwise.
 
     Args:
@@ -394,7 +392,5 @@ def integer_depthwise(win: Window, planes: int) -> tuple[Work, ...]:
         outputs=blocks,
         dtype="i8",
     )
-    copied = Work(
-        "copy", planes * lines * x.size, loops=planes * lines, outputs=planes, dtype="i8"
-    )
+    copied = Work("copy", planes * lines * x.size, loops=planes * lines, outputs=planes, dtype="i8")
     return (sums, copied)

@@ -9,7 +9,7 @@ All memory rows are linear: update choice is a knapsack, and it needs their LP b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -67,6 +67,9 @@ class Milp:
         for r in problem.retentions:
             self._retention_variables(r)
         self.peak = self.c.column(integer=False, upper=float("inf"))
+        self.parameter = {
+            a: name for name, acts in problem.choices.items() for a in acts if a != ALWAYS
+        }
         self.products: dict[tuple[int, int], int] = {}
         self.block_of = {k: self.a[b.activity] for b in problem.streams for k in b.slots}
         self._activities()
@@ -95,8 +98,22 @@ class Milp:
     def _activities(self) -> None:
         """A needed backward node runs if one of its readers runs."""
         for a in self.problem.activities:
-            for b in a.implied_by:
-                self.c.row([(self.a[a.index], 1.0), (self.a[b], -1.0)], lower=0.0)
+            self._at_least(self.a[a.index], a.implied_by)
+
+    def _at_least(self, column: int, activities: Iterable[int]) -> None:
+        """The column is 1 if one of these activities holds."""
+        for acts in self._alternatives(activities):
+            self.c.row([(column, 1.0), *((self.a[a], -1.0) for a in acts)], lower=0.0)
+
+    def _alternatives(self, activities: Iterable[int]) -> Iterable[list[int]]:
+        """Activities of which at most one holds, together: candidates of one parameter.
+
+        Rows with their sum are much tighter in the LP than one row each.
+        """
+        groups: dict[str | int, list[int]] = {}
+        for a in activities:
+            groups.setdefault(self.parameter.get(a, a), []).append(a)
+        return groups.values()
 
     def _one_candidate_each(self) -> None:
         """At most one candidate per parameter, and at least one update in all."""
@@ -110,16 +127,16 @@ class Milp:
     def _one_precision_each(self) -> None:
         """A mixed layer is not computed again as i8; what is inside a streamed block is unused."""
         p = self.problem
-        pairs = [(m.activity, a) for m in p.mixed_layers for a in m.excludes]
-        pairs += [(b.activity, a) for b in p.streams for a in b.excludes]
-        for one, other in pairs:
-            self.c.row([(self.a[one], 1.0), (self.a[other], 1.0)], upper=1.0)
+        exclusive = [(m.activity, m.excludes) for m in p.mixed_layers]
+        exclusive += [(b.activity, b.excludes) for b in p.streams]
+        for choice, excludes in exclusive:
+            for acts in self._alternatives(excludes):
+                self.c.row([(self.a[choice], 1.0), *((self.a[a], 1.0) for a in acts)], upper=1.0)
         # Each update is in one precision; summed up over a parameter's candidates the LP is tight.
-        params = {a: name for name, acts in p.choices.items() for a in acts if a != ALWAYS}
         sums: dict[tuple[str, int], list[int]] = {}
         for u in p.mixed_updates:
             if u.activity != ALWAYS:
-                sums.setdefault((params[u.activity], u.choice), []).append(u.activity)
+                sums.setdefault((self.parameter[u.activity], u.choice), []).append(u.activity)
         for (_, choice), acts in sums.items():
             v = self.a[choice]
             both = [self._both(a, choice) for a in acts]
@@ -178,8 +195,9 @@ class Milp:
         for i, r in enumerate(p.retentions):
             self._retention_rows(i, r, live)
         state = [(self.a[a], float(b)) for a, b in p.state_bytes.items()]
-        state += [(self._both(u.activity, u.choice), u.state_bytes) for u in p.mixed_updates]
+        state += [(self._both(u.activity, u.choice), float(u.state_bytes)) for u in p.mixed_updates]
         self.live = live
+        # Row by row, not as a running sum: knapsack cuts need the tensors in one row.
         for terms in live:
             self.c.row([*terms, *state, (self.peak, -1.0)], upper=0.0)
         self.c.row([(self.peak, 1.0)], upper=p.limits.ram_bytes)
@@ -228,8 +246,7 @@ class Milp:
                 v = known[acts]
             else:
                 v = known[acts] = self.c.column(integer=False)
-                for a in acts:
-                    self.c.row([(v, 1.0), (self.a[a], -1.0)], lower=0.0)
+                self._at_least(v, acts)
             for slot in range(k, last + 1):
                 live[slot].append((v, size))
             k = last + 1

@@ -318,7 +318,8 @@ class _Planner:
         result = self._solve(problem, "learn")
         assert result.solution is not None
         self._mix(problem, result.solution)
-        return result.solution.candidates(problem), result.bound
+        chosen = result.solution.candidates(problem) if fixed is None else list(fixed)
+        return chosen, result.bound
 
     def _mix(self, problem: Problem, solution: Solution) -> None:
         """Note which layers the solver has made mixed."""

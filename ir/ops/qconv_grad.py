@@ -26,14 +26,15 @@ from .conv_grad import (
     grad_weight_params,
     grad_weight_window,
     rows_grad_weight,
-    work_grad_weight,
+    runs_of_rows,
 )
 from .qconv import MORE, QPARTIAL, whole_weight
 from .qtypes import activation, i8
 
-#: Bytes of converted weights that the C kernel holds at a time where it has the choice; four times
-#: as many for four channels of a convolution with taps.
+#: Bytes of converted weights that the C kernel holds at a time where it has the choice ...
 _CONVERTED = 1024
+#: ... and at most for four channels of a convolution with taps: 64 filters of 3 x 3.
+_CONVERTED_TAPS = 9216
 #: Largest copy of a plane in fp32.
 _COPIED = 8192
 #: Operand that takes the frozen rest of a partly updated weight.
@@ -98,7 +99,7 @@ def _at_once(node: Node) -> tuple[int, int]:
     channels = 4 if w[1] >= 4 else 1
     if channels == 4 and win.is_pointwise() and prod(shape[2:]) % 4 == 0:
         return 4, min(filters, _CONVERTED // 16)
-    return (channels if channels * filters * taps <= _CONVERTED else 1), filters
+    return (channels if channels * filters * taps * 4 <= _CONVERTED_TAPS else 1), filters
 
 
 def _workspace_grad(node: Node) -> int:
@@ -145,6 +146,21 @@ def _copy(node: Node) -> tuple[int, int]:
         return 0, 0
     lines, length = win.y.padded(), win.x.padded()
     return (lines, length) if lines * length * 4 <= _COPIED else (0, 0)
+
+
+def _work_weight(node: Node, tile_rows: int = 0) -> tuple[Work, ...]:
+    """Work of the gradient of the weight, in tiles of so many rows (0: all)."""
+    shape, win, batch = (
+        node.ints_attr("weight_shape"),
+        grad_weight_window(node),
+        operand(node, 0).shape[0],
+    )
+    lines, length = _copy(node)
+    if lines:
+        calls = -(-shape[0] // (tile_rows or shape[0]))
+        return conv_work.depthwise_grad_weight(win, batch, shape[0], calls, lines * length)
+    runs = runs_of_rows(node, tile_rows)
+    return conv_work.grad_weight(win, batch, runs, shape[1], converted=True)
 
 
 def _workspace_weight(node: Node) -> int:
@@ -214,8 +230,8 @@ register(
             _rows_weight(node, inputs, 0, node.ints_attr("weight_shape")[0])
         ],
         rows_kernel=_rows_weight,
-        work=work_grad_weight,
-        tiled_work=work_grad_weight,
+        work=_work_weight,
+        tiled_work=_work_weight,
         c=CKernel(
             "odtplan_qconv_grad_weight",
             "odtplan_qconv_grad_weight_t",

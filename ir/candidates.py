@@ -29,14 +29,28 @@ def param_slots(graph: Graph) -> dict[str, list[tuple[Node, ParamSlot]]]:
     return {name: u for name, u in uses.items() if name not in blocked}
 
 
-def candidates(graph: Graph, ratios: Sequence[float] = (0.125, 0.25, 0.5, 1.0)) -> list[Candidate]:
+def candidates(
+    graph: Graph,
+    ratios: Sequence[float] = (0.125, 0.25, 0.5, 1.0),
+    *,
+    imported: Graph | None = None,
+) -> list[Candidate]:
     """All ways to update the parameters of a forward graph, in forward order.
 
     A weight offers ``max(1, floor(ratio x channels))`` leading input channels for each ratio below
     1; equal counts are offered once. Parameters used twice (tied) are only updated whole.
+
+    Args:
+        graph: A forward graph.
+        ratios: Parts of a weight.
+        imported: What ``graph`` was lowered from. A parameter that layers share there may be stored
+            in several forms here, of which none can be updated alone: these are left out.
     """
     result: list[Candidate] = []
+    shared = None if imported is None else param_slots(imported)
     for name, uses in param_slots(graph).items():
+        if shared is not None and len(shared.get(name, ())) != len(uses):
+            continue
         node, slot = uses[0]
         axis = slot.channel_axis(node) if len(uses) == 1 and slot.cold_index is not None else None
         if axis is not None:

@@ -80,7 +80,7 @@ class Request:
     calibration: Path | Literal["synthetic"] | None = None
     calibration_method: Method = "minmax"
     objective: ObjectiveName = "learn"
-    solver: SolverName = "cp-sat"
+    solver: SolverName = "auto"
     gap: float = 1e-3
     time_limit_s: float = 60.0
     seed: int = 0
@@ -166,7 +166,7 @@ class _Planner:
             self.precision = unchosen(self.forward, pins)
             self.free = choosable(self.forward, pins)
         lowered = self._lowered()
-        every = candidates(lowered)
+        every = candidates(lowered, imported=self.forward)
         if not every:
             raise UnsupportedModelError(
                 f"{r.model}: no constant weight, bias or scale that could be trained;"

@@ -29,7 +29,7 @@ from odt_plan.ir import autodiff
 from odt_plan.ir.autodiff import build_training, candidates, param_slots
 from odt_plan.ir.calibrate import calibrate
 from odt_plan.ir.errors import UsageError
-from odt_plan.ir.graph import Graph, Node, TensorType, Value
+from odt_plan.ir.graph import Attr, Graph, Node, TensorType, Value
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.opdef import get_op
@@ -40,6 +40,7 @@ from odt_plan.planner.check import check
 from odt_plan.planner.device import load_device
 from odt_plan.planner.plan import load_plan
 from odt_plan.planner.tensors import Storage
+from odt_plan.planner.train_set import choose
 
 Array = NDArray[Any]
 RATE = 0.02
@@ -360,6 +361,27 @@ def test_slots_of_integer_layers() -> None:
     slots = param_slots(low)
     roles = {(low.values[n].type.dtype, uses[0][1].role) for n, uses in slots.items()}
     assert roles == {("i8", "weight"), ("i32", "bias")}
+
+
+def test_a_shared_parameter_is_not_updated_in_one_of_its_forms() -> None:
+    rng, g = np.random.default_rng(0), Graph("tied")
+    x = g.add_input("x", TensorType((1, 4, 6, 6)))
+    w, b = g.add_constant("w", floats(rng, 4, 4, 3, 3) / 4), g.add_constant("b", floats(rng, 4))
+    attrs: dict[str, Attr] = {
+        "strides": (1, 1), "pads": (1, 1, 1, 1), "dilations": (1, 1), "group": 1,
+    }  # fmt: skip
+    for i in range(2):
+        x = nets.relu(g, g.add_node("Conv", (x, w, b), attrs, name=f"c{i}").out, f"r{i}")
+    g.outputs = [nets.dense(g, rng, nets.flat(g, x), "fc", 3)]
+    calibrate(g, floats(rng, 8, 4, 6, 6))
+    for f32 in ((), ("c1",)):
+        low = lowered(g, f32)
+        every = candidates(low, imported=g)
+        assert {c.param for c in every} == {"fc.weight", "fc.bias"}
+        with pytest.raises(UsageError, match="several layers share w; pin all of them to f32"):
+            choose(low, ("fc.weight", "w"), every)
+    whole = lower(g, {"fc": "i8"})
+    assert {c.param for c in candidates(whole, imported=g)} == {"w", "b", "fc.weight", "fc.bias"}
 
 
 # --- the update -----------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """Executed instructions of the C kernels, measured on emulated Cortex-M cores.
 
 Every kernel call of the training steps of real models (all parameters trained, in each precision
-that there is) runs alone on the emulated core. Operators that no model needs run their samples. Four
-figures per operator and cost class, instructions per unit of work, per pass and start of an inner
-loop and per result, are fitted to them by non-negative least squares; so are those of cost classes, for
-operators that are not measured. With ``--write`` the figures go into ``specs/cores/<core>.yaml``.
+that there is) runs alone on the emulated core. Operators that no model needs run their samples.
+Four figures per operator and cost class, instructions per unit of work, per pass and start of an
+inner loop and per result, are fitted to them by non-negative least squares; so are those of cost
+classes, for operators that are not measured. With ``--write`` the figures go into
+``specs/cores/<core>.yaml``.
 
     python -m benchmarks.calibrate [--core cortex-m7] [--write] [models...]
 """
@@ -90,11 +91,13 @@ class Measured:
 
     def predicted(self, rates: Rates, one_call: float) -> float:
         """Instructions by these rates."""
-        each = (
-            sum(n * r for n, r in zip(counts(w), rates[w.operator, w.cost_class], strict=True))
-            for w in self.case.works
-        )
-        return sum(each) + one_call * self.case.calls
+        return sum(_spent(w, rates) for w in self.case.works) + one_call * self.case.calls
+
+
+def _spent(work: Work, rates: Rates) -> float:
+    """Instructions by the rates of the operator, or else of the cost class."""
+    rate = rates.get((work.operator, work.cost_class)) or rates[work.dtype, work.cost_class]
+    return sum(n * r for n, r in zip(counts(work), rate, strict=True))
 
 
 def counts(work: Work) -> tuple[int, int, int, int]:
@@ -280,8 +283,8 @@ def one_call(measured: Sequence[Measured]) -> float:
     return max(0.0, statistics.median(rest) if rest else 0.0) + _CALLER
 
 
-def operator_rates(measured: Sequence[Measured], call: float) -> Rates:
-    """Rates of every operator. Blocks of several operators come last: they use those of their parts."""
+def operator_rates(measured: Sequence[Measured], classes: Rates, call: float) -> Rates:
+    """Rates of every operator; those made of others come last and use the rates of their parts."""
     result: Rates = {}
     groups: dict[str, list[Measured]] = {}
     for m in measured:
@@ -293,19 +296,15 @@ def operator_rates(measured: Sequence[Measured], call: float) -> Rates:
     for op in sorted(groups, key=others):
         known = [
             call * m.case.calls
-            + sum(
-                n * r
-                for w in m.case.works
-                if w.operator != op
-                for n, r in zip(counts(w), result[w.operator, w.cost_class], strict=True)
-            )
+            + sum(_spent(w, classes | result) for w in m.case.works if w.operator != op)
             for m in groups[op]
         ]
         own = [
             [((op, w.cost_class), counts(w)) for w in m.case.works if w.operator == op]
             for m in groups[op]
         ]
-        result |= _fit(own, [m.instructions for m in groups[op]], known)
+        if any(own):
+            result |= _fit(own, [m.instructions for m in groups[op]], known)
     return result
 
 
@@ -345,7 +344,7 @@ def _fit(
 
 
 def nonnegative(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The x >= 0 with the least ``|a x - b|``: the active set method of Lawson and Hanson (1974)."""
+    """The x >= 0 with the least ``|a x - b|``, by Lawson's and Hanson's active sets (1974)."""
     size = np.linalg.norm(a, axis=0)
     a = a / np.where(size > 0, size, 1.0)
     x, free = np.zeros(a.shape[1]), np.zeros(a.shape[1], bool)
@@ -435,15 +434,17 @@ def main() -> None:
         cases = [c for c in cases if sum(w.amount for w in c.works) <= SOFT_FLOAT_WORK]
     measured = measure(options.core, cases, options.compiler, options.flag)
     call = one_call(measured)
-    operators, classes = operator_rates(measured, call), class_rates(measured, call)
+    classes = class_rates(measured, call)
+    operators = operator_rates(measured, classes, call)
+    every = classes | operators
     if options.all:
-        _print_all(measured, operators, call)
+        _print_all(measured, every, call)
     print(f"{'call':40} {call:9.1f}")
-    for (owner, name), rate in [*classes.items(), *operators.items()]:
+    for (owner, name), rate in every.items():
         print(f"{owner + ' ' + name:40}", " ".join(f"{r:9.3f}" for r in rate))
     for op in sorted({m.case.node.op for m in measured}):
         chosen = [m for m in measured if m.case.node.op == op]
-        off = sorted(m.instructions / m.predicted(operators, call) for m in chosen)
+        off = sorted(m.instructions / m.predicted(every, call) for m in chosen)
         spread = f"{off[0]:.2f} .. {off[len(off) // 2]:.2f} .. {off[-1]:.2f}"
         print(f"{op:26} measured / predicted {spread} in {len(off)} cases")
     if options.write:

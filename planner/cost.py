@@ -1,8 +1,8 @@
 """Predicted cost of nodes, updates and page transfers, as integers.
 
-Instructions = the core's executed instructions (specs/cores) per unit of work, per pass and start of
-an inner loop and per result, times their counts, + one call; cycles = instructions x the device's
-cycles per instruction, rounded up per step.
+Instructions = the core's executed instructions (specs/cores) per unit of work, per pass and start
+of an inner loop and per result, times their counts, + one call; cycles = instructions x the
+device's cycles per instruction, rounded up per step.
 """
 
 from __future__ import annotations

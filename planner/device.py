@@ -53,8 +53,8 @@ class Figures(_Spec):
     """Executed instructions of a kernel: ``value`` per unit of work.
 
     ``per_pass`` (loads and indices of an inner loop's body), ``per_loop`` (its start: addresses,
-    borders) and ``per_output`` (bias, requantization, store) decide on small images, where inner loops
-    run only a few times.
+    borders) and ``per_output`` (bias, requantization, store) decide on small images, where inner
+    loops run only a few times.
     """
 
     value: NonNegativeFloat
@@ -79,8 +79,8 @@ class Measured(_Spec):
 class Core(_Spec):
     """A CPU core as our C kernels see it (specs/cores/<id>.yaml).
 
-    ``instructions`` gives executed instructions by dtype and cost class, for operators that are not in
-    ``operators``; ``call`` the instructions around one kernel call.
+    ``instructions`` gives executed instructions by dtype and cost class, for operators that are not
+    in ``operators``; ``call`` the instructions around one kernel call.
     """
 
     id: str

@@ -154,21 +154,21 @@ def _depthwise_grad_weight(node: Node) -> bool:
     )
 
 
-def work_grad_weight(node: Node, tile_rows: int = 0) -> tuple[Work, ...]:
-    """Work of the gradient of the weight, in tiles of so many rows (0: all)."""
-    shape, filters = node.ints_attr("weight_shape"), operand(node, 1).shape[1]
-    win, batch, step = grad_weight_window(node), operand(node, 0).shape[0], tile_rows or shape[0]
-    tiles = [(row, min(row + step, shape[0])) for row in range(0, shape[0], step)]
+def runs_of_rows(node: Node, tile_rows: int) -> list[int]:
+    """Rows of the gradient of the weight that are of one tile (0: a single one) and one group."""
+    rows, filters = node.ints_attr("weight_shape")[0], operand(node, 1).shape[1]
+    tiles = range(0, rows, tile_rows or rows)
+    groups = range(0, rows, filters // node.int_attr("group", 1))
+    return [b - a for a, b in pairwise(sorted({*tiles, *groups, rows}))]
+
+
+def _work_grad_weight(node: Node, tile_rows: int = 0) -> tuple[Work, ...]:
+    shape, win = node.ints_attr("weight_shape"), grad_weight_window(node)
+    batch = operand(node, 0).shape[0]
     if _depthwise_grad_weight(node):
-        return conv_work.depthwise_grad_weight(win, batch, shape[0], len(tiles))
-    rows = filters // node.int_attr("group", 1)  # of a group: they are computed together
-    ends = [sorted({*range(a // rows * rows + rows, b, rows), b}) for a, b in tiles]
-    runs = [
-        b - a
-        for (begin, _), stops in zip(tiles, ends, strict=True)
-        for a, b in pairwise([begin, *stops])
-    ]
-    return conv_work.grad_weight(win, batch, runs, shape[1])
+        calls = -(-shape[0] // (tile_rows or shape[0]))
+        return conv_work.depthwise_grad_weight(win, batch, shape[0], calls)
+    return conv_work.grad_weight(win, batch, runs_of_rows(node, tile_rows), shape[1])
 
 
 def grad_weight_params(node: Node) -> dict[str, Attr]:
@@ -241,8 +241,8 @@ register(
         infer=_infer_grad_weight,
         kernel=_kernel_grad_weight,
         rows_kernel=rows_grad_weight,
-        work=work_grad_weight,
-        tiled_work=work_grad_weight,
+        work=_work_grad_weight,
+        tiled_work=_work_grad_weight,
         c=CKernel(
             "odtplan_conv_grad_weight_f32",
             "odtplan_conv_t",

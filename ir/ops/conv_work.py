@@ -1,8 +1,8 @@
 """Work of the convolution kernels: how often each of their loops runs.
 
 The C kernels take four pixels and four channels at a time, single ones at borders and at the end of
-an odd number. So a convolution's cost is not its multiply-accumulates times a rate: the functions here
-count blocks, passes and starts of inner loops as backends/c/kernels runs them.
+an odd number. So a convolution's cost is not its multiply-accumulates times a rate. The functions
+here count blocks, passes and starts of inner loops as those in backends/c/kernels run them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 
 from ..opdef import Work
 from .window import Axis, Window
@@ -76,7 +76,7 @@ class _Line:
         return result
 
 
-@lru_cache(maxsize=None)
+@cache
 def _line(a: Axis, backward: bool) -> _Line:
     reach = (a.kernel - 1) * a.dilation
     if not backward:
@@ -125,9 +125,9 @@ def _add_block(
     n["outputs"] += times
 
 
-@lru_cache(maxsize=None)
+@cache
 def _gather(win: Window, backward: bool, channels: int, depth: int) -> Counter[str]:
-    """Generic convolution of odtplan_conv.c: ``channels`` results from ``depth`` source channels."""
+    """Generic convolution of odtplan_conv.c: ``channels`` results, ``depth`` source channels."""
     y, x, n = _line(win.y, backward), _line(win.x, backward), Counter[str]()
     rows = [(r, k) for r, k in ((BLOCK, channels // BLOCK), (1, channels % BLOCK)) if k]
     lines = sum(k for _, k in rows)
@@ -180,7 +180,7 @@ def _margins(y: _Line, x: _Line, possible: bool = True) -> tuple[_Line, _Line, b
     return (y.widened() if y.spread * x.spread <= _MARGIN_ROOM else y), x.widened(), True
 
 
-@lru_cache(maxsize=None)
+@cache
 def _depthwise(win: Window, backward: bool) -> Counter[str]:
     """One channel."""
     n = Counter[str]()
@@ -263,7 +263,9 @@ def convolve(
     return _parts(total, "pointwise" if pointwise else "conv", times)
 
 
-def grad_weight(win: Window, batch: int, rows: Sequence[int], depth: int) -> tuple[Work, ...]:
+def grad_weight(
+    win: Window, batch: int, rows: Sequence[int], depth: int, *, converted: bool = False
+) -> tuple[Work, ...]:
     """Gradient of the weight of a convolution that is not depthwise.
 
     Args:
@@ -271,17 +273,34 @@ def grad_weight(win: Window, batch: int, rows: Sequence[int], depth: int) -> tup
         batch: Images.
         rows: Filters that are computed together, of each run of the kernel.
         depth: Input channels of a filter.
+        converted: The input is i8; passes are then its conversions, one for all rows of a block,
+            and the loop of a single result.
     """
     n = Counter[str]()
+    taps = [(ky, kx) for ky in range(win.y.kernel) for kx in range(win.x.kernel)]
     for count, times in Counter(rows).items():
-        for ky in range(win.y.kernel):
-            for kx in range(win.x.kernel):
-                n["setup"] += _FIND * times
-                loops, taps, run = _tap(win, batch, ky, kx)
+        for ky, kx in taps:
+            n["setup"] += _FIND * times
+            loops, terms, run = _tap(win, batch, ky, kx)
+            if not converted:
                 for r, i in _blocks(count):
                     for c, j in _blocks(depth):
-                        _add_block(n, times * i * j, r, c, loops, taps, run)
+                        _add_block(n, times * i * j, r, c, loops, terms, run)
+                continue
+            columns, across = _blocks(depth)[0]
+            for r, i in _rows(count) if run and loops == 1 else _blocks(count):
+                i, r = (i, r) if columns == BLOCK and (run or r == BLOCK) else (i * r, 1)
+                blocks = times * i * across
+                n["amount"] += blocks * r * columns * loops * terms
+                n["passes"] += blocks * max(columns, 2) * loops * terms
+                n["loops"] += blocks * loops
+                n["outputs"] += blocks
     return _parts(n, "conv_grad_weight", 1)
+
+
+def _rows(count: int) -> tuple[tuple[int, int], ...]:
+    """Size and number of blocks of 4; of 2 and 1 if there are no 4."""
+    return _blocks(count) if count >= BLOCK else tuple(b for b in ((2, count // 2), (1, count % 2)))
 
 
 def _blocks(count: int) -> tuple[tuple[int, int], ...]:
@@ -300,23 +319,36 @@ def _tap(win: Window, batch: int, ky: int, kx: int) -> tuple[int, int, bool]:
     return (batch * y if x else 0), x, run
 
 
-def depthwise_grad_weight(win: Window, batch: int, filters: int, calls: int) -> tuple[Work, ...]:
-    """Gradient of the weight of a depthwise convolution: taps of a line are summed together."""
-    n = _depthwise_grad_weight(win)
+def depthwise_grad_weight(
+    win: Window, batch: int, filters: int, calls: int, copied: int | None = None
+) -> tuple[Work, ...]:
+    """Gradient of the weight of a depthwise convolution: taps of a line are summed together.
+
+    Args:
+        win: Window of the convolution.
+        batch: Images.
+        filters: Rows of the gradient.
+        calls: Kernel calls, each of which makes margins anew.
+        copied: Elements with margins that each plane is copied to in any case; None: the kernel
+            decides.
+    """
+    n = _depthwise_grad_weight(win, copied is not None)
     works = _parts(n, "depthwise_grad_weight", batch * filters)
-    if not n["copied"]:
-        return works
-    return (*works, Work("setup", calls * 2 * _CLEAR, outputs=0))
+    if copied is not None:
+        return (*works, Work("copy", 4 * copied * calls, outputs=0))
+    return (*works, Work("setup", calls * 2 * _CLEAR, outputs=0)) if n["copied"] else works
 
 
-@lru_cache(maxsize=None)
-def _depthwise_grad_weight(win: Window) -> Counter[str]:
-    """One filter and image."""
+@cache
+def _depthwise_grad_weight(win: Window, always: bool) -> Counter[str]:
+    """One filter and image; ``always``: of a copy with margins."""
     n = Counter[str]()
     y, x, copied = _margins(_line(win.y, False), _line(win.x, False), win.x.dilation == 1)
+    if always:
+        y, x, copied = y.widened(), x.widened(), True
     n["copied"] = 4 * y.source * x.source if copied else 0
     n["outputs"] = win.y.kernel * win.x.kernel
-    all_x = (copied or win.x.begin == 0 and x.end == x.size) and win.x.dilation == 1
+    all_x = win.x.dilation == 1 and (copied or (win.x.begin == 0 and x.end == x.size))
     all_y = y.taps == y.full
     together = all_x and win.x.kernel in (3, 5, 7) and win.x.stride <= 2
     for ky in range(win.y.kernel):
@@ -371,7 +403,7 @@ def integer(win: Window, filters: int, depth: int, times: int) -> tuple[Work, ..
 
 
 def integer_depthwise(win: Window, planes: int) -> tuple[Work, ...]:
-    """Integer depthwise convolution: lines are copied with padding, then met four results at a time.
+    """Integer depthwise convolution: four results at a time, from lines copied with padding.
 
     Args:
         win: Window of the convolution.

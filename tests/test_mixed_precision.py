@@ -102,14 +102,18 @@ def written(planned: PlannedModel, folder: Path) -> Path:
 
 @pytest.mark.parametrize("train", ["last", "auto"])
 @pytest.mark.parametrize("micro_batches", [1, 3])
-def test_from_samples_to_trained_weights(train: str, micro_batches: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pins", [(), ("conv*=i8",)], ids=["free", "pinned"])
+def test_from_samples_to_trained_weights(
+    train: str, micro_batches: int, pins: tuple[str, ...], tmp_path: Path
+) -> None:
     spec = TrainingSpec(micro_batches=micro_batches)
-    request = request_of(tmp_path, train=(train,), spec=spec)
+    request = request_of(tmp_path, train=(train,), spec=spec, precision=pins)
     if train == "auto":  # too little for all layers, so that some stay frozen
         request = replace(request, ram_bytes=3000)
     planned = make_plan(request)
-    assert "QConv" in ops(planned)
-    assert "i8" in planned.plan.decisions.precision.values()
+    assert ops(planned) & {"QConv", "MixedConv"}
+    assert set(planned.plan.decisions.precision.values()) <= {"i8", "mixed", "f32"}
+    assert "QConv" in ops(planned) or not pins
     trains(planned.plan, planned.training)
 
     assert request.calibration is not None
@@ -128,7 +132,7 @@ def test_from_samples_to_trained_weights(train: str, micro_batches: int, tmp_pat
 def test_costs_less_than_f32(tmp_path: Path) -> None:
     """Where frozen layers have the peak; a wide input of an updated layer is f32 in both."""
     request = replace(request_of(tmp_path), model=export(nets.resnet(), tmp_path))
-    mixed = make_plan(request).plan
+    mixed = make_plan(replace(request, precision=("*=i8",))).plan
     plain = make_plan(replace(request, calibration=None)).plan
     assert set(plain.decisions.precision.values()) == {"f32"}
     assert plain.quantization == {}
@@ -147,8 +151,9 @@ def test_pins(tmp_path: Path) -> None:
     of = make_plan(replace(request, precision=("conv*=f32", "conv1=i8"))).plan.decisions.precision
     assert (of["conv0"], of["conv1"], of["conv2"]) == ("f32", "i8", "f32")
     of = make_plan(replace(request, precision=("conv0=f32",))).plan.decisions.precision
-    assert (of["conv0"], of["conv1"], of["conv2"]) == ("f32", "i8", "i8")
-    for pin, dtype in (("i8", "i8"), ("f32", "f32")):  # of the updated layer
+    assert of["conv0"] == "f32"
+    assert {of["conv1"], of["conv2"]} <= {"i8", "mixed"}
+    for pin, dtype in (("i8", "i8"), ("mixed", "f32"), ("f32", "f32")):  # of the updated layer
         planned = make_plan(replace(request, precision=(f"fc={pin}",)))
         assert planned.plan.decisions.precision["fc"] == pin
         (weight,) = (u for u in planned.training.updates if u.role == "weight")

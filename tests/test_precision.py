@@ -171,7 +171,7 @@ def test_refusals() -> None:
     graph = network()
     cases: list[tuple[dict[str, Any], str]] = [
         ({"c9": "i8"}, "precision of c9: net has no layer or input like that"),
-        ({"c1": "i4"}, "precision of c1: i4 is not one of f32, i8"),
+        ({"c1": "i4"}, "precision of c1: i4 is not one of f32, mixed, i8"),
     ]
     for precision, reason in cases:
         with pytest.raises(UsageError, match=reason):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, ParamSlot, Sample, Work, get_op, operand, register, works
@@ -72,8 +72,7 @@ def _operands(node: Node) -> tuple[Value, Value, Value | None]:
 
 
 def _conversions(node: Node) -> dict[str, Attr]:
-    """Fields of ``odtplan_dequantize_t from`` and ``odtplan_quantize_t to``; counts are those of the
-    rows at hand."""
+    """Fields of ``odtplan_dequantize_t from`` and ``odtplan_quantize_t to`` but the counts."""
     _, quant = activation(node, 0)
     fields: dict[str, Attr] = {"from.x_zero": quant.zero_point, "from.scale": quant.scale[0]}
     fields["to.scale"] = node.float_attr("out_scale")
@@ -141,7 +140,8 @@ def _largest(b: _Blocks, fields: tuple[str, ...], step: int, most: int) -> _Bloc
     """As many rows or channels as the room allows, in steps, in parts as even as can be."""
 
     def of(n: int) -> _Blocks:
-        return replace(b, **dict.fromkeys(fields, n))
+        changes: dict[str, Any] = dict.fromkeys(fields, n)
+        return replace(b, **changes)
 
     n = max((i for i in range(step, most, step) if of(i).workspace <= _ROOM), default=step)
     if n >= most or of(most).workspace <= _ROOM:
@@ -283,7 +283,7 @@ _WIDE: tuple[tuple[tuple[int, ...], tuple[int, ...], dict[str, Attr]], ...] = (
     ((2, 2, 40, 50), (2, 1, 3, 3), {"group": 2, "pads": (1, 1, 1, 1), "strides": (2, 2)}),
     ((1, 2, 5, 6), (3, 2, 1, 1), {"strides": (3, 2), "pads": (1, 0, 2, 3)}),
 )
-#: Hot and cold parts: those of ``conv``; many channels; depthwise, split inside of a run of channels.
+#: Hot and cold parts: those of ``conv``; many channels; depthwise, split inside a run of channels.
 _WIDE_PARTIAL: tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...] = (
     *PARTIAL,
     (len(CASES) + len(MORE), (10, 9, 1, 1), (10, 61, 1, 1)),
@@ -316,12 +316,12 @@ def _samples() -> Iterator[Sample]:
 
 
 def _gemm_samples() -> Iterator[Sample]:
-    T = TensorType
-    yield _sample(0, (T((6, 5)), T((6,))), (2, 5), {"trans_b": 1})
-    yield _sample(1, (T((4, 7)), T((7,))), (3, 4), {"trans_b": 0})
-    yield _sample(2, (T((3, 4)),), (1, 3), {"trans_b": 0})
-    yield _sample(3, (T((5, 3)), T((5,)), T((5, 4))), (2, 7), {"trans_b": 1})
-    yield _sample(4, (T((2, 5)), None, T((5, 5))), (2, 7), {"trans_b": 0})
+    t = TensorType
+    yield _sample(0, (t((6, 5)), t((6,))), (2, 5), {"trans_b": 1})
+    yield _sample(1, (t((4, 7)), t((7,))), (3, 4), {"trans_b": 0})
+    yield _sample(2, (t((3, 4)),), (1, 3), {"trans_b": 0})
+    yield _sample(3, (t((5, 3)), t((5,)), t((5, 4))), (2, 7), {"trans_b": 1})
+    yield _sample(4, (t((2, 5)), None, t((5, 5))), (2, 7), {"trans_b": 0})
 
 
 register(

@@ -39,6 +39,14 @@ static void quantize(const odtplan_quantize_t *p, const float *x, int8_t *y, int
     odtplan_quantize(&q, x, y);
 }
 
+/* count elements, from by elements behind to. */
+static void move(float *to, int32_t by, int32_t count)
+{
+    for (int32_t i = 0; i < count; i += by) { /* parts that do not overlap */
+        memcpy(to + i, to + i + by, (size_t)smaller(count - i, by) * sizeof(float));
+    }
+}
+
 /* Lines from..to of one channel; those outside of x are zeros. */
 static void convert(const odtplan_mixed_conv_t *p, const int8_t *x, float *line, int32_t from,
                     int32_t to)
@@ -73,8 +81,7 @@ static void hold(state_t *s, const int8_t *x, int32_t begin, int32_t count)
     for (int32_t i = 0; i < s->held.channels; i++, x += c->in_size[0] * c->in_size[1]) {
         float *to = s->lines + i * lines * width;
         if (kept > 0) {
-            memmove(to, s->lines + (i * before + begin - s->top) * width,
-                    (size_t)(kept * width) * sizeof(float));
+            move(to, (i * (before - lines) + begin - s->top) * width, kept * width);
         }
         convert(s->p, x, to + (from - begin) * width, from, begin + lines);
     }

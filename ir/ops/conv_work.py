@@ -299,8 +299,8 @@ def grad_weight(
 
 
 def _rows(count: int) -> tuple[tuple[int, int], ...]:
-    """Size and number of blocks of 4; of 2 and 1 if there are no 4."""
-    return _blocks(count) if count >= BLOCK else tuple(b for b in ((2, count // 2), (1, count % 2)))
+    """Size and number of blocks of 4; less than 4 are one block."""
+    return _blocks(count) if count >= BLOCK else ((count, 1),)
 
 
 def _blocks(count: int) -> tuple[tuple[int, int], ...]:

@@ -38,6 +38,8 @@ typedef struct {
         }                                                         \
         if (rows > 2) {                                           \
             ROW(2, a2[g]);                                        \
+        }                                                         \
+        if (rows > 3) {                                           \
             ROW(3, a3[g]);                                        \
         }                                                         \
     } while (0)
@@ -49,7 +51,7 @@ typedef struct {
         d += t->down;                                                      \
     } while (0)
 
-/* Rows (1, 2 or 4) x 4 channels. Constants: rows; run: both sides are one run of memory. */
+/* Rows (up to 4) x 4 channels. Constants: rows; run: both sides are one run of memory. */
 ODTPLAN_INLINE void block(const block_t *t, int32_t rows, int32_t run)
 {
     float s00 = 0.0f, s01 = 0.0f, s02 = 0.0f, s03 = 0.0f;
@@ -88,6 +90,8 @@ ODTPLAN_INLINE void block(const block_t *t, int32_t rows, int32_t run)
     }
     if (rows > 2) {
         STORE(2);
+    }
+    if (rows > 3) {
         STORE(3);
     }
 }
@@ -95,6 +99,11 @@ ODTPLAN_INLINE void block(const block_t *t, int32_t rows, int32_t run)
 ODTPLAN_APART void run4(const block_t *t)
 {
     block(t, 4, 1);
+}
+
+ODTPLAN_APART void run3(const block_t *t)
+{
+    block(t, 3, 1);
 }
 
 ODTPLAN_APART void run2(const block_t *t)
@@ -149,8 +158,8 @@ static void tap_gradient(block_t *t, int32_t depth, const int8_t *x, const float
         if (columns == 4 && count >= 4) {
             row = i + 4 > count ? count - 4 : i;
             rows = 4, add = run ? run4 : apart4;
-        } else if (columns == 4 && run && i + 2 <= count) {
-            rows = 2, add = run2;
+        } else if (columns == 4 && run && count > 1) {
+            rows = count, add = count == 3 ? run3 : run2;
         }
         t->loops.a.at = dy + row * t->loops.a.across;
         for (int32_t j = 0; j < depth; j += columns) {

@@ -271,7 +271,8 @@ class _Planner:
         return {n: round(unit * self.noise.get(n, 0.0)) for n in layers}
 
     def _noise_avoided(self) -> float:
-        mixed = [n for n, p in self.precision.items() if p == "mixed"]
+        """Of the layers that were chosen to be mixed; a pin decides nothing."""
+        mixed = [n for n in self.free if self.precision[n] == MIXED]
         return float(sum(self._noise_gain(mixed).values()))
 
     def _device_info(self) -> DeviceInfo:

@@ -33,6 +33,9 @@ from .tensors import Storage, Tensor, aligned
 
 #: Ancestors that may be rebuilt for one backward step, besides what it reads: the nearest ones.
 REBUILD_LIMIT = 24
+#: Rebuilds up to which all of them are offered while updates are chosen; beyond, only those of
+#: auxiliary tensors are, because a proof would take minutes.
+LEARN_REBUILDS = 400
 
 
 def build_problem(
@@ -221,12 +224,32 @@ class _Builder:
         for n in nodes:
             if n.phase in ("forward", "loss"):
                 self.drafts.append(_Draft(n, None, self.node_activity[n]))
+        rebuilds = self._rebuilds(backward)
+        if not self.fixed_updates and sum(map(len, rebuilds.values())) > LEARN_REBUILDS:
+            rebuilds = {
+                n: [t for t in ts if self._kept_for_backward(t)] for n, ts in rebuilds.items()
+            }
+        for node in backward:
+            update = self.storage.update_of.get(node)
+            if update is not None and node is update.grad_node:
+                continue  # part of the update step
+            for tensor in rebuilds.get(node, ()):
+                activity = self._activity("rebuild", tensor=tensor)
+                self.drafts += [_Draft(w, None, activity, tensor) for w in tensor.writers]
+            last = (
+                update is not None and node is update.apply_node and update.accumulator is not None
+            )
+            self.drafts.append(_Draft(node, update, self.node_activity[node], last_micro=last))
+
+    def _rebuilds(self, backward: list[Node]) -> dict[Node, list[Tensor]]:
+        """Backward step -> what may be rebuilt right before it, in forward order."""
+        result: dict[Node, list[Tensor]] = {}
         covered: set[Tensor] = set()
         updated: set[str] = set()
         for i, node in enumerate(backward):
             update = self.storage.update_of.get(node)
             if update is not None and node is update.grad_node:
-                continue  # part of the update step
+                continue
             uses = self._forward_reads(node)
             if uses - covered:
                 for other in backward[i + 1 :]:
@@ -234,18 +257,17 @@ class _Builder:
                     if update is None or u is None or u.candidate.param != update.candidate.param:
                         break
                     uses |= self._forward_reads(other)
-                for tensor in self._rebuildable(uses, updated):
-                    activity = self._activity("rebuild", tensor=tensor)
-                    self.drafts += [_Draft(w, None, activity, tensor) for w in tensor.writers]
+                result[node] = self._rebuildable(uses, updated)
                 covered = uses
             elif not uses:
                 covered = set()
-            last = (
-                update is not None and node is update.apply_node and update.accumulator is not None
-            )
-            self.drafts.append(_Draft(node, update, self.node_activity[node], last_micro=last))
             if update is not None and node is update.apply_node:
                 updated.add(update.candidate.param)
+        return result
+
+    def _kept_for_backward(self, tensor: Tensor) -> bool:
+        """A mask, an index, leading channels: made for backward alone, by one node."""
+        return len(tensor.writers) == 1 and self._auxiliary(tensor.writers[0])
 
     def _forward_reads(self, node: Node) -> set[Tensor]:
         return {t for t in self._reads(node) if self._is_forward(t)}
@@ -349,7 +371,7 @@ class _Builder:
             if not self._is_forward(t):
                 transients.append(self._transient(t, writes[t], reads[t], len(slots) - 1))
                 continue
-            auxiliary = bool(t.writers) and self._auxiliary(t.writers[0]) and len(t.writers) == 1
+            auxiliary = self._kept_for_backward(t)
             window = None
             if not auxiliary:
                 first = [s.index for s in writes[t] if not s.rebuild]

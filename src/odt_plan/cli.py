@@ -35,7 +35,7 @@ Rounding = Literal["stochastic", "nearest"]
 Loss = Literal["cross-entropy", "mse"]
 Objective = Literal["learn", "latency", "energy", "ram"]
 CalibMethod = Literal["minmax", "percentile", "mse"]
-Solver = Literal["highs", "scip", "cp-sat"]
+Solver = Literal["auto", "highs", "scip", "cp-sat"]
 
 
 app = typer.Typer(
@@ -158,7 +158,7 @@ def plan(
     batch: Batch = 1,
     fold_batchnorm: Fold = None,
     objective: Annotated[Objective, typer.Option(help="What to optimize.")] = "learn",
-    solver: Annotated[Solver, typer.Option()] = "cp-sat",
+    solver: Annotated[Solver, typer.Option()] = "auto",
     gap: Annotated[float, typer.Option(min=0.0, max=1.0, help="Relative gap to prove.")] = 1e-3,
     time_limit: Annotated[float, typer.Option(min=0.0, max=1e6, metavar="SECONDS")] = 60.0,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,

@@ -197,10 +197,10 @@ def bias_and_factors(graph: Graph, node: Node, attrs: Mapping[str, Attr]) -> Int
     if bias_value is not None:
         data = graph.constants[bias_value.name].astype(np.float64)
         wanted = np.rint(np.broadcast_to(data, (channels,)) / steps)
-    reach = np.abs(stored.reshape(channels, -1).astype(np.int64)).sum(axis=1) * max(
-        HIGH - x_quant.zero_point, x_quant.zero_point - LOW
-    )
-    bias = np.clip(wanted, reach - 2**31, _ACC_MAX - reach)
+    largest = max(HIGH - x_quant.zero_point, x_quant.zero_point - LOW)
+    reach = np.abs(stored.reshape(channels, -1).astype(np.int64)).sum(axis=1) * largest
+    widest = stored.size // channels * -LOW * largest  # of any weights that training may come to
+    bias = np.clip(wanted, widest - 2**31, _ACC_MAX - widest)
     _check_cut(bias, wanted, reach, factors, attrs, node)
     multiplier, shift = fixed_points(factors)
     return IntegerConstants(

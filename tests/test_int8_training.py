@@ -36,9 +36,9 @@ from odt_plan.ir.opdef import get_op
 from odt_plan.ir.precision import all_i8, lower
 from odt_plan.ir.quantization import HIGH, LOW
 from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec, Update
-from odt_plan.planner.check import check
+from odt_plan.planner.check import CheckError, check
 from odt_plan.planner.device import load_device
-from odt_plan.planner.plan import load_plan
+from odt_plan.planner.plan import Plan, load_plan
 from odt_plan.planner.tensors import Storage
 from odt_plan.planner.train_set import choose
 
@@ -565,6 +565,39 @@ def test_state_is_what_the_types_take() -> None:
     assert (ram.weights, ram.optimizer, ram.accumulators) == (weights, floats_, floats_)
     for u in training.updates:
         assert u.tile_bytes == u.grad.type.size // u.grad.type.shape[0] * 4 * u.tile_rows
+
+
+def _other_scales(d: dict[str, Any]) -> None:
+    scales = [(s, r) for s in d["steps"] for r in s["reads"] if s["kind"] == "update" and r]
+    (one, mine), (_, other) = [(s, r) for s, r in scales if r.endswith("conv1.weight/scale")]
+    one["reads"] = [other if r == mine else r for r in one["reads"]]
+
+
+def _float_weight(d: dict[str, Any]) -> None:
+    b = next(b for b in d["buffers"] if b["value"] == "fc.weight")
+    b["dtype"], b["shape"] = "f32", [b["bytes"] // 4]
+
+
+def _tile_of_bytes(d: dict[str, Any]) -> None:
+    """As if the gradient were as small as the weight."""
+    b = next(b for b in d["buffers"] if b["value"] == "tile:b0.conv1/grad_weight")
+    b["bytes"], b["shape"] = b["bytes"] // 4, [b["bytes"] // 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_other_scales, r"reads buffer .*weight/scale of .* instead of b\d\.conv1\.weight/scale"),
+        (_float_weight, r"is f32\[3\] in the plan but i8\[3,4\] in the graph"),
+        (_tile_of_bytes, "scratch buffer tile:"),
+    ],
+)
+def test_the_checker_finds(change: Callable[[dict[str, Any]], None], reason: str) -> None:
+    plan, training = CASES["sgd"]()
+    content = plan.model_dump(mode="json")
+    change(content)
+    with pytest.raises(CheckError, match=reason):
+        check(Plan.model_validate(content), training, load_device(plans.BOARD))
 
 
 @pytest.mark.parametrize("tile", [4, 70, 1 << 20])

@@ -258,8 +258,10 @@ def convolve(
             total["outputs"] += blocks * len(depths)
             total["setup"] += _up(c)
         else:
-            for d in depths:
-                total.update(_gather(win, backward, c, d))
+            for i, d in enumerate(depths):
+                part = _gather(win, backward, c, d)
+                once = ("setup", "outputs")  # the parts add to the same sums
+                total.update({k: n for k, n in part.items() if i == 0 or k not in once})
     return _parts(total, "pointwise" if pointwise else "conv", times)
 
 

@@ -9,36 +9,26 @@ from typing import Literal
 
 from ..ir.autodiff import build_training, candidates
 from ..ir.calibrate import SYNTHETIC, calibrate, knows_activations, load_samples
-from ..ir.errors import InfeasibleError, UnsupportedModelError, UsageError
-from ..ir.graph import Graph
+from ..ir.errors import UnsupportedModelError, UsageError
 from ..ir.onnx_import import import_model
-from ..ir.precision import Precision, lower
+from ..ir.precision import lower
 from ..ir.ranges import Method
-from ..ir.streaming import blocks, stream
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from . import baselines
 from .assemble import assemble, source_of
 from .baselines import Baseline
 from .check import CheckReport, check
-from .choices import Choices, score_of
 from .cost import CostModel
 from .device import Device, load_core
 from .importance import prior
-from .infeasible import explain
 from .linear import SolverName, SolverOptions
-from .milp import Milp, SolveResult
 from .plan import Budget, DeviceInfo, ObjectiveName, Plan
-from .precision import NOISE_WEIGHT, choosable, pinned, unchosen
+from .precision import choosable, pinned, unchosen
 from .problem import Limits, Problem
-from .schedule import Schedule, realize
-from .solution import Solution
-from .timeline import build_problem
+from .stages import LAYOUT_TRIES, Decided, LayoutError, Scheduled, Stages
 from .train_set import choose
 
 Progress = Callable[[str], None]
-#: Solve again with a tighter RAM limit at most this often when live bytes fit but no layout does.
-LAYOUT_TRIES = 6
-MIXED: Precision = "mixed"
 
 
 @dataclass(frozen=True)
@@ -115,22 +105,6 @@ def make_plan(request: Request, on_progress: Progress | None = None) -> PlannedM
     return _Planner(request, on_progress or (lambda _: None)).run()
 
 
-class LayoutError(InfeasibleError):
-    """Live bytes fit, but no addresses were found.
-
-    Attributes:
-        over_bytes: Bytes that the last layout was over the budget.
-    """
-
-    def __init__(self, ram_bytes: int, over_bytes: int) -> None:
-        """Name the budget and the excess."""
-        super().__init__(
-            f"live bytes fit into {ram_bytes:,} B of RAM, but no layout was found in {LAYOUT_TRIES}"
-            f" tries; allow {over_bytes:,} B more with --ram"
-        )
-        self.over_bytes = over_bytes
-
-
 class _Planner:
     def __init__(self, request: Request, progress: Progress) -> None:
         self.request, self.progress = request, progress
@@ -151,8 +125,6 @@ class _Planner:
         self.options = SolverOptions(
             request.solver, request.gap, request.time_limit_s, request.seed, request.threads
         )
-        self.time_s = 0.0
-        self.streamed: tuple[str, ...] = ()
 
     def run(self) -> PlannedModel:
         r = self.request
@@ -160,54 +132,81 @@ class _Planner:
         self.noise: dict[str, float] = {}
         scales = self._annotate()
         pins = pinned(self.forward, r.precision)
-        self.precision: dict[str, Precision] = {}
-        self.free: list[str] = []
-        if self.forward.quantization:
-            self.precision = unchosen(self.forward, pins)
-            self.free = choosable(self.forward, pins)
-        lowered = self._lowered()
+        annotated = bool(self.forward.quantization)
+        precision = unchosen(self.forward, pins) if annotated else {}
+        free = choosable(self.forward, pins) if annotated else []
+        lowered = lower(self.forward, precision) if annotated else self.forward
         every = candidates(lowered, imported=self.forward)
         if not every:
             raise UnsupportedModelError(
                 f"{r.model}: no constant weight, bias or scale that could be trained;"
                 " `odt-plan check` shows every node"
             )
-        self.importance = prior(self.forward, every)
         chosen = choose(lowered, r.train, every)
         if chosen is None and r.objective != "learn":
             raise UsageError(
                 f"objective {r.objective} needs a fixed update set: add --train all, last, bias"
                 " or parameter names"
             )
-        bounds: dict[ObjectiveName, float] = {}
-        if r.objective == "learn" and (chosen is None or self.free):
-            chosen, bounds["learn"] = self._learn(chosen, every)
-            self.free = []
-        assert chosen is not None
-        name: ObjectiveName = "latency" if r.objective == "learn" else r.objective
-        training, schedule, bounds[name] = self._schedule(chosen, name)
+        stages = Stages(
+            self.forward,
+            r.spec,
+            self.cost,
+            self.limits,
+            self.options,
+            prior(self.forward, every),
+            self.noise,
+            self._smallest_ram,
+            self.progress,
+        )
+        start = Decided(tuple(chosen or every), precision)
+        bounds, done = self._solve(stages, start, free, fixed=chosen is not None)
         plan = assemble(
             self.forward,
-            self._lowered(),
-            training,
-            schedule,
+            stages.lowered(replace(done.decided, streamed=())),
+            done.training,
+            done.schedule,
             self.cost,
             source=source_of(r.model, r.batch, r.fold_batchnorm),
             device=self._device_info(),
             bounds=bounds,
             gap=r.gap,
-            importance=self._achieved(training),
-            solver=(r.solver, r.seed, self.time_s),
+            importance=stages.achieved(done.training),
+            solver=(r.solver, r.seed, stages.time_s),
             calibrated={
                 n: q for n, q in self.forward.quantization.items() if n not in self.in_file
             },
-            precision=self.precision,
-            streamed=self.streamed,
-            noise_avoided=self._noise_avoided(),
+            precision=done.decided.precision,
+            streamed=done.decided.streamed,
+            noise_avoided=stages.noise_avoided(done.decided),
         )
-        report = check(plan, training, r.device)
-        rivals = self._baselines(every) if r.with_baselines else ()
-        return PlannedModel(plan, training, r.device, report, rivals, scales)
+        report = check(plan, done.training, r.device)
+        rivals = self._baselines(stages, start, every) if r.with_baselines else ()
+        return PlannedModel(plan, done.training, r.device, report, rivals, scales)
+
+    def _solve(
+        self, stages: Stages, start: Decided, free: Sequence[str], *, fixed: bool
+    ) -> tuple[dict[ObjectiveName, float], Scheduled]:
+        """All stages; an update set that fits but for its layout is chosen again with less RAM."""
+        r = self.request
+        if r.objective != "learn" or (fixed and not free):
+            name: ObjectiveName = "latency" if r.objective == "learn" else r.objective
+            done = stages.schedule(start, name, free)
+            return {name: done.bound}, done
+        bounds: dict[ObjectiveName, float] = {}
+        limits = self.limits
+        for last in (False, False, True):
+            decided, bound = stages.learn(start, fixed=fixed, free=free, limits=limits)
+            bounds.setdefault("learn", bound)
+            try:
+                done = stages.schedule(decided, "latency", ())
+                break
+            except LayoutError as e:
+                if last:
+                    raise
+                self.progress(f"no layout, {e.over_bytes:,} B over: choosing updates again")
+                limits = replace(limits, ram_bytes=limits.ram_bytes - e.over_bytes)
+        return {**bounds, "latency": done.bound}, done
 
     def _annotate(self) -> str:
         """Find the scales that the file lacks, if wanted; says where they are from."""
@@ -232,49 +231,6 @@ class _Planner:
         self.noise = found.weight_noise
         return found.note if r.calibration == SYNTHETIC else f"{found.note} of {r.calibration.name}"
 
-    # -- solving ----------------------------------------------------------------------------------
-
-    def _problem(
-        self,
-        training: TrainingGraph,
-        *,
-        fixed: bool,
-        limits: Limits | None = None,
-        choices: Choices | None = None,
-    ) -> Problem:
-        return build_problem(
-            training,
-            self.cost,
-            limits or self.limits,
-            self._scores(training),
-            fixed_updates=fixed,
-            choices=choices,
-        )
-
-    def _scores(self, training: TrainingGraph) -> dict[Candidate, int]:
-        """Importance of the graph's updates; a ratio given by hand is scored beside the rest."""
-        wanted = [u.candidate for u in training.updates]
-        scores = prior(self.forward, [*self.importance, *wanted])
-        return {c: scores[c] for c in wanted}
-
-    def _achieved(self, training: TrainingGraph) -> dict[Candidate, int]:
-        """Importance of the updates in the precision that they have."""
-        scores = self._scores(training)
-        return {u.candidate: score_of(u, scores[u.candidate]) for u in training.updates}
-
-    def _noise_gain(self, layers: Sequence[str]) -> dict[str, int]:
-        """What it is worth that a layer is mixed: the noise of its i8 weights."""
-        most: dict[str, int] = {}
-        for c, score in self.importance.items():
-            most[c.param] = max(most.get(c.param, 0), score)
-        unit = NOISE_WEIGHT * sum(most.values())
-        return {n: round(unit * self.noise.get(n, 0.0)) for n in layers}
-
-    def _noise_avoided(self) -> float:
-        """Of the layers that were chosen to be mixed; a pin decides nothing."""
-        mixed = [n for n in self.free if self.precision[n] == MIXED]
-        return float(sum(self._noise_gain(mixed).values()))
-
     def _device_info(self) -> DeviceInfo:
         r, limits = self.request, self.limits
         return DeviceInfo(
@@ -289,62 +245,6 @@ class _Planner:
             ),
         )
 
-    def _lowered(self, mixed: Sequence[str] = ()) -> Graph:
-        """The forward graph in its precisions, these layers mixed."""
-        if not self.forward.quantization:
-            return self.forward
-        return lower(self.forward, {**self.precision, **dict.fromkeys(mixed, MIXED)})
-
-    def _choices(
-        self, chosen: Sequence[Candidate], lowered: Graph, layers: Sequence[str]
-    ) -> Choices:
-        """Layers that may be mixed and blocks that may be streamed."""
-        found = blocks(lowered)
-        return Choices(
-            build_training(self._lowered(layers), self.request.spec, chosen) if layers else None,
-            self._noise_gain(layers),
-            found,
-            stream(lowered, [b.name for b in found]),
-        )
-
-    def _learn(
-        self, fixed: Sequence[Candidate] | None, every: Sequence[Candidate]
-    ) -> tuple[list[Candidate], float]:
-        """The update set and the precisions with the highest score, and a bound on it."""
-        offered, lowered = list(fixed or every), self._lowered()
-        training = build_training(lowered, self.request.spec, offered)
-        choices = self._choices(offered, lowered, self.free)
-        problem = self._problem(training, fixed=fixed is not None, choices=choices)
-        self.progress(f"choosing updates and precisions: {len(problem.slots)} slots")
-        result = self._solve(problem, "learn")
-        assert result.solution is not None
-        self._mix(problem, result.solution)
-        chosen = result.solution.candidates(problem) if fixed is None else list(fixed)
-        return chosen, result.bound
-
-    def _mix(self, problem: Problem, solution: Solution) -> None:
-        """Note which layers the solver has made mixed."""
-        for m in problem.mixed_layers:
-            if m.activity in solution.active:
-                self.precision[m.name] = MIXED
-
-    def _solve(self, problem: Problem, name: ObjectiveName) -> SolveResult:
-        result = self._attempt(problem, name)
-        if result.status == "infeasible":
-            raise explain(problem, self.options, self._smallest_ram)
-        return result
-
-    def _attempt(self, problem: Problem, name: ObjectiveName) -> SolveResult:
-        """Solve; without a solution the result is proven infeasible."""
-        result = Milp(problem).solve(name, self.options, self.progress)
-        self.time_s += result.time_s
-        if result.solution is None and result.status != "infeasible":
-            raise InfeasibleError(
-                f"no plan found within {self.options.time_limit_s:g} s, and none excluded;"
-                " raise --time-limit or the budgets"
-            )
-        return result
-
     def _smallest_ram(self, live_bytes: int) -> int | None:
         """RAM from ``live_bytes`` on with which a plan with a layout is found; None: none is."""
         ram = live_bytes
@@ -357,70 +257,30 @@ class _Planner:
                 return ram
         return None
 
-    def _schedule(
-        self, chosen: Sequence[Candidate], name: ObjectiveName
-    ) -> tuple[TrainingGraph, Schedule, float]:
-        """Solve for a fixed update set until the layout, too, keeps the RAM budget.
-
-        The bound is that of the first solve: it holds for the budget that was asked for, later ones
-        hold for tighter budgets only.
-        """
-        limits, over = self.limits, 0
-        bound: float | None = None
-        unchosen = dict(self.precision)
-        for _ in range(LAYOUT_TRIES):
-            self.precision = dict(unchosen)
-            solve = self._solve if limits is self.limits else self._attempt
-            lowered, self.streamed = self._lowered(), ()
-            result: SolveResult | None = None
-            if lowered is not self.forward:
-                choices = self._choices(chosen, lowered, self.free)
-                training = build_training(lowered, self.request.spec, chosen)
-                problem = self._problem(training, fixed=True, limits=limits, choices=choices)
-                self.progress(f"choosing what is streamed by rows: {len(problem.slots)} slots")
-                result = solve(problem, name)
-                if result.solution is None:
-                    break
-                bound = result.bound if bound is None else bound
-                self._mix(problem, result.solution)
-                active = result.solution.active
-                self.streamed = tuple(b.name for b in problem.streams if b.activity in active)
-                lowered = stream(self._lowered(), self.streamed)
-            training = build_training(lowered, self.request.spec, chosen)
-            problem = self._problem(training, fixed=True, limits=limits)
-            self.progress(f"choosing what is kept: {len(problem.slots)} slots")
-            result = solve(problem, name)
-            if result.solution is None:
-                break  # tightened below the live bytes of any plan
-            bound = result.bound if bound is None else bound
-            schedule = realize(problem, result.solution, seed=self.options.seed)
-            over = schedule.arena_bytes + schedule.state_bytes - self.limits.ram_bytes
-            if over <= 0:
-                return training, schedule, bound
-            self.progress(f"live bytes fit, the layout is {over:,} B over: tightening")
-            limits = replace(limits, ram_bytes=limits.ram_bytes - max(over, 4))
-        raise LayoutError(self.limits.ram_bytes, over)
-
     # -- comparison -------------------------------------------------------------------------------
 
-    def _baselines(self, every: Sequence[Candidate]) -> tuple[Baseline, ...]:
+    def _baselines(
+        self, stages: Stages, start: Decided, every: Sequence[Candidate]
+    ) -> tuple[Baseline, ...]:
         """Plain heuristics under the same accounting; see ``planner.baselines``."""
         result: list[Baseline] = []
-        lowered = self._lowered()
+        lowered = stages.lowered(start)
+
+        def problem(chosen: Sequence[Candidate]) -> Problem:
+            training = build_training(lowered, self.request.spec, chosen)
+            return stages.problem(training, fixed=True)
+
         for name, train in (("last-layer", "last"), ("bias-only", "bias")):
             try:
                 chosen = choose(lowered, (train,), every)
             except UsageError:
                 continue  # the model has no such parameters, nothing to compare with
             assert chosen
-            problem = self._fixed_problem(lowered, chosen)
-            result.append(baselines.evaluate(name, problem, baselines.keep_all(problem)))
+            fixed = problem(chosen)
+            result.append(baselines.evaluate(name, fixed, baselines.keep_all(fixed)))
         whole = choose(lowered, ("all",), every)
         assert whole
-        problem = self._fixed_problem(lowered, whole)
+        fixed = problem(whole)
         for name, rule in baselines.RULES.items():
-            result.append(baselines.evaluate(name, problem, rule(problem)))
+            result.append(baselines.evaluate(name, fixed, rule(fixed)))
         return tuple(result)
-
-    def _fixed_problem(self, lowered: Graph, chosen: Sequence[Candidate]) -> Problem:
-        return self._problem(build_training(lowered, self.request.spec, chosen), fixed=True)

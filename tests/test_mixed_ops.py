@@ -11,6 +11,8 @@ import nets
 import numpy as np
 import plans
 import pytest
+from board import lane
+from board.kernels import run_kernels
 from numpy.typing import NDArray
 from onnx_files import export, floats, model, node, save
 from test_int8_training import NETS, agree, calibrated, gradients, partly
@@ -33,6 +35,9 @@ from odt_plan.planner.plan import load_plan
 from odt_plan.planner.rebuild import rebuild
 
 Array = NDArray[Any]
+needs_gcc = pytest.mark.skipif(
+    not (lane.has_zig_lane() and lane.has_gcc()), reason="needs arm-none-eabi-gcc and unicorn"
+)
 
 
 def lowered(graph: Graph, i8: Sequence[str] = ()) -> Graph:
@@ -261,3 +266,66 @@ def test_bad_pins(precision: str, reason: str, tmp_path: Path) -> None:
     request = replace(request_of(tmp_path), model=export(nets.resnet(), tmp_path))
     with pytest.raises(UsageError, match=reason):
         make_plan(replace(request, precision=(precision,)))
+
+
+# -- C on boards -----------------------------------------------------------------------------------
+
+
+@needs_gcc
+@pytest.mark.parametrize("core", ["cortex-m7", "cortex-m4"])
+def test_extremes_are_quantized_as_in_numpy(core: str, tmp_path: Path) -> None:
+    """NaN of both signs, infinities, halves, what int32 cannot hold, anywhere in a four."""
+    odd = np.array([np.nan, -np.nan, np.inf, -np.inf, 3e38, -3e38, 2.0**31, -(2.0**31), 1e-45])
+    halves = np.arange(-140, 140) / 2
+    rng = np.random.default_rng(0)
+    runs = []
+    for i, attrs in enumerate(RESULTS):
+        values = rng.permutation(np.concatenate([halves, odd])) if i else np.repeat(odd, 4)
+        g = Graph("boundary")
+        x = g.add_input("x", TensorType((len(values) + i % 2,)))
+        data = np.append(values, 1.0)[: x.type.size].astype(np.float32)
+        runs.append((g.add_node("Quantize", (x,), attrs, name="y"), [data]))
+    results, _ = run_kernels(tmp_path, runs, core, "gcc")
+    for (n, operands), (got,) in zip(runs, results, strict=True):
+        (want,) = get_op("Quantize").kernel(n, operands)
+        assert np.array_equal(got, want)
+
+
+RESULTS: tuple[dict[str, Attr], ...] = (
+    {"out_scale": 1.0, "out_zero_point": 3, "clamp": (-128, 127)},
+    {"out_scale": 1.0, "out_zero_point": 127, "clamp": (-128, 127)},
+    {"out_scale": 0.5, "out_zero_point": -128, "clamp": (-128, 100)},
+    {"out_scale": 2.0, "out_zero_point": -7, "clamp": (-20, 20)},
+)
+
+
+@needs_gcc
+@pytest.mark.parametrize(
+    ("x", "w", "attrs", "most"),
+    [
+        ((1, 48, 16, 16), (8, 48, 1, 1), {}, 1.65),
+        ((1, 336, 4, 4), (56, 336, 1, 1), {}, 1.25),
+        ((1, 16, 32, 32), (16, 16, 3, 3), {"pads": (1, 1, 1, 1)}, 1.12),
+        ((1, 48, 16, 16), (48, 1, 3, 3), {"pads": (1, 1, 1, 1), "group": 48}, 1.75),
+    ],
+    ids=["pointwise", "late-pointwise", "3x3", "depthwise"],
+)
+def test_instructions_beside_conv(
+    x: tuple[int, ...], w: tuple[int, ...], attrs: dict[str, Attr], most: float, tmp_path: Path
+) -> None:
+    """Executed instructions over those of Conv alone, Cortex-M7, gcc -O2."""
+    rng, g = np.random.default_rng(0), Graph("one")
+    quant = Quantization((0.02,), 3)
+    kernel, bias = g.add_input("w", TensorType(w)), g.add_input("b", TensorType(w[:1]))
+    real, held = g.add_input("real", TensorType(x)), g.add_input("x", TensorType(x, "i8", quant))
+    conv = g.add_node("Conv", (real, kernel, bias), attrs, name="conv")
+    mixed = g.add_node("MixedConv", (held, kernel, bias), {**attrs, **RESULTS[3]}, name="mixed")
+    weights = [floats(rng, *w), floats(rng, w[0])]
+    data = rng.integers(-128, 128, x, np.int8)
+    counts = []
+    for i, (n, operand) in enumerate(((conv, quant.dequantize(data)), (mixed, data))):
+        (folder := tmp_path / str(i)).mkdir()
+        results, done = run_kernels(folder, [(n, [operand, *weights])], "cortex-m7", "gcc")
+        assert np.array_equal(results[0][0], get_op(n.op).kernel(n, [operand, *weights])[0])
+        counts.append(done.instructions["train"])
+    assert 1.0 < counts[1] / counts[0] <= most

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, ParamSlot, Sample, Work, get_op, operand, register, works
@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from ..grad_builder import GradBuilder
 
 _SOURCE = "odtplan_mixed"
-#: Bytes of workspace up to which more rows and channels are taken at a time.
+#: Bytes of lines and results up to which more rows and channels are taken at a time.
 _ROOM = 4096
+#: Stored numbers, and elements of an operand from which on a table of their reals pays.
+_TABLE, _TABLE_FROM = 256, 4096
+#: Instructions around the conversion of a line, that of a run of results, and the kernel between.
+_CALLS = {"line": 15, "result": 50, "run": 250}
 #: Pixels, and filters, that the kernels of Conv take at a time.
 _BLOCK = 4
 _GEOMETRY = ("strides", "pads", "dilations", "group")
@@ -93,6 +97,7 @@ class _Blocks:
         filters: Filters of a set.
         at_once: Filters whose results are held.
         rows: Rows of results that are held.
+        table: Stored numbers are converted by a table.
     """
 
     win: Window
@@ -101,6 +106,7 @@ class _Blocks:
     filters: int
     at_once: int
     rows: int
+    table: bool
 
     @property
     def width(self) -> int:
@@ -123,9 +129,10 @@ class _Blocks:
 
     @property
     def workspace(self) -> int:
-        """Bytes of the converted lines and of the results."""
+        """Bytes of the table, of the converted lines and of the results."""
         lines = self.channels * self.lines(self.rows) * self.width
-        return 4 * (lines + self.at_once * self.rows * self.win.x.out)
+        results = self.at_once * self.rows * self.win.x.out
+        return 4 * ((_TABLE if self.table else 0) + lines + results)
 
 
 def _window(node: Node) -> Window:
@@ -136,35 +143,49 @@ def _depthwise(node: Node) -> bool:
     return is_depthwise(node, operand(node, 0).shape[1], full_weight(node, 1, _COLD)[0])
 
 
-def _largest(b: _Blocks, fields: tuple[str, ...], step: int, most: int) -> _Blocks:
-    """As many rows or channels as the room allows, in steps, in parts as even as can be."""
+def _rows(b: _Blocks, step: int) -> int:
+    """Rows of results that the room allows, in parts as even as can be; 0 if there are none."""
+    y, lines = b.win.y, b.channels * b.width
+    overlap = (y.kernel - 1) * y.dilation + 1 - y.stride
+    rows = (_ROOM // 4 - lines * overlap) // (lines * y.stride + b.at_once * b.win.x.out)
+    if rows < step:
+        return 0
+    parts = -(-y.out // (rows // step * step))
+    return min(y.out, -(-y.out // (parts * step)) * step)
 
-    def of(n: int) -> _Blocks:
-        changes: dict[str, Any] = dict.fromkeys(fields, n)
-        return replace(b, **changes)
 
-    n = max((i for i in range(step, most, step) if of(i).workspace <= _ROOM), default=step)
-    if n >= most or of(most).workspace <= _ROOM:
-        return of(most)
-    parts = -(-most // n)
-    return of(-(-most // (parts * step)) * step)
+def _shares(n: int, step: int) -> Iterator[int]:
+    """n, half of it, a quarter, in steps."""
+    while n > step:
+        yield n
+        n = -(-n // (2 * step)) * step
+    yield n
 
 
 def _blocks(node: Node) -> _Blocks:
-    weight, win, group = full_weight(node, 1, _COLD), _window(node), node.int_attr("group", 1)
-    step = 1
+    """The parts with the fewest calls, inside the room if any are."""
+    x, weight, win = operand(node, 0), full_weight(node, 1, _COLD), _window(node)
+    step, group = 1, node.int_attr("group", 1)
     if win.is_pointwise():
         pixels = win.y.out * win.x.out
         win = Window(Axis(pixels, pixels, 1, 1, 0, 0, 1), Axis(1, 1, 1, 1, 0, 0, 1))
-        step = _BLOCK
+        step = min(_BLOCK, pixels)
+    table = x.size >= _TABLE_FROM
     if _depthwise(node):
-        b = _largest(_Blocks(win, group, 1, 1, 1, 1), ("rows",), step, win.y.out)
-        if b.rows == win.y.out:
-            b = _largest(b, ("channels", "filters", "at_once"), 1, group)
-        return replace(b, sets=-(-group // b.channels))
-    filters = weight[0] // group
-    b = _Blocks(win, group, weight[1], filters, filters, min(step, win.y.out))
-    return _largest(_largest(b, ("at_once",), _BLOCK, filters), ("rows",), step, win.y.out)
+        all_parts = [_Blocks(win, -(-group // n), n, n, n, step, table) for n in _shares(group, 1)]
+    else:
+        filters = weight[0] // group
+        some = _Blocks(win, group, weight[1], filters, filters, step, table)
+        all_parts = [replace(some, at_once=n) for n in _shares(filters, _BLOCK)]
+
+    def calls(b: _Blocks) -> int:
+        runs = b.sets * -(-b.filters // b.at_once)
+        return -(-win.y.out // b.rows) * (
+            x.shape[1] * _CALLS["line"] + weight[0] * _CALLS["result"] + runs * _CALLS["run"]
+        )
+
+    fitting = [replace(b, rows=_rows(b, step)) for b in all_parts]
+    return min((b for b in fitting if b.rows > 0), key=calls, default=all_parts[-1])
 
 
 def _c_params(node: Node) -> dict[str, Attr]:
@@ -179,6 +200,7 @@ def _c_params(node: Node) -> dict[str, Attr]:
         "at_once": b.at_once,
         "rows": b.rows,
         "width": b.width,
+        "table": int(b.table),
         **_conversions(node),
     }
 

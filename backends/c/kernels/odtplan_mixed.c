@@ -6,11 +6,22 @@
 #include "odtplan_conv.h"
 #include "odtplan_depthwise.h"
 
+/* Numbers that a byte stores. */
+#define TABLE 256
+
+/* What floats are copied as: integer registers can load from a base and an index. */
+#if defined(__GNUC__)
+typedef uint32_t __attribute__((may_alias)) word_t;
+#else
+typedef float word_t;
+#endif
+
 typedef struct {
     const odtplan_mixed_conv_t *p;
     const float *w, *b, *cold;
     odtplan_conv_t held;      /* the layer on the lines that are held */
     int32_t first;            /* filter of the set */
+    float *table;             /* real numbers by the bytes that store them; NULL: none */
     float *lines, *results;
     int32_t top, end;         /* lines that are held */
 } state_t;
@@ -47,25 +58,78 @@ static void move(float *to, int32_t by, int32_t count)
     }
 }
 
-/* Lines from..to of one channel; those outside of x are zeros. */
-static void convert(const odtplan_mixed_conv_t *p, const int8_t *x, float *line, int32_t from,
-                    int32_t to)
+/* The real numbers of all bytes. */
+static void fill_table(const odtplan_dequantize_t *p, float *table)
 {
-    const int32_t width = p->width, left = p->conv.pad[1], size = p->conv.in_size[1];
-    const int32_t count = smaller(size, width - left), height = p->conv.in_size[0];
-    while (from < to) {
-        int32_t n = 1;
-        if (from < 0 || from >= height) {
-            n = from < 0 ? smaller(to, 0) - from : to - from;
-            memset(line, 0, (size_t)(n * width) * sizeof(float));
-        } else if (width == size) { /* no padding: lines lie together in both */
-            n = smaller(to, height) - from;
-            dequantize(&p->from, x + from * size, line, n * size);
-        } else if (count > 0) {
-            dequantize(&p->from, x + from * size, line + left, count);
+    int8_t bytes[TABLE];
+    for (int32_t i = 0; i < TABLE; i++) {
+        bytes[i] = (int8_t)(i < 128 ? i : i - TABLE);
+    }
+    dequantize(p, bytes, table, TABLE);
+}
+
+/* Runs of count elements, this far apart. */
+typedef struct {
+    int32_t runs, count, from, to;
+} runs_t;
+
+ODTPLAN_APART void look_up(const word_t *table, const int8_t *x, word_t *y, const runs_t *r)
+{
+    const int32_t from = r->from, to = r->to, count = r->count;
+    for (int32_t n = r->runs; n > 0; n--, x += from, y += to) {
+        int32_t i = 0;
+        for (; i + 4 <= count; i += 4) {
+            const word_t a = table[(uint8_t)x[i]], b = table[(uint8_t)x[i + 1]];
+            const word_t c = table[(uint8_t)x[i + 2]], d = table[(uint8_t)x[i + 3]];
+            y[i] = a, y[i + 1] = b, y[i + 2] = c, y[i + 3] = d;
         }
-        from += n;
-        line += n * width;
+        for (; i < count; i++) {
+            y[i] = table[(uint8_t)x[i]];
+        }
+    }
+}
+
+static void convert(const state_t *s, const int8_t *x, float *y, const runs_t *r)
+{
+    if (s->table != NULL) {
+        look_up((const word_t *)s->table, x, (word_t *)y, r);
+    } else {
+        for (int32_t i = 0; i < r->runs; i++) {
+            dequantize(&s->p->from, x + i * r->from, y + i * r->to, r->count);
+        }
+    }
+}
+
+/* Zeros in count elements of each plane. */
+static void clear(float *to, int32_t planes, int32_t plane, int32_t count)
+{
+    for (int32_t i = 0; count > 0 && i < planes; i++, to += plane) {
+        memset(to, 0, (size_t)count * sizeof(float));
+    }
+}
+
+/* Lines from..to of all channels of the set, into planes; those outside of x are zeros. */
+static void convert_lines(const state_t *s, const int8_t *x, float *lines, int32_t plane,
+                          int32_t from, int32_t to)
+{
+    const odtplan_conv_t *c = &s->p->conv;
+    const int32_t width = s->p->width, left = c->pad[1], size = c->in_size[1];
+    const int32_t height = c->in_size[0], channels = s->held.channels;
+    const int32_t low = from > 0 ? smaller(from, height) : 0, high = to < height ? to : height;
+    const int32_t above = smaller(to, low) - from, inside = high > low ? high - low : 0;
+    const int32_t below = to - from - above - inside;
+    float *line = lines + above * width;
+    clear(lines, channels, plane, above * width);
+    clear(line + inside * width, channels, plane, below * width);
+    x += low * size;
+    if (width == size) { /* lines lie together in both */
+        const runs_t r = {channels, inside * size, height * size, plane};
+        convert(s, x, line, &r);
+    } else {
+        const runs_t r = {inside, smaller(size, width - left), size, width};
+        for (int32_t i = 0; i < channels; i++, line += plane, x += height * size) {
+            convert(s, x, line + left, &r);
+        }
     }
 }
 
@@ -78,13 +142,11 @@ static void hold(state_t *s, const int8_t *x, int32_t begin, int32_t count)
     const int32_t from = kept > 0 ? s->end : begin;
     s->held.in_size[0] = lines;
     s->held.out_size[0] = count;
-    for (int32_t i = 0; i < s->held.channels; i++, x += c->in_size[0] * c->in_size[1]) {
-        float *to = s->lines + i * lines * width;
-        if (kept > 0) {
-            move(to, (i * (before - lines) + begin - s->top) * width, kept * width);
-        }
-        convert(s->p, x, to + (from - begin) * width, from, begin + lines);
+    for (int32_t i = 0; kept > 0 && i < s->held.channels; i++) {
+        move(s->lines + i * lines * width, (i * (before - lines) + begin - s->top) * width,
+             kept * width);
     }
+    convert_lines(s, x, s->lines + (from - begin) * width, lines * width, from, begin + lines);
     s->top = begin;
     s->end = begin + lines;
 }
@@ -159,11 +221,15 @@ void odtplan_mixed_conv(const odtplan_mixed_conv_t *p, const int8_t *x, const fl
     const int32_t height = c->out_size[0], step = p->rows;
     const int32_t reach = (c->kernel[0] - 1) * c->dilation[0] + 1;
     const int32_t room = p->channels * ((step - 1) * c->stride[0] + reach) * p->width;
-    state_t s = {p, w, b, cold, *c, 0, workspace, (float *)workspace + room, 0, 0};
+    float *lines = (float *)workspace + (p->table ? TABLE : 0);
+    state_t s = {p, w, b, cold, *c, 0, p->table ? workspace : NULL, lines, lines + room, 0, 0};
     s.held.batch = s.held.group = 1;
     s.held.in_size[1] = p->width;
     s.held.pad[0] = s.held.pad[1] = 0;
-    memset(s.lines, 0, (size_t)room * sizeof(float));
+    memset(lines, 0, (size_t)room * sizeof(float));
+    if (p->table) {
+        fill_table(&p->from, s.table);
+    }
     for (int32_t i = 0; i < c->batch * p->sets; i++) {
         s.first = i % p->sets * p->filters;
         s.held.filters = smaller(p->filters, c->filters - s.first);

@@ -18,6 +18,7 @@ typedef struct {
     int32_t at_once;             /* filters whose results are held */
     int32_t rows;                /* of results that are held */
     int32_t width;               /* of a converted line, padding included */
+    int32_t table;               /* 1: stored numbers are converted by a table */
     odtplan_dequantize_t from;   /* its count is not used, nor is that of to */
     odtplan_quantize_t to;
 } odtplan_mixed_conv_t;
@@ -28,8 +29,9 @@ typedef struct {
     odtplan_quantize_t to;
 } odtplan_mixed_gemm_t;
 
-/* b and cold may be NULL. workspace: converted lines [channels][lines][width], where rows of results
- * need so many lines, and results [at_once][rows][elements], in f32. */
+/* b and cold may be NULL. workspace, in f32: the table [256], if there is one; converted lines
+ * [channels][lines][width], where rows of results need so many lines; results
+ * [at_once][rows][elements]. */
 void odtplan_mixed_conv(const odtplan_mixed_conv_t *p, const int8_t *x, const float *w,
                         const float *b, const float *cold, int8_t *y, void *workspace);
 

@@ -207,11 +207,11 @@ def _c_params(node: Node) -> dict[str, Attr]:
 
 def _work(node: Node) -> tuple[Work, ...]:
     """Work of the kernels of Conv on each block of rows, and the conversions."""
-    b, x, batch = _blocks(node), operand(node, 0).shape, operand(node, 0).shape[0]
+    b, (batch, channels) = _blocks(node), operand(node, 0).shape[:2]
     weight, y = full_weight(node, 1, _COLD), b.win.y
     hot, depth = operand(node, 1).shape[1], weight[1]
     depths = (hot, depth - hot) if 0 < hot < depth else (depth,)
-    runs = [min(b.at_once, b.filters - i) for i in range(0, b.filters, b.at_once)]
+    filters = [min(b.at_once, b.filters - i) for i in range(0, b.filters, b.at_once)]
     parts: list[Work] = []
     whole, rest = divmod(y.out, b.rows)
     for rows, times in ((b.rows, whole), (rest, 1)):
@@ -221,14 +221,16 @@ def _work(node: Node) -> tuple[Work, ...]:
         if _depthwise(node):
             parts += conv_work.depthwise(win, False, batch * weight[0] * times)
         else:
-            parts += conv_work.convolve(win, False, runs, depths, batch * b.sets * times)
-    kept = max(0, b.lines(1) - y.stride)  # lines that move along with the rows
-    moved = (-(-y.out // b.rows) - 1) * kept * b.width * x[1] * batch
+            parts += conv_work.convolve(win, False, filters, depths, batch * b.sets * times)
+    blocks, kept = -(-y.out // b.rows), max(0, b.lines(1) - y.stride)
+    lines = blocks if b.width == b.win.x.size else y.size + blocks
+    moved = 4 * batch * channels * (blocks - 1) * kept * b.width
     return (
         *(replace(w, operator="Conv") for w in parts),
-        Work("elementwise", operand(node, 0).size, operator="Dequantize", dtype="i8"),
+        Work("elementwise", operand(node, 0).size, loops=batch * channels * lines, outputs=0),
         Work("elementwise", node.out.type.size, operator="Quantize", dtype="i8"),
-        *([Work("copy", 4 * moved, outputs=0)] if moved else []),
+        Work("setup", batch * blocks * weight[0], outputs=0),
+        *([Work("copy", moved, outputs=0)] if moved else []),
     )
 
 

@@ -133,6 +133,7 @@ class Stages:
         fixed: bool,
         limits: Limits | None = None,
         choices: Choices | None = None,
+        rebuild: bool = True,
     ) -> Problem:
         """The planning problem of a training graph."""
         return build_problem(
@@ -142,6 +143,7 @@ class Stages:
             self._scores(training),
             fixed_updates=fixed,
             choices=choices,
+            rebuild=rebuild,
         )
 
     def achieved(self, training: TrainingGraph) -> dict[Candidate, int]:
@@ -197,10 +199,7 @@ class Stages:
         decided, bound = self._streaming(start, name, free, limits)
         for _ in range(LAYOUT_TRIES):
             training = build_training(self.lowered(decided), self.spec, decided.updates)
-            problem = self.problem(training, fixed=True, limits=limits)
-            self.progress(f"choosing what is kept: {len(problem.slots)} slots")
-            solve = self._solve if bound is None else self._attempt
-            result = solve(problem, name)
+            problem, result = self._keep(training, name, limits, bound)
             bound = result.bound if bound is None else bound
             if result.solution is not None:
                 schedule = realize(problem, result.solution, seed=self.options.seed)
@@ -218,6 +217,23 @@ class Stages:
                     break
                 decided = other
         raise LayoutError(self.limits.ram_bytes, over)
+
+    def _keep(
+        self, training: TrainingGraph, name: ObjectiveName, limits: Limits, bound: float | None
+    ) -> tuple[Problem, SolveResult]:
+        """Choose what is kept, rebuilt and paged.
+
+        Where a bound is known already, the much smaller problem without rebuilding comes first: if
+        its value is within the gap of the bound, rebuilding has nothing to add.
+        """
+        if bound is not None:
+            problem = self.problem(training, fixed=True, limits=limits, rebuild=False)
+            result = self._attempt(problem, name)
+            if result.solution is not None and result.value <= bound * (1 + self.options.gap):
+                return problem, result
+        problem = self.problem(training, fixed=True, limits=limits)
+        self.progress(f"choosing what is kept: {len(problem.slots)} slots")
+        return problem, (self._solve if bound is None else self._attempt)(problem, name)
 
     def _streaming(
         self, start: Decided, name: ObjectiveName, free: Sequence[str], limits: Limits

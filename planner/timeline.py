@@ -46,6 +46,7 @@ def build_problem(
     *,
     fixed_updates: bool,
     choices: Choices | None = None,
+    rebuild: bool = True,
 ) -> Problem:
     """Lay the timeline out and collect all choices.
 
@@ -56,8 +57,11 @@ def build_problem(
         importance: Integer score of each update's candidate.
         fixed_updates: Every update of the graph is carried out; nothing is chosen about them.
         choices: Other forms of its layers and blocks.
+        rebuild: Offer to compute activations again; auxiliary tensors may be made late anyway.
     """
-    return _Builder(training, cost, limits, importance, fixed_updates, choices or Choices()).build()
+    return _Builder(
+        training, cost, limits, importance, fixed_updates, choices or Choices(), rebuild
+    ).build()
 
 
 @dataclass
@@ -77,6 +81,7 @@ class _Builder:
     importance: Mapping[Candidate, int]
     fixed_updates: bool
     choices: Choices
+    rebuild: bool
     activities: list[Activity] = field(default_factory=lambda: [Activity(ALWAYS, "always")])
     drafts: list[_Draft] = field(default_factory=list)
 
@@ -225,9 +230,11 @@ class _Builder:
             if n.phase in ("forward", "loss"):
                 self.drafts.append(_Draft(n, None, self.node_activity[n]))
         rebuilds = self._rebuilds(backward)
-        if not self.fixed_updates and sum(map(len, rebuilds.values())) > LEARN_REBUILDS:
+        many = not self.fixed_updates and sum(map(len, rebuilds.values())) > LEARN_REBUILDS
+        if many or not self.rebuild:
             rebuilds = {
-                n: [t for t in ts if self._kept_for_backward(t)] for n, ts in rebuilds.items()
+                n: [t for t in tensors if self._kept_for_backward(t)]
+                for n, tensors in rebuilds.items()
             }
         for node in backward:
             update = self.storage.update_of.get(node)

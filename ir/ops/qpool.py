@@ -30,8 +30,8 @@ _SOURCE = "odtplan_qpool"
 
 
 def _work(node: Node) -> Work:
-    n, c = operand(node, 0).shape[:2]
-    return Work("pool", n * c * input_window(node).taps(), dtype="i8")
+    (n, c), win = operand(node, 0).shape[:2], input_window(node)
+    return Work("pool", n * c * win.taps(), loops=n * c * win.lines(), dtype="i8")
 
 
 def _shape(node: Node) -> tuple[int, ...]:

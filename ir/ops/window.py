@@ -81,16 +81,14 @@ class Window:
         """Taps inside the input, over all windows of one channel."""
         return self.y.taps() * self.x.taps()
 
+    def lines(self) -> int:
+        """Lines of taps inside the input, over all windows of one channel."""
+        return self.y.taps() * sum(1 for n in self.x.counts(padded=False) if n)
+
     def is_pointwise(self) -> bool:
         """Every window is one element of the input, and the other way round."""
         axes = (self.x, self.y)
         return all(a.kernel == a.stride == 1 and a.begin == a.end == 0 for a in axes)
-
-    def runs(self) -> int:
-        """Runs of taps along the innermost axis, of one channel; a 1x1 window is one single run."""
-        if self.x.kernel == self.y.kernel == self.x.stride == self.y.stride == 1:
-            return 1
-        return self.y.taps() * self.x.kernel
 
     def walk(
         self, reverse: bool = False

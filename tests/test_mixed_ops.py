@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from board import lane
 from board.kernels import run_kernels
 from numpy.typing import NDArray
 from onnx_files import export, floats, model, node, save
+from test_board import needs_zig, on_board
+from test_c_backend import Planned, reference, samples
 from test_int8_training import NETS, agree, calibrated, gradients, partly
 from test_mixed_precision import request_of, trains
 from test_qdq_import import everything, steps
 
+from odt_plan.backends.c import emit_c
 from odt_plan.ir.autodiff import build_training, param_slots
 from odt_plan.ir.calibrate import calibrate
 from odt_plan.ir.errors import UsageError
@@ -268,7 +272,40 @@ def test_bad_pins(precision: str, reason: str, tmp_path: Path) -> None:
         make_plan(replace(request, precision=(precision,)))
 
 
-# -- C on boards -----------------------------------------------------------------------------------
+# -- C ---------------------------------------------------------------------------------------------
+
+
+def plan_of(net: str, spec: TrainingSpec, share: int = 1, *, part: bool = False) -> Planned:
+    """Every ``share``-th layer with weights mixed, all updated."""
+    graph = calibrated(net)
+    low = lowered(graph, [n for i, n in enumerate(mixable(graph)) if i % share])
+    training = build_training(low, spec, partly(low) if part else plans.whole(low))
+    return plans.keep_all(training), training
+
+
+PLANS: dict[str, Callable[[], Planned]] = {
+    "sgd": lambda: plan_of("mobile", TrainingSpec()),
+    "adam-partly": lambda: plan_of("mobile", TrainingSpec(optimizer="adam"), part=True),
+    "half-accumulate": lambda: plan_of("resnet", TrainingSpec(micro_batches=2), 2),
+    "batch": lambda: plan_of("cnn", TrainingSpec(optimizer="momentum"), part=True),
+}
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+@pytest.mark.parametrize("case", PLANS)
+def test_host_equals_numpy_bit_for_bit(case: str, tmp_path: Path) -> None:
+    plan, training = PLANS[case]()
+    name = emit_c(plan, training, tmp_path)[0].stem
+    program = lane.build_host(tmp_path, name)
+    result = lane.run_host(program, lane.training_input(*samples(training, 7), 0.02))
+    assert result.exit_code == 0, result.stdout
+    assert result.value("selftest_exact") == 1
+    assert result.files["output.bin"] == reference(plan, training, 7, 0.02)
+
+
+@needs_zig
+def test_cortex_m7(tmp_path: Path) -> None:
+    on_board(PLANS["adam-partly"](), tmp_path)
 
 
 @needs_gcc

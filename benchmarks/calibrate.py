@@ -131,6 +131,18 @@ def _training_cases(forward: Graph, model: str) -> list[Case]:
     return result
 
 
+def thinned(cases: Sequence[Case]) -> list[Case]:
+    """Without most cases of operators that only do elementwise work, which is proportional."""
+    result, simple = [], dict[str, list[Case]]()
+    for c in cases:
+        elementwise = all(w.cost_class == "elementwise" for w in c.works)
+        (simple.setdefault(c.node.op, []) if elementwise else result).append(c)
+    for same in simple.values():
+        same.sort(key=lambda c: c.works[0].amount)
+        result += same[:: max(1, len(same) // 8)]
+    return result
+
+
 def sample_cases(measured: Iterable[Case]) -> list[Case]:
     """The samples of the operators that have no case."""
     known = {c.node.op for c in measured}
@@ -175,6 +187,8 @@ def program(cases: Sequence[Case]) -> str:
         parts += [param_struct(c.node, f"p{i}"), _case_function(i, c)]
     table = ", ".join(f"case{i}" for i in range(len(cases)))
     parts.append(f"static void (*const cases[])(void) = {{{table}}};\n")
+    rooms = ", ".join(str(sum(_operand_bytes(c.node))) for c in cases)
+    parts.append(f"static const uint32_t rooms[] = {{{rooms}}};\n")
     parts.append(
         """
 int main(void) {
@@ -183,7 +197,7 @@ int main(void) {
     if (file < 0 || board_read(file, &number, 4u) != 0) {
         return 1;
     }
-    for (i = 0; i + 4u <= sizeof memory; i += 4u) { /* floats in -1 .. 1 */
+    for (i = 0; i < rooms[number]; i += 4u) { /* floats in -1 .. 1 */
         seed = seed * 1664525u + 1013904223u;
         *(float *)(void *)(memory + i) = (float)(int32_t)seed * 4.656612873e-10f;
     }
@@ -428,7 +442,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="print every case")
     options = parser.parse_args()
     paths = options.models or models(MODELS)
-    cases = distinct([*copy_cases(), *(c for m in paths for c in model_cases(m))])
+    cases = thinned(distinct([*copy_cases(), *(c for m in paths for c in model_cases(m))]))
     cases += distinct(sample_cases(cases))
     if options.core in SOFT_FLOAT:
         cases = [c for c in cases if sum(w.amount for w in c.works) <= SOFT_FLOAT_WORK]

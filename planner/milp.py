@@ -75,6 +75,7 @@ class Milp:
         self._activities()
         self._one_candidate_each()
         self._one_precision_each()
+        self._made_for_one_candidate()
         for i, r in enumerate(problem.retentions):
             self._supply(i, r)
         self._memory_rows()
@@ -177,6 +178,53 @@ class Milp:
             for load in self.loaded[i].values():
                 self.c.row([(stored, 1.0), (load, -1.0)], lower=0.0)
             self.c.row([(self.a[r.page_out_activity], 1.0), (stored, -1.0)], lower=0.0)
+        self._supply_of_alternatives(i, r)
+
+    def _made_for_one_candidate(self) -> None:
+        """Leading channels that only one candidate reads are made once, and only for it.
+
+        It never pays to make them otherwise. ``maker`` holds the activities that make them.
+        """
+        p = self.problem
+        self.maker: dict[int, int] = {}
+        reads: dict[int, list[Slot]] = {}
+        makes: dict[int, set[int]] = {}
+        for s in p.slots:
+            for t in s.writes:
+                makes.setdefault(t.index, set()).add(s.activity)
+            for t in s.reads:
+                if t not in s.writes:
+                    reads.setdefault(t.index, []).append(s)
+        for index, slots in reads.items():
+            reader, makers = slots[0].activity, makes.get(index, set())
+            only = len(slots) == 1 and reader in self.parameter
+            if only and all(p.activities[m].kind in ("auxiliary", "rebuild") for m in makers):
+                self.maker |= dict.fromkeys(makers, reader)
+                made = ((self.a[m], -1.0) for m in makers)
+                self.c.row([(self.a[reader], 1.0), *made], lower=0.0)
+
+    def _supply_of_alternatives(self, i: int, r: Retention) -> None:
+        """Reads for the candidates of one parameter, of which one is chosen, need a tensor in sum.
+
+        Between events that make it new, the tensor is held into an event for all reads from there
+        on. Without this a fraction of it, held once, would do for fractions of all candidates.
+        """
+        groups: dict[str, list[int]] = {}
+        for j in range(len(r.events) - 1, -1, -1):
+            e = r.events[j]
+            if e.writes or e.may_load:
+                groups = {}
+                continue
+            reader = self.maker.get(e.activity, e.activity)
+            if reader not in self.parameter:
+                continue
+            reads = groups.setdefault(self.parameter[reader], [])
+            reads.append(e.activity)
+            once = {self.maker.get(a, a) for a in reads}
+            if len(reads) > 1 and (len(once) == len(reads) or not once.intersection(reads)):
+                terms = [(self.a[a], -1.0) for a in reads]
+                self.c.row([(self.held[i][j], 1.0), *terms], lower=0.0)
+                self.c.row([(self.resident[i][j], 1.0), *terms], lower=0.0)
 
     def _memory_rows(self) -> None:
         """Live arena bytes + state bytes <= peak <= RAM, at every slot."""

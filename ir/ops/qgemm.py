@@ -276,7 +276,9 @@ register(
         kernel=lambda node, inputs: [_rows_weight(node, inputs, 0, node.out.type.shape[0])],
         rows_kernel=_rows_weight,
         work=lambda node: Work(
-            "gemm_grad_weight", operand(node, 0).size * operand(node, 1).shape[-1]
+            "gemm_grad_weight",
+            operand(node, 0).size * operand(node, 1).shape[-1],
+            loops=node.out.type.shape[0],
         ),
         c=CKernel(
             "odtplan_qgemm_grad_weight",

@@ -135,7 +135,8 @@ class MixedForms:
         more = sum(aligned(v.type.nbytes) for v in other.resident)
         less = sum(aligned(v.type.nbytes) for v in update.resident)
         extra = importance - score_of(update, importance)
-        return MixedUpdate(activity, self.choice[layer], more - less, extra)
+        padding = split_padding(other) - split_padding(update)
+        return MixedUpdate(activity, self.choice[layer], more - less, extra, padding)
 
 
 def score_of(update: Update, importance: int) -> int:
@@ -143,6 +144,15 @@ def score_of(update: Update, importance: int) -> int:
     if update.value.type.dtype != "i8":
         return importance
     return max(1, round(I8_UPDATE * importance))
+
+
+def split_padding(update: Update) -> int:
+    """Flash that the split of a partly updated weight adds to the whole tensor's."""
+    whole = next((v for v in update.owner.operands() if v.name == update.candidate.param), None)
+    if update.candidate.channels is None or whole is None:
+        return 0  # whole, or split in this graph already
+    part, total = update.value.type.nbytes, whole.type.nbytes
+    return aligned(part) + aligned(total - part) - aligned(total)
 
 
 def _constant_bytes(node: Node) -> int:
@@ -199,7 +209,9 @@ def stream_choices(
             continue
         node = nodes[block.name]
         scratch = aligned(get_op(node.op).workspace(node))
-        outside = any(source in s.reads for s in slots if s not in own)
+        outside = any(
+            source in s.reads for s in slots if s not in own and s.activity not in excludes
+        )
         takes_over = _takes_over(node) and not outside
         if target is source and not takes_over:
             scratch += target.bytes

@@ -342,6 +342,11 @@ class Milp:
             terms.append((self._any({(self.a[a], gone) for a in c.readers}), float(c.bytes)))
         terms += [(self.a[m.activity], float(m.flash_bytes)) for m in p.mixed_layers]
         terms += [(self.a[a], float(b)) for a, b in p.flash_bytes.items()]
+        terms += [
+            (self._both(u.activity, u.choice), float(u.flash_bytes))
+            for u in p.mixed_updates
+            if u.flash_bytes
+        ]
         for stored, loads, r in zip(self.stored, self.loaded, p.retentions, strict=True):
             writer = r.tensor.writers[-1] if r.tensor.writers else None
             steps = 1 + len(p.storage.followers.get(writer, ()))  # a load shows its views again

@@ -188,12 +188,14 @@ class MixedUpdate:
         choice: Activity of the layer's choice.
         state_bytes: RAM kept for good beyond that of the i8 update.
         gain: Importance beyond that of the i8 update.
+        flash_bytes: Padding of the weight's parts in flash beyond that of the i8 update.
     """
 
     activity: int
     choice: int
     state_bytes: int
     gain: int
+    flash_bytes: int
 
 
 @dataclass(frozen=True)

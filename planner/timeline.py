@@ -13,6 +13,7 @@ from .choices import (
     MixedForms,
     kernels,
     score_of,
+    split_padding,
     stream_choices,
     update_nodes,
 )
@@ -117,7 +118,7 @@ class _Builder:
             score = self.importance[u.candidate]
             gain[a] = gain.get(a, 0) + score_of(u, score)
             state[a] = state.get(a, 0) + sum(aligned(v.type.nbytes) for v in u.resident)
-            if padding := self._padding(u):
+            if padding := split_padding(u):
                 flash[a] = padding
             if (more := self.forms.update(u, a, score)) is not None:
                 mixed.append(more)
@@ -141,15 +142,6 @@ class _Builder:
             cost=self.cost,
             micro_batches=self.training.spec.micro_batches,
         )
-
-    def _padding(self, update: Update) -> int:
-        """Flash that the split of a partly updated weight adds to the whole tensor's."""
-        value, c = update.value, update.candidate
-        if c.channels is None or c.param not in self.training.graph.values:
-            return 0  # whole, or split in this graph already
-        whole = self.training.graph.values[c.param].type
-        rest = whole.nbytes - value.type.nbytes
-        return aligned(value.type.nbytes) + aligned(rest) - aligned(whole.nbytes)
 
     def _constants(self, slots: tuple[Slot, ...]) -> tuple[Constant, ...]:
         """Weights in flash, with what reads them; those in no slot are the images of state."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .candidates import candidates, param_slots
+from .candidates import candidates, param_slots, saves
 from .errors import UnsupportedModelError, UsageError
 from .grad_builder import GradBuilder
 from .graph import Attr, Graph, Node, TensorType, Value
@@ -77,6 +77,8 @@ class _TrainingBuilder:
         name, k = candidate.param, candidate.channels
         if name not in self.slots:
             raise UsageError(f"{name} is not a trainable parameter of {self.forward.name}")
+        if candidate.saved not in saves(self.forward, self.slots[name], whole=k is None):
+            raise UsageError(f"the input for {candidate} can't be kept as {candidate.saved}")
         if k is None:
             return
         node, slot = self.slots[name][0]
@@ -210,7 +212,7 @@ class _TrainingBuilder:
     def _differentiate(self, node: Node, needed: set[Value]) -> None:
         dy = self.grads.pop(node.out, None)
         op = get_op(node.op)
-        builder = GradBuilder(self.graph, node, self.aux)
+        builder = GradBuilder(self.graph, node, self.aux, self.forward.quantization)
         chosen = [(s, name) for s in op.params if (name := self._trained(node, s)) is not None]
         if dy is not None and node.out in needed:
             if op.vjp is None:
@@ -244,11 +246,11 @@ class _TrainingBuilder:
         assert op.vjp is not None
         for candidate in self.chosen[name]:
             value = self._param_value(candidate, node, slot)
-            builder.channels = candidate.channels
+            builder.channels, builder.saved = candidate.channels, candidate.saved
             need = [i == slot.index for i in range(len(node.inputs))]
             before = len(self.graph.nodes)
             grad = op.vjp(builder, node, dy, need)[slot.index]
-            builder.channels = None
+            builder.channels, builder.saved = None, "f32"
             assert grad is not None, (node.name, name)
             producer = grad.producer
             assert producer is not None, (node.name, name)
@@ -286,7 +288,8 @@ class _TrainingBuilder:
         )
         t, k = whole.type, candidate.channels
         kept = TensorType(shape, t.dtype, part(t.quant, axis, 0, k))
-        return self.graph.add_state(f"{whole.name}[:{k}]", kept)
+        name = f"{whole.name}[:{k}]"
+        return self.graph.values.get(name) or self.graph.add_state(name, kept)
 
     def _apply(
         self,
@@ -298,12 +301,15 @@ class _TrainingBuilder:
         grad_node: Node | None,
     ) -> None:
         g, spec = self.graph, self.spec
-        states = tuple(g.add_state(f"{value.name}.{s}", grad.type) for s in spec.state_slots)
+        name = value.name
+        if self.superset and candidate.saved != "f32":
+            name = f"{name} {candidate.saved}"  # another candidate has the same value
+        states = tuple(g.add_state(f"{name}.{s}", grad.type) for s in spec.state_slots)
         accumulator, accumulate_node, source = None, None, grad
         if spec.micro_batches > 1:
-            accumulator = g.add_state(f"{value.name}.accumulated", grad.type)
+            accumulator = g.add_state(f"{name}.accumulated", grad.type)
             accumulate_node = g.add_node(
-                "Accumulate", (accumulator, grad), name=f"{value.name}/accumulate", phase="update"
+                "Accumulate", (accumulator, grad), name=f"{name}/accumulate", phase="update"
             )
             source = accumulate_node.out
         attrs: dict[str, Attr] = {"gradient_scale": 1.0 / spec.micro_batches}
@@ -325,7 +331,7 @@ class _TrainingBuilder:
             kind,
             inputs,
             attrs,
-            name=f"{value.name}/update",
+            name=f"{name}/update",
             outputs=[f"{v.name}'" for v in (value, *states)],
             phase="update",
         )

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 from .graph import Graph, Node
 from .opdef import ParamSlot, get_op
-from .training import Candidate
+from .training import Candidate, Saved
+
+#: Least updated part of a weight for which the input is offered in a compressed form, too.
+_COMPRESSED = 0.5
 
 
 def param_slots(graph: Graph) -> dict[str, list[tuple[Node, ParamSlot]]]:
@@ -38,7 +41,8 @@ def candidates(
     """All ways to update the parameters of a forward graph, in forward order.
 
     A weight offers ``max(1, floor(ratio x channels))`` leading input channels for each ratio below
-    1; equal counts are offered once. Parameters used twice (tied) are only updated whole.
+    1; equal counts are offered once. Parameters used twice (tied) are only updated whole. Large
+    parts of the weight of a float layer are offered with a compressed input as well.
 
     Args:
         graph: A forward graph.
@@ -56,6 +60,28 @@ def candidates(
         if axis is not None:
             total = graph.values[name].type.shape[axis]
             counts = sorted({max(1, int(total * r)) for r in ratios if r < 1})
-            result += [Candidate(name, k) for k in counts if k < total]
-        result.append(Candidate(name))
+            for k in (k for k in counts if k < total):
+                kept = saves(graph, uses, whole=False) if k >= _COMPRESSED * total else ("f32",)
+                result += [Candidate(name, k, saved) for saved in kept]
+        result += [Candidate(name, None, saved) for saved in saves(graph, uses, whole=True)]
     return result
+
+
+def saves(
+    graph: Graph, uses: Sequence[tuple[Node, ParamSlot]], *, whole: bool
+) -> tuple[Saved, ...]:
+    """How the input of the layer of a parameter can be kept for the parameter's gradient.
+
+    Args:
+        graph: A forward graph.
+        uses: Where the parameter is used.
+        whole: All input channels are updated; others are cut out of an i8 value that is there
+            anyway, but none is made for them.
+    """
+    node, slot = uses[0]
+    x = node.inputs[0]
+    if not slot.compressible or len(uses) > 1 or x is None or x.type.dtype != "f32":
+        return ("f32",)
+    stored = x.producer is not None and x.producer.op == "Dequantize"
+    annotated = x.name in graph.quantization
+    return ("f32", "f16", "i8") if stored or (annotated and whole) else ("f32", "f16")

@@ -153,12 +153,15 @@ class ParamSlot:
             whole updates).
         cold_index: For weights: operand index that takes the frozen remainder of a partly updated
             weight (channels ``k..`` along ``channel_axis``); None: only whole updates.
+        compressible: For weights: the gradient takes operand 0 in half precision or i8 as well
+            (``GradBuilder.kept_input``).
     """
 
     index: int
     role: Literal["weight", "bias", "scale"]
     channel_axis: Callable[[Node], int | None] = lambda _: None
     cold_index: int | None = None
+    compressible: bool = False
 
 
 @dataclass(frozen=True)

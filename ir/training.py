@@ -11,6 +11,8 @@ from .graph import Graph, Node, Value
 LossName = Literal["cross_entropy", "mse"]
 OptimizerName = Literal["sgd", "momentum", "adam"]
 RoundingName = Literal["stochastic", "nearest"]
+#: How the input of a float layer is kept for the gradient of its weight.
+Saved = Literal["f32", "f16", "i8"]
 
 #: Bytes of a gradient tile: rows of a streamed weight gradient are computed into a scratch tile of
 #: at most this size (or one row, if a row is larger) and applied at once.
@@ -71,10 +73,13 @@ class Candidate:
     Attributes:
         param: Parameter (initializer) name.
         channels: Leading input channels that are updated; None: the whole tensor.
+        saved: For a weight of a float layer, how the layer's input is kept for the gradient: as it
+            is, or rounded to half precision or to its i8 form. Everything else is kept as it is.
     """
 
     param: str
     channels: int | None = None
+    saved: Saved = "f32"
 
 
 @dataclass(frozen=True, eq=False)

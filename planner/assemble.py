@@ -198,6 +198,7 @@ def _updates(
                 role=slot.role,
                 ratio=ratio(forward, candidate) if candidate else 0.0,
                 channels=candidate.channels if candidate else None,
+                saved=candidate.saved if candidate else "f32",
                 importance=importance[candidate] if candidate else 0.0,
             )
         )

@@ -11,6 +11,7 @@ from math import isclose
 from ..ir.graph import Node, Value
 from ..ir.opdef import get_op
 from ..ir.ops.streamed import layers_of
+from ..ir.training import Update
 from .check_machine import Machine
 from .check_program import CheckError, Program, occupied
 
@@ -94,7 +95,7 @@ def _updates(p: Program) -> None:
         seen.add(d.param)
         u = wanted.get(d.param)
         if u is None:
-            if d.ratio or d.channels is not None:
+            if d.ratio or d.channels is not None or d.saved != "f32":
                 raise CheckError(
                     f"decisions.updates: {d.param} has ratio {d.ratio} but no step updates it"
                 )
@@ -107,16 +108,28 @@ def _updates(p: Program) -> None:
         if u.candidate.channels is not None:
             whole = u.value.type.size + _cold_size(u.owner)
             ratio = u.value.type.size / whole
-        facts = (u.role, u.owner.name, u.candidate.channels)
-        if (d.role, d.node, d.channels) != facts or not isclose(d.ratio, ratio, rel_tol=1e-9):
+        facts = (u.role, u.owner.name, u.candidate.channels, _saved(u))
+        told = (d.role, d.node, d.channels, d.saved)
+        if told != facts or not isclose(d.ratio, ratio, rel_tol=1e-9):
             raise CheckError(
                 f"decisions.updates: {d.param} is {d.role} of {d.node}, channels {d.channels},"
-                f" ratio {d.ratio} in the plan, but {facts[0]} of {facts[1]}, channels {facts[2]},"
-                f" ratio {ratio} in the graph"
+                f" saved {d.saved}, ratio {d.ratio} in the plan, but {facts[0]} of {facts[1]},"
+                f" channels {facts[2]}, saved {facts[3]}, ratio {ratio} in the graph"
             )
     for name in wanted:
         if name not in seen:
             raise CheckError(f"decisions.updates: {name} is updated but not decided")
+
+
+def _saved(update: Update) -> str:
+    """What the gradient of a float layer's weight reads in place of the layer's input."""
+    x, made = update.owner.inputs[0], update.grad.producer
+    assert x is not None, update.owner.name
+    assert made is not None, update.grad.name
+    kept = made.inputs[0]
+    if update.role != "weight" or x.type.dtype != "f32" or kept is None:
+        return "f32"
+    return kept.type.dtype
 
 
 def _frozen(p: Program) -> dict[str, set[tuple[str, str]]]:

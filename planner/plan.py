@@ -29,7 +29,7 @@ from pydantic import (
 
 from ..ir.errors import UsageError
 from ..ir.precision import Precision
-from ..ir.training import LossName, OptimizerName, RoundingName
+from ..ir.training import LossName, OptimizerName, RoundingName, Saved
 
 SCHEMA_VERSION: Final = 1
 #: Samples per micro-batch; more fit no microcontroller.
@@ -153,6 +153,7 @@ class UpdateDecision(_Record):
         role: weight, bias or scale.
         ratio: Updated part of the tensor, 0 to 1; 0 = frozen.
         channels: Updated leading input channels; None: all.
+        saved: How the input of a float layer is kept for the gradient of its weight.
         importance: Score of this choice.
     """
 
@@ -161,6 +162,7 @@ class UpdateDecision(_Record):
     role: Literal["weight", "bias", "scale"]
     ratio: float
     channels: PositiveInt | None
+    saved: Saved = "f32"
     importance: NonNegativeFloat
 
 

@@ -45,7 +45,9 @@ def rebuild(plan: Plan, plan_path: Path, model_path: Path | None = None) -> Trai
         names = {*quantizable(graph), *(v.name for v in graph.inputs)}
         graph = lower(graph, {n: p for n, p in plan.decisions.precision.items() if n in names})
         graph = stream(graph, plan.decisions.streamed)
-    chosen = [Candidate(u.param, u.channels) for u in plan.decisions.updates if u.ratio > 0]
+    chosen = [
+        Candidate(u.param, u.channels, u.saved) for u in plan.decisions.updates if u.ratio > 0
+    ]
     return build_training(graph, TrainingSpec(**plan.training.model_dump()), chosen)
 
 

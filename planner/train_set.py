@@ -31,7 +31,7 @@ def choose(
     if items in ([], ["auto"]):
         return None
     slots = param_slots(forward)
-    whole = [c for c in every if c.channels is None]
+    whole = [c for c in every if c == Candidate(c.param)]
     if items == ["all"]:
         return whole
     if items == ["bias"]:

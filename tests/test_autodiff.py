@@ -337,7 +337,7 @@ def test_random_choices_equal_torch(seed: int) -> None:
     build = [nets.mlp, nets.cnn, nets.resnet, depthwise_net, affine_net][seed % 5]
     graph = build(batch=2) if build in (nets.mlp, nets.cnn, nets.resnet) else build()
     offers: dict[str, list[Candidate]] = {}
-    for c in candidates(graph):
+    for c in (c for c in candidates(graph) if c.saved == "f32"):
         offers.setdefault(c.param, []).append(c)
     names = rng.choice(sorted(offers), size=rng.integers(1, len(offers) + 1), replace=False)
     chosen = [offers[n][rng.integers(len(offers[n]))] for n in names]
@@ -454,7 +454,7 @@ def test_build_leaves_the_forward_graph_alone() -> None:
 
 def test_candidates_of_a_layer() -> None:
     graph = nets.mlp((16, 4, 3))
-    counts = [(c.param, c.channels) for c in candidates(graph)]
+    counts = [(c.param, c.channels) for c in candidates(graph) if c.saved == "f32"]
     assert counts == [
         *(("fc0.weight", k) for k in (2, 4, 8, None)),
         ("fc0.bias", None),

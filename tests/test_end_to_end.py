@@ -155,7 +155,7 @@ def request_of(case: Case, folder: Path) -> Request:
     train: tuple[str, ...] = (case.train,)
     if case.train == "part":
         forward = import_model(path, batch=case.batch)
-        partial = [c for c in candidates(forward) if c.channels is not None]
+        partial = [c for c in candidates(forward) if c.channels and c.saved == "f32"]
         chosen = partial[case.part % len(partial)]
         biases = [c.param for c in candidates(forward) if c.param.endswith(".bias")]
         train = (f"{chosen.param}={ratio(forward, chosen)}", biases[case.part % len(biases)])

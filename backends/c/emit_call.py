@@ -19,6 +19,7 @@ from ...ir.opdef import CKernel, OpDef, get_op
 #: C element type of each tensor dtype that a kernel can be handed.
 C_TYPES: dict[str, str] = {
     "f32": "float",
+    "f16": "uint16_t",
     "i32": "int32_t",
     "u8": "uint8_t",
     "i8": "int8_t",

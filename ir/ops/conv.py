@@ -166,8 +166,9 @@ def _vjp(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Va
         if b.channels is not None and axis is not None:
             shape[axis] = b.channels
         attrs = {**geometry, "weight_shape": tuple(shape)}
-        leading = b.leading_channels(x, 1)
-        grads[1] = b.add("ConvGradWeight", (leading, dy), attrs, suffix="grad_weight")
+        kept = b.kept_input(x, 1)
+        op = {"f16": "HConvGradWeight", "i8": "QConvGradWeight"}.get(kept.type.dtype)
+        grads[1] = b.add(op or "ConvGradWeight", (kept, dy), attrs, suffix="grad_weight")
     if len(need) > 2 and need[2]:
         grads[2] = b.add("ConvGradBias", (dy,), suffix="grad_bias")
     return grads
@@ -236,7 +237,7 @@ register(
         samples=_samples,
         vjp=_vjp,
         params=(
-            ParamSlot(1, "weight", channel_axis=_channel_axis, cold_index=3),
+            ParamSlot(1, "weight", _channel_axis, cold_index=3, compressible=True),
             ParamSlot(2, "bias"),
         ),
     )

@@ -210,11 +210,18 @@ def _samples_grad_input() -> Iterator[Sample]:
         yield Sample(types3, {**attrs, "shape": x}, differentiable=())
 
 
-def _samples_grad_weight() -> Iterator[Sample]:
+def grad_weight_samples(
+    more: Sequence[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], dict[str, Attr]]] = (),
+) -> Iterator[Sample]:
+    """Whole and partial gradients of the weight.
+
+    Args:
+        more: Further cases: x, weight, updated part of the weight, attributes.
+    """
     cases = [(x, w, w, attrs) for x, w, attrs in CASES]
     (x0, w0, a0), (_x4, w4, a4) = CASES[0], CASES[4]
     cases += [(x0, w0, (6, 3, 3, 3), a0), ((1, 2, 7, 8), w4, (2, 1, 3, 3), a4)]
-    for x, w, part, attrs in cases:
+    for x, w, part, attrs in (*cases, *more):
         types = (TensorType(x), result_type(x, w, attrs))
         yield Sample(types, {**attrs, "weight_shape": part}, differentiable=())
 
@@ -249,7 +256,7 @@ register(
             "odtplan_conv_grad",
             grad_weight_params,
         ),
-        samples=_samples_grad_weight,
+        samples=grad_weight_samples,
     )
 )
 register(

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 
 from ..opdef import Work
 from .window import Axis, Window
@@ -298,6 +299,47 @@ def grad_weight(
                 n["loops"] += blocks * loops
                 n["outputs"] += blocks
     return _parts(n, "conv_grad_weight", 1)
+
+
+def grad_weight_strips(
+    win: Window, batch: int, rows: Sequence[int], depth: int, lines: int
+) -> tuple[Work, ...]:
+    """Gradient of the weight from an input that is widened by strips of lines.
+
+    Args:
+        win: Window of the convolution.
+        batch: Images.
+        rows: Filters that are computed together, of each run of the kernel.
+        depth: Input channels of a filter.
+        lines: Of the result, in a strip.
+    """
+    n = Counter[str]()
+    columns, across = _blocks(depth)[0]
+    y, x, widened = win.y, win.x, 0
+    for begin in range(0, y.out, lines):
+        end = min(begin + lines, y.out)
+        first = max(0, begin * y.stride - y.begin)
+        last = min(y.size, (end - 1) * y.stride - y.begin + (y.kernel - 1) * y.dilation + 1)
+        widened += max(0, last - first) * x.size
+        for ky, kx in product(range(y.kernel), range(x.kernel)):
+            (lo, hi), (left, right) = y.span(ky), x.span(kx)
+            high, w = min(hi, end) - max(lo, begin), right - left
+            if high > 0:
+                n["setup"] += _FIND * len(rows) * batch * across
+                joined = w == x.out and y.stride * x.size == w * x.stride
+                loops, terms = (1, high * w) if joined or high == 1 else (high, w)
+                for count, times in Counter(rows).items():
+                    for r, i in ((BLOCK, count // BLOCK), (1, count % BLOCK)):
+                        run = x.stride == 1
+                        _add_block(n, times * i * across * batch, r, columns, loops, terms, run)
+    widened *= len(rows) * batch * across * columns
+    sums = (replace(w, operator="ConvGradWeight") for w in _parts(n, "conv_grad_weight", 1))
+    return (*sums, Work("elementwise", widened, outputs=0))
+
+
+def columns_of(depth: int) -> int:
+    """Channels of a block of a gradient of the weight with so many."""
+    return _blocks(depth)[0][0]
 
 
 def _rows(count: int) -> tuple[tuple[int, int], ...]:

@@ -120,8 +120,9 @@ def layer_gradients(
         cold = node.inputs[cold_index] if len(node.inputs) > cold_index else None
         result[0] = builder.add("GemmGradInput", (dy, w, cold), attrs, suffix="grad_input")
     if need[1]:
-        leading = builder.leading_channels(x, len(x.type.shape) - 1)
-        result[1] = builder.add("GemmGradWeight", (leading, dy), attrs, suffix="grad_weight")
+        kept = builder.kept_input(x, len(x.type.shape) - 1)
+        op = {"f16": "HGemmGradWeight", "i8": "QGemmGradWeight"}.get(kept.type.dtype)
+        result[1] = builder.add(op or "GemmGradWeight", (kept, dy), attrs, suffix="grad_weight")
     return result
 
 
@@ -184,7 +185,13 @@ register(
         samples=_gemm_samples,
         vjp=_gemm_vjp,
         params=(
-            ParamSlot(1, "weight", lambda node: 1 if node.int_attr("trans_b", 0) else 0, 3),
+            ParamSlot(
+                1,
+                "weight",
+                lambda node: 1 if node.int_attr("trans_b", 0) else 0,
+                3,
+                compressible=True,
+            ),
             ParamSlot(2, "bias"),
         ),
     )
@@ -263,13 +270,15 @@ def grad_weight_rows(node: Node, inputs: Sequence[Array | None], begin: int, end
     return chain(np.zeros((end - begin, columns.shape[1]), x.dtype), rows.T, columns)
 
 
-def _grad_weight_params(node: Node) -> dict[str, Attr]:
+def grad_weight_product_params(node: Node) -> dict[str, Attr]:
+    """Fields of ``odtplan_gemm_t`` for the gradient of the weight."""
     x, dy = operand(node, 0), operand(node, 1)
     m, k, n = prod(x.shape[:-1]), x.shape[-1], dy.shape[-1]
     return {"m": m, "n": n, "hot": k, "cold": 0, "trans_b": node.int_attr("trans_b", 0)}
 
 
-def _grad_weight_samples() -> Iterator[Sample]:
+def grad_weight_product_samples() -> Iterator[Sample]:
+    """Gradients of both layouts of the weight."""
     yield Sample((T((3, 5)), T((3, 6))), {"trans_b": 1})
     yield Sample((T((1, 7)), T((1, 4))), {"trans_b": 0})
     yield Sample((T((2, 3, 5)), T((2, 3, 2))), {"trans_b": 0})
@@ -283,9 +292,12 @@ register(
         rows_kernel=grad_weight_rows,
         work=_grad_weight_work,
         c=CKernel(
-            "odtplan_gemm_grad_weight_f32", "odtplan_gemm_t", "odtplan_gemm", _grad_weight_params
+            "odtplan_gemm_grad_weight_f32",
+            "odtplan_gemm_t",
+            "odtplan_gemm",
+            grad_weight_product_params,
         ),
-        samples=_grad_weight_samples,
+        samples=grad_weight_product_samples,
     )
 )
 

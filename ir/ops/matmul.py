@@ -160,6 +160,8 @@ register(
         c=CKernel("odtplan_matmul_f32", "odtplan_matmul_t", "odtplan_gemm", _params),
         samples=_samples,
         vjp=_vjp,
-        params=(ParamSlot(1, "weight", lambda node: 0 if _layer(node) else None, 2),),
+        params=(
+            ParamSlot(1, "weight", lambda node: 0 if _layer(node) else None, 2, compressible=True),
+        ),
     )
 )

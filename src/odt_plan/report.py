@@ -205,7 +205,9 @@ def _updates(out: Console, plan: Plan) -> None:
     table.add_column("importance", justify="right")
     for u in chosen:
         channels = f" ({u.channels} channels)" if u.channels else ""
-        cells = (u.node, u.param, u.role, f"{u.ratio:.1%}{channels}", f"{u.importance:,.0f}")
+        kept = f", input kept as {u.saved}" if u.saved != "f32" else ""
+        part = f"{u.ratio:.1%}{channels}{kept}"
+        cells = (u.node, u.param, u.role, part, f"{u.importance:,.0f}")
         table.add_row(*map(Text, cells))
     trained = f"{len(chosen)} of {len(updates)} tensors"
     _line(out, "trained", f"{trained}; importance: {plan.decisions.importance_source}")

@@ -178,7 +178,8 @@ class OpDef:
         vjp: Gradient rule; None: not differentiable.
         inplace: Operand indices that output 0 may share its buffer with where both have one shape
             and dtype (the kernel reads each element before it writes it). The NumPy and C kernels
-            both allow it.
+            both allow it. ``inplace_operands`` reads it.
+        can_be_inplace: Which nodes can work in place, where not all can.
         view: Output 0 is the same bytes as operand 0; no code runs.
         workspace: Bytes of scratch the C kernel needs.
         rows_kernel: Row-streamed form of a parameter gradient; makes the gradient streamable.
@@ -197,6 +198,7 @@ class OpDef:
     samples: Callable[[], Iterator[Sample]]
     vjp: Vjp | None = None
     inplace: tuple[int, ...] = ()
+    can_be_inplace: Callable[[Node], bool] = lambda _: True
     view: bool = False
     workspace: Callable[[Node], int] = lambda _: 0
     rows_kernel: RowsKernel | None = None
@@ -242,6 +244,12 @@ def all_ops() -> dict[str, OpDef]:
 
 def _load_families() -> None:
     from . import ops  # noqa: F401  (importing the package registers every family)
+
+
+def inplace_operands(node: Node) -> tuple[int, ...]:
+    """Operands that result 0 of a node may overwrite, shape and dtype permitting."""
+    op = get_op(node.op)
+    return op.inplace if op.inplace and op.can_be_inplace(node) else ()
 
 
 def works(node: Node, tile_rows: int | None = None) -> tuple[Work, ...]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..ir.graph import Graph, Node
-from ..ir.opdef import get_op
+from ..ir.opdef import get_op, inplace_operands
 from ..ir.training import TrainingGraph, Update
 from .cost import CostModel
 from .problem import ALWAYS, Form, MixedLayer, MixedUpdate, Slot, StreamChoice
@@ -240,5 +240,8 @@ def _owner(node: Node) -> str:
 def _takes_over(node: Node) -> bool:
     """The streamed block writes its result over its operand."""
     source = node.inputs[0]
-    op = get_op(node.op)
-    return bool(op.inplace) and source is not None and source.type.stored == node.out.type.stored
+    return (
+        bool(inplace_operands(node))
+        and source is not None
+        and source.type.stored == node.out.type.stored
+    )

@@ -27,6 +27,10 @@ _MANY = 1024
 # -- gradient of the input -------------------------------------------------------------------------
 
 
+#: ODTPLAN_MARGIN_ROOM of backends/c/kernels/odtplan_margin.h.
+MARGIN_ROOM = 352
+
+
 def grad_input_window(node: Node) -> Window:
     """Window of the gradient of a convolution's input."""
     return window(node, node.ints_attr("shape")[2:], operand(node, 1).shape[2:])
@@ -63,6 +67,14 @@ def _work_grad_input(node: Node) -> tuple[Work, ...]:
         return conv_work.depthwise(win, True, shape[0] * weight[0])
     channels = (hot, depth - hot) if 0 < hot < depth else (depth,)
     return conv_work.convolve(win, True, channels, (weight[0] // group,), shape[0] * group)
+
+
+def keeps_copies(node: Node, channels: int, filters: int) -> bool:
+    """The C kernel copies each plane of dy before it writes that of dx: a small depthwise layer."""
+    win = grad_input_window(node)
+    if not is_depthwise(node, channels, filters) or not win.keeps_size() or win.is_pointwise():
+        return False
+    return win.y.size * (win.x.size + win.x.kernel - 1) <= MARGIN_ROOM
 
 
 def _c_params_grad_input(node: Node) -> dict[str, Attr]:
@@ -240,6 +252,10 @@ register(
             operands=3,
         ),
         samples=_samples_grad_input,
+        inplace=(0,),
+        can_be_inplace=lambda node: keeps_copies(
+            node, node.ints_attr("shape")[1], full_weight(node, 1, 2)[0]
+        ),
     )
 )
 register(

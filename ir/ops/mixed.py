@@ -358,6 +358,8 @@ register(
         samples=_samples,
         vjp=_conv_vjp,
         workspace=lambda node: _blocks(node).workspace,
+        inplace=(0,),
+        can_be_inplace=lambda node: _depthwise(node) and _window(node).keeps_size(),
         params=(
             ParamSlot(1, "weight", channel_axis=_channel_axis, cold_index=_COLD),
             ParamSlot(2, "bias"),

@@ -176,6 +176,12 @@ def line_bytes(win: Window) -> int:
     return _up(max(last, x.begin + x.size - 1) + 8, 4)
 
 
+def _line_by_line(node: Node) -> bool:
+    """A depthwise layer whose lines are copied before the result's line is written there."""
+    channels, filters = operand(node, 0).shape[1], whole_weight(node, 1, COLD)[0]
+    return is_depthwise(node, channels, filters) and _window(node).keeps_size()
+
+
 def _workspace(node: Node) -> int:
     """Depthwise: padded lines and the filter as int16; else taps of four pixels and of one."""
     w, win = whole_weight(node, 1, COLD), _window(node)
@@ -262,6 +268,8 @@ register(
         samples=_samples,
         vjp=_vjp,
         workspace=_workspace,
+        inplace=(0,),
+        can_be_inplace=_line_by_line,
         params=(
             ParamSlot(1, "weight", channel_axis=_channel_axis, cold_index=COLD),
             ParamSlot(2, "bias"),

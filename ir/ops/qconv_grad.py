@@ -25,6 +25,7 @@ from .conv_grad import (
     grad_input_window,
     grad_weight_params,
     grad_weight_window,
+    keeps_copies,
     rows_grad_weight,
     runs_of_rows,
 )
@@ -220,6 +221,10 @@ register(
         ),
         samples=_samples_grad,
         workspace=_workspace_grad,
+        inplace=(0,),
+        can_be_inplace=lambda node: keeps_copies(
+            node, node.ints_attr("shape")[1], whole_weight(node, 1, _COLD)[0]
+        ),
     )
 )
 register(

@@ -90,6 +90,10 @@ class Window:
         axes = (self.x, self.y)
         return all(a.kernel == a.stride == 1 and a.begin == a.end == 0 for a in axes)
 
+    def keeps_size(self) -> bool:
+        """Neighbouring windows, as many as elements."""
+        return all(a.stride == a.dilation == 1 and a.out == a.size for a in (self.x, self.y))
+
     def walk(
         self, reverse: bool = False
     ) -> Iterator[tuple[int, tuple[slice, ...], tuple[slice, ...]]]:

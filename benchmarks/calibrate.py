@@ -119,7 +119,7 @@ def model_cases(path: Path) -> list[Case]:
 
 
 def _training_cases(forward: Graph, model: str) -> list[Case]:
-    every = [c for c in candidates(forward) if c.channels is None]
+    every = [c for c in candidates(forward) if c.channels is None and c.saved == "f32"]
     result = []
     for optimizer in ("sgd", "momentum", "adam"):
         training = build_training(forward, TrainingSpec(optimizer=optimizer), every)  # type: ignore[arg-type]

@@ -287,6 +287,7 @@ class _Lowering:
             x = self._stored(_operand(node, 0))
             if x.type.quant == quant and attrs["clamp"] == (LOW, HIGH):
                 self.stored[last.out] = x
+                self.new.unchanged |= {node.name}
                 return
             out = self._emit(last, "Requantize", (x,), attrs, node.name)
         elif node.op == "MaxPool":

@@ -29,21 +29,27 @@ def decisions(p: Program, machine: Machine) -> None:
 
 
 def _precision(p: Program) -> None:
-    forward = {n.name: n for n in p.training.graph.nodes if n.phase == "forward"}
-    told = p.plan.decisions
+    graph, told = p.training.graph, p.plan.decisions
+    blocks = [n for n in graph.nodes if n.op == "StreamedBlock"]
+    layers = {n.name: n for n in graph.nodes if n.phase == "forward"}
+    layers |= {n.name: n for block in blocks for n in layers_of(block).nodes}
     for name, precision in told.precision.items():
         if name == p.training.sample.name:
             found = p.training.sample.type.dtype
-        elif name in forward:
-            found = _computes_in(forward[name])
-        else:  # inside a streamed block, or an i8 clamp that changes nothing
+        elif name in layers:
+            found = _computes_in(layers[name])
+        elif name in graph.unchanged or f"{name}/pool" in layers:  # the latter is a mean
             found = "i8"
+        else:
+            raise CheckError(f"decisions.precision: {name} is no layer of the graph")
         if found != precision:
             raise CheckError(f"decisions.precision: {name} computes in {found}, not {precision}")
-    for name, node in forward.items():
+    for name, node in layers.items():
         if get_op(node.op).params and name not in told.precision:
             raise CheckError(f"decisions.precision: {name} is missing")
-    streamed = {n.name for n in forward.values() if n.op == "StreamedBlock"}
+    if told.noise_avoided and "mixed" not in told.precision.values():
+        raise CheckError(f"decisions.noise_avoided is {told.noise_avoided}, but no layer is mixed")
+    streamed = {n.name for n in blocks}
     if streamed != set(told.streamed):
         raise CheckError(
             f"decisions.streamed: {', '.join(told.streamed) or 'none'}, but the steps stream"

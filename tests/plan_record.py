@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from odt_plan.ir.ops.streamed import layers_of
 from odt_plan.ir.training import TrainingGraph
 from odt_plan.planner.cost import CostModel, code_bytes, flash_weights_bytes
 from odt_plan.planner.device import Device
@@ -112,7 +113,15 @@ def finish(
                 ActivationDecision(value=v, bytes=n, action=a)  # type: ignore[arg-type]
                 for v, (n, a) in actions.items()
             ),
-            precision={n.name: t for n in forward if (t := n.out.type.dtype) in ("f32", "i8")},
+            precision={
+                **{n.name: t for n in forward if (t := n.out.type.dtype) in ("f32", "i8")},
+                **{
+                    layer.name: "i8"
+                    for n in forward
+                    if n.op == "StreamedBlock"
+                    for layer in layers_of(n).nodes
+                },
+            },
             streamed=tuple(n.name for n in forward if n.op == "StreamedBlock"),
         ),
         buffers=tuple(buffers),

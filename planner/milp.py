@@ -57,7 +57,7 @@ class Milp:
         self.c = LinearProgram()
         self.one = self.c.column(integer=False, lower=1.0)
         self.a = [
-            self.one if a.kind == "always" else self.c.column(integer=a.kind != "needed")
+            self.one if a.kind == "always" else self.c.column(integer=True)
             for a in problem.activities
         ]
         self.held: list[list[int]] = []

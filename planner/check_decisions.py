@@ -49,11 +49,11 @@ def _precision(p: Program) -> None:
             raise CheckError(f"decisions.precision: {name} is missing")
     if told.noise_avoided and "mixed" not in told.precision.values():
         raise CheckError(f"decisions.noise_avoided is {told.noise_avoided}, but no layer is mixed")
-    streamed = {n.name for n in blocks}
-    if streamed != set(told.streamed):
+    streamed = sorted(n.name for n in blocks)
+    if streamed != sorted(told.streamed):
         raise CheckError(
             f"decisions.streamed: {', '.join(told.streamed) or 'none'}, but the steps stream"
-            f" {', '.join(sorted(streamed)) or 'none'}"
+            f" {', '.join(streamed) or 'none'}"
         )
 
 

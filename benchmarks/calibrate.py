@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from odt_plan.backends.c.emit import kernel_files
 from odt_plan.backends.c.emit_call import call, kernel_of, param_struct
 from odt_plan.ir.autodiff import build_training, candidates
+from odt_plan.ir.errors import GraphError
 from odt_plan.ir.graph import Attr, Graph, Node, TensorType, Value
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.opdef import Work, all_ops, get_op, works
@@ -119,10 +121,16 @@ def model_cases(path: Path) -> list[Case]:
 
 
 def _training_cases(forward: Graph, model: str) -> list[Case]:
-    every = [c for c in candidates(forward) if c.channels is None and c.saved == "f32"]
+    """By each optimizer; with the inputs of layers kept as they are, as f16, and as i8."""
+    whole = [c for c in candidates(forward) if c.channels is None]
+    plain = {c.param: c for c in whole if c.saved == "f32"}
     result = []
-    for optimizer in ("sgd", "momentum", "adam"):
-        training = build_training(forward, TrainingSpec(optimizer=optimizer), every)  # type: ignore[arg-type]
+    for optimizer, saved in product(("sgd", "momentum", "adam"), ("f32", "f16", "i8")):
+        chosen = plain | {c.param: c for c in whole if c.saved == saved}
+        if saved != "f32" and (optimizer != "sgd" or chosen == plain):
+            continue
+        spec = TrainingSpec(optimizer=optimizer)  # type: ignore[arg-type]
+        training = build_training(forward, spec, list(chosen.values()))
         tiles = {u.grad_node: u.tile_rows for u in training.updates if u.grad_node is not None}
         for node in training.graph.nodes:
             streamed = get_op(node.op).rows_kernel is not None
@@ -144,16 +152,29 @@ def thinned(cases: Sequence[Case]) -> list[Case]:
 
 
 def sample_cases(measured: Iterable[Case]) -> list[Case]:
-    """The samples of the operators that have no case."""
+    """The samples of the operators that have no case, and the same of many images."""
     known = {c.node.op for c in measured}
     result = []
     for name, op in all_ops().items():
-        for i, sample in enumerate(op.samples() if name not in known and op.c else ()):
-            inputs = [None if t is None else Value(f"x{j}", t) for j, t in enumerate(sample.types)]
-            node = Node(name, f"{name} {i}", tuple(inputs), (), dict(sample.attrs))
-            node.outputs = tuple(Value(f"y{j}", t, node) for j, t in enumerate(op.infer(node)))
-            result.append(Case(node, None, "samples"))
+        for sample in op.samples() if name not in known and op.c else ():
+            for times in (1, 100):
+                types = tuple(_repeated(t, sample.types[0], times) for t in sample.types)
+                inputs = [None if t is None else Value(f"x{j}", t) for j, t in enumerate(types)]
+                node = Node(name, f"{name} x {times}", tuple(inputs), (), dict(sample.attrs))
+                try:
+                    made = op.infer(node)
+                except GraphError:  # its attributes tell a shape
+                    continue
+                node.outputs = tuple(Value(f"y{j}", t, node) for j, t in enumerate(made))
+                result.append(Case(node, None, "samples"))
     return result
+
+
+def _repeated(t: TensorType | None, first: TensorType | None, times: int) -> TensorType | None:
+    """With so many more rows, if it has as many as the first operand."""
+    if t is None or first is None or t.shape[:1] != first.shape[:1] or not t.shape:
+        return t
+    return TensorType((t.shape[0] * times, *t.shape[1:]), t.dtype, t.quant)
 
 
 def copy_cases() -> list[Case]:

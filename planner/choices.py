@@ -19,7 +19,7 @@ from ..ir.graph import Graph, Node
 from ..ir.opdef import get_op, inplace_operands
 from ..ir.training import TrainingGraph, Update
 from .cost import CostModel
-from .problem import ALWAYS, Form, MixedLayer, MixedUpdate, Slot, StreamChoice
+from .problem import ALWAYS, Form, MixedLayer, MixedUpdate, Slot, SplitCost, StreamChoice
 from .tensors import Storage, aligned
 
 if TYPE_CHECKING:
@@ -38,12 +38,16 @@ class Choices:
         gain: Layer that may be mixed -> score of the quantization noise that this avoids.
         blocks: Blocks that may be streamed.
         streamed: The forward graph with all of them streamed.
+        parts: Where updates are chosen under a limit of time: training graphs with one candidate
+            of each parameter, whose weights are split, and the same with the layers of ``gain``
+            mixed.
     """
 
     mixed: TrainingGraph | None = None
     gain: Mapping[str, int] | None = None
     blocks: tuple[Block, ...] = ()
     streamed: Graph | None = None
+    parts: tuple[tuple[TrainingGraph, TrainingGraph | None], ...] = ()
 
 
 def kernels(*nodes: Node) -> tuple[str, ...]:
@@ -153,6 +157,42 @@ def split_padding(update: Update) -> int:
         return 0  # whole, or split in this graph already
     part, total = update.value.type.nbytes, whole.type.nbytes
     return aligned(part) + aligned(total - part) - aligned(total)
+
+
+def split_costs(
+    choices: Choices, training: TrainingGraph, cost: CostModel, activity: Mapping[Update, int]
+) -> dict[str, tuple[SplitCost, ...]]:
+    """Node -> what the partial updates of its weight add to its cycles.
+
+    Args:
+        choices: Has the graphs in which weights are split.
+        training: The superset graph, whose weights are whole.
+        cost: Predicted costs.
+        activity: Of every update of ``training``.
+    """
+    by_name = [
+        {} if g is None else {n.name: n for n in g.graph.nodes} for g in (training, choices.mixed)
+    ]
+    activities: dict[tuple[str, int | None], list[int]] = {}
+    for u, a in activity.items():
+        activities.setdefault((u.candidate.param, u.candidate.channels), []).append(a)
+    found: dict[str, list[SplitCost]] = {}
+    for pair in choices.parts:
+        split = [{} if g is None else {n.name: n for n in g.graph.nodes} for g in pair]
+        for u in pair[0].updates:
+            if u.candidate.channels is None:
+                continue
+            updates = activities.pop((u.candidate.param, u.candidate.channels), [])
+            for name, node in split[0].items():
+                if node.phase == "update" or u.value not in node.operands():
+                    continue
+                more = [
+                    cost.node_cycles(s[name]) - cost.node_cycles(w[name]) if name in s else 0
+                    for s, w in zip(split, by_name, strict=True)
+                ]
+                costs = found.setdefault(name, [])
+                costs += (SplitCost(a, more[0], more[1]) for a in updates if any(more))
+    return {name: tuple(costs) for name, costs in found.items()}
 
 
 def _constant_bytes(node: Node) -> int:

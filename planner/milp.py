@@ -70,7 +70,7 @@ class Milp:
         self.parameter = {
             a: name for name, acts in problem.choices.items() for a in acts if a != ALWAYS
         }
-        self.products: dict[tuple[int, int], int] = {}
+        self.products: dict[tuple[int, ...], int] = {}
         self.block_of = {k: self.a[b.activity] for b in problem.streams for k in b.slots}
         self._activities()
         self._one_candidate_each()
@@ -145,17 +145,20 @@ class Milp:
             i8 = [*((self.a[a], 1.0) for a in acts), *((w, -1.0) for w in both)]
             self.c.row([*i8, (v, 1.0)], upper=1.0)
 
-    def _both(self, activity: int, choice: int) -> int:
-        """1 where an activity holds and a layer is mixed."""
-        if activity == ALWAYS:
-            return self.a[choice]
-        if (activity, choice) not in self.products:
-            w = self.products[activity, choice] = self.c.column(integer=False)
-            a, v = self.a[activity], self.a[choice]
-            self.c.row([(w, 1.0), (a, -1.0)], upper=0.0)
-            self.c.row([(w, 1.0), (v, -1.0)], upper=0.0)
-            self.c.row([(w, 1.0), (a, -1.0), (v, -1.0)], lower=-1.0)
-        return self.products[activity, choice]
+    def _both(self, *activities: int) -> int:
+        """1 where these activities hold, of which one may be that of a mixed layer."""
+        key = tuple(sorted({a for a in activities if a != ALWAYS}))
+        if not key:
+            return self.one
+        if len(key) == 1:
+            return self.a[key[0]]
+        if key not in self.products:
+            w = self.products[key] = self.c.column(integer=False)
+            for a in key:
+                self.c.row([(w, 1.0), (self.a[a], -1.0)], upper=0.0)
+            all_hold = [(self.a[a], -1.0) for a in key]
+            self.c.row([(w, 1.0), *all_hold], lower=1.0 - len(key))
+        return self.products[key]
 
     def _supply(self, i: int, r: Retention) -> None:
         """What is read or held on has been held, loaded or completed right then."""
@@ -424,6 +427,11 @@ class Milp:
         terms: list[tuple[int, float]] = []
         for s in self.problem.slots:
             terms += self._of_slot(s, s.cycles, None if s.mixed is None else s.mixed.cycles)
+            for x in s.split:
+                terms.append((self._both(s.activity, x.update), float(x.cycles)))
+                if s.mixed is not None:
+                    mixed = self._both(s.activity, x.update, s.mixed.choice)
+                    terms.append((mixed, float(x.mixed_cycles - x.cycles)))
         terms += [(self.a[b.activity], float(b.cycles)) for b in self.problem.streams]
         return terms + self.page_cycles
 

@@ -61,6 +61,21 @@ class Form:
 
 
 @dataclass(frozen=True)
+class SplitCost:
+    """What a slot costs more where an update has split the weight that it reads.
+
+    Attributes:
+        update: Activity of the update.
+        cycles: More than the slot's.
+        mixed_cycles: More than those of its mixed form.
+    """
+
+    update: int
+    cycles: int
+    mixed_cycles: int
+
+
+@dataclass(frozen=True)
 class Slot:
     """One candidate execution of a node or of an update step.
 
@@ -75,6 +90,7 @@ class Slot:
         cycles: Predicted cycles per training step (all micro-steps together).
         kernels: C kernels that it calls.
         mixed: Its costs if its layer is mixed; None: no choice.
+        split: What partial updates add to its cycles; needed under limits of time only.
         rebuild: It runs a forward node again (or, for an auxiliary node, for the first time).
         last_micro: Runs only in the last micro-step.
     """
@@ -89,6 +105,7 @@ class Slot:
     cycles: int
     kernels: tuple[str, ...]
     mixed: Form | None = None
+    split: tuple[SplitCost, ...] = ()
     rebuild: bool = False
     last_micro: bool = False
 

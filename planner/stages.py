@@ -7,7 +7,7 @@ streamed blocks, solved once more for what is kept, and placed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..ir.autodiff import build_training
@@ -173,6 +173,8 @@ class Stages:
         lowered = self.lowered(start)
         training = build_training(lowered, self.spec, start.updates)
         choices = self._choices(start, lowered, free)
+        if not fixed and (self.limits.cycles, self.limits.energy_j) != (None, None):
+            choices = replace(choices, parts=tuple(self._parts(start, lowered, free)))
         problem = self.problem(training, fixed=fixed, limits=limits, choices=choices)
         self.progress(f"choosing updates and precisions: {len(problem.slots)} slots")
         result = self._solve(problem, "learn")
@@ -262,6 +264,21 @@ class Stages:
         return Choices(
             mixed, self._noise_gain(layers), found, stream(lowered, [b.name for b in found])
         )
+
+    def _parts(
+        self, start: Decided, lowered: Graph, layers: Sequence[str]
+    ) -> Iterator[tuple[TrainingGraph, TrainingGraph | None]]:
+        """Training graphs in which every split of a weight that is offered occurs."""
+        splits: dict[str, dict[int | None, Candidate]] = {}
+        for c in start.updates:
+            splits.setdefault(c.param, {}).setdefault(c.channels, c)
+        ranked = [list(found.values()) for found in splits.values()]
+        mixed = self.lowered(start, layers) if layers else None
+        for i in range(max(map(len, ranked))):
+            chosen = [found[min(i, len(found) - 1)] for found in ranked]
+            if any(c.channels is not None for c in chosen):
+                split = build_training(lowered, self.spec, chosen)
+                yield split, None if mixed is None else build_training(mixed, self.spec, chosen)
 
     def _scores(self, training: TrainingGraph) -> dict[Candidate, int]:
         """Importance of the graph's updates; a ratio given by hand is scored beside the rest."""

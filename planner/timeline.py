@@ -13,6 +13,7 @@ from .choices import (
     MixedForms,
     kernels,
     score_of,
+    split_costs,
     split_padding,
     stream_choices,
     update_nodes,
@@ -28,6 +29,7 @@ from .problem import (
     Problem,
     Retention,
     Slot,
+    SplitCost,
     Transient,
 )
 from .tensors import Storage, Tensor, aligned
@@ -97,6 +99,7 @@ class _Builder:
             )
         self.node_activity = self._node_activities()
         self.forms = MixedForms(self.choices, self.cost, lambda _: self._activity("mixed"))
+        self.split = split_costs(self.choices, self.training, self.cost, self.update_activity)
         self._lay_out()
         slots = tuple(self._slots())
         retentions, transients, fixed = self._tensors(slots)
@@ -329,12 +332,18 @@ class _Builder:
             writes = [self.storage.of[v] for v in d.node.outputs if v in self.storage.of]
             nodes: tuple[Node, ...] = (d.node,)
             times = 1 if d.last_micro else micro
+            split: tuple[SplitCost, ...] = ()
             form = None
             if update is not None:
                 nodes = update_nodes(update, d.node, last_micro=d.last_micro)
                 form = self.forms.of_update(update, times, last_micro=d.last_micro)
-            elif d.rebuild is None:  # a layer that is rebuilt is i8
-                form = self.forms.of_node(d.node, times)
+            else:
+                split = tuple(
+                    SplitCost(x.update, x.cycles * times, x.mixed_cycles * times)
+                    for x in self.split.get(d.node.name, ())
+                )
+                if d.rebuild is None:  # a layer that is rebuilt is i8
+                    form = self.forms.of_node(d.node, times)
             yield Slot(
                 k,
                 d.node,
@@ -346,6 +355,7 @@ class _Builder:
                 cycles * times,
                 kernels(*nodes),
                 mixed=form,
+                split=split,
                 rebuild=d.rebuild is not None,
                 last_micro=d.last_micro,
             )

@@ -134,9 +134,11 @@ class Case:
     @cache  # noqa: B019 - a few cases, each for the whole run
     def joint(self, *, fixed: bool = False) -> Problem:
         """The problem of all combinations, as ``Stages`` solves it."""
-        stages = self.stages()
+        stages = self.stages(replace(self.limits, cycles=10**12))
         training = build_training(self.lowered, self.spec, self.start.updates)
         choices = stages._choices(self.start, self.lowered, self.free)
+        parts = stages._parts(self.start, self.lowered, self.free)
+        choices = replace(choices, parts=tuple(parts))
         return stages.problem(training, fixed=fixed, choices=choices)
 
     def graph(self, c: Combination) -> TrainingGraph:
@@ -287,6 +289,18 @@ def test_learn_equals_brute_force_at_every_budget(limit: str, cost: str) -> None
     none = replace(WIDE, **{limit: budgets[0] - 1})
     with pytest.raises(InfeasibleError):
         found_by(case, none)
+
+
+def test_a_split_weight_counts_as_slow_as_it_is() -> None:
+    """Right below the latency of a partly updated layer, nothing that takes longer is chosen."""
+    case, every = small(), options()
+    split = [o for o in every if Candidate("p.weight", 2) in o.combination.updates]
+    for o in split[::3]:
+        problem = replace(case.joint(), limits=replace(WIDE, cycles=o.latency - 1))
+        best = max((x.score for x in every if x.latency < o.latency), default=None)
+        result = Milp(problem).solve("learn", EXACT)
+        assert (best is None) == (result.solution is None)
+        assert best is None or round(result.value) == best
 
 
 def test_learn_equals_brute_force_where_ram_and_flash_bind() -> None:

@@ -74,7 +74,8 @@ def finish(
         decided.append(
             UpdateDecision(
                 param=u.candidate.param, node=u.owner.name, role=u.role,
-                ratio=sizes[0] / sum(sizes), channels=u.candidate.channels, importance=1.0,
+                ratio=sizes[0] / sum(sizes), channels=u.candidate.channels,
+                saved=u.candidate.saved, importance=1.0,
             )
         )  # fmt: skip
     return Plan(

@@ -3,24 +3,9 @@
 #include "odtplan_half.h"
 
 #include "odtplan_depthwise_grad.h"
+#include "odtplan_math.h"
 #include "odtplan_mla.h"
 #include "odtplan_sums.h"
-
-#include <string.h>
-
-static inline float from_bits(uint32_t bits)
-{
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static inline uint32_t to_bits(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
 
 /* Largest finite half, as fp32. */
 #define LARGEST 0x477fe000u
@@ -36,7 +21,7 @@ static uint16_t narrow_bits(uint32_t bits)
         return (uint16_t)(sign | 0x7bffu);
     }
     if (m < 0x38800000u) { /* below 2^-14; the last bit of 0.5 is worth 2^-24 */
-        return (uint16_t)(sign | (to_bits(from_bits(m) + 0.5f) - 0x3f000000u));
+        return (uint16_t)(sign | (odtplan_bits(odtplan_from_bits(m) + 0.5f) - 0x3f000000u));
     }
     m += 0x0fffu + (m >> 13 & 1u);
     return (uint16_t)(sign | (m - 0x38000000u) >> 13);
@@ -47,19 +32,19 @@ static uint16_t narrow_bits(uint32_t bits)
 /* Cores that convert in hardware; what it does differently is left to the software. */
 static inline uint16_t narrow(float value)
 {
-    const uint32_t bits = to_bits(value);
+    const uint32_t bits = odtplan_bits(value);
     float half;
     if ((bits & 0x7fffffffu) > LARGEST) {
         return narrow_bits(bits);
     }
     __asm__("vcvtb.f16.f32 %0, %1" : "=t"(half) : "t"(value));
-    return (uint16_t)to_bits(half);
+    return (uint16_t)odtplan_bits(half);
 }
 
 static inline float widen(uint16_t h)
 {
     float value;
-    __asm__("vcvtb.f32.f16 %0, %1" : "=t"(value) : "t"(from_bits(h)));
+    __asm__("vcvtb.f32.f16 %0, %1" : "=t"(value) : "t"(odtplan_from_bits(h)));
     return value;
 }
 
@@ -67,7 +52,7 @@ static inline float widen(uint16_t h)
 
 static inline uint16_t narrow(float value)
 {
-    return narrow_bits(to_bits(value));
+    return narrow_bits(odtplan_bits(value));
 }
 
 static inline float widen(uint16_t h)
@@ -79,9 +64,9 @@ static inline float widen(uint16_t h)
     } else if (m >= 0x00800000u) {
         m += 0x38000000u;
     } else { /* 2^-14 and the subnormal, less 2^-14 */
-        m = to_bits(from_bits(m + 0x38800000u) - from_bits(0x38800000u));
+        m = odtplan_bits(odtplan_from_bits(m + 0x38800000u) - odtplan_from_bits(0x38800000u));
     }
-    return from_bits(sign | m);
+    return odtplan_from_bits(sign | m);
 }
 
 #endif
@@ -89,7 +74,13 @@ static inline float widen(uint16_t h)
 void odtplan_to_half(const odtplan_to_half_t *p, const float *x, uint16_t *y)
 {
     for (int32_t i = 0; i < p->outer; i++, x += p->all, y += p->kept) {
-        for (int32_t k = 0; k < p->kept; k++) {
+        int32_t k = 0;
+        for (; k + 4 <= p->kept; k += 4) {
+            const uint16_t a = narrow(x[k]), b = narrow(x[k + 1]);
+            const uint16_t c = narrow(x[k + 2]), d = narrow(x[k + 3]);
+            y[k] = a, y[k + 1] = b, y[k + 2] = c, y[k + 3] = d;
+        }
+        for (; k < p->kept; k++) {
             y[k] = narrow(x[k]);
         }
     }
@@ -257,19 +248,48 @@ void odtplan_half_conv_grad_weight(const odtplan_half_conv_t *p, const uint16_t 
     }
 }
 
+/* y += factor * x, for `count` elements. */
+static void add_halves(float factor, const uint16_t *x, float *y, int32_t count)
+{
+    int32_t k = 0;
+    for (; k + 4 <= count; k += 4, x += 4, y += 4) {
+        const float a = widen(x[0]), b = widen(x[1]), c = widen(x[2]), d = widen(x[3]);
+        y[0] = odtplan_mla(y[0], factor, a), y[1] = odtplan_mla(y[1], factor, b);
+        y[2] = odtplan_mla(y[2], factor, c), y[3] = odtplan_mla(y[3], factor, d);
+    }
+    for (; k < count; k++, x++, y++) {
+        *y = odtplan_mla(*y, factor, widen(*x));
+    }
+}
+
+static void add_floats(float factor, const float *x, float *y, int32_t count)
+{
+    int32_t k = 0;
+    for (; k + 4 <= count; k += 4, x += 4, y += 4) {
+        y[0] = odtplan_mla(y[0], factor, x[0]), y[1] = odtplan_mla(y[1], factor, x[1]);
+        y[2] = odtplan_mla(y[2], factor, x[2]), y[3] = odtplan_mla(y[3], factor, x[3]);
+    }
+    for (; k < count; k++, x++, y++) {
+        *y = odtplan_mla(*y, factor, *x);
+    }
+}
+
 void odtplan_half_gemm_grad_weight(const odtplan_gemm_t *p, const uint16_t *x, const float *dy,
                                    float *dw, int32_t row_begin, int32_t row_end)
 {
     const int32_t outs = p->trans_b != 0 ? p->hot : p->n;
     for (int32_t i = row_begin; i < row_end; i++, dw += outs) {
         for (int32_t j = 0; j < outs; j++) {
-            const float *d = dy + (p->trans_b != 0 ? i : j);
-            const uint16_t *h = x + (p->trans_b != 0 ? j : i);
-            float sum = 0.0f;
-            for (int32_t k = 0; k < p->m; k++, d += p->n, h += p->hot) {
-                sum = odtplan_mla(sum, *d, widen(*h));
+            dw[j] = 0.0f;
+        }
+        for (int32_t k = 0; k < p->m; k++) {
+            const uint16_t *h = x + k * p->hot;
+            const float *d = dy + k * p->n;
+            if (p->trans_b != 0) {
+                add_halves(d[i], h, dw, outs);
+            } else {
+                add_floats(widen(h[i]), d, dw, outs);
             }
-            dw[j] = sum;
         }
     }
 }

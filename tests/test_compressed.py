@@ -24,6 +24,7 @@ from test_c_backend import Planned, reference, samples
 from test_c_kernels import FLAGS, KERNELS
 
 from odt_plan.backends.c import emit_c
+from odt_plan.backends.numpy import Runtime
 from odt_plan.ir.autodiff import build_training, candidates
 from odt_plan.ir.calibrate import calibrate
 from odt_plan.ir.errors import InfeasibleError, UsageError
@@ -441,3 +442,30 @@ def test_the_report_tells_what_is_compressed(
 @pytest.mark.parametrize("core", ["cortex-m7", "cortex-m4", "cortex-m0plus"])
 def test_boards_with_and_without_conversion_in_hardware(core: str, tmp_path: Path) -> None:
     on_board(kept(layers(), "f16"), tmp_path, core)
+
+
+@needs_zig
+@pytest.mark.parametrize("core", ["cortex-m7", "cortex-m0plus"])
+def test_boards_round_hard_values_as_numpy(core: str, tmp_path: Path) -> None:
+    """One step from zero weights by the mean squared error: the weights become multiples of x."""
+    hard = hard_floats()
+    hard = hard[(np.abs(hard) < 2e5) & (np.abs(hard) > 2**-26)]
+    x = np.random.default_rng(5).choice(hard, 2000)[None]
+    x[0, :6] = [65504, 65519.996, 65520, -65536, 2**-25, -(2**-24)]
+    graph = nets.mlp((x.size, 2))
+    graph.constants["fc0.weight"][:] = 0
+    chosen = [Candidate("fc0.weight", None, "f16")]
+    training = build_training(graph, TrainingSpec("mse"), chosen)
+    plan = plans.keep_all(training)
+    name = emit_c(plan, training, tmp_path)[0].stem
+    target = np.array([[1, -2]], np.float32)
+    image = lane.build(tmp_path, name, core, "zig")
+    result = lane.run(image, core, "unicorn", files=lane.training_input([x], [target], 0.05))
+    assert result.exit_code == 0, result.stdout
+    runtime = Runtime(plan, training)
+    runtime.train_step(x, target, 0.05)
+    state = runtime.state_bytes()
+    assert result.files["output.bin"].endswith(state)
+    moved = np.frombuffer(state, np.float32)[: x.size]
+    half = expected_halves(x[0]).astype(np.float64)
+    np.testing.assert_allclose(moved / moved[0], half / half[0], rtol=1e-6)

@@ -150,7 +150,10 @@ class _Builder:
         """Weights in flash, with what reads them; those in no slot are the images of state."""
         readers: dict[str, set[int]] = {}
         absent: dict[str, int] = {}
+        of_layers: set[str] = set()
         for s in slots:
+            if s.node.phase == "forward":
+                of_layers.update(v.name for v in s.node.operands())
             nodes: tuple[Node, ...] = (s.node,)
             if s.update is not None:
                 nodes = update_nodes(s.update, s.node, last_micro=s.last_micro)
@@ -166,7 +169,7 @@ class _Builder:
         for name in self.training.graph.constants:
             acts = tuple(sorted(readers.get(name, {ALWAYS})))
             # what forward reads is exchanged as a whole, see MixedLayer.flash_bytes
-            gone = None if ALWAYS in acts else absent.get(name)
+            gone = None if name in of_layers else absent.get(name)
             size = aligned(self.training.graph.values[name].type.nbytes)
             result.append(Constant(size, (ALWAYS,) if ALWAYS in acts else acts, gone))
         return tuple(result)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from .autodiff import GradBuilder
 
 #: Cost classes: inner loops of the C kernels, forward and backward; specs/cores/*.yaml gives
-#: executed instructions for each. ``pointwise``, ``conv*``, ``depthwise*`` and ``gemm*`` count MACs,
-#: ``elementwise``, ``transcendental`` and ``pool`` count element operations, ``copy`` counts bytes,
-#: ``setup`` counts searches for the place where loops start and end.
+#: executed instructions for each. ``pointwise``, ``conv*``, ``depthwise*`` and ``gemm*`` count
+#: MACs, ``elementwise``, ``transcendental`` and ``pool`` count element operations, ``copy`` counts
+#: bytes, ``setup`` counts searches for the place where loops start and end.
 CostClass = Literal[
     "pointwise",
     "conv",
@@ -44,8 +44,8 @@ class Work:
     Attributes:
         cost_class: What the units are.
         amount: Units, those that are computed twice or for nothing included.
-        loops: Starts of inner loops. Short loops (small images) make a unit dearer. 0 where one loop
-            covers everything.
+        loops: Starts of inner loops. Short loops (small images) make a unit dearer. 0 where one
+            loop covers everything.
         dtype: Arithmetic that the units are done in.
         outputs: Results, or blocks of results, that are begun and stored; None: the elements of the
             node's result.
@@ -183,7 +183,7 @@ class OpDef:
         view: Output 0 is the same bytes as operand 0; no code runs.
         workspace: Bytes of scratch the C kernel needs.
         rows_kernel: Row-streamed form of a parameter gradient; makes the gradient streamable.
-        tiled_work: Work of a streamed gradient by rows of axis 0 per tile, where it depends on them.
+        tiled_work: Work of a streamed gradient by rows of axis 0 per tile, where that matters.
         run_kernel: For updates whose results depend on the place of an element in the tensor; the
             kernel is that of the run which begins at row 0.
         params: Operands that can be trainable parameters.

@@ -1,7 +1,7 @@
-"""Depthwise layers and their input gradients that overwrite their operand: where, and what it saves.
+"""Depthwise layers and their input gradients that overwrite their operand: where, what it saves.
 
-That C gives the same bits in place is tested with all operators' samples (test_c_kernels.py), and on
-whole networks on the emulated board (test_board.py).
+That C gives the same bits in place is tested with all operators' samples (test_c_kernels.py), and
+on whole networks on the emulated board (test_board.py).
 """
 
 from __future__ import annotations

@@ -273,12 +273,15 @@ def _case_function(i: int, c: Case) -> str:
     )
 
 
-def measure(core: str, cases: Sequence[Case], compiler: lane.Compiler, flag: str) -> list[Measured]:
-    """Run every case alone."""
+def measure(
+    core: str, cases: Sequence[Case], compiler: lane.Compiler, flag: str, *, packed: bool = True
+) -> list[Measured]:
+    """Run every case alone; without ``packed``, by the integer kernels of cores without SIMD32."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file, text in kernel_files(sorted({kernel_of(c.node).source for c in cases})).items():
-            (folder / file).write_text(text)
+            head = "" if packed or file.endswith(".h") else "#undef __ARM_FEATURE_SIMD32\n"
+            (folder / file).write_text(head + text)
         main = folder / "main.c"
         main.write_text(program(cases))
         sources = sorted(folder.glob("*.c"))
@@ -414,11 +417,18 @@ def _compiler_name(compiler: lane.Compiler) -> str:
     return f"arm-none-eabi-gcc {done.stdout.strip()}"
 
 
-#: Cores that no emulator here runs: factor on the Cortex-M7's figures, and why.
+#: Cores that no emulator here runs: factor on the Cortex-M7's figures without SIMD32, and why.
 DERIVED = {
     "xtensa-lx7": (1.1, "cortex-m7 (measured) x 1.1, windowed calls and no load pair"),
     "cortex-a72": (1.0, "as cortex-m7 (measured), scalar code"),
 }
+
+
+def all_rates(measured: Sequence[Measured]) -> tuple[float, Rates, Rates]:
+    """Instructions of a call; rates of cost classes, and of operators."""
+    call = one_call(measured)
+    classes = class_rates(measured, call)
+    return call, classes, operator_rates(measured, classes, call)
 
 
 def write_spec(core: str, call: float, classes: Rates, operators: Rates, source: str) -> None:
@@ -468,9 +478,7 @@ def main() -> None:
     if options.core in SOFT_FLOAT:
         cases = [c for c in cases if sum(w.amount for w in c.works) <= SOFT_FLOAT_WORK]
     measured = measure(options.core, cases, options.compiler, options.flag)
-    call = one_call(measured)
-    classes = class_rates(measured, call)
-    operators = operator_rates(measured, classes, call)
+    call, classes, operators = all_rates(measured)
     every = classes | operators
     if options.all:
         _print_all(measured, every, call)
@@ -488,7 +496,12 @@ def main() -> None:
             f" {len(measured)} kernel calls of {len(paths)} models"
         )
         write_spec(options.core, call, classes, operators, source)
-        for core, (factor, why) in DERIVED.items() if options.core == "cortex-m7" else ():
+    if options.write and options.core == "cortex-m7":
+        integers = [c for c in cases if any(w.dtype == "i8" for w in c.works)]
+        scalar = measure(options.core, integers, options.compiler, options.flag, packed=False)
+        rest = [m for m in measured if all(w.dtype != "i8" for w in m.case.works)]
+        call, classes, operators = all_rates([*rest, *scalar])
+        for core, (factor, why) in DERIVED.items():
             scaled = [
                 {key: tuple(factor * r for r in rate) for key, rate in rates.items()}
                 for rates in (classes, operators)

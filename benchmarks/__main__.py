@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from . import head10, instructions, kernels, kernels_int8, planning, tte
+from . import adaptation, head10, instructions, kernels, kernels_int8, planning, tte
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TABLES = (
@@ -23,6 +23,7 @@ TABLES = (
     tte.tte_table,
     tte.importance_table,
     head10.head10_table,
+    adaptation.adaptation_table,
 )
 
 

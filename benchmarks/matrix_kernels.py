@@ -102,9 +102,8 @@ def _grad_weight(node: Node, x: Array, dy: Array) -> Array:
     """All windows of all samples are one axis of the product."""
     shape, group = node.ints_attr("weight_shape"), node.int_attr("group", 1)
     win = window(node, x.shape[2:], shape[2:])
-    if group > 1:  # leading channels of a depthwise layer
-        group = group * shape[0] // dy.shape[1]
-        x, dy = x[:, : group * shape[1]], dy[:, : shape[0]]
+    group = group * shape[0] // dy.shape[1]  # a partial update has leading channels only
+    x, dy = x[:, : group * shape[1]], dy[:, : shape[0]]
     columns = np.moveaxis(_columns(x, win, group), 0, -1)
     terms = dy.reshape(len(dy), group, shape[0] // group, -1)
     rows = np.moveaxis(terms, 0, -1).reshape(group, shape[0] // group, -1)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from . import instructions, kernels, kernels_int8, planning
+from . import adaptation, head10, instructions, kernels, kernels_int8, planning, tte
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TABLES = (
@@ -20,6 +20,10 @@ TABLES = (
     instructions.instruction_table,
     kernels.kernel_table,
     kernels_int8.int8_table,
+    tte.tte_table,
+    tte.importance_table,
+    head10.head10_table,
+    adaptation.adaptation_table,
 )
 
 

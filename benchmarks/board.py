@@ -11,5 +11,6 @@ sys.path.insert(0, str(ROOT / "tests"))
 from board import lane
 from board.elf import Elf
 from board.kernels import run_kernels
+from qdq_exact import picture
 
-__all__ = ["Elf", "lane", "run_kernels"]
+__all__ = ["Elf", "lane", "picture", "run_kernels"]

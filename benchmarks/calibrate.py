@@ -1,9 +1,11 @@
 """Executed instructions of the C kernels, measured on emulated Cortex-M cores.
 
-Every kernel call of the training steps of real models (all parameters trained) runs alone on the
-emulated core. Three figures per cost class, instructions per unit of work, per element of the
-result and per inner loop, are fitted to them by non-negative least squares. With ``--write`` the
-figures go into ``specs/cores/<core>.yaml``.
+Every kernel call of the training steps of real models (all parameters trained, in each precision
+that there is) runs alone on the emulated core. Operators that no model needs run their samples.
+Four figures per operator and cost class, instructions per unit of work, per pass and start of an
+inner loop and per result, are fitted to them by non-negative least squares; so are those of cost
+classes, for operators that are not measured. With ``--write`` the figures go into
+``specs/cores/<core>.yaml``.
 
     python -m benchmarks.calibrate [--core cortex-m7] [--write] [models...]
 """
@@ -18,18 +20,21 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import combinations
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from odt_plan.backends.c.emit import kernel_files
 from odt_plan.backends.c.emit_call import call, kernel_of, param_struct
 from odt_plan.ir.autodiff import build_training, candidates
-from odt_plan.ir.graph import Attr, Graph, Node, TensorType
+from odt_plan.ir.errors import GraphError
+from odt_plan.ir.graph import Attr, Graph, Node, TensorType, Value
 from odt_plan.ir.onnx_import import import_model
-from odt_plan.ir.opdef import get_op
-from odt_plan.ir.precision import all_i8, lower
+from odt_plan.ir.opdef import Work, all_ops, get_op, works
+from odt_plan.ir.precision import all_i8, lower, mixable
+from odt_plan.ir.streaming import blocks, stream
 from odt_plan.ir.training import TrainingSpec
 from odt_plan.planner.device import load_core
 
@@ -41,15 +46,17 @@ LIMITS = lane.Limits(flash_bytes=4 << 20, ram_bytes=16 << 20, stack_bytes=64 << 
 #: Work beyond this is left out on cores without FPU: they need 100 instructions per unit.
 SOFT_FLOAT_WORK = 300_000
 SOFT_FLOAT = {"cortex-m0plus", "cortex-m3"}
-MODELS = (*NAMES, "mlperf_ad_autoencoder", "mcunet-5fps-head10-relu6")
-
-
-#: Models whose integer kernels are measured.
-QUANTIZED = (
+MODELS = (
+    *NAMES,
+    "mlperf_ad_autoencoder",
+    "mcunet-5fps-head10-relu6",
+    "mbv2-w0.35-head10-relu6",
     "mlperf_resnet8_int8",
     "mlperf_dscnn_kws_int8",
     "tinyengine_mcunet_vww_int8",
     "mcunet-5fps-head10-qdq",
+    "mbv2-w0.35-head10-qdq",
+    "proxyless-w0.3-head10-qdq",
 )
 
 #: Instructions around a call in the generated schedule: addresses into registers, branch, return.
@@ -63,6 +70,11 @@ class Case:
     node: Node
     tile_rows: int | None
     model: str
+
+    @property
+    def works(self) -> tuple[Work, ...]:
+        """What the planner counts for it."""
+        return works(self.node, self.tile_rows)
 
     @property
     def calls(self) -> int:
@@ -79,54 +91,90 @@ class Measured:
     case: Case
     instructions: int
 
-    @property
-    def cost_class(self) -> tuple[str, str]:
-        """Dtype and class that the planner books it under."""
-        work = get_op(self.case.node.op).work(self.case.node)
-        return work.dtype, work.cost_class
-
-    @property
-    def amount(self) -> int:
-        """Units of work."""
-        return self.counts[0]
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Units of work, elements of the result, inner loops."""
-        work = get_op(self.case.node.op).work(self.case.node)
-        return work.amount, self.case.node.out.type.size, work.loops
-
-    def predicted(self, rate: Rate, one_call: float) -> float:
+    def predicted(self, rates: Rates, one_call: float) -> float:
         """Instructions by these rates."""
-        each = sum(n * r for n, r in zip(self.counts, rate, strict=True))
-        return each + one_call * self.case.calls
+        return sum(_spent(w, rates) for w in self.case.works) + one_call * self.case.calls
+
+
+def _spent(work: Work, rates: Rates) -> float:
+    """Instructions by the rates of the operator, or else of the cost class."""
+    rate = rates.get((work.operator, work.cost_class)) or rates[work.dtype, work.cost_class]
+    return sum(n * r for n, r in zip(counts(work), rate, strict=True))
+
+
+def counts(work: Work) -> tuple[int, int, int, int]:
+    """Units, passes, starts of loops, results."""
+    assert work.outputs is not None, work
+    return work.amount, work.passes, work.loops, work.outputs
 
 
 def model_cases(path: Path) -> list[Case]:
-    """All kernel calls of a training step with everything trained, by SGD and by Adam."""
-    forward = import_model(path)
-    every = [c for c in candidates(forward) if c.channels is None]
+    """All kernel calls of training steps with everything trained, by each optimizer."""
+    graph = import_model(path)
+    forms = [graph]
+    if graph.quantization:
+        integers = lower(graph, all_i8(graph))
+        forms = [integers, stream(integers, [b.name for b in blocks(integers)])]
+        mixed = {n: "mixed" for n, why in mixable(graph).items() if why is None}
+        forms += [lower(graph, {**all_i8(graph), **mixed})] if mixed else []  # type: ignore[dict-item]
+    return [case for form in forms for case in _training_cases(form, path.stem)]
+
+
+def _training_cases(forward: Graph, model: str) -> list[Case]:
+    """By each optimizer; with the inputs of layers kept as they are, as f16, and as i8."""
+    whole = [c for c in candidates(forward) if c.channels is None]
+    plain = {c.param: c for c in whole if c.saved == "f32"}
     result = []
-    for optimizer in ("sgd", "adam"):
-        training = build_training(forward, TrainingSpec(optimizer=optimizer), every)  # type: ignore[arg-type]
+    for optimizer, saved in product(("sgd", "momentum", "adam"), ("f32", "f16", "i8")):
+        chosen = plain | {c.param: c for c in whole if c.saved == saved}
+        if saved != "f32" and (optimizer != "sgd" or chosen == plain):
+            continue
+        spec = TrainingSpec(optimizer=optimizer)  # type: ignore[arg-type]
+        training = build_training(forward, spec, list(chosen.values()))
         tiles = {u.grad_node: u.tile_rows for u in training.updates if u.grad_node is not None}
         for node in training.graph.nodes:
             streamed = get_op(node.op).rows_kernel is not None
             if not get_op(node.op).view:
-                result.append(Case(node, tiles.get(node) if streamed else None, path.stem))
+                result.append(Case(node, tiles.get(node) if streamed else None, model))
     return result
 
 
-def integer_cases(path: Path) -> list[Case]:
-    """The integer kernels of a quantized model."""
-    graph = import_model(path)
-    graph = lower(graph, all_i8(graph))
-    ops = {n: get_op(n.op) for n in graph.nodes}
-    return [
-        Case(n, None, path.stem)
-        for n, op in ops.items()
-        if not op.view and op.work(n).dtype == "i8"
-    ]
+def thinned(cases: Sequence[Case]) -> list[Case]:
+    """Without most cases of operators that only do elementwise work, which is proportional."""
+    result, simple = [], dict[str, list[Case]]()
+    for c in cases:
+        elementwise = all(w.cost_class == "elementwise" for w in c.works)
+        (simple.setdefault(c.node.op, []) if elementwise else result).append(c)
+    for same in simple.values():
+        same.sort(key=lambda c: c.works[0].amount)
+        result += same[:: max(1, len(same) // 8)]
+    return result
+
+
+def sample_cases(measured: Iterable[Case]) -> list[Case]:
+    """The samples of the operators that have no case, and the same of many images."""
+    known = {c.node.op for c in measured}
+    result = []
+    for name, op in all_ops().items():
+        for sample in op.samples() if name not in known and op.c else ():
+            for times in (1, 100):
+                types = tuple(_repeated(t, sample.types[0], times) for t in sample.types)
+                inputs = [None if t is None else Value(f"x{j}", t) for j, t in enumerate(types)]
+                node = Node(name, f"{name} x {times}", tuple(inputs), (), dict(sample.attrs))
+                try:
+                    made = op.infer(node)
+                except GraphError:  # its attributes tell a shape
+                    continue
+                node.outputs = tuple(Value(f"y{j}", t, node) for j, t in enumerate(made))
+                result.append(Case(node, None, "samples"))
+    return result
+
+
+def _repeated(t: TensorType | None, first: TensorType | None, times: int) -> TensorType | None:
+    """With so many more rows, if it has as many as the first operand."""
+    if t is None or first is None or t.shape[:1] != first.shape[:1] or not t.shape:
+        return t
+    return TensorType((t.shape[0] * times, *t.shape[1:]), t.dtype, t.quant)
 
 
 def copy_cases() -> list[Case]:
@@ -143,11 +191,10 @@ def copy_cases() -> list[Case]:
 
 
 def distinct(cases: Iterable[Case]) -> list[Case]:
-    """Cases that differ in kernel, parameters or tiling."""
-    found: dict[tuple[str, str, int | None], Case] = {}
+    """Cases that differ in kernel, work or tiling: scales and names change no instruction."""
+    found: dict[tuple[str, tuple[Work, ...], int | None], Case] = {}
     for c in cases:
-        key = (kernel_of(c.node).symbol, param_struct(c.node, "p"), c.tile_rows)
-        found.setdefault(key, c)
+        found.setdefault((kernel_of(c.node).function(c.node), c.works, c.tile_rows), c)
     return list(found.values())
 
 
@@ -161,6 +208,8 @@ def program(cases: Sequence[Case]) -> str:
         parts += [param_struct(c.node, f"p{i}"), _case_function(i, c)]
     table = ", ".join(f"case{i}" for i in range(len(cases)))
     parts.append(f"static void (*const cases[])(void) = {{{table}}};\n")
+    rooms = ", ".join(str(sum(_operand_bytes(c.node))) for c in cases)
+    parts.append(f"static const uint32_t rooms[] = {{{rooms}}};\n")
     parts.append(
         """
 int main(void) {
@@ -169,7 +218,7 @@ int main(void) {
     if (file < 0 || board_read(file, &number, 4u) != 0) {
         return 1;
     }
-    for (i = 0; i + 4u <= sizeof memory; i += 4u) { /* floats in -1 .. 1 */
+    for (i = 0; i < rooms[number]; i += 4u) { /* floats in -1 .. 1 */
         seed = seed * 1664525u + 1013904223u;
         *(float *)(void *)(memory + i) = (float)(int32_t)seed * 4.656612873e-10f;
     }
@@ -186,6 +235,12 @@ def _operand_bytes(node: Node) -> list[int]:
     return [-(-n // 8) * 8 for n in (*sizes, get_op(node.op).workspace(node), 8)]
 
 
+def _shifts(node: Node) -> list[Value | None]:
+    """Operands that are shifts of a requantization."""
+    places = {"QConv": (4,), "QGemm": (4,), "StreamedBlock": (4, 8, 12)}
+    return [node.inputs[i] for i in places.get(node.op, ())]
+
+
 def _case_function(i: int, c: Case) -> str:
     at = 0
     places: list[str | None] = []
@@ -196,7 +251,7 @@ def _case_function(i: int, c: Case) -> str:
             continue
         places.append(f"memory + {at}")
         if v.type.dtype == "i32":  # labels must be valid: 1 is; a shift is usually above 32
-            value = 40 if c.node.op in ("QConv", "QGemm") and v is c.node.inputs[-1] else 1
+            value = 40 if v in _shifts(c.node) else 1
             words = f"((int32_t *)(void *)(memory + {at}))"
             clear += f"    for (i = 0; i < {v.type.size}; i++) {{ {words}[i] = {value}; }}\n"
         if v.type.dtype == "u8":  # so must indices: 0 is
@@ -218,12 +273,15 @@ def _case_function(i: int, c: Case) -> str:
     )
 
 
-def measure(core: str, cases: Sequence[Case], compiler: lane.Compiler, flag: str) -> list[Measured]:
-    """Run every case alone."""
+def measure(
+    core: str, cases: Sequence[Case], compiler: lane.Compiler, flag: str, *, packed: bool = True
+) -> list[Measured]:
+    """Run every case alone; without ``packed``, by the integer kernels of cores without SIMD32."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file, text in kernel_files(sorted({kernel_of(c.node).source for c in cases})).items():
-            (folder / file).write_text(text)
+            head = "" if packed or file.endswith(".h") else "#undef __ARM_FEATURE_SIMD32\n"
+            (folder / file).write_text(head + text)
         main = folder / "main.c"
         main.write_text(program(cases))
         sources = sorted(folder.glob("*.c"))
@@ -237,55 +295,114 @@ def measure(core: str, cases: Sequence[Case], compiler: lane.Compiler, flag: str
         return result
 
 
-#: Instructions per unit of work, per element of the result, per inner loop.
-Rate = tuple[float, float, float]
+#: Instructions per unit of work, per pass, per start of a loop, per result.
+Rate = tuple[float, ...]
+#: By operator and cost class, or by dtype and cost class.
 Rates = dict[tuple[str, str], Rate]
+_NAMES = ("value", "per_pass", "per_loop", "per_output")
 
 
-def summarize(measured: Sequence[Measured]) -> tuple[float, Rates]:
-    """Instructions of one call, and the three rates of each class.
+def one_call(measured: Sequence[Measured]) -> float:
+    """Instructions of one call.
 
-    A call is what small elementwise kernels take beyond their work, by the rate of a large case of
-    the same operator.
+    It is what small elementwise kernels take beyond their work, by the rate of a large case of the
+    same operator.
     """
-    simple = [m for m in measured if m.cost_class == ("f32", "elementwise")]
     rest = []
-    for op in {m.case.node.op for m in simple}:
-        cases = sorted((m for m in simple if m.case.node.op == op), key=lambda m: m.amount)
-        small, large = cases[0], cases[-1]
-        if small.amount <= 64 and large.amount >= 1000:
-            rest.append(small.instructions - large.instructions / large.amount * small.amount)
-    one_call = max(0.0, statistics.median(rest) if rest else 0.0) + _CALLER
-    return one_call, _rates(measured, one_call)
+    for op in {m.case.node.op for m in measured}:
+        cases = [m for m in measured if m.case.node.op == op and m.case.calls == 1]
+        if any(w.cost_class != "elementwise" for m in cases for w in m.case.works):
+            continue
+        cases.sort(key=lambda m: m.case.works[0].amount)
+        amounts = [m.case.works[0].amount for m in cases]
+        if cases and amounts[0] <= 64 and amounts[-1] >= 1000:
+            per_unit = cases[-1].instructions / amounts[-1]
+            rest.append(cases[0].instructions - per_unit * amounts[0])
+    return max(0.0, statistics.median(rest) if rest else 0.0) + _CALLER
 
 
-def _rates(measured: Sequence[Measured], one_call: float) -> Rates:
-    return {
-        name: _fit([m for m in measured if m.cost_class == name], one_call)
-        for name in sorted({m.cost_class for m in measured})
-    }
+def operator_rates(measured: Sequence[Measured], classes: Rates, call: float) -> Rates:
+    """Rates of every operator; those made of others come last and use the rates of their parts."""
+    result: Rates = {}
+    groups: dict[str, list[Measured]] = {}
+    for m in measured:
+        groups.setdefault(m.case.node.op, []).append(m)
+
+    def others(op: str) -> int:
+        return len({w.operator for m in groups[op] for w in m.case.works} - {op})
+
+    for op in sorted(groups, key=others):
+        known = [
+            call * m.case.calls
+            + sum(_spent(w, classes | result) for w in m.case.works if w.operator != op)
+            for m in groups[op]
+        ]
+        own = [
+            [((op, w.cost_class), counts(w)) for w in m.case.works if w.operator == op]
+            for m in groups[op]
+        ]
+        if any(own):
+            result |= _fit(own, [m.instructions for m in groups[op]], known)
+    return result
 
 
-def _fit(chosen: Sequence[Measured], one_call: float) -> Rate:
-    """Non-negative rates with the least squared error: the best of all subsets of them.
+def class_rates(measured: Sequence[Measured], call: float) -> Rates:
+    """Rates of every cost class, over all operators."""
+    parts = [[((w.dtype, w.cost_class), counts(w)) for w in m.case.works] for m in measured]
+    spent = [m.instructions for m in measured]
+    return _fit(parts, spent, [call * m.case.calls for m in measured])
+
+
+def _fit(
+    parts: Sequence[Sequence[tuple[tuple[str, str], Sequence[int]]]],
+    spent: Sequence[int],
+    known: Sequence[float],
+) -> Rates:
+    """Non-negative rates with the least squared error.
 
     Cases weigh by 1 / instructions^0.75: between the absolute error, which would leave small layers
     to chance, and the relative one, which would leave large ones.
+
+    Args:
+        parts: By case: the keys of its rates and their counts.
+        spent: Its instructions.
+        known: What of them other rates explain.
     """
-    spent = np.array([m.instructions for m in chosen], float)
-    weight = spent**-0.75
-    known = np.array([one_call * m.case.calls for m in chosen])
-    counts = np.array([m.counts for m in chosen], float) * weight[:, None]
-    goal = np.maximum(spent - known, 0.0) * weight
-    best, least = np.zeros(3), float(goal @ goal)
-    for size in (1, 2, 3):
-        for subset in combinations(range(3), size):
-            rates = np.zeros(3)
-            rates[list(subset)] = np.linalg.lstsq(counts[:, subset], goal, rcond=None)[0]
-            error = float(np.sum((counts @ rates - goal) ** 2))
-            if (rates >= 0).all() and error < 0.999 * least:
-                best, least = rates, error
-    return float(best[0]), float(best[1]), float(best[2])
+    keys = sorted({key for case in parts for key, _ in case})
+    table = np.zeros((len(parts), len(keys), len(_NAMES)))
+    for i, case in enumerate(parts):
+        for key, n in case:
+            table[i, keys.index(key)] += n
+    weight = np.array(spent, float) ** -0.75
+    goal = np.maximum(np.array(spent) - np.array(known), 0.0) * weight
+    rates = nonnegative(table.reshape(len(parts), -1) * weight[:, None], goal)
+    return {
+        k: tuple(map(float, r)) for k, r in zip(keys, rates.reshape(-1, len(_NAMES)), strict=True)
+    }
+
+
+def nonnegative(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The x >= 0 with the least ``|a x - b|``, by Lawson's and Hanson's active sets (1974)."""
+    size = np.linalg.norm(a, axis=0)
+    a = a / np.where(size > 0, size, 1.0)
+    x, free = np.zeros(a.shape[1]), np.zeros(a.shape[1], bool)
+    for _ in range(3 * a.shape[1]):
+        slope = np.where(free, -np.inf, a.T @ (b - a @ x))
+        best = int(slope.argmax())
+        if slope[best] <= 1e-6 * np.linalg.norm(b):
+            break
+        free[best] = True
+        while True:
+            wanted = np.zeros_like(x)
+            wanted[free] = np.linalg.lstsq(a[:, free], b, rcond=None)[0]
+            if (wanted[free] > 0).all():
+                x = wanted
+                break
+            low = free & (wanted <= 0)
+            x = x + (x[low] / (x[low] - wanted[low])).min() * (wanted - x)
+            free &= x > 1e-12
+            x[~free] = 0.0
+    return np.asarray(x / np.where(size > 0, size, 1.0))
 
 
 def _rounded(value: float) -> str:
@@ -300,27 +417,42 @@ def _compiler_name(compiler: lane.Compiler) -> str:
     return f"arm-none-eabi-gcc {done.stdout.strip()}"
 
 
-#: Cores that no emulator here runs: factor on the Cortex-M7's figures, and why.
+#: Cores that no emulator here runs: factor on the Cortex-M7's figures without SIMD32, and why.
 DERIVED = {
     "xtensa-lx7": (1.1, "cortex-m7 (measured) x 1.1, windowed calls and no load pair"),
     "cortex-a72": (1.0, "as cortex-m7 (measured), scalar code"),
 }
 
 
-def write_spec(core: str, one_call: float, rates: Rates, source: str) -> None:
+def all_rates(measured: Sequence[Measured]) -> tuple[float, Rates, Rates]:
+    """Instructions of a call; rates of cost classes, and of operators."""
+    call = one_call(measured)
+    classes = class_rates(measured, call)
+    return call, classes, operator_rates(measured, classes, call)
+
+
+def write_spec(core: str, call: float, classes: Rates, operators: Rates, source: str) -> None:
     """Replace the figures of ``specs/cores/<core>.yaml``, its comments kept."""
     path = ROOT / "specs" / "cores" / f"{core}.yaml"
-    text = path.read_text()
-    text = _put(text, "call", f"value: {_rounded(one_call)}", source)
-    for (dtype, name), (value, output, loop) in rates.items():
-        figures = f"value: {_rounded(value)}"
-        figures += f", per_output: {_rounded(output)}" if output else ""
-        figures += f", per_loop: {_rounded(loop)}" if loop else ""
+    text = _put(path.read_text(), "call", f"value: {_rounded(call)}", source)
+    for (dtype, name), rate in classes.items():
         head, tail = text.split(f"\n  {dtype}:\n")
         own, rest = re.match(r"((?:    [^\n]*\n)*)(.*)", tail, re.DOTALL).groups()  # type: ignore[union-attr]
-        text = f"{head}\n  {dtype}:\n{_put(own, name, figures, source)}{rest}"
+        text = f"{head}\n  {dtype}:\n{_put(own, name, _figures(rate), source)}{rest}"
+    text = text.split("# Operators that were measured on their own.\n")[0]
+    text += "# Operators that were measured on their own.\noperators:\n"
+    text += f'  source: "{source}"\n  rates:\n'
+    for op in sorted({op for op, _ in operators}):
+        text += f"    {op}:\n"
+        for (name, cost_class), rate in operators.items():
+            text += f"      {cost_class}: {{{_figures(rate)}}}\n" if name == op else ""
     path.write_text(text)
     load_core(core)
+
+
+def _figures(rate: Rate) -> str:
+    named = [(n, r) for n, r in zip(_NAMES, rate, strict=True) if r or n == "value"]
+    return ", ".join(f"{n}: {_rounded(r)}" for n, r in named)
 
 
 def _put(text: str, name: str, figures: str, source: str) -> str:
@@ -341,38 +473,51 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="print every case")
     options = parser.parse_args()
     paths = options.models or models(MODELS)
-    quantized = [] if options.models else models(QUANTIZED)[1:]
-    cases = [*copy_cases(), *(c for m in paths for c in model_cases(m))]
-    cases = distinct([*cases, *(c for m in quantized for c in integer_cases(m))])
+    cases = thinned(distinct([*copy_cases(), *(c for m in paths for c in model_cases(m))]))
+    cases += distinct(sample_cases(cases))
     if options.core in SOFT_FLOAT:
-        cases = [c for c in cases if get_op(c.node.op).work(c.node).amount <= SOFT_FLOAT_WORK]
+        cases = [c for c in cases if sum(w.amount for w in c.works) <= SOFT_FLOAT_WORK]
     measured = measure(options.core, cases, options.compiler, options.flag)
-    one_call, rates = summarize(measured)
+    call, classes, operators = all_rates(measured)
+    every = classes | operators
     if options.all:
-        for m in sorted(measured, key=lambda m: (m.cost_class, m.case.node.op, m.amount)):
-            rate = m.instructions / max(1, m.amount)
-            where = f"{m.case.model} {m.case.node.name[-40:]}"
-            print(
-                f"{' '.join(m.cost_class):26} {m.case.node.op:20} {m.amount:>10,} {m.case.calls:4}",
-                end="",
-            )
-            print(f" {m.instructions:>12,} {rate:9.2f}  {where}")
-    print(f"{'call':22} {one_call:9.0f}")
-    for name, rate in rates.items():
-        chosen = [m for m in measured if m.cost_class == name]
-        off = sorted(m.instructions / m.predicted(rate, one_call) for m in chosen)
-        figures = " ".join(f"{r:8.2f}" for r in rate)
+        _print_all(measured, every, call)
+    print(f"{'call':40} {call:9.1f}")
+    for (owner, name), rate in every.items():
+        print(f"{owner + ' ' + name:40}", " ".join(f"{r:9.3f}" for r in rate))
+    for op in sorted({m.case.node.op for m in measured}):
+        chosen = [m for m in measured if m.case.node.op == op]
+        off = sorted(m.instructions / m.predicted(every, call) for m in chosen)
         spread = f"{off[0]:.2f} .. {off[len(off) // 2]:.2f} .. {off[-1]:.2f}"
-        print(f"{' '.join(name):26} {figures}   measured / predicted {spread} in {len(off)} cases")
+        print(f"{op:26} measured / predicted {spread} in {len(off)} cases")
     if options.write:
         source = (
             f"measured: {_compiler_name(options.compiler)} {options.flag}, emulated {options.core},"
-            f" {len(measured)} kernel calls of {len(paths) + len(quantized)} models"
+            f" {len(measured)} kernel calls of {len(paths)} models"
         )
-        write_spec(options.core, one_call, rates, source)
-        for core, (factor, why) in DERIVED.items() if options.core == "cortex-m7" else ():
-            scaled = {n: (a * factor, b * factor, c * factor) for n, (a, b, c) in rates.items()}
-            write_spec(core, one_call * factor, scaled, f"estimated: {why}")
+        write_spec(options.core, call, classes, operators, source)
+    if options.write and options.core == "cortex-m7":
+        integers = [c for c in cases if any(w.dtype == "i8" for w in c.works)]
+        scalar = measure(options.core, integers, options.compiler, options.flag, packed=False)
+        rest = [m for m in measured if all(w.dtype != "i8" for w in m.case.works)]
+        call, classes, operators = all_rates([*rest, *scalar])
+        for core, (factor, why) in DERIVED.items():
+            scaled = [
+                {key: tuple(factor * r for r in rate) for key, rate in rates.items()}
+                for rates in (classes, operators)
+            ]
+            write_spec(core, call * factor, scaled[0], scaled[1], f"estimated: {why}")
+
+
+def _print_all(measured: Sequence[Measured], rates: Rates, call: float) -> None:
+    for m in sorted(measured, key=lambda m: (m.case.node.op, m.instructions)):
+        first = m.case.works[0]
+        shapes = [None if v is None else v.type.shape for v in m.case.node.inputs[:2]]
+        off = m.instructions / m.predicted(rates, call)
+        print(
+            f"{m.case.node.op:20} {first.cost_class:18} {m.instructions:>12,} {off:6.2f}"
+            f" {counts(first)} {shapes} {m.case.node.out.type.shape} {m.case.calls} {m.case.model}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Executed instructions of the int8 kernels per multiply-accumulate, on the emulated Cortex-M7.
 
-Forward kernels are all integer; input gradients are fp32 on the stored int8 weights. Every result
-is compared with the NumPy kernel bit for bit.
+Forward kernels are all integer, also with a weight of which a quarter is updated, the rest frozen;
+input gradients are fp32 on the stored int8 weights, weight gradients fp32 on the stored int8 input.
+A training step makes weight gradients by tiles of rows, so they are measured for whole layers and
+for tiles of 4 rows and of 1. Every result is compared with the NumPy kernel bit for bit.
 
     python -m benchmarks.kernels_int8 [--compiler zig]
 """
@@ -26,10 +28,20 @@ from .board import lane, run_kernels
 from .kernels import CMSIS_NN_INT8, CORE, LAYERS, Layer
 
 Array = NDArray[Any]
+#: Instructions per MAC of Tiny Training Engine's gradients, means over its updated layers.
+TINY_TRAINING_ENGINE = {"input gradient": 3.7, "weight gradient": 4.2}
+#: Late layers of MCUNet at 128 px, where updates are.
+LATE = (
+    Layer("pointwise 1x1 240->40, 8x8", (1, 240, 8, 8), (40, 240, 1, 1)),
+    Layer("pointwise 1x1 40->240, 8x8", (1, 40, 8, 8), (240, 40, 1, 1)),
+    Layer("pointwise 1x1 96->480, 4x4", (1, 96, 4, 4), (480, 96, 1, 1)),
+    Layer("depthwise 5x5 240, 8x8", (1, 240, 8, 8), (240, 1, 5, 5), group=240),
+    Layer("depthwise 7x7 480, 4x4", (1, 480, 4, 4), (480, 1, 7, 7), group=480),
+)
 
 
 def integer_nodes(layer: Layer) -> Iterator[tuple[str, int, Node, list[Array]]]:
-    """Forward and input gradient of a layer: kind, MACs (with padding), node, operands."""
+    """The kernels of a layer: kind, MACs (with padding), node, operands."""
     rng = np.random.default_rng(0)
     g, outs = Graph("layer"), layer.w[0]
     dense = len(layer.w) == 2
@@ -50,6 +62,14 @@ def integer_nodes(layer: Layer) -> Iterator[tuple[str, int, Node, list[Array]]]:
     bias = rng.integers(-3000, 3000, outs).astype(np.int32)
     data = rng.integers(-128, 128, layer.x, np.int8)
     yield "forward", macs, forward, [data, weight, bias, multiplier, shift]
+    axis = 1 if layer.group == 1 else 0
+    parts = [np.ascontiguousarray(a) for a in np.split(weight, [-(-layer.w[axis] // 4)], axis)]
+    hot, cold = (
+        g.add_input(n, TensorType(a.shape, "i8", Quantization((0.01,) * a.shape[0], 0, 0)))
+        for n, a in zip(("hot", "cold"), parts, strict=True)
+    )
+    split = g.add_node(op, (x, hot, *rest, cold), {**geometry, **stored}, name="split")
+    yield "forward, split", macs, split, [data, parts[0], bias, multiplier, shift, parts[1]]
 
     dy = g.add_input("dy", forward.out.type.with_dtype("f32"))
     scale = g.add_input("scale", TensorType((outs,)))
@@ -57,6 +77,29 @@ def integer_nodes(layer: Layer) -> Iterator[tuple[str, int, Node, list[Array]]]:
     gradient = g.add_node(f"{op}GradInput", (dy, w, scale), shape, name="dx")
     seed = rng.standard_normal(dy.type.shape).astype(np.float32)
     yield "input gradient", macs, gradient, [seed, weight, np.full(outs, 0.01, np.float32)]
+    yield from weight_gradients(layer, x, geometry, data, seed, macs)
+
+
+def weight_gradients(
+    layer: Layer, x: Value, geometry: dict[str, Attr], data: Array, seed: Array, macs: int
+) -> Iterator[tuple[str, int, Node, list[Array]]]:
+    """The weight gradient of all rows, of 4 and of 1, as nodes of layers with so many filters."""
+    outs, dense = layer.w[0], len(layer.w) == 2
+    for rows, name in ((outs, ""), (4, ", 4 rows"), (1, ", 1 row")):
+        g = Graph("tile")
+        channels = rows if layer.group > 1 else layer.x[1]
+        part, dy = np.ascontiguousarray(data[:, :channels]), seed[:, :rows].copy()
+        values = (
+            g.add_input("x", TensorType(part.shape, "i8", x.type.quant)),
+            g.add_input("dy", TensorType(dy.shape)),
+        )
+        shape: dict[str, Attr] = {"trans_b": 1}
+        if not dense:
+            group = rows if layer.group > 1 else 1
+            shape = {**geometry, "group": group, "weight_shape": (rows, *layer.w[1:])}
+        op = "QGemmGradWeight" if dense else "QConvGradWeight"
+        node = g.add_node(op, values, shape, name="dw")
+        yield f"weight gradient{name}", macs * rows // outs, node, [part, dy]
 
 
 def instructions(node: Node, data: list[Array], compiler: lane.Compiler, flag: str) -> int:
@@ -74,15 +117,17 @@ def int8_table(compiler: lane.Compiler | None = None) -> Iterator[str]:
     yield ""
     yield (
         "MACs count products with padding too. Executed instructions are exact and repeatable;"
-        " they are not cycles. Input gradients are fp32 on int8 weights. CMSIS-NN: forward, -O3."
+        " they are not cycles. Gradients are fp32 on int8 operands. Others: forward CMSIS-NN, -O3;"
+        " gradients Tiny Training Engine, means over its updated layers."
     )
     yield ""
-    yield "| layer | kernel | -O2 | -O3 | CMSIS-NN int8 | workspace B |"
+    yield "| layer | kernel | -O2 | -O3 | others | workspace B |"
     yield "|---|---|---|---|---|---|"
-    for layer in LAYERS:
+    for layer in (*LAYERS, *LATE):
         for kind, macs, node, data in integer_nodes(layer):
             rates = [instructions(node, data, chosen, f) / macs for f in ("-O2", "-O3")]
-            known = CMSIS_NN_INT8.get(layer.name) if kind == "forward" else None
+            known = TINY_TRAINING_ENGINE.get(kind.split(",")[0])
+            known = CMSIS_NN_INT8.get(layer.name) if kind == "forward" else known
             scratch = get_op(node.op).workspace(node)
             row = (layer.name, kind, f"{rates[0]:.2f}", f"{rates[1]:.2f}", known or "", scratch)
             yield f"| {' | '.join(map(str, row))} |"

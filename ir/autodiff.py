@@ -12,18 +12,24 @@ update nodes.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .candidates import candidates, param_slots
+from .candidates import candidates, param_slots, saves
 from .errors import UnsupportedModelError, UsageError
 from .grad_builder import GradBuilder
 from .graph import Attr, Graph, Node, TensorType, Value
 from .opdef import ParamSlot, get_op
+from .ops.qtypes import scales_constant
+from .parameter_steps import part, steps
 from .training import TILE_BYTES, Candidate, TrainingGraph, TrainingSpec, Update
 
 __all__ = ["GradBuilder", "build_training", "candidates", "param_slots"]
+
+#: Bits of a positive int32, which a parameter's stream of random numbers is told by in C.
+_POSITIVE = 2**31 - 1
 
 
 def build_training(
@@ -61,6 +67,7 @@ class _TrainingBuilder:
             self.chosen[c.param].append(c)
         self.superset = any(len(cs) > 1 for cs in self.chosen.values())
         self.graph = Graph(forward.name)
+        self.graph.unchanged = forward.unchanged
         self.map: dict[Value, Value] = {}
         self.cold: dict[str, Value] = {}
         self.aux: dict[Node, list[Node]] = {}
@@ -71,6 +78,8 @@ class _TrainingBuilder:
         name, k = candidate.param, candidate.channels
         if name not in self.slots:
             raise UsageError(f"{name} is not a trainable parameter of {self.forward.name}")
+        if candidate.saved not in saves(self.forward, self.slots[name], whole=k is None):
+            raise UsageError(f"the input for {candidate} can't be kept as {candidate.saved}")
         if k is None:
             return
         node, slot = self.slots[name][0]
@@ -85,7 +94,7 @@ class _TrainingBuilder:
         prediction = self._copy_forward()
         sample = self.graph.inputs[0]
         forward_nodes = list(self.graph.nodes)
-        self.hyper = self.graph.add_input("hyper", TensorType((2,)))
+        self.hyper = self.graph.add_input("hyper", TensorType((3,)))
         logits, loss, target, seed = self._loss(prediction)
         needed = self._needed(forward_nodes)
         loss_nodes = [n for n in self.graph.nodes if n.phase == "loss"]
@@ -119,8 +128,13 @@ class _TrainingBuilder:
                 k, axis = split
                 hot, cold = np.split(data, [k], axis=axis)
                 hot, cold = np.ascontiguousarray(hot), np.ascontiguousarray(cold)
-                self.map[f.values[name]] = g.add_constant(f"{name}[:{k}]", hot)
-                self.cold[name] = g.add_constant(f"{name}[{k}:]", cold)
+                quant, end = f.values[name].type.quant, data.shape[axis]
+                self.map[f.values[name]] = g.add_constant(
+                    f"{name}[:{k}]", hot, None, part(quant, axis, 0, k)
+                )
+                self.cold[name] = g.add_constant(
+                    f"{name}[{k}:]", cold, None, part(quant, axis, k, end)
+                )
         for node in f.nodes:
             inputs = [None if v is None else self.map[v] for v in node.inputs]
             for slot in get_op(node.op).params:
@@ -199,7 +213,7 @@ class _TrainingBuilder:
     def _differentiate(self, node: Node, needed: set[Value]) -> None:
         dy = self.grads.pop(node.out, None)
         op = get_op(node.op)
-        builder = GradBuilder(self.graph, node, self.aux)
+        builder = GradBuilder(self.graph, node, self.aux, self.forward.quantization)
         chosen = [(s, name) for s in op.params if (name := self._trained(node, s)) is not None]
         if dy is not None and node.out in needed:
             if op.vjp is None:
@@ -233,22 +247,24 @@ class _TrainingBuilder:
         assert op.vjp is not None
         for candidate in self.chosen[name]:
             value = self._param_value(candidate, node, slot)
-            builder.channels = candidate.channels
+            builder.channels, builder.saved = candidate.channels, candidate.saved
             need = [i == slot.index for i in range(len(node.inputs))]
             before = len(self.graph.nodes)
             grad = op.vjp(builder, node, dy, need)[slot.index]
-            builder.channels = None
+            builder.channels, builder.saved = None, "f32"
             assert grad is not None, (node.name, name)
             producer = grad.producer
             assert producer is not None, (node.name, name)
-            if grad.type != value.type:
+            if grad.type != TensorType(value.type.shape):
                 raise UnsupportedModelError(
-                    f"node {node.name}: gradient {grad.type} of {name} is not {value.type}"
+                    f"node {node.name}: gradient {grad.type} of {name} does not fit {value.type}"
                 )
             if len(self.slots[name]) > 1:
                 self._contribute(builder, value, grad)
                 continue
             inside = producer in self.graph.nodes[before:] and not get_op(producer.op).view
+            if inside:  # a tile, which nobody else can read
+                builder.forget(producer)
             self._apply(candidate, slot, node, value, grad, producer if inside else None)
 
     def _update_shared(self, slot: ParamSlot, name: str, node: Node) -> None:
@@ -271,7 +287,10 @@ class _TrainingBuilder:
         shape = tuple(
             candidate.channels if i == axis else d for i, d in enumerate(whole.type.shape)
         )
-        return self.graph.add_state(f"{whole.name}[:{candidate.channels}]", TensorType(shape))
+        t, k = whole.type, candidate.channels
+        kept = TensorType(shape, t.dtype, part(t.quant, axis, 0, k))
+        name = f"{whole.name}[:{k}]"
+        return self.graph.values.get(name) or self.graph.add_state(name, kept)
 
     def _apply(
         self,
@@ -283,12 +302,15 @@ class _TrainingBuilder:
         grad_node: Node | None,
     ) -> None:
         g, spec = self.graph, self.spec
-        states = tuple(g.add_state(f"{value.name}.{s}", value.type) for s in spec.state_slots)
+        name = value.name
+        if self.superset and candidate.saved != "f32":
+            name = f"{name} {candidate.saved}"  # another candidate has the same value
+        states = tuple(g.add_state(f"{name}.{s}", grad.type) for s in spec.state_slots)
         accumulator, accumulate_node, source = None, None, grad
         if spec.micro_batches > 1:
-            accumulator = g.add_state(f"{value.name}.accumulated", value.type)
+            accumulator = g.add_state(f"{name}.accumulated", grad.type)
             accumulate_node = g.add_node(
-                "Accumulate", (accumulator, grad), name=f"{value.name}/accumulate", phase="update"
+                "Accumulate", (accumulator, grad), name=f"{name}/accumulate", phase="update"
             )
             source = accumulate_node.out
         attrs: dict[str, Attr] = {"gradient_scale": 1.0 / spec.micro_batches}
@@ -297,18 +319,27 @@ class _TrainingBuilder:
         elif spec.optimizer == "adam":
             attrs |= {"beta1": spec.beta1, "beta2": spec.beta2, "epsilon": spec.epsilon}
         kind = {"sgd": "SGD", "momentum": "Momentum", "adam": "Adam"}[spec.optimizer]
+        inputs = [value, source, *states, self.hyper]
+        if value.type.dtype != "f32":
+            kind = f"Q{kind}"
+            inputs.append(self._scales(value, owner, slot))
+            attrs |= {
+                "qas": int(spec.qas),
+                "rounding": spec.rounding,
+                "stream": zlib.crc32(candidate.param.encode()) & _POSITIVE,
+            }
         apply_node = g.add_node(
             kind,
-            (value, source, *states, self.hyper),
+            inputs,
             attrs,
-            name=f"{value.name}/update",
+            name=f"{name}/update",
             outputs=[f"{v.name}'" for v in (value, *states)],
             phase="update",
         )
         rows = value.type.shape[0] if value.type.shape else 1
         tile = rows
         if grad_node is not None and get_op(grad_node.op).rows_kernel is not None:
-            tile = max(1, min(rows, TILE_BYTES // (value.type.nbytes // rows)))
+            tile = max(1, min(rows, TILE_BYTES // (grad.type.nbytes // rows)))
         self.updates.append(
             Update(
                 candidate,
@@ -324,6 +355,15 @@ class _TrainingBuilder:
                 tile,
             )
         )
+
+    def _scales(self, value: Value, owner: Node, slot: ParamSlot) -> Value:
+        """The real value of one stored step of each row of an updated integer tensor."""
+        whole = owner.inputs[slot.index]
+        assert whole is not None, value.name
+        if slot.role == "weight":  # rows of a part that runs over input channels are all there
+            same = value.type.shape[0] == whole.type.shape[0]
+            return scales_constant(self.graph, whole if same else value)
+        return self.graph.add_constant(f"{value.name}/scale", steps(owner, slot).astype(np.float32))
 
     def _ordered(self, forward_nodes: list[Node], loss_nodes: list[Node]) -> list[Node]:
         aux = {n for nodes in self.aux.values() for n in nodes}

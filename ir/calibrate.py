@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from .opdef import get_op
 from .quantization import Quantization
 from .ranges import METHODS, Histogram, Method, from_range, weight_scales
 
+#: What stands for a file of samples where there are none: inputs drawn from -1..1.
+SYNTHETIC: Literal["synthetic"] = "synthetic"
 #: Largest bias in steps of the accumulator; the products have the other half of int32.
 _BIAS_STEPS = 2**30 - 1
 #: Samples that the noise is measured on.
@@ -43,6 +46,8 @@ class Calibration:
         weights: Annotated weights.
         noise: Layer -> squared error of its i8 form relative to the square of its result, on the
             first samples, with exact operands; layers add up. Only layers that can be i8.
+        weight_noise: The part of it that i8 weights add to what i8 activations cost; only layers
+            with weights.
     """
 
     method: Method
@@ -50,6 +55,7 @@ class Calibration:
     activations: tuple[str, ...]
     weights: tuple[str, ...]
     noise: dict[str, float]
+    weight_noise: dict[str, float]
 
     @property
     def note(self) -> str:
@@ -82,6 +88,11 @@ def load_samples(path: Path) -> Array:
             return np.asarray(data["x" if "x" in names else names[0]])
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
         raise UsageError(f"{path}: can't be read as .npz or .npy: {e}") from None
+
+
+def knows_activations(graph: Graph) -> bool:
+    """A value that is computed or fed has scales; else the weights have some at most."""
+    return any(name not in graph.constants for name in graph.quantization)
 
 
 def calibrate(
@@ -134,10 +145,10 @@ def calibrate(
     activations = [*wanted, *_inherit(graph)]
     weights = _weights(graph, method)
     graph.verify()
-    noise = layer_noise(graph, x[:_NOISE_SAMPLES])
-    return Calibration(
-        method, 0 if samples is None else len(x), tuple(activations), tuple(weights), noise
-    )
+    noise, of_activations = layer_noise(graph, x[:_NOISE_SAMPLES])
+    weight_noise = {n: max(0.0, noise[n] - rest) for n, rest in of_activations.items()}
+    count = 0 if samples is None else len(x)
+    return Calibration(method, count, tuple(activations), tuple(weights), noise, weight_noise)
 
 
 def checked(value: Value, samples: Array) -> Array:
@@ -151,9 +162,7 @@ def checked(value: Value, samples: Array) -> Array:
     if samples.dtype.kind not in "iuf":
         raise UsageError(f"{what}; {value.name} needs numbers")
     if samples.ndim < 1 or samples.shape[1:] != shape:
-        raise UsageError(
-            f"{what}; {value.name} needs [count, {', '.join(map(str, shape))}]"
-        )
+        raise UsageError(f"{what}; {value.name} needs [count, {', '.join(map(str, shape))}]")
     if len(samples) == 0:
         raise UsageError("there are no calibration samples in the file")
     if value.type.dtype == "i8":
@@ -170,8 +179,12 @@ def checked(value: Value, samples: Array) -> Array:
     return x
 
 
-def layer_noise(graph: Graph, x: Array) -> dict[str, float]:
-    """Relative squared error that i8 adds at each layer that can have it; see ``Calibration``."""
+def layer_noise(graph: Graph, x: Array) -> tuple[dict[str, float], dict[str, float]]:
+    """Relative squared error that i8 adds at each layer that can have it; see ``Calibration``.
+
+    Returns:
+        Of each layer, and of each layer with weights if its weights were exact.
+    """
     readers = graph.consumers()
     layers = []
     for node in graph.nodes:
@@ -180,12 +193,14 @@ def layer_noise(graph: Graph, x: Array) -> dict[str, float]:
             layers.append((node, follower))
     wrong = {node.name: 0.0 for node, _ in layers}
     power = dict.fromkeys(wrong, 0.0)
+    without = {
+        n.name: 0.0 for n, _ in layers if any(v.name in graph.constants for v in n.operands())
+    }
     fixed: dict[str, Array] = {}
     for _, env in _runs(graph, x):
         rounded: dict[str, Array] = {}
         for node, follower in layers:
-            last = follower or node
-            operands = []
+            operands: list[Array | None] = []
             for v in node.inputs:
                 if v is None or v.name not in graph.quantization:
                     operands.append(None if v is None else env[v.name])
@@ -194,14 +209,35 @@ def layer_noise(graph: Graph, x: Array) -> dict[str, float]:
                 if v.name not in cache:
                     cache[v.name] = _rounded(env[v.name], graph.quantization[v.name])
                 operands.append(cache[v.name])
-            y = get_op(node.op).kernel(node, operands)[0]
-            if follower is not None:
-                y = get_op(follower.op).kernel(follower, [y])[0]
-            exact = env[last.out.name].astype(np.float64)
-            y = _rounded(y, graph.quantization[last.out.name])
-            wrong[node.name] += float(((y - exact) ** 2).sum())
+            exact = env[(follower or node).out.name].astype(np.float64)
+            quant = graph.quantization[(follower or node).out.name]
             power[node.name] += float((exact**2).sum())
-    return {name: w / power[name] if power[name] else 0.0 for name, w in wrong.items()}
+            wrong[node.name] += _squared_error(node, follower, operands, quant, exact)
+            if node.name in without:
+                kept = [
+                    env[v.name] if v is not None and v.name in graph.constants else a
+                    for v, a in zip(node.inputs, operands, strict=True)
+                ]
+                without[node.name] += _squared_error(node, follower, kept, quant, exact)
+
+    def relative(errors: dict[str, float]) -> dict[str, float]:
+        return {name: e / power[name] if power[name] else 0.0 for name, e in errors.items()}
+
+    return relative(wrong), relative(without)
+
+
+def _squared_error(
+    node: Node,
+    follower: Node | None,
+    operands: list[Array | None],
+    quant: Quantization,
+    exact: Array,
+) -> float:
+    """Squared error of a layer's stored result."""
+    y = get_op(node.op).kernel(node, operands)[0]
+    if follower is not None:
+        y = get_op(follower.op).kernel(follower, [y])[0]
+    return float(((_rounded(y, quant) - exact) ** 2).sum())
 
 
 def _rounded(real: Array, quant: Quantization) -> Array:

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 from .graph import Graph, Node
 from .opdef import ParamSlot, get_op
-from .training import Candidate
+from .training import Candidate, Saved
+
+#: Least updated part of a weight for which the input is offered in a compressed form, too.
+_COMPRESSED = 0.5
 
 
 def param_slots(graph: Graph) -> dict[str, list[tuple[Node, ParamSlot]]]:
-    """Where each float constant is used as a trainable parameter.
+    """Where each constant is used as a trainable parameter: f32, or i8 and i32 of integer layers.
 
     Returns:
         Constant name -> uses, for every constant all of whose uses are parameter slots.
@@ -22,26 +25,63 @@ def param_slots(graph: Graph) -> dict[str, list[tuple[Node, ParamSlot]]]:
         for i, v in enumerate(node.inputs):
             if v is None or v.name not in graph.constants:
                 continue
-            if i in slots and v.type.dtype == "f32":
+            if i in slots and v.type.dtype in ("f32", "i8", "i32"):
                 uses.setdefault(v.name, []).append((node, slots[i]))
             else:
                 blocked.add(v.name)
     return {name: u for name, u in uses.items() if name not in blocked}
 
 
-def candidates(graph: Graph, ratios: Sequence[float] = (0.125, 0.25, 0.5, 1.0)) -> list[Candidate]:
+def candidates(
+    graph: Graph,
+    ratios: Sequence[float] = (0.125, 0.25, 0.5, 1.0),
+    *,
+    imported: Graph | None = None,
+) -> list[Candidate]:
     """All ways to update the parameters of a forward graph, in forward order.
 
     A weight offers ``max(1, floor(ratio x channels))`` leading input channels for each ratio below
-    1; equal counts are offered once. Parameters used twice (tied) are only updated whole.
+    1; equal counts are offered once. Parameters used twice (tied) are only updated whole. Large
+    parts of the weight of a float layer are offered with a compressed input as well.
+
+    Args:
+        graph: A forward graph.
+        ratios: Parts of a weight.
+        imported: What ``graph`` was lowered from. A parameter that layers share there may be stored
+            in several forms here, of which none can be updated alone: these are left out.
     """
     result: list[Candidate] = []
+    shared = None if imported is None else param_slots(imported)
     for name, uses in param_slots(graph).items():
+        if shared is not None and len(shared.get(name, ())) != len(uses):
+            continue
         node, slot = uses[0]
         axis = slot.channel_axis(node) if len(uses) == 1 and slot.cold_index is not None else None
         if axis is not None:
             total = graph.values[name].type.shape[axis]
             counts = sorted({max(1, int(total * r)) for r in ratios if r < 1})
-            result += [Candidate(name, k) for k in counts if k < total]
-        result.append(Candidate(name))
+            for k in (k for k in counts if k < total):
+                kept = saves(graph, uses, whole=False) if k >= _COMPRESSED * total else ("f32",)
+                result += [Candidate(name, k, saved) for saved in kept]
+        result += [Candidate(name, None, saved) for saved in saves(graph, uses, whole=True)]
     return result
+
+
+def saves(
+    graph: Graph, uses: Sequence[tuple[Node, ParamSlot]], *, whole: bool
+) -> tuple[Saved, ...]:
+    """How the input of the layer of a parameter can be kept for the parameter's gradient.
+
+    Args:
+        graph: A forward graph.
+        uses: Where the parameter is used.
+        whole: All input channels are updated; others are cut out of an i8 value that is there
+            anyway, but none is made for them.
+    """
+    node, slot = uses[0]
+    x = node.inputs[0]
+    if not slot.compressible or len(uses) > 1 or x is None or x.type.dtype != "f32":
+        return ("f32",)
+    stored = x.producer is not None and x.producer.op == "Dequantize"
+    annotated = x.name in graph.quantization
+    return ("f32", "f16", "i8") if stored or (annotated and whole) else ("f32", "f16")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from .graph import Attr, Graph, Node, Value
+from .quantization import HIGH, LOW, Quantization
+from .training import Saved
 
 
 class GradBuilder:
@@ -14,14 +16,24 @@ class GradBuilder:
         graph: The training graph under construction.
         node: The forward node that is being differentiated.
         channels: Leading input channels of the weight whose gradient is built; None: all.
+        saved: How the layer's input is kept for that gradient.
     """
 
-    def __init__(self, graph: Graph, node: Node, aux: dict[Node, list[Node]]) -> None:
-        """Used by ``build_training`` only."""
+    def __init__(
+        self,
+        graph: Graph,
+        node: Node,
+        aux: dict[Node, list[Node]],
+        quantization: Mapping[str, Quantization] | None = None,
+    ) -> None:
+        """Used by ``build_training`` only; ``quantization`` is that of the forward graph."""
         self.graph = graph
         self.node = node
         self.channels: int | None = None
+        self.saved: Saved = "f32"
+        self._quantization = quantization or {}
         self._aux = aux
+        self._made: list[Node] = []
 
     def add(
         self,
@@ -31,9 +43,23 @@ class GradBuilder:
         *,
         suffix: str,
     ) -> Value:
-        """Append a backward node named ``<forward node>/<suffix>`` and return its first result."""
+        """Append a backward node named ``<forward node>/<suffix>`` and return its first result.
+
+        An equal node that a rule appended before for the same forward node is used again: rules are
+        asked for the gradients of parameters and operand one by one, and share what comes first.
+        """
+        operands, wanted = tuple(inputs), dict(attrs or {})
+        for old in self._made:
+            if (old.op, old.inputs, old.attrs) == (op, operands, wanted):
+                return old.out
         name = f"{self.node.name}/{suffix}"
-        return self.graph.add_node(op, inputs, attrs, name=name, phase="backward").out
+        node = self.graph.add_node(op, operands, wanted, name=name, phase="backward")
+        self._made.append(node)
+        return node.out
+
+    def forget(self, node: Node) -> None:
+        """Don't use this node's result again."""
+        self._made.remove(node)
 
     def aux(
         self,
@@ -69,3 +95,31 @@ class GradBuilder:
             "steps": (1,) * rank,
         }
         return self.aux("Slice", (x,), attrs, suffix=f"channels{k}")
+
+    def kept_input(self, x: Value, axis: int) -> Value:
+        """The input of a float layer as the gradient of its weight is to read it.
+
+        Leading channels in f32 or f16; in i8 all of them, or the leading ones of an i8 value that
+        forward has anyway.
+        """
+        if self.saved == "f16":
+            channels = self.channels or x.type.shape[axis]
+            attrs: dict[str, Attr] = {"axis": axis, "channels": channels}
+            return self.aux("ToHalf", (x,), attrs, suffix=f"half{channels}")
+        return self.leading_channels(self._integers(x) if self.saved == "i8" else x, axis)
+
+    def _integers(self, x: Value) -> Value:
+        """The i8 form of a value: what it was dequantized from, what others read, or a copy."""
+        if x.producer is not None and x.producer.op == "Dequantize":
+            (stored,) = x.producer.operands()
+            return stored
+        quant = self._quantization[x.name]
+        attrs: dict[str, Attr] = {
+            "out_scale": quant.scale[0],
+            "out_zero_point": quant.zero_point,
+            "clamp": (LOW, HIGH),
+        }
+        for node in self.graph.nodes:
+            if (node.op, node.inputs, node.attrs) == ("Quantize", (x,), attrs):
+                return node.out
+        return self.aux("Quantize", (x,), attrs, suffix="quantized")

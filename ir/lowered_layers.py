@@ -1,8 +1,8 @@
-"""Which layers have an integer twin, and the integer constants of those that do."""
+"""Which layers have a twin on i8 activations, and the integer constants of those that do."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -26,6 +26,8 @@ INTEGER: dict[str, str] = {
     "ReduceMean": "QAveragePool",
     "Relu": "Requantize",
 }
+#: Operator with weights -> the same between i8 activations, weights and arithmetic in f32.
+MIXED: dict[str, str] = {"Conv": "MixedConv", "Gemm": "MixedGemm", "MatMul": "MixedGemm"}
 #: Layers that can take the Relu or Clip behind them.
 FUSING = ("Add", "AveragePool", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "ReduceMean")
 #: Operators whose result holds nothing that was not in operand 0.
@@ -93,16 +95,13 @@ def out_axis(node: Node) -> int:
 def obstacle(graph: Graph, node: Node, follower: Node | None) -> str | None:
     """Why a layer can't be computed with integers; None if it can."""
     last = node if follower is None else follower
-    product = node.op in ("Conv", "Gemm", "MatMul")
+    product = node.op in MIXED
     operands = list(node.operands())[: 1 if product else None]
-    for v, what in [*((v, "operand") for v in operands), (last.out, "result")]:
-        quant = graph.quantization.get(v.name)
-        if quant is None:
-            return f"the range of its {what} {v.name} is not known"
-        if quant.axis is not None:
-            return f"its {what} {v.name} has {quant}, an activation needs one"
+    unknown = _range_obstacle(graph, operands, last)
+    if unknown is not None:
+        return unknown
     if product:
-        return _product_obstacle(graph, node, last)
+        return _operand_obstacle(graph, node) or _product_obstacle(graph, node, last)
     if node.op == "Add" and len({v.type.shape for v in (*operands, node.out)}) != 1:
         return "it broadcasts an operand"
     before, after = graph.quantization[operands[0].name], graph.quantization[last.out.name]
@@ -115,7 +114,26 @@ def obstacle(graph: Graph, node: Node, follower: Node | None) -> str | None:
     return None
 
 
-def _product_obstacle(graph: Graph, node: Node, last: Node) -> str | None:
+def mixed_obstacle(graph: Graph, node: Node, follower: Node | None) -> str | None:
+    """Why a layer with weights can't be computed in f32 between i8 activations; None if it can."""
+    last = node if follower is None else follower
+    operands = list(node.operands())[:1]
+    return _range_obstacle(graph, operands, last) or _operand_obstacle(graph, node)
+
+
+def _range_obstacle(graph: Graph, operands: Sequence[Value], last: Node) -> str | None:
+    """Why these operands and the result of a layer can't be stored as i8."""
+    for v, what in [*((v, "operand") for v in operands), (last.out, "result")]:
+        quant = graph.quantization.get(v.name)
+        if quant is None:
+            return f"the range of its {what} {v.name} is not known"
+        if quant.axis is not None:
+            return f"its {what} {v.name} has {quant}, an activation needs one"
+    return None
+
+
+def _operand_obstacle(graph: Graph, node: Node) -> str | None:
+    """Why a product is none of an activation by constants."""
     x, w = node.inputs[0], node.inputs[1]
     assert x is not None
     assert w is not None
@@ -126,6 +144,13 @@ def _product_obstacle(graph: Graph, node: Node, last: Node) -> str | None:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and (bias.name not in graph.constants or len(bias.type.shape) != 1):
         return f"its bias {bias.name} is computed or not one number per channel"
+    return None
+
+
+def _product_obstacle(graph: Graph, node: Node, last: Node) -> str | None:
+    """Why the constants of a product have no integer form."""
+    w = node.inputs[1]
+    assert w is not None
     quant, axis = graph.quantization.get(w.name), out_axis(node)
     if quant is None:
         return f"its weight {w.name} has no scales"
@@ -172,10 +197,10 @@ def bias_and_factors(graph: Graph, node: Node, attrs: Mapping[str, Attr]) -> Int
     if bias_value is not None:
         data = graph.constants[bias_value.name].astype(np.float64)
         wanted = np.rint(np.broadcast_to(data, (channels,)) / steps)
-    reach = np.abs(stored.reshape(channels, -1).astype(np.int64)).sum(axis=1) * max(
-        HIGH - x_quant.zero_point, x_quant.zero_point - LOW
-    )
-    bias = np.clip(wanted, reach - 2**31, _ACC_MAX - reach)
+    largest = max(HIGH - x_quant.zero_point, x_quant.zero_point - LOW)
+    reach = np.abs(stored.reshape(channels, -1).astype(np.int64)).sum(axis=1) * largest
+    widest = stored.size // channels * -LOW * largest  # of any weights that training may come to
+    bias = np.clip(wanted, widest - 2**31, _ACC_MAX - widest)
     _check_cut(bias, wanted, reach, factors, attrs, node)
     multiplier, shift = fixed_points(factors)
     return IntegerConstants(

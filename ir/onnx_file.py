@@ -27,6 +27,8 @@ from .quantization import Quantization
 INPUT_KINDS = (
     "only float32 inputs, and int8 or uint8 ones that DequantizeLinear reads, are supported"
 )
+#: Element types that operators read through DequantizeLinear only: never judged as float32.
+QUANTIZED_ONLY = ("float4", "float8", "int2", "int4", "uint2", "uint4")
 EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8)
 FileAttr = int | float | str | tuple[int, ...] | tuple[float, ...] | Array
 
@@ -156,6 +158,8 @@ def _bind(
         kinds = TensorProto.DataType.items()
         kind = next((k.lower() for k, v in kinds if v == tensor.elem_type), "of an unknown type")
         obstacles.append(Obstacle(v.name, "input", f"is {kind}; {INPUT_KINDS}"))
+        if kind.startswith(QUANTIZED_ONLY):
+            return None
         tensor.elem_type = TensorProto.FLOAT
     if not tensor.HasField("shape"):
         obstacles.append(Obstacle(v.name, "input", "has no shape; export with static shapes"))

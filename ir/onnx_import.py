@@ -116,6 +116,7 @@ def _placeholders(conversion: Conversion, node: FileNode) -> None:
     for out in filter(None, node.outputs):
         type_ = conversion.file.types.get(out)
         known: Value | None = None
-        if type_ is not None and out not in conversion.graph.values:
+        real = node.op != "QuantizeLinear"  # its result has a meaning only by its parameters
+        if real and type_ and type_.dtype == "f32" and out not in conversion.graph.values:
             known = conversion.graph.add_state(out, type_)
         conversion.values[out] = known

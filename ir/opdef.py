@@ -8,7 +8,7 @@ and nothing else. Adding an operator is one record in ``ir/ops/<family>.py`` and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from .errors import GraphError
@@ -17,23 +17,23 @@ from .graph import Array, Attr, Node, TensorType, Value
 if TYPE_CHECKING:
     from .autodiff import GradBuilder
 
-#: Cost classes; specs/cores/*.yaml gives executed instructions per unit of work for each.
-#: ``conv*``, ``depthwise*`` and ``gemm*`` count MACs, ``elementwise``, ``transcendental`` and
-#: ``pool`` count element operations, ``copy`` counts bytes.
+#: Cost classes: inner loops of the C kernels, forward and backward; specs/cores/*.yaml gives
+#: executed instructions for each. ``pointwise``, ``conv*``, ``depthwise*`` and ``gemm*`` count
+#: MACs, ``elementwise``, ``transcendental`` and ``pool`` count element operations, ``copy`` counts
+#: bytes, ``setup`` counts searches for the place where loops start and end.
 CostClass = Literal[
+    "pointwise",
     "conv",
-    "conv_grad_input",
     "conv_grad_weight",
     "depthwise",
-    "depthwise_grad_input",
     "depthwise_grad_weight",
     "gemm",
-    "gemm_grad_input",
     "gemm_grad_weight",
     "elementwise",
     "transcendental",
     "pool",
     "copy",
+    "setup",
 ]
 
 
@@ -43,16 +43,23 @@ class Work:
 
     Attributes:
         cost_class: What the units are.
-        amount: Units.
-        loops: Runs of units along the innermost axis: what a kernel starts an inner loop for. Short
-            runs (small images) make a unit dearer. 0 where one run covers everything.
+        amount: Units, those that are computed twice or for nothing included.
+        loops: Starts of inner loops. Short loops (small images) make a unit dearer. 0 where one
+            loop covers everything.
         dtype: Arithmetic that the units are done in.
+        outputs: Results, or blocks of results, that are begun and stored; None: the elements of the
+            node's result.
+        passes: Runs through the bodies of inner loops, if a body does more or less than one unit.
+        operator: The operator whose C kernel does it; empty: that of the node.
     """
 
     cost_class: CostClass
     amount: int
     loops: int = 0
     dtype: Literal["f32", "i8"] = "f32"
+    outputs: int | None = None
+    passes: int = 0
+    operator: str = ""
 
 
 Infer = Callable[[Node], Sequence[TensorType]]
@@ -62,6 +69,9 @@ Infer = Callable[[Node], Sequence[TensorType]]
 Kernel = Callable[[Node, Sequence[Array | None]], Sequence[Array]]
 #: ``rows_kernel(node, inputs, begin, end) -> rows begin..end of axis 0 of the (only) output``.
 RowsKernel = Callable[[Node, Sequence[Array | None], int, int], Array]
+#: ``run_kernel(node, inputs, first_row) -> outputs`` for a run of rows of an update: every operand
+#: but ``hyper`` holds the rows ``first_row..`` of axis 0 only, and so do the results.
+RunKernel = Callable[[Node, Sequence[Array | None], int], Sequence[Array]]
 #: ``vjp(builder, node, dy, need) -> gradient per input or None``. ``need[i]`` tells whether the
 #: gradient of input i is wanted; a rule builds nothing for inputs that are not. Only the gradient
 #: of output 0 exists.
@@ -74,8 +84,9 @@ class CKernel:
 
     The C function is ``void symbol(const struct *p, inputs..., outputs...[, void *workspace])``;
     row-streamed gradients get ``int32_t row_begin, int32_t row_end`` appended at the end and write
-    rows ``row_begin..row_end`` to the START of their output pointer. Absent operands are NULL. An
-    operator with a ``workspace`` rule always has the workspace argument (NULL where it needs none).
+    rows ``row_begin..row_end`` to the START of their output pointer. Updates with a ``run_kernel``
+    get ``int32_t first_row`` appended. Absent operands are NULL. An operator with a ``workspace``
+    rule always has the workspace argument (NULL where it needs none).
 
     Attributes:
         symbol: C function.
@@ -142,12 +153,15 @@ class ParamSlot:
             whole updates).
         cold_index: For weights: operand index that takes the frozen remainder of a partly updated
             weight (channels ``k..`` along ``channel_axis``); None: only whole updates.
+        compressible: For weights: the gradient takes operand 0 in half precision or i8 as well
+            (``GradBuilder.kept_input``).
     """
 
     index: int
     role: Literal["weight", "bias", "scale"]
     channel_axis: Callable[[Node], int | None] = lambda _: None
     cold_index: int | None = None
+    compressible: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,15 +172,20 @@ class OpDef:
         name: Registry key; the name in ONNX where the operator is one of ONNX.
         infer: Types of the results; raises GraphError with the reason when operands do not fit.
         kernel: The operator's meaning in NumPy.
-        work: Cost of a node.
+        work: Cost of a node, in several parts where it works in several ways; ``works`` reads it.
         c: C kernel; None only for views.
         samples: Small concrete cases for the generic tests.
         vjp: Gradient rule; None: not differentiable.
-        inplace: Operand indices that output 0 may share its buffer with (same bytes, the kernel
-            reads each element before it writes it). The NumPy and C kernels both allow it.
+        inplace: Operand indices that output 0 may share its buffer with where both have one shape
+            and dtype (the kernel reads each element before it writes it). The NumPy and C kernels
+            both allow it. ``inplace_operands`` reads it.
+        can_be_inplace: Which nodes can work in place, where not all can.
         view: Output 0 is the same bytes as operand 0; no code runs.
         workspace: Bytes of scratch the C kernel needs.
         rows_kernel: Row-streamed form of a parameter gradient; makes the gradient streamable.
+        tiled_work: Work of a streamed gradient by rows of axis 0 per tile, where that matters.
+        run_kernel: For updates whose results depend on the place of an element in the tensor; the
+            kernel is that of the run which begins at row 0.
         params: Operands that can be trainable parameters.
         stateful: Must run exactly once per step (batch statistics, random draws).
     """
@@ -174,14 +193,17 @@ class OpDef:
     name: str
     infer: Infer
     kernel: Kernel
-    work: Callable[[Node], Work]
+    work: Callable[[Node], Work | tuple[Work, ...]]
     c: CKernel | None
     samples: Callable[[], Iterator[Sample]]
     vjp: Vjp | None = None
     inplace: tuple[int, ...] = ()
+    can_be_inplace: Callable[[Node], bool] = lambda _: True
     view: bool = False
     workspace: Callable[[Node], int] = lambda _: 0
     rows_kernel: RowsKernel | None = None
+    tiled_work: Callable[[Node, int], tuple[Work, ...]] | None = None
+    run_kernel: RunKernel | None = None
     params: tuple[ParamSlot, ...] = ()
     stateful: bool = False
 
@@ -222,6 +244,32 @@ def all_ops() -> dict[str, OpDef]:
 
 def _load_families() -> None:
     from . import ops  # noqa: F401  (importing the package registers every family)
+
+
+def inplace_operands(node: Node) -> tuple[int, ...]:
+    """Operands that result 0 of a node may overwrite, shape and dtype permitting."""
+    op = get_op(node.op)
+    return op.inplace if op.inplace and op.can_be_inplace(node) else ()
+
+
+def works(node: Node, tile_rows: int | None = None) -> tuple[Work, ...]:
+    """The parts of a node's work, operator and outputs filled in.
+
+    Args:
+        node: Node.
+        tile_rows: Rows of axis 0 per tile, for a streamed gradient.
+    """
+    op = get_op(node.op)
+    tiled = tile_rows is not None and op.tiled_work is not None
+    work = op.tiled_work(node, tile_rows) if tiled else op.work(node)  # type: ignore[misc,arg-type]
+    return tuple(
+        replace(
+            w,
+            operator=w.operator or node.op,
+            outputs=node.out.type.size if w.outputs is None else w.outputs,
+        )
+        for w in (work if isinstance(work, tuple) else (work,))
+    )
 
 
 def operand(node: Node, index: int) -> TensorType:

@@ -1,23 +1,33 @@
-"""From an annotated float graph and a precision per layer to a graph with integer operators.
+"""From an annotated float graph and a precision per layer to a graph with operators on i8 values.
 
 A **layer** is a node with an integer twin together with the Relu or Clip behind it, if the value
-between them is not annotated: that becomes the clamp of the integer operator. Where precisions
-meet, one Quantize or Dequantize per value is written. What only moves data follows its operand.
+between them is not annotated: that becomes the clamp of the operator on i8 values. A layer is
+*i8* (integer operator), *mixed* (f32 weights and arithmetic, i8 operand and result) or *f32*. Where
+f32 meets i8, one Quantize or Dequantize per value is written. What only moves data follows its
+operand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Literal, get_args
 
 import numpy as np
 
 from .errors import UsageError
 from .graph import Attr, Graph, Node, TensorType, Value
-from .lowered_layers import INTEGER, bias_and_factors, clamp_of, follower_of, obstacle
+from .lowered_layers import (
+    INTEGER,
+    MIXED,
+    bias_and_factors,
+    clamp_of,
+    follower_of,
+    mixed_obstacle,
+    obstacle,
+)
 from .quantization import HIGH, LOW, Quantization
 
-Precision = Literal["f32", "i8"]
+Precision = Literal["f32", "mixed", "i8"]
 
 #: Operators that hold what their operand holds, and exist for i8.
 MOVES = ("Reshape", "Slice", "Transpose")
@@ -33,8 +43,28 @@ def quantizable(graph: Graph) -> dict[str, str | None]:
         Name of the layer's first node -> reason or None, in order. Nodes without an integer twin,
         and those that are part of the layer before them, are left out.
     """
+    return {n.name: obstacle(graph, n, follower) for n, follower in _layers(graph)}
+
+
+def mixable(graph: Graph) -> dict[str, str | None]:
+    """Why each layer with weights can't be mixed; None where it can.
+
+    Args:
+        graph: A forward graph, annotated or not.
+
+    Returns:
+        Name of the layer's first node -> reason or None, in order.
+    """
+    return {
+        n.name: mixed_obstacle(graph, n, follower)
+        for n, follower in _layers(graph)
+        if n.op in MIXED
+    }
+
+
+def _layers(graph: Graph) -> Iterator[tuple[Node, Node | None]]:
+    """First node of each layer, and the Relu or Clip that is part of it."""
     readers = graph.consumers()
-    result: dict[str, str | None] = {}
     behind: set[Node] = set()
     for node in graph.nodes:
         if node.op not in INTEGER or node in behind:
@@ -42,8 +72,7 @@ def quantizable(graph: Graph) -> dict[str, str | None]:
         follower = follower_of(graph, node, readers)
         if follower is not None:
             behind.add(follower)
-        result[node.name] = obstacle(graph, node, follower)
-    return result
+        yield node, follower
 
 
 def all_i8(graph: Graph, *, inputs: bool = False) -> dict[str, Precision]:
@@ -60,7 +89,7 @@ def all_i8(graph: Graph, *, inputs: bool = False) -> dict[str, Precision]:
 
 
 def lower(graph: Graph, precision: Mapping[str, Precision]) -> Graph:
-    """The graph that computes the chosen layers with integers.
+    """The graph that computes the chosen layers on i8 values.
 
     Args:
         graph: An annotated forward graph; not modified.
@@ -72,18 +101,24 @@ def lower(graph: Graph, precision: Mapping[str, Precision]) -> Graph:
         computed one has the name, but outputs are always f32.
 
     Raises:
-        UsageError: A name or precision is not known, or a layer can't be i8; says why.
+        UsageError: A name or precision is not known, or a layer can't have it; says why.
     """
-    known = quantizable(graph)
+    reasons = {"i8": quantizable(graph), "mixed": mixable(graph)}
+    weightless = {n.name for n in graph.nodes if n.op not in MIXED} | {v.name for v in graph.inputs}
     names = {n.name for n in graph.nodes} | {v.name for v in graph.inputs}
     for name, wanted in precision.items():
         if name not in names:
             raise UsageError(f"precision of {name}: {graph.name} has no layer or input like that")
-        if wanted not in ("f32", "i8"):
-            raise UsageError(f"precision of {name}: {wanted} is not one of f32, i8")
-        reason = known.get(name)
-        if wanted == "i8" and reason is not None:
-            raise UsageError(f"{name} can't be i8: {reason}; calibrate the model or keep it f32")
+        if wanted not in get_args(Precision):
+            known = ", ".join(get_args(Precision))
+            raise UsageError(f"precision of {name}: {wanted} is not one of {known}")
+        reason = reasons.get(wanted, {}).get(name)
+        if reason is not None:
+            raise UsageError(
+                f"{name} can't be {wanted}: {reason}; calibrate the model or keep it f32"
+            )
+        if wanted == "mixed" and name in weightless:
+            raise UsageError(f"{name} can't be mixed: it has no weights; make it i8 or keep it f32")
     for v in graph.inputs:
         free = v.type.dtype == "f32" and v.name not in graph.quantization
         if precision.get(v.name) == "i8" and free:
@@ -136,6 +171,9 @@ class _Lowering:
         if node.op in INTEGER and self.precision.get(node.name) == "i8":
             self._integer(node)
             return
+        if node.op in MIXED and self.precision.get(node.name) == "mixed":
+            self._mixed(node)
+            return
         inputs = [None if v is None else self._real(v) for v in node.inputs]
         twin = self.new.add_node(
             node.op, inputs, node.attrs, name=node.name, outputs=[v.name for v in node.outputs]
@@ -157,10 +195,14 @@ class _Lowering:
     def _only_integers(self, v: Value) -> bool:
         """All readers take the i8 form of an annotated value, and there are some."""
         quant = self._quant(v)
-        return quant is not None and bool(self.readers[v]) and all(
-            (r.op in INTEGER and self.precision.get(r.name) == "i8")
-            or (r.op in MOVES and self._quant(r.out) == quant and self._only_integers(r.out))
-            for r in self.readers[v]
+        return (
+            quant is not None
+            and bool(self.readers[v])
+            and all(
+                (r.op in INTEGER and self.precision.get(r.name, "f32") != "f32")
+                or (r.op in MOVES and self._quant(r.out) == quant and self._only_integers(r.out))
+                for r in self.readers[v]
+            )
         )
 
     # -- values ------------------------------------------------------------------------------------
@@ -218,20 +260,34 @@ class _Lowering:
             self.precision.get(n.name) != "i8" for n in self.readers.get(v, ())
         )
 
-    # -- integer operators -------------------------------------------------------------------------
+    # -- operators on i8 values --------------------------------------------------------------------
 
-    def _integer(self, node: Node) -> None:
+    def _begin(self, node: Node) -> tuple[Node, dict[str, Attr]]:
+        """Last node of a layer, which is done now, and the attributes of the layer's result."""
         follower = follower_of(self.old, node, self.readers)
         last = node if follower is None else follower
         quant = self.old.quantization[last.out.name]
-        attrs = {**_result_attrs(quant), "clamp": clamp_of(follower or node, quant)}
         self.done.add(last)
+        return last, {**_result_attrs(quant), "clamp": clamp_of(follower or node, quant)}
+
+    def _mixed(self, node: Node) -> None:
+        last, attrs = self._begin(node)
+        x = self._stored(_operand(node, 0))
+        constants = [None if v is None else self._real(v) for v in node.inputs[1:]]
+        own = {"MatMul": {"trans_b": 0}}.get(node.op, node.attrs)
+        op = MIXED[node.op]
+        self.stored[last.out] = self._emit(last, op, (x, *constants), {**own, **attrs}, node.name)
+
+    def _integer(self, node: Node) -> None:
+        last, attrs = self._begin(node)
+        quant = self.old.quantization[last.out.name]
         if node.op in ("Conv", "Gemm", "MatMul"):
             out = self._product(node, last, attrs)
         elif node.op in ("Relu", "Clip"):
             x = self._stored(_operand(node, 0))
             if x.type.quant == quant and attrs["clamp"] == (LOW, HIGH):
                 self.stored[last.out] = x
+                self.new.unchanged |= {node.name}
                 return
             out = self._emit(last, "Requantize", (x,), attrs, node.name)
         elif node.op == "MaxPool":

@@ -87,8 +87,8 @@ def read_quantization(
     if zero is not None and zero.dtype.name != dtype:
         info = np.iinfo(dtype)
         text = f"its zero point is {zero.dtype} for a tensor of {dtype}"
-        if zero.dtype.kind in "iu" and ((zero < info.min) | (zero > info.max)).any():
-            text = f"its zero point {int(np.abs(zero).max())} is out of range of {dtype}"
+        if zero.dtype.kind in "iu" and (wrong := zero[(zero < info.min) | (zero > info.max)]).size:
+            text = f"its zero point {int(wrong.flat[0])} is out of range of {dtype}"
         raise QuantizationError(text)
     if zero is not None and zero.size != scale.size:
         raise QuantizationError(f"it has {scale.size} scales, but {zero.size} zero points")

@@ -16,7 +16,7 @@ from .obstacles import Obstacle
 from .onnx_convert import Conversion
 from .onnx_file import FileNode, load_file
 from .onnx_import import convert
-from .opdef import get_op
+from .opdef import get_op, works
 from .passes import clean
 
 _MAC_CLASSES = ("conv", "depthwise", "gemm")
@@ -176,13 +176,13 @@ def _judge(
         trainable = True
         names = [v.name for v in params if v.name not in data]
         reason = f"trainable: {', '.join(names)}"
-    work = op.work(node)
+    macs = (w.amount for w in works(node) if w.cost_class in _MAC_CLASSES)
     return LayerReport(
         name=node.name,
         op=node.op,
         output=node.out.type,
         parameters=sum(v.type.size for v in params),
-        macs=work.amount if work.cost_class in _MAC_CLASSES else 0,
+        macs=sum(macs),
         trainable=trainable,
         reason=reason,
     )

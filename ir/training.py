@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from .errors import UsageError
 from .graph import Graph, Node, Value
 
 LossName = Literal["cross_entropy", "mse"]
 OptimizerName = Literal["sgd", "momentum", "adam"]
+RoundingName = Literal["stochastic", "nearest"]
+#: How the input of a float layer is kept for the gradient of its weight.
+Saved = Literal["f32", "f16", "i8"]
 
 #: Bytes of a gradient tile: rows of a streamed weight gradient are computed into a scratch tile of
 #: at most this size (or one row, if a row is larger) and applied at once.
@@ -29,6 +32,9 @@ class TrainingSpec:
         beta1: Adam's decay of the first moment.
         beta2: Adam's decay of the second moment.
         epsilon: Adam's epsilon.
+        qas: Quantization-aware scaling: the real weight of an integer parameter moves as a float
+            one would. Without it, plain descent on the stored integers.
+        rounding: Of the steps of integer parameters; ``stochastic`` is unbiased.
     """
 
     loss: LossName = "cross_entropy"
@@ -38,6 +44,8 @@ class TrainingSpec:
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    qas: bool = True
+    rounding: RoundingName = "stochastic"
 
     def __post_init__(self) -> None:
         """Reject impossible settings."""
@@ -48,6 +56,9 @@ class TrainingSpec:
                 raise UsageError(f"{name} must be from 0 to below 1, not {getattr(self, name)}")
         if not 0 < self.epsilon < 1:
             raise UsageError(f"epsilon must be between 0 and 1, not {self.epsilon}")
+        if self.rounding not in get_args(RoundingName):
+            known = ", ".join(get_args(RoundingName))
+            raise UsageError(f"rounding {self.rounding} is not one of {known}")
 
     @property
     def state_slots(self) -> tuple[str, ...]:
@@ -62,10 +73,13 @@ class Candidate:
     Attributes:
         param: Parameter (initializer) name.
         channels: Leading input channels that are updated; None: the whole tensor.
+        saved: For a weight of a float layer, how the layer's input is kept for the gradient: as it
+            is, or rounded to half precision or to its i8 form. Everything else is kept as it is.
     """
 
     param: str
     channels: int | None = None
+    saved: Saved = "f32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +90,9 @@ class Update:
         candidate: What is updated.
         role: ``weight``, ``bias`` or ``scale``.
         owner: Forward node that the parameter belongs to.
-        value: The updated tensor (the hot part of a partly updated weight), kept in RAM.
-        grad: The gradient of ``value``.
+        value: The updated tensor (the hot part of a partly updated weight), kept in RAM: f32, or i8
+            and i32 of an integer layer.
+        grad: The gradient of ``value``, f32 and with respect to its real numbers.
         grad_node: Computes ``grad`` inside the update step, streamed in row tiles where it can be;
             None where the gradient is an ordinary tensor that others read as well.
         accumulate_node: Adds the gradient to the accumulator; None without gradient accumulation.
@@ -104,7 +119,7 @@ class Update:
         """Bytes of the gradient tile; 0 where the gradient is an ordinary tensor."""
         if self.grad_node is None:
             return 0
-        t = self.value.type
+        t = self.grad.type
         rows = t.shape[0] if t.shape else 1
         return t.nbytes // rows * self.tile_rows
 
@@ -124,8 +139,9 @@ class TrainingGraph:
         spec: What was asked for.
         sample: The data input.
         target: Labels ``i32[N]`` (cross entropy) or a tensor like the prediction (MSE).
-        hyper: ``f32[2]`` run-time input of the optimizers: step size (for Adam already divided by
-            its first bias correction) and 1 / sqrt(second bias correction) (Adam only).
+        hyper: ``f32[3]`` run-time input of the optimizers: step size (for Adam already divided by
+            its first bias correction), 1 / sqrt(second bias correction) (Adam only), and the number
+            of the update, counted from 1 (for stochastic rounding).
         prediction: The model's output.
         loss: Scalar loss of the micro-batch.
         updates: One per candidate, in execution order.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from .. import __version__
 from ..ir.autodiff import param_slots
 from ..ir.graph import Graph
 from ..ir.opdef import get_op
+from ..ir.precision import Precision
 from ..ir.quantization import Quantization
 from ..ir.training import Candidate, TrainingGraph
 from .cost import CostModel, code_bytes, flash_weights_bytes
@@ -64,6 +65,9 @@ def assemble(
     importance: Mapping[Candidate, int],
     solver: tuple[str, int, float],
     calibrated: Mapping[str, Quantization],
+    precision: Mapping[str, Precision],
+    streamed: Collection[str],
+    noise_avoided: float,
 ) -> Plan:
     """The plan of a schedule.
 
@@ -77,14 +81,17 @@ def assemble(
         device: Device and budgets.
         bounds: Stage of the objective -> proven bound, in order.
         gap: Relative gap that makes a stage optimal.
-        importance: Score of each update.
+        importance: Score of each update, in the precision that it has.
         solver: Name, seed and seconds.
         calibrated: Scales that are not in the model file, by value of ``forward``.
+        precision: Of the layers and inputs of an annotated model.
+        streamed: Blocks that run by rows.
+        noise_avoided: Score of the noise that mixed layers avoid.
     """
     spec = training.spec
     claims = _claims(training, schedule, cost)
     reached: dict[ObjectiveName, float] = {
-        "learn": sum(importance[u.candidate] for u in training.updates),
+        "learn": sum(importance[u.candidate] for u in training.updates) + noise_avoided,
         "latency": claims.cycles,
         "energy": claims.energy_j,
         "ram": claims.ram_bytes.live_peak + schedule.state_bytes,
@@ -104,12 +111,27 @@ def assemble(
             beta1=spec.beta1,
             beta2=spec.beta2,
             epsilon=spec.epsilon,
+            qas=spec.qas,
+            rounding=spec.rounding,
         ),
         device=device,
         status="optimal" if optimal else "feasible",
         objective=stages,
         claims=claims,
-        decisions=_decisions(forward, lowered, training, schedule, importance),
+        decisions=Decisions(
+            importance_source=PRIOR,
+            updates=_updates(forward, lowered, training, importance),
+            activations=tuple(
+                ActivationDecision(value=name, bytes=size, action=action)
+                for name, (size, action) in schedule.actions.items()
+            ),
+            precision={
+                **{n.name: "f32" for n in lowered.nodes if get_op(n.op).params},
+                **precision,
+            },
+            streamed=tuple(streamed),
+            noise_avoided=noise_avoided,
+        ),
         quantization={
             name: QuantizationRecord(scale=q.scale, zero_point=q.zero_point, axis=q.axis)
             for name, q in calibrated.items()
@@ -157,13 +179,13 @@ def _claims(training: TrainingGraph, schedule: Schedule, cost: CostModel) -> Cla
     )
 
 
-def _decisions(
+def _updates(
     forward: Graph,
     lowered: Graph,
     training: TrainingGraph,
-    schedule: Schedule,
     importance: Mapping[Candidate, int],
-) -> Decisions:
+) -> tuple[UpdateDecision, ...]:
+    """Every trainable parameter, frozen ones with the ratio 0."""
     done = {u.candidate.param: u.candidate for u in training.updates}
     updates = []
     for param, uses in param_slots(lowered).items():
@@ -176,19 +198,8 @@ def _decisions(
                 role=slot.role,
                 ratio=ratio(forward, candidate) if candidate else 0.0,
                 channels=candidate.channels if candidate else None,
+                saved=candidate.saved if candidate else "f32",
                 importance=importance[candidate] if candidate else 0.0,
             )
         )
-    return Decisions(
-        importance_source=PRIOR,
-        updates=tuple(updates),
-        activations=tuple(
-            ActivationDecision(value=name, bytes=size, action=action)
-            for name, (size, action) in schedule.actions.items()
-        ),
-        precision={
-            n.name: "i8" if n.out.type.dtype == "i8" else "f32"
-            for n in lowered.nodes
-            if not get_op(n.op).view
-        },
-    )
+    return tuple(updates)

@@ -6,11 +6,11 @@ a second time on purpose: a mistake in one of them shows as a disagreement.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, isclose
 
 from ..ir.graph import Node, TensorType
-from ..ir.opdef import get_op
+from ..ir.opdef import Work, get_op
 from .check_program import CheckError, Program, occupied
 from .device import Core, Device, Storage
 from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP, Step
@@ -139,10 +139,16 @@ def _compute_cycles(nodes: list[Node], step: Step, device: Device, core: Core) -
         return 0
     instructions = 0.0
     for node in nodes:
-        work = get_op(node.op).work(node)
-        rate = core.rate(work.dtype, work.cost_class)
-        instructions += work.amount * rate.value + work.loops * rate.per_loop
-        instructions += node.out.type.size * rate.per_output
+        op = get_op(node.op)
+        if step.tile_rows and op.tiled_work is not None:
+            work: Work | tuple[Work, ...] = op.tiled_work(node, step.tile_rows)
+        else:
+            work = op.work(node)
+        for part in work if isinstance(work, tuple) else (work,):
+            rate = core.rate(replace(part, operator=part.operator or node.op))
+            made = part.outputs if part.outputs is not None else node.out.type.size
+            instructions += part.amount * rate.value + part.passes * rate.per_pass
+            instructions += part.loops * rate.per_loop + made * rate.per_output
     calls = 1
     if len(nodes) == 2:
         calls = 2 * ceil(_rows(nodes[0].out.type) / step.tile_rows)

@@ -10,6 +10,8 @@ from math import isclose
 
 from ..ir.graph import Node, Value
 from ..ir.opdef import get_op
+from ..ir.ops.streamed import layers_of
+from ..ir.training import Update
 from .check_machine import Machine
 from .check_program import CheckError, Program, occupied
 
@@ -27,23 +29,47 @@ def decisions(p: Program, machine: Machine) -> None:
 
 
 def _precision(p: Program) -> None:
-    forward = {n.name: n for n in p.training.graph.nodes if n.phase == "forward"}
-    for name, precision in p.plan.decisions.precision.items():
-        if name not in forward:
-            raise CheckError(f"decisions.precision: the graph has no forward node {name}")
-        dtype = forward[name].out.type.dtype
-        if dtype != precision and dtype.startswith("f"):
-            raise CheckError(f"decisions.precision: {name} computes in {dtype}, not {precision}")
-    for name, node in forward.items():
-        if get_op(node.op).params and name not in p.plan.decisions.precision:
+    graph, told = p.training.graph, p.plan.decisions
+    blocks = [n for n in graph.nodes if n.op == "StreamedBlock"]
+    layers = {n.name: n for n in graph.nodes if n.phase == "forward"}
+    layers |= {n.name: n for block in blocks for n in layers_of(block).nodes}
+    for name, precision in told.precision.items():
+        if name == p.training.sample.name:
+            found = p.training.sample.type.dtype
+        elif name in layers:
+            found = _computes_in(layers[name])
+        elif name in graph.unchanged or f"{name}/pool" in layers:  # the latter is a mean
+            found = "i8"
+        else:
+            raise CheckError(f"decisions.precision: {name} is no layer of the graph")
+        if found != precision:
+            raise CheckError(f"decisions.precision: {name} computes in {found}, not {precision}")
+    for name, node in layers.items():
+        if get_op(node.op).params and name not in told.precision:
             raise CheckError(f"decisions.precision: {name} is missing")
+    if told.noise_avoided and "mixed" not in told.precision.values():
+        raise CheckError(f"decisions.noise_avoided is {told.noise_avoided}, but no layer is mixed")
+    streamed = sorted(n.name for n in blocks)
+    if streamed != sorted(told.streamed):
+        raise CheckError(
+            f"decisions.streamed: {', '.join(told.streamed) or 'none'}, but the steps stream"
+            f" {', '.join(streamed) or 'none'}"
+        )
+
+
+def _computes_in(node: Node) -> str:
+    """i8 with integer weights, mixed with float weights on i8 activations, else the float type."""
+    if node.out.type.dtype != "i8":
+        return node.out.type.dtype
+    weights = [node.inputs[s.index] for s in get_op(node.op).params if s.index < len(node.inputs)]
+    return "mixed" if any(w is not None and w.type.dtype == "f32" for w in weights) else "i8"
 
 
 def _objective(p: Program) -> None:
     """Values are what steps and decisions give, bounds are on their side, gaps are as they say."""
-    claims = p.plan.claims
+    claims, decisions = p.plan.claims, p.plan.decisions
     facts = {
-        "learn": sum(u.importance for u in p.plan.decisions.updates),
+        "learn": sum(u.importance for u in decisions.updates) + decisions.noise_avoided,
         "latency": float(claims.cycles),
         "energy": claims.energy_j,
         "ram": claims.ram_bytes.live_peak + claims.ram_bytes.total - claims.ram_bytes.arena,
@@ -75,7 +101,7 @@ def _updates(p: Program) -> None:
         seen.add(d.param)
         u = wanted.get(d.param)
         if u is None:
-            if d.ratio or d.channels is not None:
+            if d.ratio or d.channels is not None or d.saved != "f32":
                 raise CheckError(
                     f"decisions.updates: {d.param} has ratio {d.ratio} but no step updates it"
                 )
@@ -88,23 +114,39 @@ def _updates(p: Program) -> None:
         if u.candidate.channels is not None:
             whole = u.value.type.size + _cold_size(u.owner)
             ratio = u.value.type.size / whole
-        facts = (u.role, u.owner.name, u.candidate.channels)
-        if (d.role, d.node, d.channels) != facts or not isclose(d.ratio, ratio, rel_tol=1e-9):
+        facts = (u.role, u.owner.name, u.candidate.channels, _saved(u))
+        told = (d.role, d.node, d.channels, d.saved)
+        if told != facts or not isclose(d.ratio, ratio, rel_tol=1e-9):
             raise CheckError(
                 f"decisions.updates: {d.param} is {d.role} of {d.node}, channels {d.channels},"
-                f" ratio {d.ratio} in the plan, but {facts[0]} of {facts[1]}, channels {facts[2]},"
-                f" ratio {ratio} in the graph"
+                f" saved {d.saved}, ratio {d.ratio} in the plan, but {facts[0]} of {facts[1]},"
+                f" channels {facts[2]}, saved {facts[3]}, ratio {ratio} in the graph"
             )
     for name in wanted:
         if name not in seen:
             raise CheckError(f"decisions.updates: {name} is updated but not decided")
 
 
+def _saved(update: Update) -> str:
+    """What the gradient of a float layer's weight reads in place of the layer's input."""
+    x, made = update.owner.inputs[0], update.grad.producer
+    assert x is not None, update.owner.name
+    assert made is not None, update.grad.name
+    kept = made.inputs[0]
+    if update.role != "weight" or x.type.dtype != "f32" or kept is None:
+        return "f32"
+    return kept.type.dtype
+
+
 def _frozen(p: Program) -> dict[str, set[tuple[str, str]]]:
     """Constants that could be trained: the forward nodes that use them, and as what."""
     found: dict[str, set[tuple[str, str]]] = {}
-    for node in p.training.graph.nodes:
-        for slot in get_op(node.op).params if node.phase == "forward" else ():
+    forward = (n for n in p.training.graph.nodes if n.phase == "forward")
+    layers = (
+        part for n in forward for part in (layers_of(n).nodes if n.op == "StreamedBlock" else (n,))
+    )
+    for node in layers:
+        for slot in get_op(node.op).params:
             v = node.inputs[slot.index] if slot.index < len(node.inputs) else None
             if v is not None and v.name in p.training.graph.constants:
                 found.setdefault(v.name, set()).add((node.name, slot.role))

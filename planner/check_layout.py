@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..ir.opdef import get_op
+from ..ir.opdef import get_op, inplace_operands
 from .check_program import CheckError, Program, occupied
 from .plan import Buffer, Step
 
@@ -91,7 +91,7 @@ def _may_share(p: Program, a: Buffer, b: Buffer, family: dict[str, str]) -> None
     step = p.plan.steps[new.first]
     nodes = p.step_nodes(new.first) if step.writes[:1] == (new.id,) else []
     if same and old.last == new.first and step.kind == "compute" and len(nodes) == 1:
-        for k in get_op(nodes[0].op).inplace:
+        for k in inplace_operands(nodes[0]):
             source = step.reads[k] if k < len(step.reads) else None
             if source is not None and family[source] == family[old.id]:
                 return

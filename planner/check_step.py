@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..ir.graph import Node, TensorType
-from ..ir.opdef import get_op
+from ..ir.opdef import get_op, inplace_operands
 from .check_program import Program, occupied
 from .plan import Buffer, Step
 
@@ -58,7 +58,7 @@ def _in_place(p: Program, node: Node, position: int, out: Buffer, source: Buffer
         return False
     if op.view:
         return position == 0
-    return position in op.inplace and p.types[out.id] == p.types[source.id]
+    return position in inplace_operands(node) and p.types[out.id] == p.types[source.id]
 
 
 def tile(p: Program, index: int, nodes: Sequence[Node]) -> Buffer | None:

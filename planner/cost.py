@@ -1,8 +1,8 @@
 """Predicted cost of nodes, updates and page transfers, as integers.
 
-Instructions = the core's executed instructions (specs/cores) per unit of work, per element of the
-result and per inner loop, times their counts, + one call; cycles = instructions x the device's
-cycles per instruction, rounded up per step.
+Instructions = the core's executed instructions (specs/cores) per unit of work, per pass and start
+of an inner loop and per result, times their counts, + one call; cycles = instructions x the
+device's cycles per instruction, rounded up per step.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from ..ir.graph import Node
-from ..ir.opdef import get_op
+from ..ir.opdef import get_op, works
 from ..ir.training import TrainingGraph, Update
 from .device import Core, Device, Storage
 from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP
@@ -32,14 +32,17 @@ class CostModel:
     core: Core
     storage: Storage | None
 
-    def _instructions(self, node: Node) -> float:
+    def _instructions(self, node: Node, tile_rows: int | None = None) -> float:
         op = get_op(node.op)
         if op.view:
             return 0.0
-        work = op.work(node)
-        rate = self.core.rate(work.dtype, work.cost_class)
-        outputs = node.out.type.size * rate.per_output
-        return work.amount * rate.value + outputs + work.loops * rate.per_loop
+        result = 0.0
+        for work in works(node, tile_rows):
+            rate = self.core.rate(work)
+            assert work.outputs is not None, work
+            result += work.amount * rate.value + work.passes * rate.per_pass
+            result += work.loops * rate.per_loop + work.outputs * rate.per_output
+        return result
 
     def node_cycles(self, node: Node) -> int:
         """Cycles of one compute step."""
@@ -55,7 +58,7 @@ class CostModel:
         rows = update.value.type.shape[0] if update.value.type.shape else 1
         calls = 2 * ceil(rows / update.tile_rows)
         return self._cycles(
-            self._instructions(update.grad_node)
+            self._instructions(update.grad_node, update.tile_rows)
             + self._instructions(consumer)
             + calls * self.core.call.value
         )

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from ..ir.errors import UsageError
-from ..ir.opdef import CostClass
+from ..ir.opdef import CostClass, Work
 from .spec_file import bundled, bundled_ids, load_spec
 
 #: Stands in for the device where only budgets are given.
@@ -38,25 +38,49 @@ class Quantity(_Spec):
 
 
 #: Cost classes of integer kernels; gradients are computed in f32.
-I8_CLASSES: tuple[CostClass, ...] = ("conv", "depthwise", "gemm", "elementwise", "pool")
+I8_CLASSES: tuple[CostClass, ...] = (
+    "pointwise",
+    "conv",
+    "depthwise",
+    "gemm",
+    "elementwise",
+    "pool",
+    "copy",
+)
 
 
-class Rate(Quantity):
+class Figures(_Spec):
     """Executed instructions of a kernel: ``value`` per unit of work.
 
-    ``per_output`` (an element of the result: bias, store) and ``per_loop`` (the start of an inner
-    loop: addresses, borders) decide on small images, where inner loops run only a few times.
+    ``per_pass`` (loads and indices of an inner loop's body), ``per_loop`` (its start: addresses,
+    borders) and ``per_output`` (bias, requantization, store) decide on small images, where inner
+    loops run only a few times.
     """
 
-    per_output: NonNegativeFloat = 0.0
+    value: NonNegativeFloat
+    per_pass: NonNegativeFloat = 0.0
     per_loop: NonNegativeFloat = 0.0
+    per_output: NonNegativeFloat = 0.0
+
+
+class Rate(Figures):
+    """Figures with their origin."""
+
+    source: str = Field(min_length=3)
+
+
+class Measured(_Spec):
+    """Figures of operators that were measured on their own, by operator and cost class."""
+
+    source: str = Field(min_length=3)
+    rates: dict[str, dict[str, Figures]]
 
 
 class Core(_Spec):
     """A CPU core as our C kernels see it (specs/cores/<id>.yaml).
 
-    ``instructions`` gives executed instructions by dtype and cost class, ``call`` the instructions
-    around one kernel call.
+    ``instructions`` gives executed instructions by dtype and cost class, for operators that are not
+    in ``operators``; ``call`` the instructions around one kernel call.
     """
 
     id: str
@@ -64,10 +88,12 @@ class Core(_Spec):
     compiler: dict[str, str]  #: GCC flags (``gcc``) and zig's ``zig_target`` and ``zig_cpu``
     call: Quantity
     instructions: dict[str, dict[str, Rate]]
+    operators: Measured | None = None
 
-    def rate(self, dtype: str, cost_class: str) -> Rate:
-        """Instructions of a cost class."""
-        return self.instructions[dtype][cost_class]
+    def rate(self, work: Work) -> Figures:
+        """Instructions of a part of a node's work; it says which operator's."""
+        own = self.operators.rates.get(work.operator, {}) if self.operators else {}
+        return own.get(work.cost_class) or self.instructions[work.dtype][work.cost_class]
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -7,11 +7,10 @@ from dataclasses import replace
 from math import ceil, floor, log10
 
 from ..ir.errors import InfeasibleError
-from .cost import flash_weights_bytes
 from .linear import SolverOptions
 from .milp import Milp
 from .plan import ObjectiveName
-from .problem import Limits, Problem
+from .problem import ALWAYS, Limits, Problem
 from .sizes import format_bytes
 
 #: Objective that is a need -> the limit on it.
@@ -100,7 +99,8 @@ def _ram_line(
 def _line(problem: Problem, name: ObjectiveName, need: float, where: str) -> str:
     limits = problem.limits
     if name == "flash":
-        weights = format_bytes(flash_weights_bytes(problem.training))
+        least = sum(c.bytes for c in problem.constants if ALWAYS in c.readers)
+        weights = format_bytes(least)
         text = f"weights need {weights} or more, with code (estimated) "
         return f"flash: {text}" + _bytes_line(round(need), limits.flash_bytes, "", "--flash")
     if name == "ram":

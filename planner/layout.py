@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-#: Rounds of squeaky wheel optimization per starting order.
+#: Rounds of squeaky wheel optimization per start, and starts from the two best orders in turn.
 SQUEAKY_ROUNDS = 80
+SQUEAKY_STARTS = 12
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,10 @@ def place(
             return offsets
     found.sort(key=lambda f: f[0])
     best = found[0][2]
-    for _, order, _ in found[:2]:
-        offsets = _squeaky_wheel(blocks, order, meeting, bound, seed)
+    random = Random(seed)
+    for start in range(SQUEAKY_STARTS):
+        order = found[start % 2][1]
+        offsets = _squeaky_wheel(blocks, order, meeting, bound, random)
         if arena_bytes(blocks, offsets) < arena_bytes(blocks, best):
             best = offsets
         if arena_bytes(blocks, best) == bound:
@@ -113,10 +116,9 @@ def _squeaky_wheel(
     order: Sequence[int],
     meeting: Sequence[Sequence[int]],
     bound: int,
-    seed: int,
+    random: Random,
 ) -> list[int]:
     """Best layout of some rounds; blocks that end above the bound move forward in the order."""
-    random = Random(seed)
     rank = {i: float(k) for k, i in enumerate(order)}
     best: list[int] = []
     for _ in range(SQUEAKY_ROUNDS):

@@ -14,13 +14,15 @@ from ortools.math_opt.python import mathopt
 
 from ..ir.errors import OdtPlanError
 
-SolverName = Literal["highs", "scip", "cp-sat"]
+SolverName = Literal["auto", "highs", "scip", "cp-sat"]
 Status = Literal["optimal", "feasible", "infeasible", "unknown"]
 _SOLVERS = {
     "highs": mathopt.SolverType.HIGHS,
     "scip": mathopt.SolverType.GSCIP,
     "cp-sat": mathopt.SolverType.CP_SAT,
 }
+#: ``auto`` is CP-SAT up to so many columns, beyond HiGHS (benchmarks/RESULTS.md).
+LARGE = 2000
 INF = float("inf")
 #: A linear expression: (column, coefficient) terms; columns may repeat.
 Terms = Iterable[tuple[int, float]]
@@ -31,15 +33,15 @@ class SolverOptions:
     """How to solve: open solvers only.
 
     Attributes:
-        solver: ``highs``, ``scip`` or ``cp-sat``. CP-SAT is the default: it proves the joint
-            plan of ResNet-8 several times faster than the others (benchmarks/RESULTS.md).
+        solver: ``auto``, ``highs``, ``scip`` or ``cp-sat``. CP-SAT proves the joint plan of
+            ResNet-8 several times faster than the others, HiGHS that of MobileNetV2.
         gap: Relative gap at which to stop.
         time_limit_s: Wall clock limit of one solve.
         seed: Random seed.
         threads: Threads of SCIP and CP-SAT; HiGHS runs in one.
     """
 
-    solver: SolverName = "cp-sat"
+    solver: SolverName = "auto"
     gap: float = 1e-3
     time_limit_s: float = 60.0
     seed: int = 0
@@ -106,13 +108,16 @@ class LinearProgram:
         Raises:
             OdtPlanError: The solver failed or is not part of this ortools build.
         """
+        solver = options.solver
+        if solver == "auto":
+            solver = "cp-sat" if len(self.lower) <= LARGE else "highs"
         model = mathopt.Model.from_model_proto(self._proto(objective, maximize))
         parameters = mathopt.SolveParameters(
             relative_gap_tolerance=options.gap,
             time_limit=timedelta(seconds=options.time_limit_s),
             random_seed=options.seed,
             # math_opt's HiGHS runs in one thread and refuses the parameter
-            threads=None if options.solver == "highs" else options.threads,
+            threads=None if solver == "highs" else options.threads,
         )
 
         def messages(lines: list[str]) -> None:
@@ -123,13 +128,13 @@ class LinearProgram:
         try:
             result = mathopt.solve(
                 model,
-                _SOLVERS[options.solver],
+                _SOLVERS[solver],
                 params=parameters,
                 msg_cb=messages if on_message is not None else None,
             )
         except Exception as e:  # the binding raises types of its own, by solver and version
             raise OdtPlanError(
-                f"solver {options.solver} failed: {e}; try another --solver"
+                f"solver {solver} failed: {e}; try another --solver"
             ) from None
         seconds = result.solve_stats.solve_time.total_seconds()
         bound = result.termination.objective_bounds.dual_bound

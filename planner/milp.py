@@ -1,25 +1,29 @@
 """The joint model as a mixed-integer linear program.
 
 Variables, in the notation of docs/design.md: A (activity of slots; the update choices U, the
-rebuild choices R and auxiliary choices F are among them), H (a tensor is held into an event), P (it
-is paged in right before an event), O (it is paged out once), X (it is resident at an event).
+rebuild choices R, auxiliary choices F, mixed layers V and streamed blocks B are among them), H (a
+tensor is held into an event), P (it is paged in right before an event), O (it is paged out once),
+X (it is resident at an event), W (product of an activity and a mixed layer).
 All memory rows are linear: update choice is a knapsack, and it needs their LP bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ir.opdef import get_op
-from .cost import flash_weights_bytes
-from .linear import LinearProgram, SolverOptions, Status
+from .linear import LARGE, LinearProgram, SolverOptions, Status, Terms, summed
 from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP, ObjectiveName
-from .problem import ALWAYS, Problem, Retention
+from .problem import ALWAYS, Problem, Retention, Slot
 from .solution import Solution
+from .tensors import Tensor
+
+#: A column, and columns that exclude each other: used where the first is 1 and the others are 0.
+_Use = tuple[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Milp:
         self.c = LinearProgram()
         self.one = self.c.column(integer=False, lower=1.0)
         self.a = [
-            self.one if a.kind == "always" else self.c.column(integer=a.kind != "needed")
+            self.one if a.kind == "always" else self.c.column(integer=True)
             for a in problem.activities
         ]
         self.held: list[list[int]] = []
@@ -63,15 +67,21 @@ class Milp:
         for r in problem.retentions:
             self._retention_variables(r)
         self.peak = self.c.column(integer=False, upper=float("inf"))
+        self.parameter = {
+            a: name for name, acts in problem.choices.items() for a in acts if a != ALWAYS
+        }
+        self.products: dict[tuple[int, ...], int] = {}
+        self.block_of = {k: self.a[b.activity] for b in problem.streams for k in b.slots}
         self._activities()
         self._one_candidate_each()
+        self._one_precision_each()
+        self._made_for_one_candidate()
         for i, r in enumerate(problem.retentions):
             self._supply(i, r)
         self._memory_rows()
         self._flash_row()
         self._storage_row()
-        self._latency_row()
-        self._energy_row()
+        self._time_rows()
 
     # -- variables --------------------------------------------------------------------------------
 
@@ -89,8 +99,22 @@ class Milp:
     def _activities(self) -> None:
         """A needed backward node runs if one of its readers runs."""
         for a in self.problem.activities:
-            for b in a.implied_by:
-                self.c.row([(self.a[a.index], 1.0), (self.a[b], -1.0)], lower=0.0)
+            self._at_least(self.a[a.index], a.implied_by)
+
+    def _at_least(self, column: int, activities: Iterable[int]) -> None:
+        """The column is 1 if one of these activities holds."""
+        for acts in self._alternatives(activities):
+            self.c.row([(column, 1.0), *((self.a[a], -1.0) for a in acts)], lower=0.0)
+
+    def _alternatives(self, activities: Iterable[int]) -> Iterable[list[int]]:
+        """Activities of which at most one holds, together: candidates of one parameter.
+
+        Rows with their sum are much tighter in the LP than one row each.
+        """
+        groups: dict[str | int, list[int]] = {}
+        for a in activities:
+            groups.setdefault(self.parameter.get(a, a), []).append(a)
+        return groups.values()
 
     def _one_candidate_each(self) -> None:
         """At most one candidate per parameter, and at least one update in all."""
@@ -100,6 +124,41 @@ class Milp:
                 self.c.row([(self.a[a], 1.0) for a in acts], 0.0, 1.0)
         if chosen:
             self.c.row([(self.a[a], 1.0) for a in chosen], lower=1.0)
+
+    def _one_precision_each(self) -> None:
+        """A mixed layer is not computed again as i8; what is inside a streamed block is unused."""
+        p = self.problem
+        exclusive = [(m.activity, m.excludes) for m in p.mixed_layers]
+        exclusive += [(b.activity, b.excludes) for b in p.streams]
+        for choice, excludes in exclusive:
+            for acts in self._alternatives(excludes):
+                self.c.row([(self.a[choice], 1.0), *((self.a[a], 1.0) for a in acts)], upper=1.0)
+        # Each update is in one precision; summed up over a parameter's candidates the LP is tight.
+        sums: dict[tuple[str, int], list[int]] = {}
+        for u in p.mixed_updates:
+            if u.activity != ALWAYS:
+                sums.setdefault((self.parameter[u.activity], u.choice), []).append(u.activity)
+        for (_, choice), acts in sums.items():
+            v = self.a[choice]
+            both = [self._both(a, choice) for a in acts]
+            self.c.row([*((w, 1.0) for w in both), (v, -1.0)], upper=0.0)
+            i8 = [*((self.a[a], 1.0) for a in acts), *((w, -1.0) for w in both)]
+            self.c.row([*i8, (v, 1.0)], upper=1.0)
+
+    def _both(self, *activities: int) -> int:
+        """1 where these activities hold, of which one may be that of a mixed layer."""
+        key = tuple(sorted({a for a in activities if a != ALWAYS}))
+        if not key:
+            return self.one
+        if len(key) == 1:
+            return self.a[key[0]]
+        if key not in self.products:
+            w = self.products[key] = self.c.column(integer=False)
+            for a in key:
+                self.c.row([(w, 1.0), (self.a[a], -1.0)], upper=0.0)
+            all_hold = [(self.a[a], -1.0) for a in key]
+            self.c.row([(w, 1.0), *all_hold], lower=1.0 - len(key))
+        return self.products[key]
 
     def _supply(self, i: int, r: Retention) -> None:
         """What is read or held on has been held, loaded or completed right then."""
@@ -122,26 +181,130 @@ class Milp:
             for load in self.loaded[i].values():
                 self.c.row([(stored, 1.0), (load, -1.0)], lower=0.0)
             self.c.row([(self.a[r.page_out_activity], 1.0), (stored, -1.0)], lower=0.0)
+        self._supply_of_alternatives(i, r)
+
+    def _made_for_one_candidate(self) -> None:
+        """Leading channels that only one candidate reads are made once, and only for it.
+
+        It never pays to make them otherwise. ``maker`` holds the activities that make them.
+        """
+        p = self.problem
+        self.maker: dict[int, int] = {}
+        reads: dict[int, list[Slot]] = {}
+        makes: dict[int, set[int]] = {}
+        for s in p.slots:
+            for t in s.writes:
+                makes.setdefault(t.index, set()).add(s.activity)
+            for t in s.reads:
+                if t not in s.writes:
+                    reads.setdefault(t.index, []).append(s)
+        for index, slots in reads.items():
+            reader, makers = slots[0].activity, makes.get(index, set())
+            only = len(slots) == 1 and reader in self.parameter
+            if only and all(p.activities[m].kind in ("auxiliary", "rebuild") for m in makers):
+                self.maker |= dict.fromkeys(makers, reader)
+                made = ((self.a[m], -1.0) for m in makers)
+                self.c.row([(self.a[reader], 1.0), *made], lower=0.0)
+
+    def _supply_of_alternatives(self, i: int, r: Retention) -> None:
+        """Reads for the candidates of one parameter, of which one is chosen, need a tensor in sum.
+
+        Between events that make it new, the tensor is held into an event for all reads from there
+        on. Without this a fraction of it, held once, would do for fractions of all candidates.
+        """
+        groups: dict[str, list[int]] = {}
+        for j in range(len(r.events) - 1, -1, -1):
+            e = r.events[j]
+            if e.writes or e.may_load:
+                groups = {}
+                continue
+            reader = self.maker.get(e.activity, e.activity)
+            if reader not in self.parameter:
+                continue
+            reads = groups.setdefault(self.parameter[reader], [])
+            reads.append(e.activity)
+            once = {self.maker.get(a, a) for a in reads}
+            if len(reads) > 1 and (len(once) == len(reads) or not once.intersection(reads)):
+                terms = [(self.a[a], -1.0) for a in reads]
+                self.c.row([(self.held[i][j], 1.0), *terms], lower=0.0)
+                self.c.row([(self.resident[i][j], 1.0), *terms], lower=0.0)
 
     def _memory_rows(self) -> None:
         """Live arena bytes + state bytes <= peak <= RAM, at every slot."""
         p = self.problem
         live: list[list[tuple[int, float]]] = [[] for _ in p.slots]
         for s in p.slots:
-            if s.scratch_bytes:
-                live[s.index].append((self.a[s.activity], s.scratch_bytes))
-        for begin, end, size in p.fixed:
-            for k in range(begin, end + 1):
-                live[k].append((self.one, size))
+            live[s.index] += self._of_slot(
+                s, s.scratch_bytes, None if s.mixed is None else s.mixed.scratch_bytes
+            )
+        for begin, end, tensor in p.fixed:
+            self._window_rows(tensor, begin, end, live)
+        for b in p.streams:
+            live[b.slots[0]].append((self.a[b.activity], b.scratch_bytes))
         for t in p.transients:
             self._transient_rows(t.begin, t.segments, t.tensor.bytes, live)
         for i, r in enumerate(p.retentions):
             self._retention_rows(i, r, live)
-        state = [(self.a[a], float(b)) for a, b in p.state_bytes.items()]
         self.live = live
-        for terms in live:
-            self.c.row([*terms, *state, (self.peak, -1.0)], upper=0.0)
+        state = [(self.a[a], float(b)) for a, b in p.state_bytes.items()]
+        state += [(self._both(u.activity, u.choice), float(u.state_bytes)) for u in p.mixed_updates]
+        if len(self.c.lower) > LARGE:
+            self._running_sum(live, state)
+        else:
+            for terms in live:
+                self.c.row([*terms, *state, (self.peak, -1.0)], upper=0.0)
         self.c.row([(self.peak, 1.0)], upper=p.limits.ram_bytes)
+
+    def _running_sum(self, live: list[list[tuple[int, float]]], state: Terms) -> None:
+        """Live bytes of a slot as those of the slot before and what changes.
+
+        A tensor then stands in two rows instead of one per slot that it is live at: far sparser,
+        and faster in HiGHS. Small problems are better off with the knapsacks in plain sight.
+        """
+        kept, total = self._sum(state), None
+        before: dict[int, float] = {}
+        for terms in live:
+            now = summed(terms)
+            change = [(c, now.get(c, 0.0) - before.get(c, 0.0)) for c in {**before, **now}]
+            change = [(c, x) for c, x in change if x]
+            if change or total is None:
+                total = self._sum([*change, *([] if total is None else [(total, 1.0)])])
+                self.c.row([(total, 1.0), (kept, 1.0), (self.peak, -1.0)], upper=0.0)
+            before = now
+
+    def _sum(self, terms: Terms) -> int:
+        """A column that is the sum of terms, in bytes."""
+        result = self.c.column(integer=False, upper=float("inf"))
+        self.c.row([(result, 1.0), *((c, -x) for c, x in terms)], 0.0, 0.0)
+        return result
+
+    def _of_slot(self, s: Slot, value: float, mixed: float | None) -> list[tuple[int, float]]:
+        """Terms of something that a slot costs: if it runs, in its form, unless it is streamed."""
+        terms = [(self.a[s.activity], value)] if value else []
+        if value and s.index in self.block_of:
+            terms.append((self.block_of[s.index], -value))  # the activity of such a slot is 1
+        if s.mixed is not None and mixed is not None and mixed != value:
+            terms.append((self._both(s.activity, s.mixed.choice), mixed - value))
+        return terms
+
+    def _window_rows(
+        self, tensor: Tensor, begin: int, end: int, live: list[list[tuple[int, float]]]
+    ) -> None:
+        """A forward tensor is live in its window, but for what streamed blocks change."""
+        size = tensor.bytes
+        for k in range(begin, end + 1):
+            live[k].append((self.one, size))
+        for b in self.problem.streams:
+            v = self.a[b.activity]
+            if tensor in b.inner:
+                for k in range(begin, end + 1):
+                    live[k].append((v, -size))
+            elif tensor is b.result:
+                for k in range(b.slots[0], begin):
+                    live[k].append((v, size))
+            elif tensor is b.frees:
+                for k in range(b.slots[0] + 1, end + 1):
+                    live[k].append((v, -size))
 
     def _transient_rows(
         self,
@@ -159,8 +322,7 @@ class Milp:
                 v = known[acts]
             else:
                 v = known[acts] = self.c.column(integer=False)
-                for a in acts:
-                    self.c.row([(v, 1.0), (self.a[a], -1.0)], lower=0.0)
+                self._at_least(v, acts)
             for slot in range(k, last + 1):
                 live[slot].append((v, size))
             k = last + 1
@@ -169,8 +331,7 @@ class Milp:
         size = r.tensor.bytes
         k = 0
         if r.window is not None:
-            for slot in range(r.window[0], r.window[1] + 1):
-                live[slot].append((self.one, size))
+            self._window_rows(r.tensor, *r.window, live)
             k = r.window[1] + 1
         for j, e in enumerate(r.events):
             for slot in range(k, e.slot):
@@ -185,36 +346,56 @@ class Milp:
         """Weights + code of the kernels and steps that are used <= flash."""
         p = self.problem
         terms: list[tuple[int, float]] = []
-        kernels: dict[str, set[int]] = {}
+        kernels: dict[str, set[_Use]] = {}
         for s in p.slots:
-            steps = 1 + len(p.storage.followers.get(s.node, ()))
-            terms.append((self.a[s.activity], CODE_BYTES_PER_STEP * steps))
-            nodes = [s.node]
-            if s.update is not None and s.update.grad_node is not None and not s.last_micro:
-                nodes.append(s.update.grad_node)
-            for n in nodes:
-                c = get_op(n.op).c
-                if c is not None:
-                    kernels.setdefault(c.symbol, set()).add(self.a[s.activity])
-        for acts in kernels.values():
-            if self.one in acts:
-                terms.append((self.one, CODE_BYTES_PER_KERNEL))
-                continue
-            used = self.c.column(integer=False)
-            for a in acts:
-                self.c.row([(used, 1.0), (a, -1.0)], lower=0.0)
-            terms.append((used, CODE_BYTES_PER_KERNEL))
+            steps = CODE_BYTES_PER_STEP * (1 + len(p.storage.followers.get(s.node, ())))
+            terms += self._of_slot(s, steps, None)
+            streamed = [self.block_of[s.index]] if s.index in self.block_of else []
+            for symbol in s.kernels:
+                absent = list(streamed)
+                if s.mixed is not None and symbol not in s.mixed.kernels:
+                    absent.append(self.a[s.mixed.choice])
+                kernels.setdefault(symbol, set()).add((self.a[s.activity], tuple(absent)))
+            if s.mixed is not None:
+                used = self._both(s.activity, s.mixed.choice)
+                for symbol in s.mixed.kernels:
+                    kernels.setdefault(symbol, set()).add((used, ()))
+        for b in p.streams:
+            terms.append((self.a[b.activity], CODE_BYTES_PER_STEP))
+            for symbol in b.kernels:
+                kernels.setdefault(symbol, set()).add((self.a[b.activity], ()))
+        terms += [(self._any(uses), CODE_BYTES_PER_KERNEL) for uses in kernels.values()]
+        for c in p.constants:
+            gone = () if c.absent is None else (self.a[c.absent],)
+            terms.append((self._any({(self.a[a], gone) for a in c.readers}), float(c.bytes)))
+        terms += [(self.a[m.activity], float(m.flash_bytes)) for m in p.mixed_layers]
+        terms += [(self.a[a], float(b)) for a, b in p.flash_bytes.items()]
+        terms += [
+            (self._both(u.activity, u.choice), float(u.flash_bytes))
+            for u in p.mixed_updates
+            if u.flash_bytes
+        ]
         for stored, loads, r in zip(self.stored, self.loaded, p.retentions, strict=True):
             writer = r.tensor.writers[-1] if r.tensor.writers else None
             steps = 1 + len(p.storage.followers.get(writer, ()))  # a load shows its views again
             terms += [(v, CODE_BYTES_PER_STEP * steps) for v in loads.values()]
             if stored is not None:
                 terms.append((stored, CODE_BYTES_PER_STEP))
-        fixed = flash_weights_bytes(p.training) + CODE_BYTES_PER_STEP * len(
-            p.storage.followers.get(None, ())
-        )
+        fixed = CODE_BYTES_PER_STEP * len(p.storage.followers.get(None, ()))
         self.flash = [*terms, (self.one, float(fixed))]
         self.c.row(self.flash, upper=p.limits.flash_bytes)
+
+    def _any(self, uses: set[_Use]) -> int:
+        """1 where one of the uses takes place."""
+        if (self.one, ()) in uses:
+            return self.one
+        if len(uses) == 1 and not (only := next(iter(uses)))[1]:
+            return only[0]
+        result = self.c.column(integer=False)
+        for a, absent in sorted(uses):
+            minus = ((b, 1.0) for b in absent)
+            self.c.row([(result, 1.0), (a, -1.0), *minus], lower=0.0)
+        return result
 
     def _storage_row(self) -> None:
         """Paged tensors together <= storage."""
@@ -226,46 +407,73 @@ class Milp:
         if pages:
             self.c.row(pages, upper=self.problem.limits.storage_bytes)
 
-    def _latency_row(self) -> None:
-        """Cycles of all active slots and transfers <= latency limit."""
-        p = self.problem
-        self.page_cycles: list[tuple[int, float]] = []
+    @cached_property
+    def page_cycles(self) -> list[tuple[int, float]]:
+        """Cycles of all transfers."""
+        p, result = self.problem, []
         for i, r in enumerate(p.retentions):
             stored = self.stored[i]
             if stored is None:
                 continue
             n = p.micro_batches
-            self.page_cycles.append((stored, n * p.cost.write_cycles(r.tensor.bytes)))
-            read = n * p.cost.read_cycles(r.tensor.bytes)
-            self.page_cycles += [(v, read) for v in self.loaded[i].values()]
-        self.cycles = [(self.a[s.activity], float(s.cycles)) for s in p.slots] + self.page_cycles
-        if p.limits.cycles is not None:
-            self.c.row(self.cycles, upper=p.limits.cycles)
+            result.append((stored, float(n * p.cost.write_cycles(r.tensor.bytes))))
+            read = float(n * p.cost.read_cycles(r.tensor.bytes))
+            result += [(v, read) for v in self.loaded[i].values()]
+        return result
 
-    def _energy_row(self) -> None:
-        """Energy of computing and of transfers <= energy limit.
+    @cached_property
+    def cycles(self) -> list[tuple[int, float]]:
+        """Cycles of all active slots and transfers."""
+        terms: list[tuple[int, float]] = []
+        for s in self.problem.slots:
+            terms += self._of_slot(s, s.cycles, None if s.mixed is None else s.mixed.cycles)
+            for x in s.split:
+                terms.append((self._both(s.activity, x.update), float(x.cycles)))
+                if s.mixed is not None:
+                    mixed = self._both(s.activity, x.update, s.mixed.choice)
+                    terms.append((mixed, float(x.mixed_cycles - x.cycles)))
+        terms += [(self.a[b.activity], float(b.cycles)) for b in self.problem.streams]
+        return terms + self.page_cycles
+
+    @cached_property
+    def energy(self) -> list[tuple[int, float]]:
+        """Energy of computing and of transfers.
 
         Counted in the energy of one computing cycle: coefficients in joules would be too small for
         solvers that scale rows to integers.
         """
-        p = self.problem
-        self.joules_per_unit = p.cost.energy_j(1, 0)
-        self.energy = list(self.cycles)
+        extra = 0.0
         if self.page_cycles:
-            extra = p.cost.energy_j(1, 1) / self.joules_per_unit - 1.0
-            self.energy += [(v, c * extra) for v, c in self.page_cycles]
-        if p.limits.energy_j is not None:
-            self.c.row(self.energy, upper=p.limits.energy_j / self.joules_per_unit)
+            extra = self.problem.cost.energy_j(1, 1) / self.joules_per_unit - 1.0
+        return self.cycles + [(v, c * extra) for v, c in self.page_cycles]
+
+    @property
+    def joules_per_unit(self) -> float:
+        """Energy of one computing cycle."""
+        return self.problem.cost.energy_j(1, 0)
+
+    def _time_rows(self) -> None:
+        """Latency and energy limits; without them their terms are not made."""
+        limits = self.problem.limits
+        if limits.cycles is not None:
+            self.c.row(self.cycles, upper=limits.cycles)
+        if limits.energy_j is not None:
+            self.c.row(self.energy, upper=limits.energy_j / self.joules_per_unit)
 
     # -- solving ----------------------------------------------------------------------------------
 
     def objective(self, name: ObjectiveName) -> list[tuple[int, float]]:
         """Terms of an objective; learn is maximized, all others minimized."""
+        p = self.problem
         if name == "learn":
-            return [(self.a[a], float(g)) for a, g in self.problem.gain.items()]
+            terms = [(self.a[a], float(g)) for a, g in p.gain.items()]
+            terms += [(self._both(u.activity, u.choice), float(u.gain)) for u in p.mixed_updates]
+            return terms + [(self.a[m.activity], float(m.gain)) for m in p.mixed_layers]
         if name == "ram":
             return [(self.peak, 1.0)]
-        return {"latency": self.cycles, "energy": self.energy, "flash": self.flash}[name]
+        if name == "flash":
+            return self.flash
+        return self.cycles if name == "latency" else self.energy
 
     def solve(
         self,
@@ -289,9 +497,15 @@ class Milp:
         return SolveResult(r.status, value, unit * bound, solution, peak, r.time_s)
 
     def _most(self) -> float:
-        """Importance without any limit; a solver that ran out of time may know no bound at all."""
+        """Score without any limit; a solver that ran out of time may know no bound at all."""
         p = self.problem
-        return sum(max(p.gain[a] for a in acts) for acts in p.choices.values())
+        more: dict[int, int] = {}
+        for u in p.mixed_updates:
+            more[u.activity] = more.get(u.activity, 0) + u.gain
+        updates = (max(p.gain[a] + more.get(a, 0) for a in acts) for acts in p.choices.values())
+        if any(ALWAYS in acts for acts in p.choices.values()):
+            return p.gain[ALWAYS] + more.get(ALWAYS, 0) + sum(m.gain for m in p.mixed_layers)
+        return sum(updates) + sum(m.gain for m in p.mixed_layers)
 
     def _peak_node(self, values: NDArray[np.float64]) -> str:
         live = [sum(b * values[v] for v, b in terms) for terms in self.live]

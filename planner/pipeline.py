@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from ..ir.autodiff import build_training, candidates
-from ..ir.calibrate import calibrate, load_samples
-from ..ir.errors import InfeasibleError, UnsupportedModelError, UsageError
-from ..ir.graph import Graph
+from ..ir.calibrate import SYNTHETIC, calibrate, knows_activations, load_samples
+from ..ir.errors import UnsupportedModelError, UsageError
 from ..ir.onnx_import import import_model
 from ..ir.precision import lower
 from ..ir.ranges import Method
@@ -21,21 +21,14 @@ from .check import CheckReport, check
 from .cost import CostModel
 from .device import Device, load_core
 from .importance import prior
-from .infeasible import explain
 from .linear import SolverName, SolverOptions
-from .milp import Milp, SolveResult
 from .plan import Budget, DeviceInfo, ObjectiveName, Plan
-from .precision import layer_of, mixed, pinned
+from .precision import choosable, pinned, unchosen
 from .problem import Limits, Problem
-from .schedule import Schedule, realize
-from .timeline import build_problem
+from .stages import LAYOUT_TRIES, Decided, LayoutError, Scheduled, Stages
 from .train_set import choose
 
 Progress = Callable[[str], None]
-#: Solve again with a tighter RAM limit at most this often when live bytes fit but no layout does.
-LAYOUT_TRIES = 6
-#: Stop looking for larger update sets of a quantized model after as many that bring nothing.
-SUFFIX_PATIENCE = 3
 
 
 @dataclass(frozen=True)
@@ -54,8 +47,10 @@ class Request:
         train: ``auto``, ``all``, ``last``, ``bias``, or ``NAME`` and ``NAME=RATIO`` items.
         batch: Samples per micro-batch.
         fold_batchnorm: Fold frozen BatchNormalization into the layer before it.
-        precision: ``LAYER=i8`` and ``LAYER=f32`` pins, with wildcards; see ``planner.precision``.
-        calibration: Samples that a float model's scales are found from; None: it stays f32.
+        precision: ``LAYER=i8``, ``mixed`` and ``f32`` pins, with wildcards; see
+            ``planner.precision``.
+        calibration: Samples that a float model's scales are found from, or ``synthetic``: a guess
+            without samples; None: it stays f32.
         calibration_method: How; see ``ir.calibrate``.
         objective: ``learn`` chooses the update set; the others need a fixed one.
     """
@@ -72,10 +67,10 @@ class Request:
     batch: int = 1
     fold_batchnorm: bool = True
     precision: tuple[str, ...] = ()
-    calibration: Path | None = None
+    calibration: Path | Literal["synthetic"] | None = None
     calibration_method: Method = "minmax"
     objective: ObjectiveName = "learn"
-    solver: SolverName = "cp-sat"
+    solver: SolverName = "auto"
     gap: float = 1e-3
     time_limit_s: float = 60.0
     seed: int = 0
@@ -110,22 +105,6 @@ def make_plan(request: Request, on_progress: Progress | None = None) -> PlannedM
     return _Planner(request, on_progress or (lambda _: None)).run()
 
 
-class LayoutError(InfeasibleError):
-    """Live bytes fit, but no addresses were found.
-
-    Attributes:
-        over_bytes: Bytes that the last layout was over the budget.
-    """
-
-    def __init__(self, ram_bytes: int, over_bytes: int) -> None:
-        """Name the budget and the excess."""
-        super().__init__(
-            f"live bytes fit into {ram_bytes:,} B of RAM, but no layout was found in {LAYOUT_TRIES}"
-            f" tries; allow {over_bytes:,} B more with --ram"
-        )
-        self.over_bytes = over_bytes
-
-
 class _Planner:
     def __init__(self, request: Request, progress: Progress) -> None:
         self.request, self.progress = request, progress
@@ -146,84 +125,111 @@ class _Planner:
         self.options = SolverOptions(
             request.solver, request.gap, request.time_limit_s, request.seed, request.threads
         )
-        self.time_s = 0.0
 
     def run(self) -> PlannedModel:
         r = self.request
         self.forward = import_model(r.model, batch=r.batch, fold_batchnorm=r.fold_batchnorm)
+        self.noise: dict[str, float] = {}
         scales = self._annotate()
-        every = candidates(self.forward)
+        pins = pinned(self.forward, r.precision)
+        annotated = bool(self.forward.quantization)
+        precision = unchosen(self.forward, pins) if annotated else {}
+        free = choosable(self.forward, pins) if annotated else []
+        lowered = lower(self.forward, precision) if annotated else self.forward
+        every = candidates(lowered, imported=self.forward)
         if not every:
             raise UnsupportedModelError(
-                f"{r.model}: no constant float32 weight, bias or scale that could be trained;"
+                f"{r.model}: no constant weight, bias or scale that could be trained;"
                 " `odt-plan check` shows every node"
             )
-        self.importance = prior(self.forward, every)
-        self.pins = pinned(self.forward, r.precision)
-        chosen = choose(self.forward, r.train, every)
-        bounds: dict[ObjectiveName, float] = {}
-        if chosen is None:
-            if r.objective != "learn":
-                raise UsageError(
-                    f"objective {r.objective} needs a fixed update set: add --train all, last, bias"
-                    " or parameter names"
-                )
-            chosen, bounds["learn"] = self._choose_updates(every)
-        training = self._training(chosen)
-        name: ObjectiveName = "latency" if r.objective == "learn" else r.objective
-        schedule, result = self._schedule(training, name)
-        bounds[name] = result.bound
+        chosen = choose(lowered, r.train, every)
+        if chosen is None and r.objective != "learn":
+            raise UsageError(
+                f"objective {r.objective} needs a fixed update set: add --train all, last, bias"
+                " or parameter names"
+            )
+        stages = Stages(
+            self.forward,
+            r.spec,
+            self.cost,
+            self.limits,
+            self.options,
+            prior(self.forward, every),
+            self.noise,
+            self._smallest_ram,
+            self.progress,
+        )
+        start = Decided(tuple(chosen or every), precision)
+        bounds, done = self._solve(stages, start, free, fixed=chosen is not None)
         plan = assemble(
             self.forward,
-            self._lowered(chosen),
-            training,
-            schedule,
+            stages.lowered(replace(done.decided, streamed=())),
+            done.training,
+            done.schedule,
             self.cost,
             source=source_of(r.model, r.batch, r.fold_batchnorm),
             device=self._device_info(),
             bounds=bounds,
             gap=r.gap,
-            importance=self._scores(training),
-            solver=(r.solver, r.seed, self.time_s),
-            calibrated=self.forward.quantization if r.calibration else {},
+            importance=stages.achieved(done.training),
+            solver=(r.solver, r.seed, stages.time_s),
+            calibrated={
+                n: q for n, q in self.forward.quantization.items() if n not in self.in_file
+            },
+            precision=done.decided.precision,
+            streamed=done.decided.streamed,
+            noise_avoided=stages.noise_avoided(done.decided),
         )
-        report = check(plan, training, r.device)
-        rivals = self._baselines(every) if r.with_baselines else ()
-        return PlannedModel(plan, training, r.device, report, rivals, scales)
+        report = check(plan, done.training, r.device)
+        rivals = self._baselines(stages, start, every) if r.with_baselines else ()
+        return PlannedModel(plan, done.training, r.device, report, rivals, scales)
+
+    def _solve(
+        self, stages: Stages, start: Decided, free: Sequence[str], *, fixed: bool
+    ) -> tuple[dict[ObjectiveName, float], Scheduled]:
+        """All stages; an update set that fits but for its layout is chosen again with less RAM."""
+        r = self.request
+        if r.objective != "learn" or (fixed and not free):
+            name: ObjectiveName = "latency" if r.objective == "learn" else r.objective
+            done = stages.schedule(start, name, free)
+            return {name: done.bound}, done
+        bounds: dict[ObjectiveName, float] = {}
+        limits = self.limits
+        for last in (False, False, True):
+            decided, bound = stages.learn(start, fixed=fixed, free=free, limits=limits)
+            bounds.setdefault("learn", bound)
+            try:
+                done = stages.schedule(decided, "latency", ())
+                break
+            except LayoutError as e:
+                if last:
+                    raise
+                self.progress(f"no layout, {e.over_bytes:,} B over: choosing updates again")
+                limits = replace(limits, ram_bytes=limits.ram_bytes - e.over_bytes)
+        return {**bounds, "latency": done.bound}, done
 
     def _annotate(self) -> str:
-        """Find the scales of a float model, where samples are given; says where they are from."""
+        """Find the scales that the file lacks, if wanted; says where they are from."""
         r = self.request
+        self.in_file = frozenset(self.forward.quantization)
+        known = knows_activations(self.forward)
         if r.calibration is None:
-            return "scales from the model file" if self.forward.quantization else ""
-        if self.forward.quantization:
+            if self.in_file and not known:
+                return (
+                    "the model file has scales of weights alone, so every layer is f32; give"
+                    " samples with --calib for i8"
+                )
+            return "scales from the model file" if known else ""
+        if known:
             raise UsageError(
                 f"--calib: {r.model} is quantized already and brings its own scales; leave --calib"
                 " out, or give the float model"
             )
         self.progress("calibrating")
-        samples = load_samples(r.calibration)
+        samples = None if r.calibration == SYNTHETIC else load_samples(r.calibration)
         found = calibrate(self.forward, samples, method=r.calibration_method)
-        return f"{found.note} of {r.calibration.name}"
-
-    # -- solving ----------------------------------------------------------------------------------
-
-    def _problem(
-        self, training: TrainingGraph, *, fixed: bool, limits: Limits | None = None
-    ) -> Problem:
-        return build_problem(
-            training,
-            self.cost,
-            limits or self.limits,
-            self._scores(training),
-            fixed_updates=fixed,
-        )
-
-    def _scores(self, training: TrainingGraph) -> dict[Candidate, int]:
-        """Importance of the graph's updates; a ratio given by hand is scored beside the rest."""
-        wanted = [u.candidate for u in training.updates]
-        scores = prior(self.forward, [*self.importance, *wanted])
-        return {c: scores[c] for c in wanted}
+        self.noise = found.weight_noise
+        return found.note if r.calibration == SYNTHETIC else f"{found.note} of {r.calibration.name}"
 
     def _device_info(self) -> DeviceInfo:
         r, limits = self.request, self.limits
@@ -239,82 +245,6 @@ class _Planner:
             ),
         )
 
-    def _lowered(self, updated: Sequence[Candidate]) -> Graph:
-        """The forward graph in the precisions that go with an update set."""
-        if not self.forward.quantization:
-            return self.forward
-        params = {c.param for c in updated}
-        return lower(self.forward, mixed(self.forward, self.pins, params))
-
-    def _training(self, chosen: Sequence[Candidate]) -> TrainingGraph:
-        return build_training(self._lowered(chosen), self.request.spec, chosen)
-
-    def _choose_updates(self, every: Sequence[Candidate]) -> tuple[list[Candidate], float]:
-        """The update set with the most importance, and a bound on it.
-
-        Updated layers are f32. In a model whose frozen layers are i8, precision follows from the
-        update set, so the joint model is solved for each number of last layers that may be updated;
-        the bound is then that of the parameters alone, because other sets were not tried.
-        """
-        if not self.forward.quantization:
-            problem = self._problem(self._training(every), fixed=False)
-            self.progress(f"choosing updates: {len(problem.slots)} slots")
-            result = self._solve(problem, "learn")
-            assert result.solution is not None
-            return result.solution.candidates(problem), result.bound
-        return self._choose_suffix(every)
-
-    def _unpinned(self, updates: Sequence[Candidate]) -> list[Candidate]:
-        """Those that no i8 pin forbids."""
-        owner = layer_of(self.forward)
-        return [c for c in updates if self.pins.get(owner[c.param]) != "i8"]
-
-    def _choose_suffix(self, every: Sequence[Candidate]) -> tuple[list[Candidate], float]:
-        owner = layer_of(self.forward)
-        order = {n.name: i for i, n in enumerate(self.forward.nodes)}
-        free = self._unpinned(every)
-        layers = sorted({owner[c.param] for c in free}, key=order.__getitem__, reverse=True)
-        best: tuple[list[Candidate], float] | None = None
-        stale, least = 0, None
-        for count in range(1, len(layers) + 1):
-            allowed = [c for c in free if owner[c.param] in layers[:count]]
-            problem = self._problem(self._training(allowed), fixed=False)
-            least = least or problem  # the last layer alone: the fewest layers in f32
-            self.progress(f"choosing updates among the last {count} layers")
-            result = self._attempt(problem, "learn")
-            if result.solution is not None and (best is None or result.value > best[1] + 0.5):
-                best, stale = (result.solution.candidates(problem), result.value), 0
-            else:
-                stale += 1
-            if stale == SUFFIX_PATIENCE:
-                break
-        if least is None:
-            raise UsageError("every layer with parameters is pinned to i8; nothing can be updated")
-        if best is None:
-            why = explain(least, self.options, self._smallest_ram)
-            raise InfeasibleError(f"{why} (for updates of the last layer; larger sets failed too)")
-        most: dict[str, int] = {}
-        for c in every:
-            most[c.param] = max(most.get(c.param, 0), self.importance[c])
-        return best[0], float(sum(most.values()))
-
-    def _solve(self, problem: Problem, name: ObjectiveName) -> SolveResult:
-        result = self._attempt(problem, name)
-        if result.status == "infeasible":
-            raise explain(problem, self.options, self._smallest_ram)
-        return result
-
-    def _attempt(self, problem: Problem, name: ObjectiveName) -> SolveResult:
-        """Solve; without a solution the result is proven infeasible."""
-        result = Milp(problem).solve(name, self.options, self.progress)
-        self.time_s += result.time_s
-        if result.solution is None and result.status != "infeasible":
-            raise InfeasibleError(
-                f"no plan found within {self.options.time_limit_s:g} s, and none excluded;"
-                " raise --time-limit or the budgets"
-            )
-        return result
-
     def _smallest_ram(self, live_bytes: int) -> int | None:
         """RAM from ``live_bytes`` on with which a plan with a layout is found; None: none is."""
         ram = live_bytes
@@ -327,50 +257,30 @@ class _Planner:
                 return ram
         return None
 
-    def _schedule(
-        self, training: TrainingGraph, name: ObjectiveName
-    ) -> tuple[Schedule, SolveResult]:
-        """Solve for a fixed update set until the layout, too, keeps the RAM budget.
-
-        The result is the first one: its bound holds for the budget that was asked for, later ones
-        hold for tighter budgets only.
-        """
-        limits, over = self.limits, 0
-        first: SolveResult | None = None
-        for _ in range(LAYOUT_TRIES):
-            problem = self._problem(training, fixed=True, limits=limits)
-            solve = self._solve if limits is self.limits else self._attempt
-            result = solve(problem, name)
-            if result.solution is None:
-                break  # tightened below the live bytes of any plan
-            schedule = realize(problem, result.solution, seed=self.options.seed)
-            over = schedule.arena_bytes + schedule.state_bytes - self.limits.ram_bytes
-            first = first or result
-            if over <= 0:
-                return schedule, first
-            self.progress(f"live bytes fit, the layout is {over:,} B over: tightening")
-            limits = replace(limits, ram_bytes=limits.ram_bytes - max(over, 4))
-        raise LayoutError(self.limits.ram_bytes, over)
-
     # -- comparison -------------------------------------------------------------------------------
 
-    def _baselines(self, every: Sequence[Candidate]) -> tuple[Baseline, ...]:
+    def _baselines(
+        self, stages: Stages, start: Decided, every: Sequence[Candidate]
+    ) -> tuple[Baseline, ...]:
         """Plain heuristics under the same accounting; see ``planner.baselines``."""
         result: list[Baseline] = []
+        lowered = stages.lowered(start)
+
+        def problem(chosen: Sequence[Candidate]) -> Problem:
+            training = build_training(lowered, self.request.spec, chosen)
+            return stages.problem(training, fixed=True)
+
         for name, train in (("last-layer", "last"), ("bias-only", "bias")):
             try:
-                chosen = choose(self.forward, (train,), every)
+                chosen = choose(lowered, (train,), every)
             except UsageError:
                 continue  # the model has no such parameters, nothing to compare with
-            if chosen := self._unpinned(chosen or ()):
-                problem = self._fixed_problem(chosen)
-                result.append(baselines.evaluate(name, problem, baselines.keep_all(problem)))
-        whole = self._unpinned(choose(self.forward, ("all",), every) or ())
+            assert chosen
+            fixed = problem(chosen)
+            result.append(baselines.evaluate(name, fixed, baselines.keep_all(fixed)))
+        whole = choose(lowered, ("all",), every)
         assert whole
-        problem = self._fixed_problem(whole)
+        fixed = problem(whole)
         for name, rule in baselines.RULES.items():
-            result.append(baselines.evaluate(name, problem, rule(problem)))
+            result.append(baselines.evaluate(name, fixed, rule(fixed)))
         return tuple(result)
-
-    def _fixed_problem(self, chosen: Sequence[Candidate]) -> Problem:
-        return self._problem(self._training(chosen), fixed=True)

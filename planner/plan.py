@@ -28,7 +28,8 @@ from pydantic import (
 )
 
 from ..ir.errors import UsageError
-from ..ir.training import LossName, OptimizerName
+from ..ir.precision import Precision
+from ..ir.training import LossName, OptimizerName, RoundingName, Saved
 
 SCHEMA_VERSION: Final = 1
 #: Samples per micro-batch; more fit no microcontroller.
@@ -73,6 +74,8 @@ class Training(_Record):
     beta1: float
     beta2: float
     epsilon: float
+    qas: bool = True
+    rounding: RoundingName = "stochastic"
 
 
 class Budget(_Record):
@@ -150,6 +153,7 @@ class UpdateDecision(_Record):
         role: weight, bias or scale.
         ratio: Updated part of the tensor, 0 to 1; 0 = frozen.
         channels: Updated leading input channels; None: all.
+        saved: How the input of a float layer is kept for the gradient of its weight.
         importance: Score of this choice.
     """
 
@@ -158,6 +162,7 @@ class UpdateDecision(_Record):
     role: Literal["weight", "bias", "scale"]
     ratio: float
     channels: PositiveInt | None
+    saved: Saved = "f32"
     importance: NonNegativeFloat
 
 
@@ -170,12 +175,23 @@ class ActivationDecision(_Record):
 
 
 class Decisions(_Record):
-    """The decisions; ``importance_source`` tells measured scores from the documented prior."""
+    """The decisions.
+
+    Attributes:
+        importance_source: Tells measured scores from the documented prior.
+        updates: Every trainable parameter.
+        activations: Forward tensors that backward reads.
+        precision: Forward node or run-time input -> precision.
+        streamed: Blocks of layers that run by rows.
+        noise_avoided: Score of the quantization noise that mixed layers avoid.
+    """
 
     importance_source: str
     updates: tuple[UpdateDecision, ...]
     activations: tuple[ActivationDecision, ...]
-    precision: dict[str, Literal["f32", "i8"]]  #: forward node -> precision
+    precision: dict[str, Precision]
+    streamed: tuple[str, ...] = ()
+    noise_avoided: NonNegativeFloat = 0.0
 
 
 class Buffer(_Record):

@@ -4,7 +4,8 @@ Timeline: the forward nodes in order, the loss, then the backward and update ste
 a backward step that reads forward tensors stand optional *rebuild* slots: the writers of those
 tensors and of the tensors that they are computed from. Each slot has an activity: always, chosen by
 an update candidate, needed by active readers, an optional auxiliary node in forward, or a rebuild.
-``planner.timeline`` lays it out.
+Two more choices change what slots cost: a layer of the i8 graph may be mixed (f32 weights), and a
+block of frozen layers may be streamed by rows. ``planner.timeline`` lays it out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..ir.training import TrainingGraph, Update
 from .cost import CostModel
 from .tensors import Storage, Tensor
 
-ActivityKind = Literal["always", "update", "needed", "auxiliary", "rebuild"]
+ActivityKind = Literal["always", "update", "needed", "auxiliary", "rebuild", "mixed", "streamed"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Activity:
         index: Position in ``Problem.activities``.
         kind: ``always``; ``update`` (its update is chosen); ``needed`` (at least one of
             ``implied_by`` is active); ``auxiliary`` (run in forward, or left to a rebuild);
-            ``rebuild``.
+            ``rebuild``; ``mixed`` (a layer has f32 weights); ``streamed`` (a block runs by rows).
         implied_by: Activities that force a ``needed`` activity.
         update: The update of an ``update`` activity.
         tensor: The tensor that an ``auxiliary`` or ``rebuild`` activity writes.
@@ -40,6 +41,38 @@ class Activity:
     implied_by: tuple[int, ...] = ()
     update: Update | None = None
     tensor: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a slot costs where its layer is mixed.
+
+    Attributes:
+        choice: Activity of the layer's choice.
+        cycles: Instead of the slot's.
+        scratch_bytes: Instead of the slot's.
+        kernels: Instead of the slot's.
+    """
+
+    choice: int
+    cycles: int
+    scratch_bytes: int
+    kernels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SplitCost:
+    """What a slot costs more where an update has split the weight that it reads.
+
+    Attributes:
+        update: Activity of the update.
+        cycles: More than the slot's.
+        mixed_cycles: More than those of its mixed form.
+    """
+
+    update: int
+    cycles: int
+    mixed_cycles: int
 
 
 @dataclass(frozen=True)
@@ -55,6 +88,9 @@ class Slot:
         writes: Arena tensors written.
         scratch_bytes: Workspace and gradient tile, aligned.
         cycles: Predicted cycles per training step (all micro-steps together).
+        kernels: C kernels that it calls.
+        mixed: Its costs if its layer is mixed; None: no choice.
+        split: What partial updates add to its cycles; needed under limits of time only.
         rebuild: It runs a forward node again (or, for an auxiliary node, for the first time).
         last_micro: Runs only in the last micro-step.
     """
@@ -67,6 +103,9 @@ class Slot:
     writes: tuple[Tensor, ...]
     scratch_bytes: int
     cycles: int
+    kernels: tuple[str, ...]
+    mixed: Form | None = None
+    split: tuple[SplitCost, ...] = ()
     rebuild: bool = False
     last_micro: bool = False
 
@@ -124,6 +163,88 @@ class Transient:
 
 
 @dataclass(frozen=True)
+class Constant:
+    """Weights in flash that are there if something reads them.
+
+    Attributes:
+        bytes: Aligned size.
+        readers: Activities of what reads it.
+        absent: Activity of a layer's choice that replaces it; None: none does.
+    """
+
+    bytes: int
+    readers: tuple[int, ...]
+    absent: int | None = None
+
+
+@dataclass(frozen=True)
+class MixedLayer:
+    """A layer that may have f32 weights on i8 activations instead of i8 weights.
+
+    Attributes:
+        name: The layer.
+        activity: Holds if it is mixed.
+        gain: Score of the quantization noise that its f32 weights avoid.
+        flash_bytes: Flash of its constants that this adds.
+        excludes: Activities that compute the layer again, as i8.
+    """
+
+    name: str
+    activity: int
+    gain: int
+    flash_bytes: int
+    excludes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MixedUpdate:
+    """What an update adds if its layer is mixed.
+
+    Attributes:
+        activity: Of the update.
+        choice: Activity of the layer's choice.
+        state_bytes: RAM kept for good beyond that of the i8 update.
+        gain: Importance beyond that of the i8 update.
+        flash_bytes: Padding of the weight's parts in flash beyond that of the i8 update.
+    """
+
+    activity: int
+    choice: int
+    state_bytes: int
+    gain: int
+    flash_bytes: int
+
+
+@dataclass(frozen=True)
+class StreamChoice:
+    """A block of frozen i8 layers that may run by rows, in place of its slots.
+
+    Attributes:
+        name: The block.
+        activity: Holds if it is streamed.
+        slots: Forward slots that it replaces; it runs in the first of them.
+        inner: Tensors that it never holds.
+        result: Its result, live from the first slot on; None where that takes over its operand.
+        frees: Its operand where the result takes over its bytes from the second slot on.
+        scratch_bytes: Line buffers, and the result where that can't take over the operand.
+        cycles: Predicted cycles per training step.
+        kernels: C kernels that it calls.
+        excludes: Activities that need something inside of it.
+    """
+
+    name: str
+    activity: int
+    slots: tuple[int, ...]
+    inner: tuple[Tensor, ...]
+    result: Tensor | None
+    frees: Tensor | None
+    scratch_bytes: int
+    cycles: int
+    kernels: tuple[str, ...]
+    excludes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Limits:
     """Budgets of one training step; None where there is no limit.
 
@@ -153,11 +274,16 @@ class Problem:
         activities: Decisions and constants about slots.
         retentions: Forward tensors with choices.
         transients: Tensors without choices.
-        fixed: (first slot, last slot, bytes) of forward tensors that backward never reads.
+        fixed: (first slot, last slot, tensor) of forward tensors that backward never reads.
         limits: Budgets.
         choices: Parameter -> activities of its candidates (at most one may hold).
         gain: Activity of an update -> importance.
         state_bytes: Activity of an update -> RAM kept for good.
+        flash_bytes: Activity of an update -> flash that splitting its weight adds (padding).
+        constants: Weights in flash.
+        mixed_layers: Layers whose precision is to be chosen.
+        mixed_updates: Their updates.
+        streams: Blocks that may be streamed.
         cost: Cost model.
         micro_batches: Micro-steps of one training step.
     """
@@ -168,11 +294,16 @@ class Problem:
     activities: tuple[Activity, ...]
     retentions: tuple[Retention, ...]
     transients: tuple[Transient, ...]
-    fixed: tuple[tuple[int, int, int], ...]
+    fixed: tuple[tuple[int, int, Tensor], ...]
     limits: Limits
     choices: Mapping[str, tuple[int, ...]]
     gain: Mapping[int, int]
     state_bytes: Mapping[int, int]
+    flash_bytes: Mapping[int, int]
+    constants: tuple[Constant, ...]
+    mixed_layers: tuple[MixedLayer, ...]
+    mixed_updates: tuple[MixedUpdate, ...]
+    streams: tuple[StreamChoice, ...]
     cost: CostModel
     micro_batches: int
 

@@ -11,6 +11,7 @@ from ..ir.graph import Graph
 from ..ir.onnx_import import import_model
 from ..ir.precision import lower, quantizable
 from ..ir.quantization import Quantization
+from ..ir.streaming import stream
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from .plan import Plan
 
@@ -41,15 +42,18 @@ def rebuild(plan: Plan, plan_path: Path, model_path: Path | None = None) -> Trai
     if plan.quantization:
         _annotate(graph, plan)
     if graph.quantization:
-        layers = quantizable(graph)
-        graph = lower(graph, {n: p for n, p in plan.decisions.precision.items() if n in layers})
-    chosen = [Candidate(u.param, u.channels) for u in plan.decisions.updates if u.ratio > 0]
+        names = {*quantizable(graph), *(v.name for v in graph.inputs)}
+        graph = lower(graph, {n: p for n, p in plan.decisions.precision.items() if n in names})
+        graph = stream(graph, plan.decisions.streamed)
+    chosen = [
+        Candidate(u.param, u.channels, u.saved) for u in plan.decisions.updates if u.ratio > 0
+    ]
     return build_training(graph, TrainingSpec(**plan.training.model_dump()), chosen)
 
 
 def _annotate(graph: Graph, plan: Plan) -> None:
-    """Give a float graph the scales that were found when it was planned."""
-    if graph.quantization:
+    """Give a graph the scales that were found when it was planned."""
+    if plan.quantization.keys() & graph.quantization.keys():
         raise UsageError(
             f"the plan holds scales, but {graph.name} brings its own; plan the model again"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ir.graph import Node, Value
-from ..ir.opdef import get_op
+from ..ir.opdef import get_op, inplace_operands
 from ..ir.training import TrainingGraph, Update
 from .plan import ALIGNMENT_BYTES, Space
 
@@ -151,9 +151,11 @@ class Storage:
         if op.view:
             source = node.inputs[0]
             return source if source is not None and self.space.get(source) == "arena" else None
-        for i in op.inplace:
+        for i in inplace_operands(node):
             source = node.inputs[i] if i < len(node.inputs) else None
-            if source is None or self.space.get(source) != "arena" or source.type != out.type:
+            if source is None or self.space.get(source) != "arena":
+                continue
+            if source.type.stored != out.type.stored:
                 continue
             if sum(v is source for v in node.operands()) > 1:
                 continue

@@ -8,22 +8,37 @@ from dataclasses import dataclass, field
 from ..ir.graph import Node
 from ..ir.opdef import get_op
 from ..ir.training import Candidate, TrainingGraph, Update
+from .choices import (
+    Choices,
+    MixedForms,
+    kernels,
+    score_of,
+    split_costs,
+    split_padding,
+    stream_choices,
+    update_nodes,
+)
 from .cost import CostModel
 from .problem import (
     ALWAYS,
     Activity,
     ActivityKind,
+    Constant,
     Event,
     Limits,
     Problem,
     Retention,
     Slot,
+    SplitCost,
     Transient,
 )
 from .tensors import Storage, Tensor, aligned
 
 #: Ancestors that may be rebuilt for one backward step, besides what it reads: the nearest ones.
 REBUILD_LIMIT = 24
+#: Rebuilds up to which all of them are offered while updates are chosen; beyond, only those of
+#: auxiliary tensors are, because a proof would take minutes.
+LEARN_REBUILDS = 400
 
 
 def build_problem(
@@ -33,6 +48,8 @@ def build_problem(
     importance: Mapping[Candidate, int],
     *,
     fixed_updates: bool,
+    choices: Choices | None = None,
+    rebuild: bool = True,
 ) -> Problem:
     """Lay the timeline out and collect all choices.
 
@@ -42,8 +59,12 @@ def build_problem(
         limits: Budgets.
         importance: Integer score of each update's candidate.
         fixed_updates: Every update of the graph is carried out; nothing is chosen about them.
+        choices: Other forms of its layers and blocks.
+        rebuild: Offer to compute activations again; auxiliary tensors may be made late anyway.
     """
-    return _Builder(training, cost, limits, importance, fixed_updates).build()
+    return _Builder(
+        training, cost, limits, importance, fixed_updates, choices or Choices(), rebuild
+    ).build()
 
 
 @dataclass
@@ -62,6 +83,8 @@ class _Builder:
     limits: Limits
     importance: Mapping[Candidate, int]
     fixed_updates: bool
+    choices: Choices
+    rebuild: bool
     activities: list[Activity] = field(default_factory=lambda: [Activity(ALWAYS, "always")])
     drafts: list[_Draft] = field(default_factory=list)
 
@@ -75,31 +98,81 @@ class _Builder:
                 ALWAYS if self.fixed_updates else self._activity("update", update=u)
             )
         self.node_activity = self._node_activities()
+        self.forms = MixedForms(self.choices, self.cost, lambda _: self._activity("mixed"))
+        self.split = split_costs(self.choices, self.training, self.cost, self.update_activity)
         self._lay_out()
         slots = tuple(self._slots())
         retentions, transients, fixed = self._tensors(slots)
+        streams = stream_choices(
+            self.choices,
+            self.storage,
+            slots,
+            self.cost,
+            self.forms.choice,
+            lambda _: self._activity("streamed"),
+        )
         choices: dict[str, list[int]] = {}
         gain: dict[int, int] = {}
         state: dict[int, int] = {}
+        flash: dict[int, int] = {}
+        mixed = []
         for u, a in self.update_activity.items():
             choices.setdefault(u.candidate.param, []).append(a)
-            gain[a] = gain.get(a, 0) + self.importance[u.candidate]
+            score = self.importance[u.candidate]
+            gain[a] = gain.get(a, 0) + score_of(u, score)
             state[a] = state.get(a, 0) + sum(aligned(v.type.nbytes) for v in u.resident)
+            if padding := split_padding(u):
+                flash[a] = padding
+            if (more := self.forms.update(u, a, score)) is not None:
+                mixed.append(more)
         return Problem(
-            self.training,
-            self.storage,
-            slots,
-            tuple(self.activities),
-            retentions,
-            transients,
-            fixed,
-            self.limits,
-            {p: tuple(a) for p, a in choices.items()},
-            gain,
-            state,
-            self.cost,
-            self.training.spec.micro_batches,
+            training=self.training,
+            storage=self.storage,
+            slots=slots,
+            activities=tuple(self.activities),
+            retentions=retentions,
+            transients=transients,
+            fixed=fixed,
+            limits=self.limits,
+            choices={p: tuple(a) for p, a in choices.items()},
+            gain=gain,
+            state_bytes=state,
+            flash_bytes=flash,
+            constants=self._constants(slots),
+            mixed_layers=self.forms.layers(self.training, slots),
+            mixed_updates=tuple(mixed),
+            streams=streams,
+            cost=self.cost,
+            micro_batches=self.training.spec.micro_batches,
         )
+
+    def _constants(self, slots: tuple[Slot, ...]) -> tuple[Constant, ...]:
+        """Weights in flash, with what reads them; those in no slot are the images of state."""
+        readers: dict[str, set[int]] = {}
+        absent: dict[str, int] = {}
+        of_layers: set[str] = set()
+        for s in slots:
+            if s.node.phase == "forward":
+                of_layers.update(v.name for v in s.node.operands())
+            nodes: tuple[Node, ...] = (s.node,)
+            if s.update is not None:
+                nodes = update_nodes(s.update, s.node, last_micro=s.last_micro)
+            for v in (v for n in nodes for v in n.operands()):
+                if v.name in self.training.graph.constants:
+                    readers.setdefault(v.name, set()).add(s.activity)
+                    layer = self.forms.layer(s.node)
+                    if s.update is not None and s.update.owner.name in self.forms.choice:
+                        layer = s.update.owner.name
+                    if layer is not None:
+                        absent[v.name] = self.forms.choice[layer]
+        result = []
+        for name in self.training.graph.constants:
+            acts = tuple(sorted(readers.get(name, {ALWAYS})))
+            # what forward reads is exchanged as a whole, see MixedLayer.flash_bytes
+            gone = None if name in of_layers else absent.get(name)
+            size = aligned(self.training.graph.values[name].type.nbytes)
+            result.append(Constant(size, (ALWAYS,) if ALWAYS in acts else acts, gone))
+        return tuple(result)
 
     def _activity(
         self,
@@ -154,12 +227,34 @@ class _Builder:
         for n in nodes:
             if n.phase in ("forward", "loss"):
                 self.drafts.append(_Draft(n, None, self.node_activity[n]))
+        rebuilds = self._rebuilds(backward)
+        many = not self.fixed_updates and sum(map(len, rebuilds.values())) > LEARN_REBUILDS
+        if many or not self.rebuild:
+            rebuilds = {
+                n: [t for t in tensors if self._kept_for_backward(t)]
+                for n, tensors in rebuilds.items()
+            }
+        for node in backward:
+            update = self.storage.update_of.get(node)
+            if update is not None and node is update.grad_node:
+                continue  # part of the update step
+            for tensor in rebuilds.get(node, ()):
+                activity = self._activity("rebuild", tensor=tensor)
+                self.drafts += [_Draft(w, None, activity, tensor) for w in tensor.writers]
+            last = (
+                update is not None and node is update.apply_node and update.accumulator is not None
+            )
+            self.drafts.append(_Draft(node, update, self.node_activity[node], last_micro=last))
+
+    def _rebuilds(self, backward: list[Node]) -> dict[Node, list[Tensor]]:
+        """Backward step -> what may be rebuilt right before it, in forward order."""
+        result: dict[Node, list[Tensor]] = {}
         covered: set[Tensor] = set()
         updated: set[str] = set()
         for i, node in enumerate(backward):
             update = self.storage.update_of.get(node)
             if update is not None and node is update.grad_node:
-                continue  # part of the update step
+                continue
             uses = self._forward_reads(node)
             if uses - covered:
                 for other in backward[i + 1 :]:
@@ -167,18 +262,17 @@ class _Builder:
                     if update is None or u is None or u.candidate.param != update.candidate.param:
                         break
                     uses |= self._forward_reads(other)
-                for tensor in self._rebuildable(uses, updated):
-                    activity = self._activity("rebuild", tensor=tensor)
-                    self.drafts += [_Draft(w, None, activity, tensor) for w in tensor.writers]
+                result[node] = self._rebuildable(uses, updated)
                 covered = uses
             elif not uses:
                 covered = set()
-            last = (
-                update is not None and node is update.apply_node and update.accumulator is not None
-            )
-            self.drafts.append(_Draft(node, update, self.node_activity[node], last_micro=last))
             if update is not None and node is update.apply_node:
                 updated.add(update.candidate.param)
+        return result
+
+    def _kept_for_backward(self, tensor: Tensor) -> bool:
+        """A mask, an index, leading channels: made for backward alone, by one node."""
+        return len(tensor.writers) == 1 and self._auxiliary(tensor.writers[0])
 
     def _forward_reads(self, node: Node) -> set[Tensor]:
         return {t for t in self._reads(node) if self._is_forward(t)}
@@ -239,6 +333,20 @@ class _Builder:
             else:
                 cycles = self.cost.node_cycles(d.node)
             writes = [self.storage.of[v] for v in d.node.outputs if v in self.storage.of]
+            nodes: tuple[Node, ...] = (d.node,)
+            times = 1 if d.last_micro else micro
+            split: tuple[SplitCost, ...] = ()
+            form = None
+            if update is not None:
+                nodes = update_nodes(update, d.node, last_micro=d.last_micro)
+                form = self.forms.of_update(update, times, last_micro=d.last_micro)
+            else:
+                split = tuple(
+                    SplitCost(x.update, x.cycles * times, x.mixed_cycles * times)
+                    for x in self.split.get(d.node.name, ())
+                )
+                if d.rebuild is None:  # a layer that is rebuilt is i8
+                    form = self.forms.of_node(d.node, times)
             yield Slot(
                 k,
                 d.node,
@@ -247,7 +355,10 @@ class _Builder:
                 tuple(self._reads(d.node)),
                 tuple(dict.fromkeys(writes)),
                 scratch,
-                cycles * (1 if d.last_micro else micro),
+                cycles * times,
+                kernels(*nodes),
+                mixed=form,
+                split=split,
                 rebuild=d.rebuild is not None,
                 last_micro=d.last_micro,
             )
@@ -256,7 +367,7 @@ class _Builder:
 
     def _tensors(
         self, slots: tuple[Slot, ...]
-    ) -> tuple[tuple[Retention, ...], tuple[Transient, ...], tuple[tuple[int, int, int], ...]]:
+    ) -> tuple[tuple[Retention, ...], tuple[Transient, ...], tuple[tuple[int, int, Tensor], ...]]:
         writes: dict[Tensor, list[Slot]] = {t: [] for t in self.storage.tensors}
         reads: dict[Tensor, list[Slot]] = {t: [] for t in self.storage.tensors}
         for s in slots:
@@ -267,12 +378,12 @@ class _Builder:
                     reads[t].append(s)
         retentions: list[Retention] = []
         transients: list[Transient] = []
-        fixed: list[tuple[int, int, int]] = []
+        fixed: list[tuple[int, int, Tensor]] = []
         for t in self.storage.tensors:
             if not self._is_forward(t):
                 transients.append(self._transient(t, writes[t], reads[t], len(slots) - 1))
                 continue
-            auxiliary = bool(t.writers) and self._auxiliary(t.writers[0]) and len(t.writers) == 1
+            auxiliary = self._kept_for_backward(t)
             window = None
             if not auxiliary:
                 first = [s.index for s in writes[t] if not s.rebuild]
@@ -283,7 +394,7 @@ class _Builder:
                 out = writes[t][0].activity if auxiliary else ALWAYS
                 retentions.append(Retention(t, window, events, out))
             elif window is not None:
-                fixed.append((*window, t.bytes))
+                fixed.append((*window, t))
         return tuple(retentions), tuple(transients), tuple(fixed)
 
     @staticmethod

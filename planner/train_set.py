@@ -24,13 +24,14 @@ def choose(
         every: All candidates.
 
     Raises:
-        UsageError: An unknown name (the nearest ones are told) or a ratio outside (0, 1].
+        UsageError: An unknown name (the nearest ones are told), a parameter that is stored in
+            several forms, or a ratio outside (0, 1].
     """
     items = [i.strip() for t in train for i in t.split(",") if i.strip()]
     if items in ([], ["auto"]):
         return None
     slots = param_slots(forward)
-    whole = [c for c in every if c.channels is None]
+    whole = [c for c in every if c == Candidate(c.param)]
     if items == ["all"]:
         return whole
     if items == ["bias"]:
@@ -44,7 +45,13 @@ def choose(
         last = max((slots[c.param][0][0] for c in weights or whole), key=order.__getitem__)
         after = [c for c in whole if order[slots[c.param][0][0]] >= order[last]]
         return after
-    return [_candidate(forward, item) for item in items]
+    found = [_candidate(forward, item) for item in items]
+    for c in found:
+        if c.param not in {e.param for e in every}:
+            raise UsageError(
+                f"--train: several layers share {c.param}; pin all of them to f32 to train it"
+            )
+    return found
 
 
 def _candidate(forward: Graph, item: str) -> Candidate:

@@ -15,8 +15,10 @@ Array = NDArray[Any]
 
 
 def batch(t: TrainingGraph, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Random samples and targets of one micro-batch."""
-    x = rng.standard_normal(t.sample.type.shape).astype(np.float32)
+    """Random samples and targets of one micro-batch, the samples as the input stores them."""
+    x: Array = rng.standard_normal(t.sample.type.shape).astype(np.float32)
+    if t.sample.type.quant is not None:
+        x = t.sample.type.quant.quantize(x)
     if t.spec.loss == "mse":
         return x, rng.standard_normal(t.target.type.shape).astype(np.float32)
     return x, rng.integers(0, t.prediction.type.shape[-1], t.target.type.shape).astype(np.int32)
@@ -33,17 +35,17 @@ class Unconstrained:
             for v in (*u.states, u.accumulator):
                 if v is not None:
                     self.state[v.name] = np.zeros(v.type.shape, np.float32)
-        self.micro = 0
+        self.micro = self.updates = 0
         self.bias = np.zeros(2, np.float32)
 
     def step(self, x: Array, y: Array, lr: float) -> float:
         t, spec = self.t, self.t.spec
-        hyper = np.array([lr, 1.0], np.float32)
+        hyper = np.array([lr, 1.0, self.updates + 1], np.float32)
         if spec.optimizer == "adam":
             if self.micro == 0:  # 1 - beta^t, kept in f32 as the firmware does
                 betas = np.array([spec.beta1, spec.beta2])
                 self.bias = self.bias * betas.astype(np.float32) + (1 - betas).astype(np.float32)
-            hyper = np.array([hyper[0] / self.bias[0], 1 / np.sqrt(self.bias[1])], np.float32)
+            hyper[:2] = hyper[0] / self.bias[0], 1 / np.sqrt(self.bias[1])
         feeds = {t.sample.name: x, t.target.name: y, t.hyper.name: hyper, **self.state}
         values = run(t.graph, feeds)
         self.micro += 1
@@ -58,12 +60,13 @@ class Unconstrained:
                 self.state[u.accumulator.name] = np.zeros_like(total) if last else total
         if last:
             self.micro = 0
+            self.updates += 1
         return float(values[t.loss.name])
 
     def state_bytes(self, plan: Plan) -> bytes:
         """Laid out as the plan says."""
         ram = plan.claims.ram_bytes
-        image = bytearray(b"\xff" * (ram.total - ram.arena))
+        image = bytearray(ram.total - ram.arena)
         for b in plan.buffers:
             if b.space == "state":
                 image[b.offset : b.offset + b.bytes] = self.state[b.value].tobytes()

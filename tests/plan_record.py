@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from odt_plan.ir.ops.streamed import layers_of
 from odt_plan.ir.training import TrainingGraph
 from odt_plan.planner.cost import CostModel, code_bytes, flash_weights_bytes
 from odt_plan.planner.device import Device
@@ -57,6 +58,7 @@ def finish(
     optimizer = sum(padded(v.type.nbytes) for u in updates for v in u.states)
     accumulators = sum(padded(u.accumulator.type.nbytes) for u in updates if u.accumulator)
     by_name = {n.name: n for n in training.graph.nodes}
+    forward = [n for n in training.graph.nodes if n.phase == "forward"]
     flash = flash_weights_bytes(training)
     code = code_bytes([by_name[n] for s in steps for n in s.nodes], len(steps))
     cycles = sum(s.cycles * (1 if s.last_micro else spec.micro_batches) for s in steps)
@@ -72,7 +74,8 @@ def finish(
         decided.append(
             UpdateDecision(
                 param=u.candidate.param, node=u.owner.name, role=u.role,
-                ratio=sizes[0] / sum(sizes), channels=u.candidate.channels, importance=1.0,
+                ratio=sizes[0] / sum(sizes), channels=u.candidate.channels,
+                saved=u.candidate.saved, importance=1.0,
             )
         )  # fmt: skip
     return Plan(
@@ -85,6 +88,7 @@ def finish(
         training=Training(
             loss=spec.loss, optimizer=spec.optimizer, micro_batches=spec.micro_batches,
             momentum=spec.momentum, beta1=spec.beta1, beta2=spec.beta2, epsilon=spec.epsilon,
+            qas=spec.qas, rounding=spec.rounding,
         ),
         device=DeviceInfo(
             id=device.id, storage=storage,
@@ -110,7 +114,16 @@ def finish(
                 ActivationDecision(value=v, bytes=n, action=a)  # type: ignore[arg-type]
                 for v, (n, a) in actions.items()
             ),
-            precision={n.name: "f32" for n in training.graph.nodes if n.phase == "forward"},
+            precision={
+                **{n.name: t for n in forward if (t := n.out.type.dtype) in ("f32", "i8")},
+                **{
+                    layer.name: "i8"
+                    for n in forward
+                    if n.op == "StreamedBlock"
+                    for layer in layers_of(n).nodes
+                },
+            },
+            streamed=tuple(n.name for n in forward if n.op == "StreamedBlock"),
         ),
         buffers=tuple(buffers),
         steps=tuple(steps),

@@ -30,7 +30,7 @@ BOARD = "stm32f746g-disco"
 
 def whole(forward: Graph) -> list[Candidate]:
     """All parameters, whole."""
-    return [c for c in candidates(forward) if c.channels is None]
+    return [c for c in candidates(forward) if c == Candidate(c.param)]
 
 
 def cost_of(device: Device, storage: str | None = None, core: Core | None = None) -> CostModel:

@@ -29,7 +29,7 @@ import odt_plan.backends.c
 from odt_plan.backends.c.emit_call import call, float_literal, param_struct
 from odt_plan.ir.errors import GraphError
 from odt_plan.ir.graph import Attr, TensorType
-from odt_plan.ir.opdef import Sample, all_ops, get_op
+from odt_plan.ir.opdef import Sample, all_ops, get_op, inplace_operands
 
 KERNELS = Path(odt_plan.backends.c.__file__).parent / "kernels"
 SOURCES = sorted(KERNELS.glob("odtplan_*.c"))
@@ -48,7 +48,10 @@ GUARD = 0 if sanitized else 64
 OPERAND_GUARD, RESULT_GUARD = 0xA5, 0x5A
 
 #: In-place results beyond the first, which OpDef.inplace can't say: result i on operand j.
-STATE_RESULTS = {"Momentum": {1: 2}, "Adam": {1: 2, 2: 3}}
+STATE_RESULTS = {
+    "Momentum": {1: 2}, "Adam": {1: 2, 2: 3},
+    "QMomentum": {1: 2}, "QAdam": {1: 2, 2: 3},
+}
 
 
 def _random_samples(rng: np.random.Generator) -> Iterator[tuple[str, Sample]]:
@@ -253,13 +256,15 @@ def test_c_equals_numpy(library: Library, case: Case, seed: int) -> None:
         assert_same_bits(buffer.array(v.type), w)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.op.inplace], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if inplace_operands(c.node)], ids=lambda c: c.name
+)
 def test_in_place(library: Library, case: Case) -> None:
     data = case.data()
     want = case.op.kernel(case.node, data)
-    for i in case.op.inplace:
+    for i in inplace_operands(case.node):
         t = case.sample.types[i]
-        if t is None or t != case.node.out.type:
+        if t is None or t.stored != case.node.out.type.stored:
             continue
         state = STATE_RESULTS.get(case.op.name, {})
         outputs = [

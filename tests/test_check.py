@@ -73,7 +73,7 @@ def number(value: float) -> Quantity:
 
 
 def rate(value: float, per_output: float = 0.0) -> Rate:
-    return Rate(value=value, per_output=per_output, per_loop=1000.0, source="test")
+    return Rate(value=value, per_pass=0.5, per_loop=7.0, per_output=per_output, source="test")
 
 
 def test_figures_by_hand() -> None:
@@ -84,7 +84,8 @@ def test_figures_by_hand() -> None:
     core = load_core(device.core)
     costs = dict.fromkeys(core.instructions["f32"], rate(1000))
     costs |= {"gemm": rate(3.5, 5), "gemm_grad_weight": rate(4.5, 2), "elementwise": rate(6)}
-    core = core.model_copy(update={"call": number(60), "instructions": {"f32": costs}})
+    changes = {"call": number(60), "instructions": {"f32": costs}, "operators": None}
+    core = core.model_copy(update=changes)
     plan = plans.keep_all(training, reuse=False, device=device, core=core)
     report = check(plan, training, device, core)
     labels = ["fc0", "loss/softmax", "loss", "loss/grad", "fc0/grad_weight"]
@@ -96,10 +97,11 @@ def test_figures_by_hand() -> None:
     assert [s.live_bytes for s in report.steps] == [20, 28, 24, 32, 48]
     assert report.state_bytes == 2 * 3 * 4
     assert report.flash_weights_bytes == 2 * 3 * 4 + 2 * 4
-    # 6 MACs at 3.5 + 2 results at 5 + one call of 60 = 91 instructions, at 1.2 cycles each.
-    assert report.steps[0].cycles == 110
-    # 6 MACs at 4.5 for 6 results at 2, 6 elements at 6, two calls: 195 instructions.
-    assert report.steps[-1].cycles == 234
+    # 6 MACs at 3.5 in 6 passes at 0.5 and 2 loops at 7 + 2 results at 5 + one call of 60 = 108
+    # instructions, at 1.2 cycles each.
+    assert report.steps[0].cycles == 130
+    # 6 MACs at 4.5, a pass and a loop each, 6 results at 2; 6 elements at 6; two calls: 240.
+    assert report.steps[-1].cycles == 288
 
 
 def test_micro_batches_multiply_all_but_the_last_steps() -> None:

@@ -506,7 +506,7 @@ MUTANTS: list[tuple[str, Callable[[Json], None], bool, str]] = [
     ("cnn-momentum", other_momentum, False, "training.momentum is 0.8"),
     ("paged", no_storage, False, "pages, but the plan has no storage"),
     ("paged", unknown_storage, False, "has no storage floppy"),
-    ("mlp-sgd", precision_of_a_ghost, False, "no forward node ghost"),
+    ("mlp-sgd", precision_of_a_ghost, False, "ghost is no layer of the graph"),
     ("mlp-sgd", no_precision, False, "precision: fc0 is missing"),
     ("mlp-sgd", false_objective, False, "objective latency: value is"),
     ("mlp-sgd", false_gap, False, "objective latency: gap is 0.0"),

@@ -12,7 +12,7 @@ import pytest
 
 from odt_plan.ir.autodiff import build_training, candidates
 from odt_plan.ir.graph import Graph
-from odt_plan.ir.opdef import get_op
+from odt_plan.ir.opdef import get_op, operand, works
 from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec
 from odt_plan.planner import baselines, layout
 from odt_plan.planner.cost import code_bytes, flash_weights_bytes
@@ -290,17 +290,32 @@ def test_layout_keeps_blocks_apart_and_repairs_what_best_fit_misses(
 
 
 def test_inner_loops_are_counted_and_priced() -> None:
-    """Conv 3x3 of 4x4 images, padded: 3 x 4 - 2 rows of taps, each for 3 taps of the kernel."""
+    """Conv 3x3 of 4x4 images, padded: no four pixels of a line have all taps, so one by one.
+
+    The four filters share the loops: one per channel and line of taps.
+    """
     forward = nets.cnn(1, 4, 4)
     node = next(n for n in forward.nodes if n.op == "Conv")
-    work = get_op("Conv").work(node)
-    assert work.loops == 2 * 4 * (3 * 4 - 2) * 3
-    assert work.amount == 2 * 4 * (3 * 4 - 2) ** 2
+    (_, channels, _, _), (filters, *_) = operand(node, 0).shape, operand(node, 1).shape
+    work = next(w for w in works(node) if w.cost_class == "conv")
+    assert filters == 4
+    assert work.loops == channels * 4 * (3 * 4 - 2)
+    assert work.passes == channels * (3 * 4 - 2) ** 2
+    assert work.amount == filters * work.passes
+    assert work.outputs == 4 * 4
     cost = train_all(forward).cost
-    rate = cost.core.rate("f32", "conv")
-    dearer = rate.model_copy(update={"per_loop": rate.per_loop + 1})
-    rates = {"f32": {**cost.core.instructions["f32"], "conv": dearer}}
-    core = cost.core.model_copy(update={"instructions": rates})
-    more = replace(cost, core=core).node_cycles(node) - cost.node_cycles(node)
-    per_instruction = cost.device.cycles_per_instruction.value
-    assert more == pytest.approx(work.loops * per_instruction, abs=1)
+    operators = cost.core.operators
+    assert operators is not None
+    for counts, name in (
+        (work.amount, "value"),
+        (work.passes, "per_pass"),
+        (work.loops, "per_loop"),
+        (work.outputs, "per_output"),
+    ):
+        rate = operators.rates["Conv"]["conv"]
+        dearer = rate.model_copy(update={name: getattr(rate, name) + 1})
+        own = {**operators.rates, "Conv": {**operators.rates["Conv"], "conv": dearer}}
+        changed = {"operators": operators.model_copy(update={"rates": own})}
+        more = replace(cost, core=cost.core.model_copy(update=changed))
+        extra = more.node_cycles(node) - cost.node_cycles(node)
+        assert extra == pytest.approx(counts * cost.device.cycles_per_instruction.value, abs=1)

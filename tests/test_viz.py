@@ -66,7 +66,7 @@ def _training(names: list[str], skip: int = 3) -> TrainingGraph:
     g = Graph("net")
     x = v = g.add_input("x", TensorType((1, 4, 8, 8)))
     target = g.add_input("target", TensorType((1,), "i32"))
-    hyper = g.add_input("hyper", TensorType((2,)))
+    hyper = g.add_input("hyper", TensorType((3,)))
     past: list[Value] = []
     for i, name in enumerate(names):
         past.append(v)

@@ -88,6 +88,8 @@ def array(name: str, data: Array, dtype: str, *, note: str) -> str:
 def rows(data: Array) -> str:
     """The values of an array as lines of C literals, each line ended by a comma."""
     flat = np.ascontiguousarray(data).reshape(-1)
+    if flat.dtype == np.float16:
+        flat = flat.view(np.uint16)  # as C_TYPES has it
     if flat.dtype.kind == "f":
         literals = [float_literal(v) for v in flat.tolist()]
     else:

@@ -16,6 +16,7 @@ from ...planner.plan import ALIGNMENT_BYTES, Buffer, Plan
 from .ctext import array, block, c_type, comment, identifier, symbol
 from .emit_call import float_literal
 from .golden import SEED, golden_arrays, golden_table, run_golden
+from .sample import sample_declaration, sample_definition, sample_sizes, sample_sources
 from .schedule import emit_schedule
 
 _INCLUDE = re.compile(r'^#include "(odtplan_\w+)\.h"', re.MULTILINE)
@@ -95,12 +96,17 @@ class _Library:
             for suffix in (".h", ".c", "_weights.h", "_selftest.c")
         }
         files[f"{self.model}_weights.c"] = self._weights()
-        kernels = kernel_files(["odtplan_runtime", *self.schedule.sources])
+        kernels = kernel_files(["odtplan_runtime", *self._kernel_sources()])
         sources = [f"{self.model}.c", f"{self.model}_weights.c"]
         sources += [n for n in kernels if n.endswith(".c")]
         values["sources"] = "\n".join(f"  {s}" for s in sources)
         files["CMakeLists.txt"] = Template(_template("CMakeLists.txt")).substitute(values)
         return files | kernels
+
+    def _kernel_sources(self) -> list[str]:
+        """Kernel files of the schedule and of the function that makes samples."""
+        used = {*self.schedule.sources, *sample_sources(self.training.sample.type)}
+        return sorted(used)
 
     def _values(self) -> dict[str, str | int]:
         plan, schedule, training = self.plan, self.schedule, self.training
@@ -120,6 +126,8 @@ class _Library:
             "summary": self._summary(),
             "sizes": self._sizes(),
             "sample_type": sample_type,
+            "sample_declaration": sample_declaration(training.sample.type, self.model),
+            "sample_definition": sample_definition(training.sample.type, self.model),
             "sample_offset": sample.offset,
             "sample_bytes": training.sample.type.nbytes,
             "sample_end": sample.offset + sample.bytes,
@@ -129,7 +137,7 @@ class _Library:
             "target_note": self._target_note(),
             "micro_note": "" if micro == 1 else f" of {micro} micro-steps",
             "kernel_target": "const int32_t *target" if labels else "const float *target",
-            "includes": "".join(f'#include "{s}.h"\n' for s in schedule.sources),
+            "includes": "".join(f'#include "{s}.h"\n' for s in self._kernel_sources()),
             "plan_low": f"0x{low:08x}u",
             "plan_high": f"0x{high:08x}u",
             "decay": self._decay(),
@@ -172,6 +180,7 @@ class _Library:
             "TARGET_SIZE": (f"{training.target.type.size}", "labels or floats of the target"),
             "MICRO_BATCHES": (f"{plan.training.micro_batches}", "training calls per update"),
         }
+        sizes |= sample_sizes(training.sample.type)
         if training.spec.loss == "cross_entropy":
             sizes["CLASSES"] = (f"{training.prediction.type.shape[-1]}", "labels are 0 .. this - 1")
         lines = (f"{self.macro}_{k} {v} /* {note} */" for k, (v, note) in sizes.items())

@@ -19,6 +19,7 @@ from ...ir.opdef import CKernel, OpDef, get_op
 #: C element type of each tensor dtype that a kernel can be handed.
 C_TYPES: dict[str, str] = {
     "f32": "float",
+    "f16": "uint16_t",
     "i32": "int32_t",
     "u8": "uint8_t",
     "i8": "int8_t",
@@ -82,6 +83,7 @@ def call(
     outputs: Sequence[str],
     workspace: str | None = None,
     rows: tuple[str, str] | None = None,
+    first_row: str = "0",
 ) -> str:
     """The C statement that runs a node.
 
@@ -94,6 +96,7 @@ def call(
             argument.
         rows: C expressions of the first row and the row after the last; only for row-streamed
             gradients, which compute all rows without it.
+        first_row: C expression of the row at which a run begins; used by updates that depend on it.
 
     Raises:
         GraphError: The node is a view, the counts are wrong, an operand is missing or present
@@ -130,6 +133,8 @@ def call(
         args += [begin, end]
     elif rows is not None:
         raise GraphError(f"node {node.name}: {node.op} can't be computed by rows")
+    if op.run_kernel is not None:
+        args.append(first_row)
     return f"{kernel.function(node)}({', '.join(args)});"
 
 

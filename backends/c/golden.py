@@ -64,7 +64,7 @@ def run_golden(plan: Plan, training: TrainingGraph) -> Golden:
             for _ in range(plan.training.micro_batches)
         ]
         state = runtime.state_bytes()
-        if np.isfinite(np.frombuffer(state, "<f4")).all() and np.isfinite(losses[-1]):
+        if runtime.is_finite() and np.isfinite(losses[-1]):
             return Golden(sample, target, float(lr), prediction, np.float32(losses[-1]), state)
         lr = lr / np.float32(2)
     raise OdtPlanError(
@@ -101,19 +101,26 @@ def golden_arrays(golden: Golden) -> str:
 
 
 def golden_table(golden: Golden, state: list[Buffer]) -> str:
-    """Table of compared state elements, and the elements."""
-    words = np.frombuffer(golden.state, "<f4")
-    entries, values = [], []
-    first = 0
+    """Table of compared state elements, and the elements: floats, and integers of i8 and i32."""
+    entries = []
+    floats, integers = np.zeros(0, np.float32), np.zeros(0, np.int32)
     for b in sorted(state, key=lambda b: b.offset):
-        size = b.bytes // 4
-        stride = max(1, size // ELEMENTS_PER_TENSOR)
-        picked = words[b.offset // 4 :][:size:stride][:ELEMENTS_PER_TENSOR]
-        entries.append(f"    {{{b.offset}u, {stride}, {picked.size}, {first}}},\n")
-        values.append(picked)
-        first += picked.size
+        t = TensorType(b.shape, b.dtype)
+        data = np.frombuffer(golden.state, t.np_dtype, t.size, b.offset)
+        stride = max(1, t.size // ELEMENTS_PER_TENSOR)
+        picked = data[::stride][:ELEMENTS_PER_TENSOR]
+        if b.dtype == "f32":
+            width, first, floats = 0, floats.size, np.concatenate([floats, picked])
+        else:
+            width, first = t.nbytes // t.size, integers.size
+            integers = np.concatenate([integers, picked.astype(np.int32)])
+        entries.append(f"    {{{b.offset}u, {width}, {stride}, {picked.size}, {first}}},\n")
     table = f"static const tensor_t golden_tensors[{len(entries)}] = {{\n{''.join(entries)}}};\n"
-    return _static("golden_elements", np.concatenate(values), "float") + table
+    arrays = (  # C has no empty ones
+        _static("golden_elements", floats if floats.size else np.zeros(1, np.float32), "float"),
+        _static("golden_integers", integers if integers.size else np.zeros(1, "i4"), "int32_t"),
+    )
+    return "".join([*arrays, table])
 
 
 def _static(name: str, data: Array, c_type: str) -> str:

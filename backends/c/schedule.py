@@ -191,32 +191,38 @@ class _Emitter:
         gradient = self._reads(operands)
         inputs = [tile if v is update.grad else self._optional(next(rest)) for v in consumer.inputs]
         outputs = self._writes(step)
-        shape = update.value.type.shape
-        rows = shape[0] if shape else 1
+        rows = _rows(update.grad.type)
         if get_op(grad.op).rows_kernel is None or step.tile_rows >= rows:
             lines = self._call(grad, gradient, [tile], step)
             return lines + self._call(consumer, inputs, outputs, None)
-        row_bytes = update.value.type.nbytes // rows
         whole, left = divmod(rows, step.tile_rows)
-        sliced = [v not in (None, update.grad, self.training.hyper) for v in consumer.inputs]
+        kept = (None, update.grad, self.training.hyper)
+        typed = set(self.weights.values())  # arrays of their own type; all other pointers are bytes
 
-        def tile_calls(row: str, offset: str, end: str, count: int) -> list[str]:
+        def at(pointer: str, v: Value, row: str) -> str:
+            """Where a row of an operand begins."""
+            unit = (v.type.size if pointer in typed else v.type.nbytes) // rows
+            if row == "row":
+                return f"{pointer} + row * {unit}"
+            return pointer if row == "0" else f"{pointer} + {int(row) * unit}"
+
+        def tile_calls(row: str, end: str, count: int) -> list[str]:
             part = _rows_of(consumer, count, keep=self.training.hyper)
-            at = "" if offset == "0" else f" + {offset}"
-            ins = [p + at if s and p else p for p, s in zip(inputs, sliced, strict=True)]
-            outs = [p + at for p in outputs]
+            ins = [
+                p if v is None or v in kept or p is None else at(p, v, row)
+                for p, v in zip(inputs, consumer.inputs, strict=True)
+            ]
+            outs = [at(p, v, row) for p, v in zip(outputs, consumer.outputs, strict=True)]
             lines = self._call(grad, gradient, [tile], step, (row, end))
-            return lines + self._call(part, ins, outs, None)
+            return lines + self._call(part, ins, outs, None, first_row=row)
 
         if whole > 1:
             head = f"for (row = 0; row < {whole * step.tile_rows}; row += {step.tile_rows}) {{"
-            end = f"row + {step.tile_rows}"
-            lines = block(head, tile_calls("row", f"row * {row_bytes}", end, step.tile_rows))
+            lines = block(head, tile_calls("row", f"row + {step.tile_rows}", step.tile_rows))
         else:
-            lines = tile_calls("0", "0", str(step.tile_rows), step.tile_rows)
+            lines = tile_calls("0", str(step.tile_rows), step.tile_rows)
         if left:
-            done = whole * step.tile_rows
-            lines += tile_calls(str(done), str(done * row_bytes), str(rows), left)
+            lines += tile_calls(str(whole * step.tile_rows), str(rows), left)
         return lines
 
     def _call(
@@ -226,11 +232,12 @@ class _Emitter:
         outputs: Sequence[str],
         step: Step | None,
         rows: tuple[str, str] | None = None,
+        first_row: str = "0",
     ) -> list[str]:
         if not _runs(node):
             return []
         workspace = self.pointer(step.workspace) if step is not None and step.workspace else None
-        return wrap(call(node, self._params(node), inputs, outputs, workspace, rows))
+        return wrap(call(node, self._params(node), inputs, outputs, workspace, rows, first_row))
 
     def _params(self, node: Node) -> str:
         """Name of the parameter struct; equal structs are defined once."""
@@ -266,6 +273,10 @@ class _Emitter:
 
 def _runs(node: Node) -> bool:
     return not get_op(node.op).view
+
+
+def _rows(t: TensorType) -> int:
+    return t.shape[0] if t.shape else 1
 
 
 def _rows_of(node: Node, count: int, keep: Value) -> Node:

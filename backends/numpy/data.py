@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import ArrayLike
 
 from ...ir.errors import UsageError
 from ...ir.graph import Array, TensorType
+from ...ir.opdef import get_op
+from ...ir.sample import quantizer
 from ...ir.training import TrainingGraph
 
 
@@ -61,6 +64,35 @@ def fitted(data: ArrayLike, t: TensorType, what: str) -> Array:
     return converted
 
 
+def stored_sample(data: ArrayLike, t: TensorType, what: str) -> Array:
+    """Samples of a run-time input in its dtype.
+
+    An i8 input takes int8 as it is, the stored values, and floats as real numbers, which it
+    quantizes: to nearest, ties to even, saturated. Other integers could be meant either way.
+
+    Args:
+        data: Samples of the shape of ``t``.
+        t: Type of the input, any batch.
+        what: Subject of the message.
+
+    Raises:
+        UsageError: Wrong shape, wrong kind of numbers, or NaN or infinite where an i8 input would
+            hide it.
+    """
+    array, quantize = np.asarray(data), quantizer(t)
+    if quantize is None or array.dtype == np.int8 or array.shape != t.storage_shape:
+        return fitted(array, t, what)
+    if array.dtype.kind != "f":
+        raise UsageError(
+            f"{what} is {array.dtype}, the plan needs {t}: give int8 as it is stored, or floats,"
+            " which are quantized"
+        )
+    real = _f32(array)
+    if not np.isfinite(real).all():
+        raise UsageError(f"{what} has a NaN or infinite value")
+    return get_op(quantize.op).kernel(quantize, [real])[0]
+
+
 def check_labels(labels: Array, classes: int, what: str) -> None:
     """Demand labels from 0 to ``classes - 1``.
 
@@ -79,7 +111,7 @@ def checked_samples(training: TrainingGraph, x: Array) -> Array:
 
     Raises:
         UsageError: Not numbers, another shape than the model's, none at all, or not finite;
-            numbers that an integer input can't hold.
+            integers other than int8 for an i8 input.
     """
     kind = training.sample.type
     want = kind.shape[1:]
@@ -89,13 +121,12 @@ def checked_samples(training: TrainingGraph, x: Array) -> Array:
         )
     if len(x) == 0:
         raise UsageError("x has no samples")
-    if kind.dtype != "f32":
-        return fitted(x, TensorType((len(x), *want), kind.dtype), "x")
-    x = _f32(x)
-    if not np.isfinite(x).all():
-        bad = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
-        raise UsageError(f"x: sample {bad} has a NaN or infinite value")
-    return x
+    if x.dtype.kind == "f" or kind.dtype == "f32":
+        x = _f32(x)
+        if not np.isfinite(x).all():
+            bad = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
+            raise UsageError(f"x: sample {bad} has a NaN or infinite value")
+    return stored_sample(x, replace(kind, shape=(len(x), *want)), "x")
 
 
 def checked_targets(training: TrainingGraph, y: Array, count: int) -> Array:

@@ -1,7 +1,8 @@
 """The memory of a plan as NumPy buffers: an arena and a state of exactly the planned bytes.
 
-Bytes that no live buffer covers are poisoned with 0xFF (a NaN in every float type), so that a read
-of a dead range shows in the results.
+Bytes of arena and storage that no live buffer covers are poisoned with 0xFF (a NaN in every float
+type), so that a read of a dead range shows in the results. The padding of the state is zero, as on
+the device.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class Memory:
     """
 
     def __init__(self, plan: Plan) -> None:
-        """Allocate the planned bytes; all of them poisoned."""
+        """Allocate the planned bytes; those that do not survive a step are poisoned."""
         ram = plan.claims.ram_bytes
         self.arena = _poisoned(ram.arena)
-        self.state = _poisoned(ram.weights + ram.optimizer + ram.accumulators)
+        self.state = np.zeros(ram.weights + ram.optimizer + ram.accumulators, np.uint8)
         self.storage = _poisoned(plan.claims.storage_bytes)
         spaces = {"arena": self.arena, "state": self.state, "storage": self.storage}
         self.views = {b.id: _view(spaces[b.space], b) for b in plan.buffers if b.space in spaces}

@@ -1,77 +1,136 @@
-"""Parameters by their names in the model: updated ones in RAM, frozen ones and parts in flash."""
+"""Parameters by their names in the model: updated ones in RAM, frozen ones and parts in flash.
+
+Outside they are real numbers, f32; those of integer layers are stored as i8 weights and i32 biases.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ...ir.errors import UsageError
-from ...ir.graph import Array, TensorType, Value
-from ...ir.opdef import get_op
+from ...ir.graph import Array, Node, TensorType, Value
+from ...ir.opdef import ParamSlot, get_op
+from ...ir.ops.qoptimizer import BOUNDS
+from ...ir.parameter_steps import steps
 from ...ir.training import TrainingGraph, Update
 from .data import fitted
 
 
+@dataclass(frozen=True)
+class _Parameter:
+    """A parameter where a layer uses it; ``cold`` is the frozen rest and its axis."""
+
+    name: str
+    node: Node
+    slot: ParamSlot
+    value: Value
+    update: Update | None
+    cold: tuple[int, Value] | None
+
+    def real(self, value: Value, stored: Array) -> Array:
+        """The numbers that a stored tensor means."""
+        if value.type.dtype == "f32":
+            return stored.copy()
+        if value.type.quant is not None:
+            return value.type.quant.dequantize(stored)
+        return np.asarray(stored * steps(self.node, self.slot), np.float32)
+
+    def stored(self, value: Value, real: Array, old: Array) -> Array:
+        """Real numbers as they are stored; what ``old`` means already stays as it is.
+
+        Raises:
+            UsageError: A NaN or infinite value, which no integer means.
+        """
+        if value.type.dtype == "f32":
+            return real
+        if not np.isfinite(real).all():
+            raise UsageError(f"parameter {self.name} is stored in integers and must be finite")
+        if value.type.quant is not None:
+            new: Array = value.type.quant.quantize(real)
+        else:
+            wanted = np.rint(real / steps(self.node, self.slot))
+            new = np.clip(wanted, *BOUNDS["i32"]).astype(np.int32)
+        return np.where(real == self.real(value, old), old, new)
+
+
 def merged(training: TrainingGraph, resident: Mapping[str, Array]) -> dict[str, Array]:
-    """Every parameter whole.
+    """Every parameter whole, in real numbers.
 
     Args:
         training: The training graph.
-        resident: Updated tensors by value name.
+        resident: Updated tensors by value name, as they are stored.
 
     Returns:
-        Copies by the name in the model, in forward order.
+        Copies by the name in the model, f32, in forward order.
     """
     constants = training.graph.constants
-    updated: dict[str, tuple[str, Array]] = {}
-    for u in training.updates:
-        data = resident[u.value.name].copy()
-        cold = _cold(u)
-        if cold is not None:
-            data = np.concatenate([data, constants[cold[1].name]], cold[0])
-        updated[u.value.name] = (u.candidate.param, data)
     result: dict[str, Array] = {}
+    for p in _parameters(training):
+        held = constants if p.update is None else resident
+        data = p.real(p.value, held[p.value.name])
+        if p.cold is not None:
+            axis, rest = p.cold
+            data = np.concatenate([data, p.real(rest, constants[rest.name])], axis)
+        result[p.name] = data
+    return result
+
+
+def split(
+    training: TrainingGraph, resident: Mapping[str, Array], values: Mapping[str, ArrayLike]
+) -> dict[str, Array]:
+    """Updated tensors by value name, as they are stored, from whole real parameters by model name.
+
+    Integers are those nearest to the real numbers, saturated.
+
+    Args:
+        training: The training graph.
+        resident: Updated tensors by value name, as they are stored now.
+        values: Parameters by the name in the model.
+
+    Raises:
+        UsageError: Unknown name, wrong shape, a value that integers can't have, or another value
+            for what is frozen.
+    """
+    constants = training.graph.constants
+    whole = merged(training, resident)
+    parameters = {p.name: p for p in _parameters(training)}
+    result: dict[str, Array] = {}
+    for name, given in values.items():
+        if name not in parameters:
+            raise UsageError(f"the model has no parameter {name}")
+        p = parameters[name]
+        new = fitted(given, TensorType(whole[name].shape), f"parameter {name}")
+        frozen = [(p.value, new)] if p.update is None else []
+        if p.update is not None:
+            if p.cold is not None:
+                axis, rest = p.cold
+                new, remainder = np.split(new, [p.value.type.shape[axis]], axis)
+                frozen.append((rest, remainder))
+            result[p.value.name] = p.stored(p.value, new, resident[p.value.name])
+        for v, data in frozen:
+            if not np.array_equal(p.stored(v, data, constants[v.name]), constants[v.name]):
+                raise UsageError(
+                    f"parameter {name}: the plan keeps"
+                    f" {'part of it' if p.update else 'it'} frozen in flash, so other values can't"
+                    " be loaded; plan with --train all"
+                )
+    return result
+
+
+def _parameters(training: TrainingGraph) -> Iterator[_Parameter]:
+    """All parameters in forward order; a shared one wherever it is used."""
+    updates = {u.value.name: u for u in training.updates}
     for node in training.graph.nodes:
         for slot in get_op(node.op).params:
             v = node.inputs[slot.index] if slot.index < len(node.inputs) else None
-            if v is not None and v.name in constants:
-                name, data = updated.get(v.name) or (v.name, constants[v.name].copy())
-                result[name] = data
-    return result
-
-
-def split(training: TrainingGraph, values: Mapping[str, ArrayLike]) -> dict[str, Array]:
-    """Updated tensors by value name, from whole parameters by model name.
-
-    Raises:
-        UsageError: Unknown name, wrong shape, or another value for what is frozen.
-    """
-    constants = training.graph.constants
-    initial = merged(training, {u.value.name: constants[u.value.name] for u in training.updates})
-    updates = {u.candidate.param: u for u in training.updates}
-    result: dict[str, Array] = {}
-    for name, given in values.items():
-        if name not in initial:
-            raise UsageError(f"the model has no parameter {name}")
-        old = initial[name]
-        new = fitted(given, TensorType(old.shape), f"parameter {name}")
-        u = updates.get(name)
-        cold = None if u is None else _cold(u)
-        if u is not None and cold is None:
-            result[u.value.name] = new
-            continue
-        if u is not None and cold is not None:
-            hot = u.value.type.shape[cold[0]]
-            result[u.value.name], new = np.split(new, [hot], cold[0])
-            old = constants[cold[1].name]
-        if not np.array_equal(new, old):
-            raise UsageError(
-                f"parameter {name}: the plan keeps {'part of it' if u else 'it'} frozen in flash,"
-                " so other values can't be loaded; plan with --train all"
-            )
-    return result
+            if v is not None and v.name in training.graph.constants:
+                u = updates.get(v.name)
+                name = v.name if u is None else u.candidate.param
+                yield _Parameter(name, node, slot, v, u, None if u is None else _cold(u))
 
 
 def _cold(update: Update) -> tuple[int, Value] | None:

@@ -12,7 +12,7 @@ from ...ir.graph import Array, Node, Value
 from ...ir.opdef import get_op
 from ...ir.training import TrainingGraph, Update
 from ...planner.plan import Plan, Step
-from .data import check_labels, fitted
+from .data import check_labels, fitted, stored_sample
 from .memory import Memory
 from .parameters import merged, split
 
@@ -81,6 +81,10 @@ class Runtime:
     def infer(self, x: ArrayLike) -> Array:
         """The prediction for one batch; runs only the steps that it needs.
 
+        Args:
+            x: Samples, as the model's input; of an i8 input int8 as stored, or floats, which are
+                quantized.
+
         Raises:
             UsageError: ``x`` is not a batch of samples.
         """
@@ -99,7 +103,7 @@ class Runtime:
         """One micro-step; the last one of a group updates the parameters.
 
         Args:
-            x: Samples, as the model's input.
+            x: Samples, as in ``infer``.
             target: Labels i32[N] (cross entropy) or a tensor like the prediction (MSE).
             lr: Step size; counts in the micro-step that updates.
 
@@ -182,9 +186,8 @@ class Runtime:
     ) -> None:
         assert step.tile is not None, "a checked plan has a tile for a streamed gradient"
         inputs, rest = operands[: len(gradient.inputs)], operands[len(gradient.inputs) :]
-        t = update.value.type
+        t, op = update.grad.type, get_op(final.op)
         rows = t.shape[0] if t.shape else 1
-        row_shape = (rows, *t.shape[1:])
         scratch = self._arrays[step.tile].reshape(-1).view(np.uint8).view(t.np_dtype)
         per_row = t.size // rows
         rows_kernel = get_op(gradient.op).rows_kernel
@@ -204,15 +207,18 @@ class Runtime:
                 else:
                     a = next(given)
                     whole = a is None or v is self.training.hyper
-                    sliced.append(a if a is None or whole else a.reshape(row_shape)[begin:end])
-            results = get_op(final.op).kernel(final, sliced)
+                    sliced.append(a if a is None or whole else _by_rows(a)[begin:end])
+            if op.run_kernel is not None:
+                results = op.run_kernel(final, sliced, begin)
+            else:
+                results = op.kernel(final, sliced)
             for b, result in zip(step.writes, results, strict=True):
-                self._arrays[b].reshape(row_shape)[begin:end] = result
+                _by_rows(self._arrays[b])[begin:end] = result
 
     # ---- inputs
 
     def _feed(self, x: ArrayLike) -> None:
-        sample = fitted(x, self.training.sample.type, "the sample")
+        sample = stored_sample(x, self.training.sample.type, "the sample")
         self._memory.clear()
         self._arrays[self._sample][...] = sample
 
@@ -226,10 +232,11 @@ class Runtime:
         if not np.isfinite(lr) or lr < 0:
             raise UsageError(f"the step size must be a number >= 0, not {lr}")
         if self.training.spec.optimizer != "adam":
-            return np.array([lr, 1.0], np.float32)
+            return np.array([lr, 1.0, self.updates + 1], np.float32)
         bias1, bias2 = self._bias_corrections()
         one = np.float32(1.0)
-        return np.array([np.float32(lr) / bias1, one / np.sqrt(bias2)], np.float32)
+        rate = np.float32(lr) / bias1
+        return np.array([rate, one / np.sqrt(bias2), self.updates + 1], np.float32)
 
     def _bias_corrections(self) -> tuple[np.float32, np.float32]:
         """1 - beta1^t and 1 - beta2^t of the next update t, in f32.
@@ -250,17 +257,31 @@ class Runtime:
     # ---- parameters and state
 
     def params(self) -> dict[str, Array]:
-        """Every parameter by its name in the model, learned values merged in."""
+        """Every parameter by its name in the model, learned values merged in.
+
+        Real numbers, whole tensors: those of integer layers are dequantized (their matrices lie
+        output features first).
+        """
         return merged(self.training, self._resident)
 
     def set_params(self, values: Mapping[str, ArrayLike]) -> None:
         """Replace updated parameters; frozen ones may be given if they are as in the model.
 
+        Args:
+            values: Real numbers, whole tensors as ``params`` returns them; integer layers store the
+                nearest integers, saturated.
+
         Raises:
-            UsageError: Unknown name, wrong shape, or another value for a frozen parameter.
+            UsageError: Unknown name, wrong shape, another value for a frozen parameter, or a NaN or
+                infinite value for one that is stored in integers.
         """
-        for name, data in split(self.training, values).items():
+        for name, data in split(self.training, self._resident, values).items():
             self._resident[name][...] = data
+
+    def is_finite(self) -> bool:
+        """No float of the state is NaN or infinite; integers always are finite."""
+        floats = (a for a in self._resident.values() if a.dtype.kind == "f")
+        return all(bool(np.isfinite(a).all()) for a in floats)
 
     def state_bytes(self) -> bytes:
         """The state space, byte for byte as the plan lays it out."""
@@ -285,6 +306,11 @@ class Runtime:
         """Initial state: the model's parameters, zero in optimizer tensors and accumulators."""
         for name, array in self._resident.items():
             array[...] = self.training.graph.constants.get(name, 0)
+
+
+def _by_rows(a: Array) -> Array:
+    """The array itself; a scalar as one row."""
+    return a if a.shape else a.reshape(1)
 
 
 def _slice_to(plan: Plan, value: str) -> tuple[int, ...]:

@@ -101,7 +101,7 @@ def train(
                 for _ in range(micro):
                     chosen = [next(order) for _ in range(size)]
                     total += runtime.train_step(x[chosen], y[chosen], lr)
-            if not (np.isfinite(total) and _finite(runtime)):
+            if not (np.isfinite(total) and runtime.is_finite()):
                 stopped = "not_finite"
                 break
             good, counted = runtime.state_bytes(), runtime.updates
@@ -116,7 +116,7 @@ def train(
 
 
 def save_learned(runtime: Runtime, path: Path) -> None:
-    """Write the updated parameters, whole and by their names in the model, as .npz.
+    """Write the updated parameters, real, whole and by their names in the model, as .npz.
 
     The file appears under its name only when it is complete.
 
@@ -141,11 +141,6 @@ def save_learned(runtime: Runtime, path: Path) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-
-
-def _finite(runtime: Runtime) -> bool:
-    """All state is finite; it is f32 throughout."""
-    return bool(np.isfinite(np.frombuffer(runtime.state_bytes(), np.float32)).all())
 
 
 def _order(count: int, seed: int) -> Iterator[int]:

@@ -16,7 +16,6 @@ from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import (
     CKernel,
-    CostClass,
     OpDef,
     ParamSlot,
     Sample,
@@ -26,6 +25,7 @@ from ..opdef import (
     operand,
     register,
 )
+from . import conv_work
 from .window import Window, planes, window
 
 if TYPE_CHECKING:
@@ -49,7 +49,16 @@ def full_weight(node: Node, w: int, cold: int) -> tuple[int, ...]:
     Raises:
         GraphError: The two do not fit together.
     """
-    shape, rest = f32_operand(node, w).shape, _optional(node, cold)
+    return joined_shape(node, f32_operand(node, w).shape, cold)
+
+
+def joined_shape(node: Node, shape: tuple[int, ...], cold: int) -> tuple[int, ...]:
+    """Shape of a weight of that shape joined with its frozen rest (operand ``cold``).
+
+    Raises:
+        GraphError: The two do not fit together.
+    """
+    rest = _optional(node, cold)
     if rest is None:
         return shape
     axis = 1 if node.int_attr("group", 1) == 1 else 0
@@ -157,19 +166,21 @@ def _vjp(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Va
         if b.channels is not None and axis is not None:
             shape[axis] = b.channels
         attrs = {**geometry, "weight_shape": tuple(shape)}
-        leading = b.leading_channels(x, 1)
-        grads[1] = b.add("ConvGradWeight", (leading, dy), attrs, suffix="grad_weight")
+        kept = b.kept_input(x, 1)
+        op = {"f16": "HConvGradWeight", "i8": "QConvGradWeight"}.get(kept.type.dtype)
+        grads[1] = b.add(op or "ConvGradWeight", (kept, dy), attrs, suffix="grad_weight")
     if len(need) > 2 and need[2]:
         grads[2] = b.add("ConvGradBias", (dy,), suffix="grad_bias")
     return grads
 
 
-def _work(node: Node) -> Work:
-    """Multiply-accumulates of the taps that are inside the input."""
-    x, weight = operand(node, 0).shape, full_weight(node, 1, 3)
-    win, planes = _window(node), x[0] * weight[0] * weight[1]
-    cost_class: CostClass = "depthwise" if is_depthwise(node, x[1], weight[0]) else "conv"
-    return Work(cost_class, planes * win.taps(), planes * win.runs())
+def _work(node: Node) -> tuple[Work, ...]:
+    x, weight, hot = operand(node, 0).shape, full_weight(node, 1, 3), operand(node, 1).shape[1]
+    win, group, depth = _window(node), node.int_attr("group", 1), weight[1]
+    if is_depthwise(node, x[1], weight[0]):
+        return conv_work.depthwise(win, False, x[0] * weight[0])
+    depths = (hot, depth - hot) if 0 < hot < depth else (depth,)
+    return conv_work.convolve(win, False, (weight[0] // group,), depths, x[0] * group)
 
 
 def _c_params(node: Node) -> dict[str, Attr]:
@@ -226,7 +237,7 @@ register(
         samples=_samples,
         vjp=_vjp,
         params=(
-            ParamSlot(1, "weight", channel_axis=_channel_axis, cold_index=3),
+            ParamSlot(1, "weight", _channel_axis, cold_index=3, compressible=True),
             ParamSlot(2, "bias"),
         ),
     )

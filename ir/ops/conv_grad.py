@@ -7,12 +7,14 @@ Accumulation orders: ``ConvGradInput`` sums taps (o, ky, kx); ``ConvGradWeight``
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType
-from ..opdef import CKernel, CostClass, OpDef, Sample, Work, array, f32_operand, operand, register
+from ..opdef import CKernel, OpDef, Sample, Work, array, f32_operand, operand, register
+from . import conv_work
 from .conv import CASES, PARTIAL, check_group, full_weight, is_depthwise, join, result_type, struct
 from .window import Window, planes, window
 
@@ -23,6 +25,10 @@ _MANY = 1024
 
 
 # -- gradient of the input -------------------------------------------------------------------------
+
+
+#: ODTPLAN_MARGIN_ROOM of backends/c/kernels/odtplan_margin.h.
+MARGIN_ROOM = 352
 
 
 def grad_input_window(node: Node) -> Window:
@@ -54,12 +60,21 @@ def grad_input(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
     return [dx.reshape(shape)]
 
 
-def _work_grad_input(node: Node) -> Work:
-    shape, weight = node.ints_attr("shape"), full_weight(node, 1, 2)
-    win, planes = grad_input_window(node), shape[0] * weight[0] * weight[1]
-    depthwise = is_depthwise(node, shape[1], weight[0])
-    cost_class: CostClass = "depthwise_grad_input" if depthwise else "conv_grad_input"
-    return Work(cost_class, planes * win.taps(), planes * win.runs())
+def _work_grad_input(node: Node) -> tuple[Work, ...]:
+    shape, weight, hot = node.ints_attr("shape"), full_weight(node, 1, 2), operand(node, 1).shape[1]
+    win, group, depth = grad_input_window(node), node.int_attr("group", 1), weight[1]
+    if is_depthwise(node, shape[1], weight[0]):
+        return conv_work.depthwise(win, True, shape[0] * weight[0])
+    channels = (hot, depth - hot) if 0 < hot < depth else (depth,)
+    return conv_work.convolve(win, True, channels, (weight[0] // group,), shape[0] * group)
+
+
+def keeps_copies(node: Node, channels: int, filters: int) -> bool:
+    """The C kernel copies each plane of dy before it writes that of dx: a small depthwise layer."""
+    win = grad_input_window(node)
+    if not is_depthwise(node, channels, filters) or not win.keeps_size() or win.is_pointwise():
+        return False
+    return win.y.size * (win.x.size + win.x.kernel - 1) <= MARGIN_ROOM
 
 
 def _c_params_grad_input(node: Node) -> dict[str, Attr]:
@@ -71,14 +86,19 @@ def _c_params_grad_input(node: Node) -> dict[str, Attr]:
 # -- gradient of the weight ------------------------------------------------------------------------
 
 
-def _grad_weight_window(node: Node) -> Window:
+def grad_weight_window(node: Node) -> Window:
+    """Window of the gradient of a convolution's weight."""
     return window(node, operand(node, 0).shape[2:], node.ints_attr("weight_shape")[2:])
 
 
-def _infer_grad_weight(node: Node) -> list[TensorType]:
-    x, dy, shape = f32_operand(node, 0), f32_operand(node, 1), node.ints_attr("weight_shape")
-    group = node.int_attr("group", 1)
-    out = _grad_weight_window(node).out_shape(len(shape) - 2)
+def check_grad_weight(node: Node, x: TensorType, dy: TensorType) -> tuple[int, ...]:
+    """Shape of the gradient of the weight.
+
+    Raises:
+        GraphError: Input, gradient of the result and weight do not belong together.
+    """
+    shape, group = node.ints_attr("weight_shape"), node.int_attr("group", 1)
+    out = grad_weight_window(node).out_shape(len(shape) - 2)
     if dy.shape != (x.shape[0], dy.shape[1], *out):
         raise GraphError(f"gradient {dy} does not belong to a convolution of {x} by {shape}")
     filters = dy.shape[1] // group
@@ -87,7 +107,12 @@ def _infer_grad_weight(node: Node) -> list[TensorType]:
         raise GraphError(f"gradient {dy} in {group} groups does not fit the weight {shape}")
     if (shape[0] - 1) // filters * shape[1] + shape[1] > x.shape[1]:
         raise GraphError(f"input {x} has too few channels for the weight {shape}")
-    return [TensorType(shape, x.dtype)]
+    return shape
+
+
+def _infer_grad_weight(node: Node) -> list[TensorType]:
+    x, dy = f32_operand(node, 0), f32_operand(node, 1)
+    return [TensorType(check_grad_weight(node, x, dy), x.dtype)]
 
 
 def _products(a: Array, b: Array) -> Array:
@@ -112,9 +137,10 @@ def _products(a: Array, b: Array) -> Array:
     return total
 
 
-def _rows_grad_weight(node: Node, inputs: Sequence[Array | None], begin: int, end: int) -> Array:
+def rows_grad_weight(node: Node, inputs: Sequence[Array | None], begin: int, end: int) -> Array:
+    """Rows of the gradient of the weight, from x and dy."""
     x, dy = array(inputs, 0), array(inputs, 1)
-    shape, win = node.ints_attr("weight_shape"), _grad_weight_window(node)
+    shape, win = node.ints_attr("weight_shape"), grad_weight_window(node)
     filters = dy.shape[1] // node.int_attr("group", 1)
     xs, dys = np.swapaxes(planes(x), 0, 1), np.swapaxes(planes(dy)[:, begin:end], 0, 1)
     groups = np.arange(begin, end) // filters
@@ -130,7 +156,7 @@ def _rows_grad_weight(node: Node, inputs: Sequence[Array | None], begin: int, en
 
 
 def _kernel_grad_weight(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
-    return [_rows_grad_weight(node, inputs, 0, node.ints_attr("weight_shape")[0])]
+    return [rows_grad_weight(node, inputs, 0, node.ints_attr("weight_shape")[0])]
 
 
 def _depthwise_grad_weight(node: Node) -> bool:
@@ -140,18 +166,28 @@ def _depthwise_grad_weight(node: Node) -> bool:
     )
 
 
-def _work_grad_weight(node: Node) -> Work:
-    shape = node.ints_attr("weight_shape")
-    win, planes = _grad_weight_window(node), operand(node, 0).shape[0] * shape[0] * shape[1]
-    depthwise = _depthwise_grad_weight(node)
-    cost_class: CostClass = "depthwise_grad_weight" if depthwise else "conv_grad_weight"
-    return Work(cost_class, planes * win.taps(), planes * win.runs())
+def runs_of_rows(node: Node, tile_rows: int) -> list[int]:
+    """Rows of the gradient of the weight that are of one tile (0: a single one) and one group."""
+    rows, filters = node.ints_attr("weight_shape")[0], operand(node, 1).shape[1]
+    tiles = range(0, rows, tile_rows or rows)
+    groups = range(0, rows, filters // node.int_attr("group", 1))
+    return [b - a for a, b in pairwise(sorted({*tiles, *groups, rows}))]
 
 
-def _c_params_grad_weight(node: Node) -> dict[str, Attr]:
+def _work_grad_weight(node: Node, tile_rows: int = 0) -> tuple[Work, ...]:
+    shape, win = node.ints_attr("weight_shape"), grad_weight_window(node)
+    batch = operand(node, 0).shape[0]
+    if _depthwise_grad_weight(node):
+        calls = -(-shape[0] // (tile_rows or shape[0]))
+        return conv_work.depthwise_grad_weight(win, batch, shape[0], calls)
+    return conv_work.grad_weight(win, batch, runs_of_rows(node, tile_rows), shape[1])
+
+
+def grad_weight_params(node: Node) -> dict[str, Attr]:
+    """Fields of ``odtplan_conv_t`` for the gradient of the weight; see odtplan_gather.h."""
     x, dy, shape = operand(node, 0).shape, operand(node, 1).shape, node.ints_attr("weight_shape")
     weight = (dy[1], *shape[1:])  # rows come by row_begin..row_end
-    return struct(node, _grad_weight_window(node), x[0], x[1], weight, shape[0])
+    return struct(node, grad_weight_window(node), x[0], x[1], weight, shape[0])
 
 
 # -- gradient of the bias --------------------------------------------------------------------------
@@ -186,11 +222,18 @@ def _samples_grad_input() -> Iterator[Sample]:
         yield Sample(types3, {**attrs, "shape": x}, differentiable=())
 
 
-def _samples_grad_weight() -> Iterator[Sample]:
+def grad_weight_samples(
+    more: Sequence[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], dict[str, Attr]]] = (),
+) -> Iterator[Sample]:
+    """Whole and partial gradients of the weight.
+
+    Args:
+        more: Further cases: x, weight, updated part of the weight, attributes.
+    """
     cases = [(x, w, w, attrs) for x, w, attrs in CASES]
     (x0, w0, a0), (_x4, w4, a4) = CASES[0], CASES[4]
     cases += [(x0, w0, (6, 3, 3, 3), a0), ((1, 2, 7, 8), w4, (2, 1, 3, 3), a4)]
-    for x, w, part, attrs in cases:
+    for x, w, part, attrs in (*cases, *more):
         types = (TensorType(x), result_type(x, w, attrs))
         yield Sample(types, {**attrs, "weight_shape": part}, differentiable=())
 
@@ -209,6 +252,10 @@ register(
             operands=3,
         ),
         samples=_samples_grad_input,
+        inplace=(0,),
+        can_be_inplace=lambda node: keeps_copies(
+            node, node.ints_attr("shape")[1], full_weight(node, 1, 2)[0]
+        ),
     )
 )
 register(
@@ -216,15 +263,16 @@ register(
         name="ConvGradWeight",
         infer=_infer_grad_weight,
         kernel=_kernel_grad_weight,
-        rows_kernel=_rows_grad_weight,
+        rows_kernel=rows_grad_weight,
         work=_work_grad_weight,
+        tiled_work=_work_grad_weight,
         c=CKernel(
             "odtplan_conv_grad_weight_f32",
             "odtplan_conv_t",
             "odtplan_conv_grad",
-            _c_params_grad_weight,
+            grad_weight_params,
         ),
-        samples=_samples_grad_weight,
+        samples=grad_weight_samples,
     )
 )
 register(

@@ -7,6 +7,7 @@ one loop with stride 0, and a channel operand ``[C,1,1]`` is two loops.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -93,11 +94,20 @@ def _broadcast_strides(shape: tuple[int, ...], out: tuple[int, ...]) -> tuple[in
     return tuple(0 if d == 1 else s for d, s in zip(padded, strides, strict=True))
 
 
+def _walks(node: Node) -> list[tuple[int, ...]]:
+    """Strides of both operands in the order of the result."""
+    return [_broadcast_strides(f32_operand(node, i).shape, node.out.type.shape) for i in (0, 1)]
+
+
 def _binary_params(node: Node) -> dict[str, Attr]:
-    out = node.out.type.shape
-    a, b = (_broadcast_strides(f32_operand(node, i).shape, out) for i in (0, 1))
-    dims, (a, b) = merge_axes(out, a, b)
+    dims, (a, b) = merge_axes(node.out.type.shape, *_walks(node))
     return {"rank": len(dims), "dims": dims, "a_strides": a, "b_strides": b}
+
+
+def _binary_work(node: Node) -> Work:
+    """One operation per element, a loop per run along the innermost merged axis."""
+    *outer, _ = merge_axes(node.out.type.shape, *_walks(node))[0]
+    return Work("elementwise", node.out.type.size, loops=prod(outer))
 
 
 def _sum_to(builder: GradBuilder, d: Value, operand: Value, suffix: str) -> Value:
@@ -197,7 +207,7 @@ def _register_binary(
             name=name,
             infer=_infer_binary,
             kernel=kernel,
-            work=lambda node: Work("elementwise", node.out.type.size),
+            work=_binary_work,
             c=CKernel(symbol, "odtplan_binary_t", "odtplan_elementwise", _binary_params),
             samples=_binary_samples(low),
             vjp=vjp,

@@ -15,7 +15,7 @@ import numpy as np
 from ..autodiff import GradBuilder
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
-from ..opdef import CKernel, OpDef, ParamSlot, Sample, Work, operand, register
+from ..opdef import CKernel, CostClass, OpDef, ParamSlot, Sample, Work, operand, register
 
 T = TensorType
 
@@ -120,9 +120,46 @@ def layer_gradients(
         cold = node.inputs[cold_index] if len(node.inputs) > cold_index else None
         result[0] = builder.add("GemmGradInput", (dy, w, cold), attrs, suffix="grad_input")
     if need[1]:
-        leading = builder.leading_channels(x, len(x.type.shape) - 1)
-        result[1] = builder.add("GemmGradWeight", (leading, dy), attrs, suffix="grad_weight")
+        kept = builder.kept_input(x, len(x.type.shape) - 1)
+        op = {"f16": "HGemmGradWeight", "i8": "QGemmGradWeight"}.get(kept.type.dtype)
+        result[1] = builder.add(op or "GemmGradWeight", (kept, dy), attrs, suffix="grad_weight")
     return result
+
+
+def product_work(
+    rows: int, outs: int, taps: Sequence[int], cost_class: CostClass = "gemm"
+) -> Work:
+    """Work of rows of results, which the C kernel makes in fours, of fours of taps.
+
+    Args:
+        rows: Rows.
+        outs: Results of a row.
+        taps: Products of a result, by part of the weight.
+        cost_class: Cost class.
+    """
+    fours, ones = divmod(outs, 4)
+    return Work(
+        cost_class,
+        rows * outs * sum(taps),
+        passes=rows * sum(fours * (k // 4 + k % 4) + ones * k for k in taps),
+        loops=rows * (fours + ones) * len(taps),
+        outputs=rows * outs,
+    )
+
+
+def _gemm_work(node: Node) -> Work:
+    m, n, hot, cold = _layer_dims(node, 3)
+    return product_work(m, n, (hot, cold) if cold else (hot,))
+
+
+def _grad_input_work(node: Node) -> tuple[Work, ...]:
+    m, n, hot, cold = _layer_dims(node, 2)
+    return tuple(product_work(m, outs, (n,)) for outs in (hot, cold) if outs)
+
+
+def _grad_weight_work(node: Node) -> Work:
+    (rows, outs), m = node.out.type.shape, prod(operand(node, 0).shape[:-1])
+    return product_work(rows, outs, (m,), "gemm_grad_weight")
 
 
 def _gemm_params(node: Node) -> dict[str, Attr]:
@@ -143,12 +180,18 @@ register(
         "Gemm",
         infer=_gemm_infer,
         kernel=_gemm_kernel,
-        work=lambda node: Work("gemm", operand(node, 0).size * node.out.type.shape[1]),
+        work=_gemm_work,
         c=CKernel("odtplan_gemm_f32", "odtplan_gemm_t", "odtplan_gemm", _gemm_params),
         samples=_gemm_samples,
         vjp=_gemm_vjp,
         params=(
-            ParamSlot(1, "weight", lambda node: 1 if node.int_attr("trans_b", 0) else 0, 3),
+            ParamSlot(
+                1,
+                "weight",
+                lambda node: 1 if node.int_attr("trans_b", 0) else 0,
+                3,
+                compressible=True,
+            ),
             ParamSlot(2, "bias"),
         ),
     )
@@ -193,7 +236,7 @@ register(
         "GemmGradInput",
         infer=_grad_input_infer,
         kernel=_grad_input_kernel,
-        work=lambda node: Work("gemm_grad_input", operand(node, 0).size * node.out.type.shape[-1]),
+        work=_grad_input_work,
         c=CKernel(
             "odtplan_gemm_grad_input_f32",
             "odtplan_gemm_t",
@@ -206,15 +249,20 @@ register(
 )
 
 
-def _grad_weight_infer(node: Node) -> Sequence[TensorType]:
-    x, dy = operand(node, 0), operand(node, 1)
+def grad_weight_type(node: Node, x: TensorType, dy: TensorType) -> TensorType:
+    """Type of the gradient of the weight, in the layout of the stored weight.
+
+    Raises:
+        GraphError: Input and gradient of the result do not belong together.
+    """
     if len(x.shape) < 2 or x.shape[:-1] != dy.shape[:-1]:
         raise GraphError(f"input {x} and gradient {dy} must agree in all axes but the last")
     k, n = x.shape[-1], dy.shape[-1]
-    return (T((n, k) if node.int_attr("trans_b", 0) else (k, n), x.dtype),)
+    return T((n, k) if node.int_attr("trans_b", 0) else (k, n), dy.dtype)
 
 
-def _grad_weight_rows(node: Node, inputs: Sequence[Array | None], begin: int, end: int) -> Array:
+def grad_weight_rows(node: Node, inputs: Sequence[Array | None], begin: int, end: int) -> Array:
+    """Rows of the gradient of the weight, from x and dy."""
     x, dy = needed(inputs, 0), needed(inputs, 1)
     rows, columns = (dy, x) if node.int_attr("trans_b", 0) else (x, dy)
     rows = rows.reshape(-1, rows.shape[-1])[:, begin:end]
@@ -222,13 +270,15 @@ def _grad_weight_rows(node: Node, inputs: Sequence[Array | None], begin: int, en
     return chain(np.zeros((end - begin, columns.shape[1]), x.dtype), rows.T, columns)
 
 
-def _grad_weight_params(node: Node) -> dict[str, Attr]:
+def grad_weight_product_params(node: Node) -> dict[str, Attr]:
+    """Fields of ``odtplan_gemm_t`` for the gradient of the weight."""
     x, dy = operand(node, 0), operand(node, 1)
     m, k, n = prod(x.shape[:-1]), x.shape[-1], dy.shape[-1]
     return {"m": m, "n": n, "hot": k, "cold": 0, "trans_b": node.int_attr("trans_b", 0)}
 
 
-def _grad_weight_samples() -> Iterator[Sample]:
+def grad_weight_product_samples() -> Iterator[Sample]:
+    """Gradients of both layouts of the weight."""
     yield Sample((T((3, 5)), T((3, 6))), {"trans_b": 1})
     yield Sample((T((1, 7)), T((1, 4))), {"trans_b": 0})
     yield Sample((T((2, 3, 5)), T((2, 3, 2))), {"trans_b": 0})
@@ -237,16 +287,17 @@ def _grad_weight_samples() -> Iterator[Sample]:
 register(
     OpDef(
         "GemmGradWeight",
-        infer=_grad_weight_infer,
-        kernel=lambda node, inputs: (_grad_weight_rows(node, inputs, 0, node.out.type.shape[0]),),
-        rows_kernel=_grad_weight_rows,
-        work=lambda node: Work(
-            "gemm_grad_weight", operand(node, 0).size * operand(node, 1).shape[-1]
-        ),
+        infer=lambda node: (grad_weight_type(node, operand(node, 0), operand(node, 1)),),
+        kernel=lambda node, inputs: (grad_weight_rows(node, inputs, 0, node.out.type.shape[0]),),
+        rows_kernel=grad_weight_rows,
+        work=_grad_weight_work,
         c=CKernel(
-            "odtplan_gemm_grad_weight_f32", "odtplan_gemm_t", "odtplan_gemm", _grad_weight_params
+            "odtplan_gemm_grad_weight_f32",
+            "odtplan_gemm_t",
+            "odtplan_gemm",
+            grad_weight_product_params,
         ),
-        samples=_grad_weight_samples,
+        samples=grad_weight_product_samples,
     )
 )
 

@@ -10,7 +10,7 @@ from ..autodiff import GradBuilder
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, ParamSlot, Sample, Work, operand, register
-from .gemm import chain, get, joined, layer_gradients, needed, optional
+from .gemm import chain, get, joined, layer_gradients, needed, optional, product_work
 
 #: ODTPLAN_MAX_RANK of the C kernels less the two matrix axes.
 _BATCH_AXES = 4
@@ -67,6 +67,12 @@ def _kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
     a = a.swapaxes(-1, -2) if trans_a else a
     b = b.swapaxes(-1, -2) if trans_b else b
     return (chain(np.zeros(node.out.type.shape, a.dtype), a, b),)
+
+
+def _work(node: Node) -> Work:
+    _, n, hot, cold = _dims(node)
+    rows = node.out.type.size // n
+    return product_work(rows, n, (hot, cold) if cold else (hot,))
 
 
 def _vjp(
@@ -150,10 +156,12 @@ register(
         "MatMul",
         infer=_infer,
         kernel=_kernel,
-        work=lambda node: Work("gemm", node.out.type.size * sum(_dims(node)[2:])),
+        work=_work,
         c=CKernel("odtplan_matmul_f32", "odtplan_matmul_t", "odtplan_gemm", _params),
         samples=_samples,
         vjp=_vjp,
-        params=(ParamSlot(1, "weight", lambda node: 0 if _layer(node) else None, 2),),
+        params=(
+            ParamSlot(1, "weight", lambda node: 0 if _layer(node) else None, 2, compressible=True),
+        ),
     )
 )

@@ -50,7 +50,8 @@ def _params(node: Node) -> dict[str, Attr]:
 
 
 def _work(node: Node) -> Work:
-    return Work("elementwise", operand(node, 0).size)
+    x = operand(node, 0)
+    return Work("elementwise", x.size, loops=x.shape[0] * x.shape[1])
 
 
 def _kernel(node: Node, inputs: Sequence[Array | None]) -> list[Array]:

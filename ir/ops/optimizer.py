@@ -2,7 +2,7 @@
 
 All are elementwise: a back end may call them on any run of rows, with ``count`` set to the number
 of elements. Results lie in place: the new weight on the weight, each new moment on its moment (of
-which ``OpDef.inplace`` names only the weight). ``hyper`` is the f32[2] of ``TrainingGraph.hyper``.
+which ``OpDef.inplace`` names only the weight). ``hyper`` is the f32[3] of ``TrainingGraph.hyper``.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def _infer(states: int) -> Callable[[Node], Sequence[TensorType]]:
         for i in range(1, 2 + states):
             if operand(node, i) != weight:
                 raise GraphError(f"operand {i} is {operand(node, i)}, the weight {weight}")
-        if operand(node, 2 + states).shape != (2,):
-            raise GraphError(f"hyper must have the shape (2,), not {operand(node, 2 + states)}")
+        if operand(node, 2 + states).shape != (3,):
+            raise GraphError(f"hyper must have the shape (3,), not {operand(node, 2 + states)}")
         return (weight,) * (1 + states)
 
     return infer
@@ -40,31 +40,32 @@ def _arrays(inputs: Sequence[Array | None]) -> list[Array]:
     return result
 
 
-def _scaled(node: Node, g: Array) -> Array:
+def scaled(node: Node, g: Array) -> Array:
+    """The gradient times the attribute ``gradient_scale``."""
     return np.asarray(g * g.dtype.type(node.float_attr("gradient_scale", 1.0)))
 
 
 def _sgd_kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
     w, g, hyper = _arrays(inputs)
-    return (np.asarray(w - hyper[0] * _scaled(node, g)),)
+    return (np.asarray(w - hyper[0] * scaled(node, g)),)
 
 
 def _momentum_kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
     w, g, m, hyper = _arrays(inputs)
-    m = np.asarray(m.dtype.type(node.float_attr("momentum")) * m + _scaled(node, g))
+    m = np.asarray(m.dtype.type(node.float_attr("momentum")) * m + scaled(node, g))
     return np.asarray(w - hyper[0] * m), m
 
 
 def _adam_kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
     w, g, m, v, hyper = _arrays(inputs)
-    beta1, rest1, beta2, rest2, epsilon = map(w.dtype.type, _adam_attrs(node).values())
-    g = _scaled(node, g)
+    beta1, rest1, beta2, rest2, epsilon = map(w.dtype.type, adam_attrs(node).values())
+    g = scaled(node, g)
     m = np.asarray(beta1 * m + rest1 * g)
     v = np.asarray(beta2 * v + (rest2 * g) * g)
     return np.asarray(w - (hyper[0] * m) / (sqrt32(v) * hyper[1] + epsilon)), m, v
 
 
-def _adam_attrs(node: Node) -> dict[str, float]:
+def adam_attrs(node: Node) -> dict[str, float]:
     """Coefficients; 1 - beta is formed in double and rounded once."""
     beta1, beta2 = node.float_attr("beta1"), node.float_attr("beta2")
     return {
@@ -88,7 +89,7 @@ def _samples(states: int, attrs: dict[str, Attr]) -> Callable[[], Iterator[Sampl
         for shape in ((3, 4), (5,)):
             for scale in (1.0, 0.25):
                 yield Sample(
-                    (*(T(shape),) * (2 + states), T((2,))),
+                    (*(T(shape),) * (2 + states), T((3,))),
                     {**attrs, "gradient_scale": scale},
                     low=0.1,  # the second moment of Adam can't be negative
                 )
@@ -135,7 +136,7 @@ register(
             "odtplan_adam_f32",
             "odtplan_adam_t",
             "odtplan_optimizer",
-            lambda node: {**_count(node), **_adam_attrs(node)},
+            lambda node: {**_count(node), **adam_attrs(node)},
         ),
         samples=_samples(2, {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}),
         inplace=(0,),

@@ -86,8 +86,8 @@ def struct_of_shape(node: Node) -> dict[str, Attr]:
 
 def work(node: Node) -> Work:
     """One operation per tap inside the input."""
-    n, c = operand(node, 0).shape[:2]
-    return Work("pool", n * c * input_window(node).taps())
+    (n, c), win = operand(node, 0).shape[:2], input_window(node)
+    return Work("pool", n * c * win.taps(), loops=n * c * win.lines())
 
 
 # -- MaxPool ---------------------------------------------------------------------------------------
@@ -149,9 +149,10 @@ def _kernel_max_grad(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
     return [dx.reshape(shape)]
 
 
-def _work_max_grad(node: Node) -> Work:
-    """One operation per element cleared and per element added."""
-    return Work("pool", prod(node.ints_attr("shape")) + operand(node, 0).size)
+def _work_max_grad(node: Node) -> tuple[Work, ...]:
+    """One operation per element added; the result is cleared before."""
+    cleared = Work("copy", 4 * prod(node.ints_attr("shape")), outputs=0)
+    return Work("pool", operand(node, 0).size, outputs=0), cleared
 
 
 # -- samples ---------------------------------------------------------------------------------------

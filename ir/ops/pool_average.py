@@ -63,10 +63,12 @@ def _kernel_average_grad(node: Node, inputs: Sequence[Array | None]) -> list[Arr
     return [dx.reshape(shape)]
 
 
-def _work_average_grad(node: Node) -> Work:
-    """One operation per element cleared and per tap inside the input."""
-    shape = node.ints_attr("shape")
-    return Work("pool", prod(shape) + shape[0] * shape[1] * shape_window(node).taps())
+def _work_average_grad(node: Node) -> tuple[Work, ...]:
+    """One operation per tap inside the input; the result is cleared before."""
+    shape, win = node.ints_attr("shape"), shape_window(node)
+    taps, lines = (shape[0] * shape[1] * n for n in (win.taps(), win.lines()))
+    added = Work("pool", taps, loops=lines, outputs=operand(node, 0).size)
+    return added, Work("copy", 4 * prod(shape), outputs=0)
 
 
 # -- GlobalAveragePool -----------------------------------------------------------------------------

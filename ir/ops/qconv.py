@@ -1,24 +1,26 @@
-"""Integer convolution and the fp32 gradient of its input.
+"""Integer convolution; its gradients are in ``qconv_grad``.
 
-``QConv(x i8, w i8, bias i32 | None, multiplier i32[O], shift i32[O])``: accumulators are exact
-int32 sums of ``(x - zero point) * w`` and the bias; padding means real zero. Multiplier and shift
-of filter o hold ``scale_x * scale_w[o] / scale_y`` (``ir.quantization.fixed_points``). The gradient
-of the input uses the stored weight directly, each element times its scale (rounded to fp32).
+``QConv(x i8, w i8, bias i32 | None, multiplier i32[O], shift i32[O], cold i8 | None)``:
+accumulators are exact int32 sums of ``(x - zero point) * w`` and the bias; padding means real zero.
+Multiplier and shift of filter o hold ``scale_x * scale_w[o] / scale_y``
+(``ir.quantization.fixed_points``). A partly updated weight comes in two operands as in ``conv``:
+hot leading channels ``w``, frozen rest ``cold``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
-from ..opdef import CKernel, CostClass, OpDef, Sample, Work, array, f32_operand, operand, register
+from ..opdef import CKernel, OpDef, ParamSlot, Sample, Work, array, operand, register
 from ..quantization import rescale
-from .conv import CASES, check_group, is_depthwise, result_type
-from .conv_grad import grad_input, grad_input_window
+from . import conv_work
+from .conv import CASES, PARTIAL, check_group, is_depthwise, join, joined_shape, struct
 from .qtypes import (
     activation,
     check_accumulators,
@@ -42,13 +44,24 @@ if TYPE_CHECKING:
 BLOCK = 4
 #: ODTPLAN_MAX_LINES of backends/c/kernels/odtplan_types.h.
 MAX_LINES = 32
-#: Bytes of converted weights that the C kernel of the gradient holds at a time, if four channels
-#: of the input fit.
-_CONVERTED = 4096
+#: Operand that takes the frozen rest of a partly updated weight.
+COLD = 5
 
 
 def _window(node: Node) -> Window:
     return window(node, operand(node, 0).shape[2:], operand(node, 1).shape[2:])
+
+
+def whole_weight(node: Node, w: int, cold: int) -> tuple[int, ...]:
+    """Shape of the weight (operand ``w``) joined with its frozen rest (operand ``cold``).
+
+    Raises:
+        GraphError: One of them is no quantized weight, or they do not fit together.
+    """
+    shape = weight(node, w)[0].shape
+    if cold < len(node.inputs) and node.inputs[cold] is not None:
+        weight(node, cold)
+    return joined_shape(node, shape, cold)
 
 
 def _geometry(node: Node) -> dict[str, Attr]:
@@ -60,16 +73,16 @@ def _geometry(node: Node) -> dict[str, Attr]:
 
 
 def _infer(node: Node) -> list[TensorType]:
-    (x, _), (w, _) = activation(node, 0), weight(node, 1)
-    if len(x.shape) != len(w.shape):
+    (x, _), w = activation(node, 0), whole_weight(node, 1, COLD)
+    if len(x.shape) != len(w):
         raise GraphError(f"input {x} and weight {w} differ in rank")
-    check_group(node, x.shape[1], w.shape)
-    check_depth(w.size // w.shape[0])
-    check_factors(node, 3, w.shape[0])
-    if w.shape[1] == 1 and len(w.shape) == 4 and w.shape[2] > MAX_LINES:
-        raise GraphError(f"a depthwise window of {w.shape[2]} lines; at most {MAX_LINES}")
-    out = _window(node).out_shape(len(w.shape) - 2)
-    return [result(node, (x.shape[0], w.shape[0], *out))]
+    check_group(node, x.shape[1], w)
+    check_depth(prod(w[1:]))
+    check_factors(node, 3, w[0])
+    if w[1] == 1 and len(w) == 4 and w[2] > MAX_LINES:
+        raise GraphError(f"a depthwise window of {w[2]} lines; at most {MAX_LINES}")
+    out = _window(node).out_shape(len(w) - 2)
+    return [result(node, (x.shape[0], w[0], *out))]
 
 
 def _accumulate(x: Array, w: Array, win: Window, group: int) -> Array:
@@ -96,7 +109,8 @@ def _accumulate(x: Array, w: Array, win: Window, group: int) -> Array:
 def _kernel(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
     _, quant = activation(node, 0)
     x = array(inputs, 0).astype(np.int16) - np.int16(quant.zero_point)
-    w, bias = array(inputs, 1), inputs[2]
+    cold, bias = inputs[COLD] if len(inputs) > COLD else None, inputs[2]
+    w = join(node, array(inputs, 1), cold)
     acc = _accumulate(x, w, _window(node), node.int_attr("group", 1)).astype(np.int64)
     if bias is not None:
         acc += bias.astype(np.int64).reshape(-1, 1, 1)
@@ -105,45 +119,49 @@ def _kernel(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
     return [clamped(node, rescale(acc, multiplier, shift)).reshape(node.out.type.shape)]
 
 
+def _channel_axis(node: Node) -> int | None:
+    if node.int_attr("group", 1) == 1:
+        return 1
+    filters = whole_weight(node, 1, COLD)[0]
+    return 0 if is_depthwise(node, operand(node, 0).shape[1], filters) else None
+
+
 def _vjp(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Value | None]:
     x, w = node.inputs[:2]
     assert x is not None
     assert w is not None
+    cold = node.inputs[COLD] if len(node.inputs) > COLD else None
     grads: list[Value | None] = [None] * len(node.inputs)
-    if any(need[1:]):
-        raise GraphError(f"node {node.name}: a quantized layer is frozen; make it f32 to train it")
+    if not any(need):
+        return grads
+    geometry, inner = _geometry(node), through_clamp(b, node, dy)
     if need[0]:
-        scales = scales_constant(b, w, w.type.shape[0])
-        attrs = {**_geometry(node), "shape": x.type.shape}
-        inputs = (through_clamp(b, node, dy), w, scales)
-        grads[0] = b.add("QConvGradInput", inputs, attrs, suffix="grad_input")
+        scales = scales_constant(b.graph, w, None if node.int_attr("group", 1) == 1 else cold)
+        attrs = {**geometry, "shape": x.type.shape}
+        grads[0] = b.add("QConvGradInput", (inner, w, scales, cold), attrs, suffix="grad_input")
+    if need[1]:
+        shape, axis = list(w.type.shape), _channel_axis(node)
+        if b.channels is not None and axis is not None:
+            shape[axis] = b.channels
+        attrs = {**geometry, "weight_shape": tuple(shape)}
+        leading = b.leading_channels(x, 1)
+        grads[1] = b.add("QConvGradWeight", (leading, inner), attrs, suffix="grad_weight")
+    if len(need) > 2 and need[2]:
+        grads[2] = b.add("ConvGradBias", (inner,), suffix="grad_bias")
     return grads
 
 
-def _work(node: Node) -> Work:
-    """Multiply-accumulates of the taps that are inside the input."""
-    x, w = operand(node, 0).shape, operand(node, 1).shape
-    win, planes = _window(node), x[0] * w[0] * w[1]
-    cost_class: CostClass = "depthwise" if is_depthwise(node, x[1], w[0]) else "conv"
-    return Work(cost_class, planes * win.taps(), planes * win.runs(), "i8")
-
-
-def _struct(node: Node, win: Window, shape: Sequence[int]) -> dict[str, Attr]:
-    """Geometry fields; ``shape`` is that of the input of the convolution."""
-    w = operand(node, 1).shape
-    return {
-        "batch": shape[0],
-        "channels": shape[1],
-        "filters": w[0],
-        "group": node.int_attr("group", 1),
-        "group_channels": w[1],
-        **win.params(),
-    }
+def _work(node: Node) -> tuple[Work, ...]:
+    x, w, group = operand(node, 0).shape, whole_weight(node, 1, COLD), node.int_attr("group", 1)
+    if w[1] == 1:
+        return conv_work.integer_depthwise(_window(node), x[0] * w[0])
+    return conv_work.integer(_window(node), w[0] // group, w[1], x[0] * group)
 
 
 def _c_params(node: Node) -> dict[str, Attr]:
-    geometry = _struct(node, _window(node), operand(node, 0).shape)
-    zero = activation(node, 0)[1].zero_point
+    x, zero = operand(node, 0).shape, activation(node, 0)[1].zero_point
+    hot = operand(node, 1).shape[1 if node.int_attr("group", 1) == 1 else 0]
+    geometry = struct(node, _window(node), x[0], x[1], whole_weight(node, 1, COLD), hot)
     return {**geometry, "x_zero": zero, **out_fields(node)}
 
 
@@ -158,71 +176,25 @@ def line_bytes(win: Window) -> int:
     return _up(max(last, x.begin + x.size - 1) + 8, 4)
 
 
+def _line_by_line(node: Node) -> bool:
+    """A depthwise layer whose lines are copied before the result's line is written there."""
+    channels, filters = operand(node, 0).shape[1], whole_weight(node, 1, COLD)[0]
+    return is_depthwise(node, channels, filters) and _window(node).keeps_size()
+
+
 def _workspace(node: Node) -> int:
     """Depthwise: padded lines and the filter as int16; else taps of four pixels and of one."""
-    w, win = operand(node, 1).shape, _window(node)
+    w, win = whole_weight(node, 1, COLD), _window(node)
     if w[1] == 1:
         return win.y.kernel * (line_bytes(win) + _up(win.x.kernel, 4) * 2)
     return (BLOCK * 2 + 1) * _up(w[1] * win.y.kernel * win.x.kernel, 4)
-
-
-# -- gradient of the input -------------------------------------------------------------------------
-
-
-def _infer_grad(node: Node) -> list[TensorType]:
-    dy, shape, (w, _) = f32_operand(node, 0), node.ints_attr("shape"), weight(node, 1)
-    scale = f32_operand(node, 2)
-    check_group(node, shape[1], w.shape)
-    if scale.shape != w.shape[:1]:
-        raise GraphError(f"scales {scale} do not fit {w.shape[0]} filters")
-    out = (shape[0], w.shape[0], *grad_input_window(node).out_shape(len(shape) - 2))
-    if dy.shape != out:
-        raise GraphError(f"gradient {dy} is not of the shape {out} of the result")
-    return [TensorType(shape, dy.dtype)]
-
-
-def dequantized(w: Array, scale: Array, like: Array) -> Array:
-    """Weight times the scale of its output channel, one product each in the dtype of ``like``."""
-    factor = scale.astype(like.dtype).reshape(-1, *(1,) * (w.ndim - 1))
-    return np.asarray(w.astype(like.dtype) * factor)
-
-
-def _kernel_grad(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
-    dy = array(inputs, 0)
-    return grad_input(node, (dy, dequantized(array(inputs, 1), array(inputs, 2), dy), None))
-
-
-def _work_grad(node: Node) -> Work:
-    shape, w = node.ints_attr("shape"), operand(node, 1).shape
-    depthwise = is_depthwise(node, shape[1], w[0])
-    win, planes = grad_input_window(node), shape[0] * w[0] * w[1]
-    cost_class: CostClass = "depthwise_grad_input" if depthwise else "conv_grad_input"
-    return Work(cost_class, planes * win.taps(), planes * win.runs())
-
-
-def channels_at_once(node: Node) -> int:
-    """Channels of the input whose weights the C kernel converts at a time: 4, else 1."""
-    w = operand(node, 1).shape
-    per_channel = w[0] // node.int_attr("group", 1) * int(np.prod(w[2:])) * 4
-    return 4 if w[1] >= 4 and 4 * per_channel <= _CONVERTED else 1
-
-
-def _workspace_grad(node: Node) -> int:
-    """Converted weights of those channels."""
-    w = operand(node, 1).shape
-    return w[0] // node.int_attr("group", 1) * int(np.prod(w[2:])) * 4 * channels_at_once(node)
-
-
-def _c_params_grad(node: Node) -> dict[str, Attr]:
-    geometry = _struct(node, grad_input_window(node), node.ints_attr("shape"))
-    return {**geometry, "at_once": channels_at_once(node)}
 
 
 # -- samples ---------------------------------------------------------------------------------------
 
 #: A first layer with odd sizes, wide kernels along rows, pointwise with enough channels for blocks,
 #: depthwise of sizes 3, 5 and 7 with strides 1 and 2, lines shorter than a block.
-_MORE: tuple[tuple[tuple[int, ...], tuple[int, ...], dict[str, Attr]], ...] = (
+MORE: tuple[tuple[tuple[int, ...], tuple[int, ...], dict[str, Attr]], ...] = (
     ((1, 3, 9, 11), (5, 3, 3, 3), {"strides": (2, 2), "pads": (1, 1, 1, 1)}),
     ((1, 48, 4, 5), (9, 48, 1, 1), {}),
     ((1, 18, 5, 7), (7, 18, 1, 1), {"strides": (2, 2)}),
@@ -236,6 +208,15 @@ _MORE: tuple[tuple[tuple[int, ...], tuple[int, ...], dict[str, Attr]], ...] = (
     ((1, 4, 20), (4, 1, 9), {"group": 4, "pads": (4, 4)}),
     ((1, 2, 25, 5), (8, 2, 10, 4), {"strides": (2, 2), "pads": (4, 1, 5, 1)}),
 )
+#: Hot and cold parts: those of ``conv``; pointwise, split at odd channels and at multiples of 4.
+QPARTIAL: tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...] = (
+    *PARTIAL,
+    (10, (9, 12, 1, 1), (9, 36, 1, 1)),
+    (10, (9, 5, 1, 1), (9, 43, 1, 1)),
+    (12, (6, 1, 1, 1), (6, 12, 1, 1)),
+    (7, (9, 3, 1, 1), (9, 3, 1, 1)),
+    (19, (1, 1, 9), (3, 1, 9)),
+)
 #: Result zero point, clamp, input zero point.
 _RANGES: tuple[tuple[int, tuple[int, int], int], ...] = (
     (-5, (-128, 127), 3),
@@ -246,7 +227,7 @@ _RANGES: tuple[tuple[int, tuple[int, int], int], ...] = (
 
 
 def _samples() -> Iterator[Sample]:
-    for i, (x, w, attrs) in enumerate((*CASES, *_MORE)):
+    for i, (x, w, attrs) in enumerate((*CASES, *MORE)):
         zero, clamp, x_zero = _RANGES[i % len(_RANGES)]
         outs = TensorType(w[:1], "i32")
         scale = [0.01 * (j + 1) for j in range(w[0])] if i % 2 else 0.02
@@ -264,13 +245,17 @@ def _samples() -> Iterator[Sample]:
             differentiable=(),
             ranges=ranges,
         )
-
-
-def _samples_grad() -> Iterator[Sample]:
-    for x, w, attrs in (*CASES, *_MORE):
-        scale = [0.01 * (j + 1) for j in range(w[0])]
-        types = (result_type(x, w, attrs), i8(w, scale), TensorType(w[:1]))
-        yield Sample(types, {**attrs, "shape": x}, differentiable=(), low=-0.1, high=0.1)
+    for i, hot, cold in QPARTIAL:
+        x, w, attrs = (*CASES, *MORE)[i]
+        zero, clamp, x_zero = _RANGES[i % len(_RANGES)]
+        outs = TensorType(w[:1], "i32")
+        shift = 38 + int(np.log2(np.prod(w[1:])) / 2)
+        yield Sample(
+            (i8(x, 0.05, x_zero), i8(hot, 0.02), outs, outs, outs, i8(cold, 0.02)),
+            {**attrs, "out_scale": 0.1, "out_zero_point": zero, "clamp": clamp},
+            differentiable=(),
+            ranges={2: (-3000, 3000), 3: (2**30, 2**31 - 1), 4: (shift - 1, shift + 2)},
+        )
 
 
 register(
@@ -279,25 +264,15 @@ register(
         infer=_infer,
         kernel=_kernel,
         work=_work,
-        c=CKernel("odtplan_qconv", "odtplan_qconv_t", "odtplan_qconv", _c_params, operands=5),
+        c=CKernel("odtplan_qconv", "odtplan_qconv_t", "odtplan_qconv", _c_params, operands=6),
         samples=_samples,
         vjp=_vjp,
         workspace=_workspace,
-    )
-)
-register(
-    OpDef(
-        name="QConvGradInput",
-        infer=_infer_grad,
-        kernel=_kernel_grad,
-        work=_work_grad,
-        c=CKernel(
-            "odtplan_qconv_grad_input",
-            "odtplan_qconv_grad_t",
-            "odtplan_qconv_grad",
-            _c_params_grad,
+        inplace=(0,),
+        can_be_inplace=_line_by_line,
+        params=(
+            ParamSlot(1, "weight", channel_axis=_channel_axis, cold_index=COLD),
+            ParamSlot(2, "bias"),
         ),
-        samples=_samples_grad,
-        workspace=_workspace_grad,
     )
 )

@@ -1,5 +1,7 @@
 """Integer pooling. Averages are ``sum of (x - zero point) * (multiplier / count)``, rounded once.
 
+Averages of stored values end on half a step often (one of 16 over a 4x4 window without a change of
+scale), so they round ties to even, as QuantizeLinear does; elsewhere a tie hardly ever happens.
 The multiplier of ``scale_x / scale_y`` is divided by the number of elements of each window in
 integers, rounded; its error stays below 2**-10 steps for windows up to 1024 elements. A maximum
 keeps the quantization of its operand.
@@ -16,7 +18,7 @@ import numpy as np
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, Sample, Work, array, operand, register
-from ..quantization import fixed_point, rescale
+from ..quantization import fixed_point
 from .pool import CASES, input_window, maximum, pool_attrs, struct_of_input
 from .qtypes import activation, clamped, i8, out_fields, result, through_clamp
 from .window import planes
@@ -28,8 +30,8 @@ _SOURCE = "odtplan_qpool"
 
 
 def _work(node: Node) -> Work:
-    n, c = operand(node, 0).shape[:2]
-    return Work("pool", n * c * input_window(node).taps(), dtype="i8")
+    (n, c), win = operand(node, 0).shape[:2], input_window(node)
+    return Work("pool", n * c * win.taps(), loops=n * c * win.lines(), dtype="i8")
 
 
 def _shape(node: Node) -> tuple[int, ...]:
@@ -42,6 +44,16 @@ def _shape(node: Node) -> tuple[int, ...]:
 
 def _factor(node: Node, count: int = 1) -> tuple[int, int]:
     return fixed_point(activation(node, 0)[1].scale[0] / (node.float_attr("out_scale") * count))
+
+
+def _rounded(acc: Array, multiplier: Array, shift: int) -> Array:
+    """``acc * multiplier / 2**shift`` to nearest, ties to even.
+
+    A tie is what lies so near to half a step that the error of the multiplier decides.
+    """
+    half = acc * multiplier + (np.int64(1) << np.int64(shift - 1))
+    low, high = ((half + d) >> np.int64(shift) for d in (-np.abs(acc), np.abs(acc)))
+    return np.asarray(low + (low & (high - low)))
 
 
 def _infer_average(node: Node) -> list[TensorType]:
@@ -59,7 +71,7 @@ def _kernel_average(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
     counts = np.outer(win.y.counts(padded), win.x.counts(padded))
     multiplier, shift = _factor(node)
     shares = (multiplier + counts // 2) // counts
-    return [clamped(node, rescale(acc, shares, np.array(shift))).reshape(node.out.type.shape)]
+    return [clamped(node, _rounded(acc, shares, shift)).reshape(node.out.type.shape)]
 
 
 def _vjp_average(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Value | None]:
@@ -97,7 +109,7 @@ def _kernel_global(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
     flat = x.reshape(x.shape[0] * x.shape[1], -1).astype(np.int64)
     acc = flat.sum(axis=1) - flat.shape[1] * activation(node, 0)[1].zero_point
     multiplier, shift = _factor(node, flat.shape[1])
-    y = rescale(acc, np.array(multiplier), np.array(shift))
+    y = _rounded(acc, np.array(multiplier), shift)
     return [clamped(node, y).reshape(node.out.type.shape)]
 
 

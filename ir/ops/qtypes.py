@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import GraphError
-from ..graph import Array, Attr, Node, TensorType, Value
+from ..graph import Array, Attr, Graph, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, Sample, Work, array, operand, register
 from ..quantization import HIGH, LOW, Quantization
 from .activation_grad import pack_bits
@@ -133,13 +133,20 @@ def through_clamp(b: GradBuilder, node: Node, dy: Value) -> Value:
     return b.add("MaskMul", (dy, mask), {"inside": 1.0, "outside": 0.0}, suffix="clamped")
 
 
-def scales_constant(b: GradBuilder, w: Value, channels: int) -> Value:
-    """The weight's scales as an fp32 constant of the training graph, made once per weight."""
-    quant = quantization_of(w.type, 1)
-    name = f"{w.name}/scale"
-    if name in b.graph.values:
-        return b.graph.values[name]
-    return b.graph.add_constant(name, quant.scales(channels).astype(np.float32))
+def scales_constant(graph: Graph, w: Value, rest: Value | None = None) -> Value:
+    """A weight's scales, one per row, as an fp32 constant of the training graph, made once.
+
+    Args:
+        graph: The training graph.
+        w: Weight, output channels first.
+        rest: More output channels, which come behind those of ``w``.
+    """
+    parts = [w] if rest is None else [w, rest]
+    name = f"{'+'.join(v.name for v in parts)}/scale"
+    if name in graph.values:
+        return graph.values[name]
+    scales = [quantization_of(v.type, 1).scales(v.type.shape[0]) for v in parts]
+    return graph.add_constant(name, np.concatenate(scales).astype(np.float32))
 
 
 def i8(

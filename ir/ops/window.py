@@ -52,6 +52,11 @@ class Axis:
             return slice(0, 0), slice(0, 0)
         return slice(lo, hi), slice(start, start + (hi - lo - 1) * self.stride + 1, self.stride)
 
+    def padded(self) -> int:
+        """Elements from the first padding in front to the last tap or element of the input."""
+        last = (self.out - 1) * self.stride + (self.kernel - 1) * self.dilation
+        return max(last, self.begin + self.size - 1) + 1
+
     def taps(self) -> int:
         """Taps inside the input, over all windows."""
         return sum(hi - lo for lo, hi in map(self.span, range(self.kernel)))
@@ -76,11 +81,18 @@ class Window:
         """Taps inside the input, over all windows of one channel."""
         return self.y.taps() * self.x.taps()
 
-    def runs(self) -> int:
-        """Runs of taps along the innermost axis, of one channel; a 1x1 window is one single run."""
-        if self.x.kernel == self.y.kernel == self.x.stride == self.y.stride == 1:
-            return 1
-        return self.y.taps() * self.x.kernel
+    def lines(self) -> int:
+        """Lines of taps inside the input, over all windows of one channel."""
+        return self.y.taps() * sum(1 for n in self.x.counts(padded=False) if n)
+
+    def is_pointwise(self) -> bool:
+        """Every window is one element of the input, and the other way round."""
+        axes = (self.x, self.y)
+        return all(a.kernel == a.stride == 1 and a.begin == a.end == 0 for a in axes)
+
+    def keeps_size(self) -> bool:
+        """Neighbouring windows, as many as elements."""
+        return all(a.stride == a.dilation == 1 and a.out == a.size for a in (self.x, self.y))
 
     def walk(
         self, reverse: bool = False

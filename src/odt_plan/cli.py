@@ -31,10 +31,11 @@ _ClickError: type[Any] = next(
 
 
 Optimizer = Literal["sgd", "momentum", "adam"]
+Rounding = Literal["stochastic", "nearest"]
 Loss = Literal["cross-entropy", "mse"]
 Objective = Literal["learn", "latency", "energy", "ram"]
 CalibMethod = Literal["minmax", "percentile", "mse"]
-Solver = Literal["highs", "scip", "cp-sat"]
+Solver = Literal["auto", "highs", "scip", "cp-sat"]
 
 
 app = typer.Typer(
@@ -123,18 +124,31 @@ def plan(
     precision: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="LAYER=i8|f32,...",
-            help="Pin layers, * and ? match names.  [default: i8 where scales are and frozen]",
+            metavar="LAYER=i8|mixed|f32,...",
+            help="Pin layers, * and ? match names; mixed is f32 weights on i8 values."
+            "  [default: the solver chooses, where scales are known]",
         ),
     ] = None,
     calib: Annotated[
         Path | None,
-        typer.Option(metavar="SAMPLES.npz", help="Quantize a float model; array x of inputs."),
+        typer.Option(
+            metavar="SAMPLES.npz|synthetic",
+            help="Quantize a float model by its array x of inputs; synthetic: guess without any.",
+        ),
     ] = None,
     calib_method: Annotated[
         CalibMethod, typer.Option(help="How ranges follow from the samples.")
     ] = "minmax",
     optimizer: Annotated[Optimizer, typer.Option()] = "sgd",
+    qas: Annotated[
+        bool,
+        typer.Option(
+            "--qas/--no-qas", help="Scale the steps of int8 weights as float weights would move."
+        ),
+    ] = True,
+    rounding: Annotated[
+        Rounding, typer.Option(help="Of the steps of int8 weights.")
+    ] = "stochastic",
     loss: Annotated[
         Loss | None, typer.Option(help="[default: mse if prediction and input are alike]")
     ] = None,
@@ -144,7 +158,7 @@ def plan(
     batch: Batch = 1,
     fold_batchnorm: Fold = None,
     objective: Annotated[Objective, typer.Option(help="What to optimize.")] = "learn",
-    solver: Annotated[Solver, typer.Option()] = "cp-sat",
+    solver: Annotated[Solver, typer.Option()] = "auto",
     gap: Annotated[float, typer.Option(min=0.0, max=1.0, help="Relative gap to prove.")] = 1e-3,
     time_limit: Annotated[float, typer.Option(min=0.0, max=1e6, metavar="SECONDS")] = 60.0,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
@@ -180,6 +194,8 @@ def plan(
             calibration=calib,
             calibration_method=calib_method,
             optimizer=optimizer,
+            qas=qas,
+            rounding=rounding,
             loss="cross_entropy" if loss == "cross-entropy" else loss,
             micro_batches=micro_batches,
             batch=batch,

@@ -9,12 +9,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from .ir.calibrate import SYNTHETIC
 from .ir.errors import UsageError
 from .ir.graph import Graph
 from .ir.onnx_external import external_files
 from .ir.onnx_import import import_model
 from .ir.ranges import Method
-from .ir.training import LossName, OptimizerName, TrainingSpec
+from .ir.training import LossName, OptimizerName, RoundingName, TrainingSpec
 from .output import PLAN_FILE, OutputFolder
 from .planner.device import GENERIC_DEVICE, Device, load_device
 from .planner.linear import SolverName
@@ -47,6 +48,8 @@ class PlanOptions:
     calibration: Path | None
     calibration_method: Method
     optimizer: OptimizerName
+    qas: bool
+    rounding: RoundingName
     loss: LossName | None
     micro_batches: int
     batch: int
@@ -114,7 +117,11 @@ def make_request(options: PlanOptions) -> Request:
             import_model(options.model, batch=options.batch, fold_batchnorm=options.fold_batchnorm)
         )
     spec = TrainingSpec(
-        loss=spec_loss, optimizer=options.optimizer, micro_batches=options.micro_batches
+        loss=spec_loss,
+        optimizer=options.optimizer,
+        micro_batches=options.micro_batches,
+        qas=options.qas,
+        rounding=options.rounding,
     )
     return Request(
         model=options.model,
@@ -127,7 +134,7 @@ def make_request(options: PlanOptions) -> Request:
         spec=spec,
         train=options.train or ("auto",),
         precision=options.precision,
-        calibration=options.calibration,
+        calibration=SYNTHETIC if options.calibration == Path(SYNTHETIC) else options.calibration,
         calibration_method=options.calibration_method,
         batch=options.batch,
         fold_batchnorm=options.fold_batchnorm,

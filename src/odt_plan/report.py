@@ -26,6 +26,8 @@ _BAR = 24
 _LABEL = 10
 #: Width of the report where there is no terminal to ask.
 _PIPE_WIDTH = 160
+#: Names of a list that are shown.
+_SHOWN = 6
 _UNITS = {"learn": " of importance", "latency": " cycles", "ram": " B", "flash": " B"}
 
 
@@ -120,7 +122,18 @@ def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
     _line(out, "budget", ", ".join(limits))
     batches = f"batch {m.batch}" + (f" x {t.micro_batches}" if t.micro_batches > 1 else "")
     fold = ", BatchNormalization folded" if m.fold_batchnorm else ""
-    _line(out, "training", f"{t.loss.replace('_', '-')}, {t.optimizer}, {batches}, f32{fold}")
+    what = ", ".join((t.loss.replace("_", "-"), t.optimizer, batches, _updated_types(planned)))
+    _line(out, "training", f"{what}{fold}")
+
+
+def _updated_types(planned: PlannedModel) -> str:
+    """Which kinds of weights are updated, and how integers are."""
+    t = planned.plan.training
+    integer = {u.value.type.dtype != "f32" for u in planned.training.updates}
+    if integer == {False}:
+        return "f32"
+    how = f"i8 {'with' if t.qas else 'without'} QAS, {t.rounding} rounding"
+    return how if integer == {True} else f"f32 and {how}"
 
 
 def _origin(given: int | None, device_bytes: int) -> str:
@@ -192,7 +205,9 @@ def _updates(out: Console, plan: Plan) -> None:
     table.add_column("importance", justify="right")
     for u in chosen:
         channels = f" ({u.channels} channels)" if u.channels else ""
-        cells = (u.node, u.param, u.role, f"{u.ratio:.1%}{channels}", f"{u.importance:,.0f}")
+        kept = f", input kept as {u.saved}" if u.saved != "f32" else ""
+        part = f"{u.ratio:.1%}{channels}{kept}"
+        cells = (u.node, u.param, u.role, part, f"{u.importance:,.0f}")
         table.add_row(*map(Text, cells))
     trained = f"{len(chosen)} of {len(updates)} tensors"
     _line(out, "trained", f"{trained}; importance: {plan.decisions.importance_source}")
@@ -211,14 +226,18 @@ def _activations(out: Console, plan: Plan) -> None:
 def _precisions(out: Console, planned: PlannedModel) -> None:
     if not planned.scales:
         return
-    op = {n.name: n.op for n in planned.training.graph.nodes}
-    count = Counter(
-        precision
-        for name, precision in planned.plan.decisions.precision.items()
-        if op.get(name) not in ("Quantize", "Dequantize")
-    )
-    told = f"{count['i8']} operators i8, {count['f32']} f32; {planned.scales}"
-    _line(out, "precision", told)
+    decided = planned.plan.decisions
+    count = Counter(decided.precision.values())
+    told = f"{count['i8']} layers i8, {count['mixed']} mixed (f32 weights), {count['f32']} f32"
+    _line(out, "precision", f"{told}; {planned.scales}")
+    if decided.streamed:
+        _line(out, "", f"{len(decided.streamed)} blocks run row by row: {_few(decided.streamed)}")
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 
 
 def _solved(out: Console, planned: PlannedModel) -> None:
@@ -226,9 +245,6 @@ def _solved(out: Console, planned: PlannedModel) -> None:
     for o in plan.objective:
         value, bound = _amount(o.name, o.value), _amount(o.name, o.bound)
         _line(out, "objective", f"{o.name} {value}, bound {bound}, gap {o.gap:.3%}")
-        if o.name == "learn" and planned.scales:
-            untried = "searched among the last layers only, other update sets were not tried;"
-            _line(out, "", f"{untried} the bound is every parameter's")
     s = plan.solver
     where = f"{s.name} ({s.version}), seed {s.seed}, {format_seconds(s.time_s)}"
     _line(out, "solver", f"{plan.status}, {where}; the plan has been replayed by the checker")

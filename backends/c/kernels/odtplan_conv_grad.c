@@ -4,22 +4,26 @@
 #include "odtplan_depthwise_grad.h"
 #include "odtplan_sums.h"
 
-/* What a block of filters x channels (1 or 4 each) sums for one tap; nothing where no window meets
- * the input with it. */
-static odtplan_nest_t tap_nest(const odtplan_conv_t *p, int32_t ky, int32_t kx)
+odtplan_tap_t odtplan_find_tap(const odtplan_conv_t *p, int32_t ky, int32_t kx)
 {
     const int32_t width = p->in_size[1], plane = p->in_size[0] * width;
     const int32_t out_width = p->out_size[1], out_plane = p->out_size[0] * out_width;
     const odtplan_span_t sy = odtplan_find_span(p, 0, ky), sx = odtplan_find_span(p, 1, kx);
-    odtplan_nest_t t = {
-        {NULL, out_plane, {p->filters * out_plane, out_width, 1}},
-        {NULL, plane, {p->channels * plane, p->stride[0] * width, p->stride[1]}},
-        {p->batch, sy.hi - sy.lo, sx.hi - sx.lo},
+    const int32_t iy = sy.lo * p->stride[0] + sy.source, ix = sx.lo * p->stride[1] + sx.source;
+    odtplan_tap_t t = {
+        {
+            {NULL, out_plane, {p->filters * out_plane, out_width, 1}},
+            {NULL, plane, {p->channels * plane, p->stride[0] * width, p->stride[1]}},
+            {p->batch, sy.hi - sy.lo, sx.hi - sx.lo},
+        },
+        sy.lo * out_width + sx.lo,
+        iy * width + ix,
     };
-    if (t.count[1] == 0 || t.count[2] == 0) {
-        t.count[0] = t.count[1] = t.count[2] = 0;
+    if (t.nest.count[1] == 0 || t.nest.count[2] == 0) {
+        t.nest.count[0] = t.nest.count[1] = t.nest.count[2] = 0;
+        t.window = t.source = 0;
     }
-    odtplan_lengthen(&t);
+    odtplan_lengthen(&t.nest);
     return t;
 }
 
@@ -60,15 +64,9 @@ static void group_gradient(const odtplan_conv_t *p, const float *x, const float 
                            float *dw)
 {
     for (int32_t ky = 0; ky < p->kernel[0]; ky++) {
-        const odtplan_span_t sy = odtplan_find_span(p, 0, ky);
-        const int32_t iy = sy.lo * p->stride[0] + sy.source;
         for (int32_t kx = 0; kx < p->kernel[1]; kx++) {
-            const odtplan_span_t sx = odtplan_find_span(p, 1, kx);
-            odtplan_nest_t t = tap_nest(p, ky, kx);
-            const int32_t any = t.count[0] > 0; /* windows that meet the input with this tap */
-            const int32_t source = iy * p->in_size[1] + sx.lo * p->stride[1] + sx.source;
-            const int32_t window = sy.lo * p->out_size[1] + sx.lo;
-            tap_gradient(p, &t, x + (any ? source : 0), dy + (any ? window : 0), count,
+            odtplan_tap_t t = odtplan_find_tap(p, ky, kx);
+            tap_gradient(p, &t.nest, x + t.source, dy + t.window, count,
                          dw + ky * p->kernel[1] + kx);
         }
     }

@@ -4,6 +4,7 @@
 #define ODTPLAN_CONV_GRAD_H
 
 #include "odtplan_gather.h"
+#include "odtplan_sums.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -22,6 +23,15 @@ void odtplan_conv_grad_weight_f32(const odtplan_conv_t *p, const float *x, const
 /* Channels row_begin..row_end, written to the start of db. */
 void odtplan_conv_grad_bias_f32(const odtplan_conv_grad_bias_t *p, const float *dy, float *db,
                                 int32_t row_begin, int32_t row_end);
+
+/* What one tap of the weight sums: the loops, without their pointers, and its first window and the
+ * input that it meets there, in their planes. No turns where no window meets the input. */
+typedef struct {
+    odtplan_nest_t nest;
+    int32_t window, source;
+} odtplan_tap_t;
+
+odtplan_tap_t odtplan_find_tap(const odtplan_conv_t *p, int32_t ky, int32_t kx);
 
 #ifdef __cplusplus
 }

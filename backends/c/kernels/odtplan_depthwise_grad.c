@@ -89,9 +89,8 @@ static void add_taps(const odtplan_conv_t *p, const odtplan_windows_t *t, float 
     }
 }
 
-/* Sums of one filter in one sample; x has lines of that width. */
-static void add_sample(const odtplan_conv_t *p, const odtplan_gather_t *g, const float *x,
-                       int32_t width, const float *dy, float *dw)
+void odtplan_depthwise_add_sample(const odtplan_conv_t *p, const odtplan_gather_t *g,
+                                  const float *x, int32_t width, const float *dy, float *dw)
 {
     const int32_t taps = p->kernel[1], out_width = p->out_size[1];
     const int32_t all_x = g->x.pad == 0 && g->x.end == g->x.size && p->dilation[1] == 1;
@@ -136,7 +135,8 @@ void odtplan_depthwise_grad_weight(const odtplan_conv_t *p, const float *x, cons
         for (int32_t n = 0; n < p->batch; n++) {
             const float *source = x + (n * p->channels + i) * plane;
             const float *lines = odtplan_with_margin(&margin, source);
-            add_sample(p, &g, lines, width, dy + (n * p->filters + i) * out_plane, dw);
+            const float *gradient = dy + (n * p->filters + i) * out_plane;
+            odtplan_depthwise_add_sample(p, &g, lines, width, gradient, dw);
         }
     }
 }

@@ -104,3 +104,14 @@ void odtplan_pointwise(const odtplan_gather_t *g, const float *source, float *de
         }
     }
 }
+
+void odtplan_pointwise_four(const odtplan_gather_t *g, const float *source, float *dest,
+                            int32_t more)
+{
+    static const float zeros[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    const int32_t size = g->x.size;
+    for (int32_t i = 0; i < size; i += 4) {
+        const int32_t at = i + 4 <= size ? i : size - 4;
+        block(&g->parts[0], 0, source + at, g->x.source, zeros, dest + at, size, 1, more);
+    }
+}

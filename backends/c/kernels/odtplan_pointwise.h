@@ -17,6 +17,11 @@ int32_t odtplan_is_pointwise(const odtplan_gather_t *g, int32_t channels);
 void odtplan_pointwise(const odtplan_gather_t *g, const float *source, float *dest,
                        int32_t channels, const float *bias);
 
+/* Four destination channels of a gradient, whose weights lie side by side (g->parts[0].row is 1): the
+ * sums, or with more, these added to what dest holds. */
+void odtplan_pointwise_four(const odtplan_gather_t *g, const float *source, float *dest,
+                            int32_t more);
+
 #ifdef __cplusplus
 }
 #endif

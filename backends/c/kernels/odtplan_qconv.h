@@ -16,6 +16,7 @@ typedef struct {
     int32_t filters;
     int32_t group;
     int32_t group_channels; /* input channels of one filter */
+    int32_t hot;            /* of them (depthwise: of the filters) in w, the rest is in cold */
     int32_t in_size[2];
     int32_t out_size[2];
     int32_t kernel[2];
@@ -26,12 +27,14 @@ typedef struct {
     int32_t low, high; /* clamp bounds of the stored result */
 } odtplan_qconv_t;
 
-/* b [filters] may be NULL; factors are multiplier[o] / 2^shift[o]. workspace, aligned to 4 bytes:
+/* b [filters] and cold may be NULL; factors are multiplier[o] / 2^shift[o]. workspace, aligned to 4
+ * bytes:
  *   group_channels = 1  kernel[0] lines, see odtplan_qdepthwise.h
  *   else                the taps of 4 pixels as int16, then those of one as int8, in both cases
  *                       padded to multiples of 4 */
 void odtplan_qconv(const odtplan_qconv_t *p, const int8_t *x, const int8_t *w, const int32_t *b,
-                   const int32_t *multiplier, const int32_t *shift, int8_t *y, void *workspace);
+                   const int32_t *multiplier, const int32_t *shift, const int8_t *cold, int8_t *y,
+                   void *workspace);
 
 #ifdef __cplusplus
 }

@@ -252,10 +252,11 @@ static void plane(const channel_t *c, int8_t *y)
 
 void odtplan_qdepthwise(const odtplan_qconv_t *p, const int8_t *x, const int8_t *w,
                         const int32_t *b, const int32_t *multiplier, const int32_t *shift,
-                        int8_t *y, void *workspace)
+                        const int8_t *cold, int8_t *y, void *workspace)
 {
     const int32_t per_channel = p->filters / p->channels, taps = p->kernel[0] * p->kernel[1];
     const int32_t in_plane = p->in_size[0] * p->in_size[1];
+    const int32_t hot = cold ? p->hot : p->filters;
     const odtplan_finish_t finish = {0, 0, p->y_zero, p->low, p->high};
     channel_t c;
     c.p = p;
@@ -278,7 +279,7 @@ void odtplan_qdepthwise(const odtplan_qconv_t *p, const int8_t *x, const int8_t 
             c.packed = odtplan_pack_finish(&c.finish);
         }
 #endif
-        widen(&c, w + o * taps);
+        widen(&c, o < hot ? w + o * taps : cold + (o - hot) * taps);
         plane(&c, y);
         y += p->out_size[0] * p->out_size[1];
     }

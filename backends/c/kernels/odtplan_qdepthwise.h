@@ -13,7 +13,7 @@ extern "C" {
  * multiples of 4 taps. */
 void odtplan_qdepthwise(const odtplan_qconv_t *p, const int8_t *x, const int8_t *w,
                         const int32_t *b, const int32_t *multiplier, const int32_t *shift,
-                        int8_t *y, void *workspace);
+                        const int8_t *cold, int8_t *y, void *workspace);
 
 #ifdef __cplusplus
 }

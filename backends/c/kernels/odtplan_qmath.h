@@ -94,6 +94,18 @@ static inline int32_t odtplan_mac2(uint32_t a, uint32_t b, int32_t acc)
     return __smlad((int16x2_t)a, (int16x2_t)b, acc);
 }
 
+/* Four stored values, the first and third in the halves of even, between bounds given four times. */
+static inline void odtplan_store_clamped(uint32_t even, uint32_t odd, uint32_t low, uint32_t high,
+                                         int8_t *y)
+{
+    uint32_t v = (uint32_t)__uxtb16((uint8x4_t)even) | (uint32_t)__uxtb16((uint8x4_t)odd) << 8;
+    (void)__ssub8((int8x4_t)v, (int8x4_t)low); /* marks the bytes that are not less */
+    v = (uint32_t)__sel((uint8x4_t)v, (uint8x4_t)low);
+    (void)__ssub8((int8x4_t)high, (int8x4_t)v);
+    v = (uint32_t)__sel((uint8x4_t)v, (uint8x4_t)high);
+    __builtin_memcpy(y, &v, 4);
+}
+
 /* The same 16-bit number in both halves. */
 static inline uint32_t odtplan_twice(int32_t v)
 {
@@ -149,12 +161,7 @@ static inline void odtplan_finish_packed(const odtplan_packed_finish_t *f, int32
 {
     const uint32_t even = odtplan_lower(odtplan_saturated(f, s0), odtplan_saturated(f, s2));
     const uint32_t odd = odtplan_lower(odtplan_saturated(f, s1), odtplan_saturated(f, s3));
-    uint32_t v = (uint32_t)__uxtb16((uint8x4_t)even) | (uint32_t)__uxtb16((uint8x4_t)odd) << 8;
-    (void)__ssub8((int8x4_t)v, (int8x4_t)f->low); /* marks the bytes that are not less */
-    v = (uint32_t)__sel((uint8x4_t)v, (uint8x4_t)f->low);
-    (void)__ssub8((int8x4_t)f->high, (int8x4_t)v);
-    v = (uint32_t)__sel((uint8x4_t)v, (uint8x4_t)f->high);
-    __builtin_memcpy(y, &v, 4);
+    odtplan_store_clamped(even, odd, f->low, f->high, y);
 }
 
 #endif

@@ -63,6 +63,17 @@ void odtplan_qmax_pool_index(const odtplan_qmax_pool_t *p, const int8_t *x, uint
     max_pool(p, x, NULL, index);
 }
 
+/* sum * multiplier / 2^shift to nearest, ties to even, saturated to 31 bits. A tie is what lies so
+ * near to half a step that the error of the multiplier decides. */
+static int32_t mean(int32_t sum, int32_t multiplier, int32_t shift)
+{
+    const int64_t half = (int64_t)sum * multiplier + ((int64_t)1 << (shift - 1));
+    const int64_t slack = sum < 0 ? -(int64_t)sum : sum, limit = (int64_t)1 << 30;
+    const int64_t low = (half - slack) >> shift, high = (half + slack) >> shift;
+    const int64_t r = low + (low & (high - low));
+    return (int32_t)(r < -limit ? -limit : r > limit ? limit : r);
+}
+
 void odtplan_qaverage_pool(const odtplan_qaverage_pool_t *p, const int8_t *x, int8_t *y)
 {
     const int32_t width = p->in_size[1], down = p->dilation[0], step = p->dilation[1];
@@ -86,7 +97,7 @@ void odtplan_qaverage_pool(const odtplan_qaverage_pool_t *p, const int8_t *x, in
                     sum += line[ix + kx * step];
                 }
             }
-            sum = odtplan_rescale(sum, (int32_t)share, p->shift) + p->y_zero;
+            sum = mean(sum, (int32_t)share, p->shift) + p->y_zero;
             *y++ = (int8_t)odtplan_clamp(sum, p->low, p->high);
         }
     }
@@ -99,7 +110,7 @@ void odtplan_qglobal_average_pool(const odtplan_qglobal_pool_t *p, const int8_t 
         for (int32_t j = 0; j < p->spatial; j++) {
             sum += x[j];
         }
-        sum = odtplan_rescale(sum, p->multiplier, p->shift) + p->y_zero;
+        sum = mean(sum, p->multiplier, p->shift) + p->y_zero;
         y[i] = (int8_t)odtplan_clamp(sum, p->low, p->high);
     }
 }

@@ -94,12 +94,13 @@ int odtplan_load(const uint32_t plan[2], odtplan_progress_t *progress, void *sta
 }
 
 void odtplan_hyper(const odtplan_decay_t *p, odtplan_progress_t *progress, float lr,
-                   float hyper[2]) {
+                   float hyper[3]) {
     progress->updates++;
     progress->bias1 = progress->bias1 * p->beta1 + p->rest1;
     progress->bias2 = progress->bias2 * p->beta2 + p->rest2;
     hyper[0] = lr / progress->bias1;
     hyper[1] = 1.0f / odtplan_sqrtf(progress->bias2);
+    hyper[2] = (float)progress->updates;
 }
 
 int odtplan_is_step_size(float lr) {
@@ -122,4 +123,17 @@ float odtplan_difference(const float *got, int32_t stride, const float *want, in
         return 0.0f;
     }
     return scale > 0.0f ? error / scale : 2.0f;
+}
+
+float odtplan_off_by_steps(const void *got, int32_t bytes, int32_t stride, const int32_t *want,
+                           int32_t n) {
+    int32_t i;
+    for (i = 0; i < n; i++) {
+        const size_t at = (size_t)i * (size_t)stride;
+        const int32_t g = bytes == 1 ? ((const int8_t *)got)[at] : ((const int32_t *)got)[at];
+        if (g < want[i] ? g < want[i] - 1 : g > want[i] + 1) {
+            return 2.0f;
+        }
+    }
+    return 0.0f;
 }

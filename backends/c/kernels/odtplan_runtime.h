@@ -58,9 +58,10 @@ typedef struct {
 } odtplan_decay_t;
 
 /* Run-time factors of the optimizers for the next update, to which progress advances: hyper[0] is
- * the step size, for Adam divided by 1 - beta1 ^ t; hyper[1] is 1 / sqrt(1 - beta2 ^ t), else 1. */
+ * the step size, for Adam divided by 1 - beta1 ^ t; hyper[1] is 1 / sqrt(1 - beta2 ^ t), else 1;
+ * hyper[2] is the number t of the update, from 1. */
 void odtplan_hyper(const odtplan_decay_t *p, odtplan_progress_t *progress, float lr,
-                   float hyper[2]);
+                   float hyper[3]);
 
 /* 1 when lr is a finite number that is not negative. */
 int odtplan_is_step_size(float lr);
@@ -68,6 +69,11 @@ int odtplan_is_step_size(float lr);
 /* Largest |got - want| of n floats, relative to the largest |want|; 2 where a value is not a number.
  * stride: distance of the elements in got. */
 float odtplan_difference(const float *got, int32_t stride, const float *want, int32_t n);
+
+/* 0 where n integers of that many bytes (1 or 4) are at most one step away, else 2: a tiny difference
+ * of a gradient may round a step up or down. */
+float odtplan_off_by_steps(const void *got, int32_t bytes, int32_t stride, const int32_t *want,
+                           int32_t n);
 
 #ifdef __cplusplus
 }

@@ -103,7 +103,7 @@ $initial
     net->ready = READY;
     return ODTPLAN_OK;
 }
-
+$sample_definition
 int ${model}_infer(${model}_t *net, const $sample_type *x, float *y) {
     int status = check(net, x, ${infer_pages});
     if (status != ODTPLAN_OK) {

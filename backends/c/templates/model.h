@@ -36,7 +36,7 @@ typedef struct {
     void *user; /* handed to the page callbacks */
     /* Kept by the library. */
     odtplan_progress_t progress;
-    float hyper[2];
+    float hyper[3];
     uint32_t ready;
     int32_t selftest_exact; /* 1 after a self-test whose results were equal bit for bit */
 } ${model}_t;
@@ -49,7 +49,7 @@ typedef struct {
 
 /* Copies the initial weights to the state, zeroes optimizer tensors and progress. */
 int ${model}_init(${model}_t *net);
-
+$sample_declaration
 /* Prediction for x; y may be NULL. */
 int ${model}_infer(${model}_t *net, const $sample_type *x, float *y);
 

@@ -43,7 +43,8 @@ from .models import NAMES, ROOT, models
 
 #: Room of the emulated board: one operator at a time, so larger than any real device.
 LIMITS = lane.Limits(flash_bytes=4 << 20, ram_bytes=16 << 20, stack_bytes=64 << 10)
-#: Work beyond this is left out on cores without FPU: they need 100 instructions per unit.
+#: Work beyond this is left out on cores without FPU, which need 100 instructions per unit of fp32;
+#: ten integer units count as one.
 SOFT_FLOAT_WORK = 300_000
 SOFT_FLOAT = {"cortex-m0plus", "cortex-m3"}
 MODELS = (
@@ -175,6 +176,12 @@ def _repeated(t: TensorType | None, first: TensorType | None, times: int) -> Ten
     if t is None or first is None or t.shape[:1] != first.shape[:1] or not t.shape:
         return t
     return TensorType((t.shape[0] * times, *t.shape[1:]), t.dtype, t.quant)
+
+
+def _soft_float_work(case: Case) -> float:
+    integer = ("copy", "setup")
+    light = [w.dtype == "i8" or w.cost_class in integer for w in case.works]
+    return sum(w.amount / 10 if few else w.amount for w, few in zip(case.works, light, strict=True))
 
 
 def copy_cases() -> list[Case]:
@@ -476,7 +483,7 @@ def main() -> None:
     cases = thinned(distinct([*copy_cases(), *(c for m in paths for c in model_cases(m))]))
     cases += distinct(sample_cases(cases))
     if options.core in SOFT_FLOAT:
-        cases = [c for c in cases if sum(w.amount for w in c.works) <= SOFT_FLOAT_WORK]
+        cases = [c for c in cases if _soft_float_work(c) <= SOFT_FLOAT_WORK]
     measured = measure(options.core, cases, options.compiler, options.flag)
     call, classes, operators = all_rates(measured)
     every = classes | operators

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from odt_plan.ir.errors import InfeasibleError
 from odt_plan.planner.device import load_device
 from odt_plan.planner.pipeline import PlannedModel, Request, make_plan
 
@@ -45,7 +46,12 @@ def head10_table() -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     for network in NETWORKS:
         for kind in ("qdq", "relu6"):
-            yield _row(folder / "models" / f"{network}-head10-{kind}.onnx", network, kind == "qdq")
+            path, quantized = folder / "models" / f"{network}-head10-{kind}.onnx", kind == "qdq"
+            begin = f"| {network} | {'QDQ' if quantized else 'floats'} |"
+            try:
+                yield begin + _row(path, quantized)
+            except InfeasibleError as e:
+                yield f"{begin} {e} | | | | | | | | | | | |"
 
 
 def plan(path: Path, quantized: bool) -> tuple[PlannedModel, float]:
@@ -68,7 +74,7 @@ def pictures() -> np.ndarray:
     return (stored / np.float32(127.5)).astype(np.float32)
 
 
-def _row(path: Path, network: str, quantized: bool) -> str:
+def _row(path: Path, quantized: bool) -> str:
     planned, seconds = plan(path, quantized)
     p, sample = planned.plan, planned.training.sample.type
     x = picture(sample.shape, 0)
@@ -81,7 +87,7 @@ def _row(path: Path, network: str, quantized: bool) -> str:
     predicted = p.claims.cycles / planned.device.cycles_per_instruction.value
     blocks = sum(n.op == "StreamedBlock" for n in planned.training.graph.nodes)
     return (
-        f"| {network} | {'QDQ' if quantized else 'floats'} | {seconds:.1f} | {gaps} |"
+        f" {seconds:.1f} | {gaps} |"
         f" {sum(u.ratio > 0 for u in updates)} of {len(updates)} |"
         f" {' / '.join(str(precision[k]) for k in ('i8', 'mixed', 'f32'))} | {blocks} |"
         f" {p.claims.ram_bytes.total:,} | {done.sram_bytes:,} | {p.claims.flash_bytes.total:,} |"

@@ -128,7 +128,7 @@ def request(folder: Path, rival: Rival, **options: Any) -> Request:
 
 
 def tte_table() -> Iterator[str]:
-    """Markdown rows: the rival, our fastest plan on the board, our smallest that is no slower."""
+    """Markdown rows: the rival, our fastest plan on the board, and those with little RAM."""
     yield f"### The update sets of Tiny Training Engine, {DEVICE}, emulated Cortex-M7, gcc, MPU on"
     yield ""
     yield (

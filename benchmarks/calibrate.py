@@ -443,6 +443,8 @@ def write_spec(core: str, call: float, classes: Rates, operators: Rates, source:
     path = ROOT / "specs" / "cores" / f"{core}.yaml"
     text = _put(path.read_text(), "call", f"value: {_rounded(call)}", source)
     for (dtype, name), rate in classes.items():
+        if not any(rate):  # lost in the noise of soft floats: what stands there stays
+            continue
         head, tail = text.split(f"\n  {dtype}:\n")
         own, rest = re.match(r"((?:    [^\n]*\n)*)(.*)", tail, re.DOTALL).groups()  # type: ignore[union-attr]
         text = f"{head}\n  {dtype}:\n{_put(own, name, _figures(rate), source)}{rest}"

@@ -2,7 +2,28 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+LimitName = Literal["ram", "flash", "latency", "energy"]
+
+
+@dataclass(frozen=True)
+class Shortfall:
+    """A limit that no plan keeps, in bytes, seconds or joules.
+
+    Attributes:
+        limit: Which one.
+        has: What is allowed.
+        needs: The least that any plan takes; for RAM live bytes, a layout may take more.
+        works: Smallest value known to work; None: no layout was found.
+    """
+
+    limit: LimitName
+    has: float
+    needs: float
+    works: float | None
 
 
 class OdtPlanError(Exception):
@@ -18,9 +39,18 @@ class UsageError(OdtPlanError):
 
 
 class InfeasibleError(OdtPlanError):
-    """No plan keeps the limits; the message says what binds, by how much, and what would work."""
+    """No plan keeps the limits; the message says what binds, by how much, and what would work.
+
+    Attributes:
+        shortfalls: The limits that bind, where they are known.
+    """
 
     exit_code: ClassVar[int] = 3
+
+    def __init__(self, message: str, shortfalls: Sequence[Shortfall] = ()) -> None:
+        """Tell the message."""
+        super().__init__(message)
+        self.shortfalls = tuple(shortfalls)
 
 
 class UnsupportedModelError(OdtPlanError):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import ceil, floor, log10
 
-from ..ir.errors import InfeasibleError
+from ..ir.errors import InfeasibleError, LimitName, Shortfall
 from .linear import SolverOptions
 from .milp import Milp
 from .plan import ObjectiveName
@@ -14,7 +14,7 @@ from .problem import ALWAYS, Limits, Problem
 from .sizes import format_bytes
 
 #: Objective that is a need -> the limit on it.
-_FIELDS: dict[ObjectiveName, str] = {
+_FIELDS: dict[LimitName, str] = {
     "flash": "flash_bytes",
     "ram": "ram_bytes",
     "latency": "cycles",
@@ -42,7 +42,8 @@ def explain(
     options = replace(options, gap=0.0)
     limits = problem.limits
     lines: list[str] = []
-    relaxed: dict[ObjectiveName, Limits] = {
+    found: list[Shortfall] = []
+    relaxed: dict[LimitName, Limits] = {
         "flash": replace(limits, flash_bytes=NO_LIMIT),
         "ram": replace(limits, ram_bytes=NO_LIMIT),
         "latency": replace(limits, cycles=None),
@@ -50,10 +51,11 @@ def explain(
     }
     for name, free in relaxed.items():
         if free != limits and (need := _need(problem, free, name, options)) is not None:
+            short = _shortfall(problem, name, need[0])
             if name == "ram":
-                lines.append(_ram_line(limits.ram_bytes, *need, smallest_ram))
-            else:
-                lines.append(_line(problem, name, *need))
+                short = replace(short, works=smallest_ram(int(short.needs)))
+            found.append(short)
+            lines.append(_line(problem, short, need[1]))
     if not lines:
         free = Limits(NO_LIMIT, NO_LIMIT, None, None, limits.storage_bytes)
         for name in relaxed:
@@ -62,14 +64,15 @@ def explain(
             if need is None or has is None:
                 continue
             if need[0] > has:
-                lines.append(_line(problem, name, *need))
+                found.append(_shortfall(problem, name, need[0]))
+                lines.append(_line(problem, found[-1], need[1]))
             # a billionth more: the solver's own figure must not be out of its reach
             free = replace(free, **{_FIELDS[name]: max(has, need[0] * (1 + 1e-9))})
         if lines:
             lines.insert(0, "several limits bind, these values work together")
     if not lines:
         lines.append("the limits contradict each other and no single one explains it")
-    return InfeasibleError("no plan fits: " + "; ".join(lines))
+    return InfeasibleError("no plan fits: " + "; ".join(lines), found)
 
 
 def _need(
@@ -82,39 +85,42 @@ def _need(
     return result.value, f" at {result.peak_node}"
 
 
-def _ram_line(
-    has: int, live_bytes: float, where: str, smallest_ram: Callable[[int], int | None]
-) -> str:
-    live = round(live_bytes)
-    found = smallest_ram(live)
-    if found == live:
-        return "RAM: needs " + _bytes_line(live, has, where, "--ram")
-    way = "no layout was found for it" if found is None else f"a --ram that works is {found}"
-    return (
-        f"RAM: needs {format_bytes(live)}{where} and more for the layout, has {format_bytes(has)};"
-        f" {way}"
-    )
-
-
-def _line(problem: Problem, name: ObjectiveName, need: float, where: str) -> str:
+def _shortfall(problem: Problem, name: LimitName, need: float) -> Shortfall:
+    """The shortfall of a limit, in its unit; needs of RAM are live bytes."""
     limits = problem.limits
-    if name == "flash":
+    if name == "latency":
+        s = problem.cost.latency_s(round(need))
+        return Shortfall(
+            name, problem.cost.latency_s(limits.cycles or 0), s, float(_rounded_up(s))
+        )
+    if name == "energy":
+        return Shortfall(name, limits.energy_j or 0.0, need, float(_rounded_up(need)))
+    has = limits.ram_bytes if name == "ram" else limits.flash_bytes
+    return Shortfall(name, has, round(need), round(need))
+
+
+def _line(problem: Problem, short: Shortfall, where: str) -> str:
+    """What binds, where, by how much, and the smallest value that works."""
+    has, needs = short.has, short.needs
+    if short.limit == "flash":
         least = sum(c.bytes for c in problem.constants if ALWAYS in c.readers)
         weights = format_bytes(least)
         text = f"weights need {weights} or more, with code (estimated) "
-        return f"flash: {text}" + _bytes_line(round(need), limits.flash_bytes, "", "--flash")
-    if name == "ram":
-        return "RAM: needs " + _bytes_line(round(need), limits.ram_bytes, where, "--ram")
-    if name == "latency":
-        has = problem.cost.latency_s(limits.cycles or 0)
-        s = problem.cost.latency_s(round(need))
+        return f"flash: {text}" + _bytes_line(int(needs), int(has), "", "--flash")
+    if short.limit == "ram":
+        if short.works == needs:
+            return "RAM: needs " + _bytes_line(int(needs), int(has), where, "--ram")
+        way = "no layout was found for it"
+        if short.works is not None:
+            way = f"a --ram that works is {int(short.works)}"
         return (
-            f"latency: needs {s:.6g} s, has {has:.6g} s; the smallest --latency that works is"
-            f" {_rounded_up(s)}s"
+            f"RAM: needs {format_bytes(int(needs))}{where} and more for the layout, has"
+            f" {format_bytes(int(has))}; {way}"
         )
+    unit = "s" if short.limit == "latency" else "J"
     return (
-        f"energy: needs {need:.6g} J, has {limits.energy_j:.6g} J; the smallest --energy that works"
-        f" is {_rounded_up(need)}J"
+        f"{short.limit}: needs {needs:.6g} {unit}, has {has:.6g} {unit}; the smallest"
+        f" --{short.limit} that works is {short.works:.6g}{unit}"
     )
 
 

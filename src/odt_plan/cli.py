@@ -16,6 +16,7 @@ import typer
 from . import __version__
 from .commands import Json, PlanByDefault, devices_app, print_json
 from .ir.errors import OdtPlanError, UnsupportedModelError
+from .sweep_commands import fit, pareto
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 internal error, or a file that can't be read or written; 2 wrong usage,"
@@ -287,6 +288,8 @@ def check(
         raise typer.Exit(UnsupportedModelError.exit_code)
 
 
+app.command(epilog=EXIT_CODES)(pareto)
+app.command(epilog=EXIT_CODES)(fit)
 app.add_typer(devices_app, name="devices")
 
 

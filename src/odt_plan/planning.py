@@ -38,33 +38,33 @@ class PlanOptions:
 
     model: Path
     device: str | None
-    ram: str | None
-    flash: str | None
-    storage: str
-    latency: str | None
-    energy: str | None
-    train: tuple[str, ...]
-    precision: tuple[str, ...]
-    calibration: Path | None
-    calibration_method: Method
-    optimizer: OptimizerName
-    qas: bool
-    rounding: RoundingName
-    loss: LossName | None
-    micro_batches: int
-    batch: int
-    fold_batchnorm: bool
-    objective: ObjectiveName
-    solver: SolverName
-    gap: float
-    time_limit_s: float
-    seed: int
-    threads: int
-    emit: tuple[str, ...]
-    output: Path | None
-    as_json: bool
-    quiet: bool
-    force: bool
+    ram: str | None = None
+    flash: str | None = None
+    storage: str = "none"
+    latency: str | None = None
+    energy: str | None = None
+    train: tuple[str, ...] = ()
+    precision: tuple[str, ...] = ()
+    calibration: Path | None = None
+    calibration_method: Method = "minmax"
+    optimizer: OptimizerName = "sgd"
+    qas: bool = True
+    rounding: RoundingName = "stochastic"
+    loss: LossName | None = None
+    micro_batches: int = 1
+    batch: int = 1
+    fold_batchnorm: bool = True
+    objective: ObjectiveName = "learn"
+    solver: SolverName = "auto"
+    gap: float = 1e-3
+    time_limit_s: float = 60.0
+    seed: int = 0
+    threads: int = 1
+    emit: tuple[str, ...] = ()
+    output: Path | None = None
+    as_json: bool = False
+    quiet: bool = False
+    force: bool = False
 
 
 def run_plan(options: PlanOptions) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,8 +29,9 @@ def connect(address: str) -> Iterator[DaskCluster]:
             " --scheduler out to use this machine's cores"
         ) from None
     try:
+        asyncio.run(asyncio.wait_for(_greet(address), 2 * CONNECT_S))
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, ValueError, TypeError) as e:  # what is no address raises all kinds
+    except Exception as e:  # what is no address, or no scheduler, raises all kinds
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise UsageError(
             f"--scheduler: no Dask scheduler answers at {address!r} ({reason}); start one with"
@@ -44,6 +46,16 @@ def connect(address: str) -> Iterator[DaskCluster]:
                 " where odt-plan is installed"
             ) from None
         yield DaskCluster(client)
+
+
+async def _greet(address: str) -> None:
+    """Shake hands as a client would; a ``Client`` without a scheduler can't be got rid of."""
+    from distributed.comm import connect
+    from distributed.security import Security
+
+    arguments = Security().get_connection_args("client")
+    comm = await connect(address, timeout=CONNECT_S, **arguments)
+    await comm.close()
 
 
 class DaskCluster:
@@ -62,7 +74,7 @@ class DaskCluster:
         from distributed import as_completed
 
         index = {self._client.submit(solve, t, pure=False): i for i, t in enumerate(tasks)}
-        for future in as_completed(list(index)):
+        for future in as_completed(list(index), loop=self._client.loop):
             i = index[future]
             error = future.exception()
             if error is None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from cli_run import Cli
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +17,13 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"{path} is not here; set ODT_PLAN_SHARED to the folder of models")
     return path
+
+
+@pytest.fixture
+def odt(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Cli:
+    """Runs ``odt-plan`` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_COLOR", "1")
+    return Cli(capfd, monkeypatch)

@@ -12,58 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from odt_plan import cli
+from cli_run import Cli
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "examples" / "digits_cnn.onnx"
 KINDS = ("children_user", "children_system")
 BUDGET = ("--ram", "100KB", "--flash", "1MB")
-
-
-class Ran:
-    """What a run of the command line left behind."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def error(self) -> str:
-        """The only line on stderr, without ``error: ``."""
-        assert self.err.startswith("error: "), self.err
-        assert self.err.count("\n") == 1, self.err
-        return self.err.removeprefix("error: ").rstrip("\n")
-
-    @property
-    def json(self) -> Any:
-        """Standard output as JSON."""
-        return json.loads(self.out)
-
-
-class Cli:
-    """Runs commands inside this process, in an empty folder."""
-
-    def __init__(self, capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> None:
-        self._capfd, self._patch = capfd, patch
-
-    def __call__(self, *args: str | Path) -> Ran:
-        self._patch.setattr(sys, "argv", ["odt-plan", *map(str, args)])
-        self._capfd.readouterr()
-        with pytest.raises(SystemExit) as e:
-            cli.main()
-        code = e.value.code
-        assert isinstance(code, int)
-        out, err = self._capfd.readouterr()
-        return Ran(code, out, err)
-
-
-@pytest.fixture
-def odt(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Cli:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NO_COLOR", "1")
-    return Cli(capfd, monkeypatch)
 
 
 @pytest.fixture(scope="module")

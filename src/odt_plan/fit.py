@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from .ir.errors import InfeasibleError, OdtPlanError, UnsupportedModelError
+from .ir.errors import InfeasibleError, OdtPlanError, UnsupportedModelError, UsageError
 from .planner.device import GENERIC_DEVICE, Device, load_device
-from .planner.infeasible import NO_LIMIT
 from .planner.pipeline import Request
+from .planner.sizes import LARGEST_BYTES
 from .sweep import Executor, Outcome, Task, pack
 
 
@@ -31,13 +31,16 @@ class Fit:
     @property
     def verdict(self) -> str:
         """``fits``; ``too large``: proven; ``unknown``: no plan found, none excluded;
-        ``unsupported``: the model can't be planned at all; ``failed``: a defect or a lost worker.
+        ``unsupported``: the model can't be planned at all; ``rejected``: the options don't suit it;
+        ``failed``: a defect or a lost worker.
         """  # noqa: D205
         code = self.outcome.exit_code
         if code == InfeasibleError.exit_code:
             return "too large" if self.outcome.shortfalls else "unknown"
         if code == UnsupportedModelError.exit_code:
             return "unsupported"
+        if code == UsageError.exit_code:
+            return "rejected"
         return "failed" if code else "fits"
 
     @property
@@ -76,7 +79,10 @@ class Survey:
                 continue
             task = pack(asked, model)
             free = replace(
-                asked, device=load_device(GENERIC_DEVICE), ram_bytes=NO_LIMIT, flash_bytes=NO_LIMIT
+                asked,
+                device=load_device(GENERIC_DEVICE),
+                ram_bytes=LARGEST_BYTES,
+                flash_bytes=LARGEST_BYTES,
             )
             self._tasks[model, None] = replace(task, request=free)
             for d in devices:
@@ -91,7 +97,11 @@ class Survey:
         return len(self._tasks)
 
     def run(self, executor: Executor, on_done: Callable[[], None] = lambda: None) -> None:
-        """Make all plans."""
+        """Make all plans.
+
+        Raises:
+            UsageError: The options suit no model.
+        """
         keys = list(self._tasks)
 
         def done(i: int, outcome: Outcome) -> None:
@@ -99,6 +109,10 @@ class Survey:
             on_done()
 
         executor.run(list(self._tasks.values()), done)
+        fits = self.fits()
+        if {f.verdict for f in fits} == {"rejected"}:
+            self._done.clear()
+            raise UsageError(fits[0].outcome.reason)
 
     def fits(self) -> list[Fit]:
         """What is known, model by model in the order of the devices."""

@@ -15,10 +15,9 @@ from math import floor, inf, nextafter
 from typing import Literal
 
 from .ir.errors import InfeasibleError, OdtPlanError, UnsupportedModelError, UsageError
-from .planner.infeasible import NO_LIMIT
 from .planner.pipeline import Request
 from .planner.plan import ALIGNMENT_BYTES
-from .planner.sizes import format_bytes, format_seconds
+from .planner.sizes import LARGEST_BYTES, format_bytes, format_seconds
 from .sweep import Executor, Figures, Outcome, Task, pack
 
 XName = Literal["ram", "flash", "latency"]
@@ -231,7 +230,7 @@ class Tracer:
         """The request for one budget."""
         if self._x == "latency":
             return replace(self._request, latency_s=None if budget == inf else budget)
-        limit = NO_LIMIT if budget == inf else int(budget)
+        limit = LARGEST_BYTES if budget == inf else int(budget)
         if self._x == "ram":
             return replace(self._request, ram_bytes=limit)
         return replace(self._request, flash_bytes=limit)

@@ -30,7 +30,7 @@ _WHAT: dict[YName, str] = {
     "energy": "energy per training step",
 }
 #: Cells of the matrix where there is no plan.
-_CELLS = {"unknown": "?", "unsupported": "-", "failed": "!"}
+_CELLS = {"unknown": "?", "unsupported": "-", "rejected": "x", "failed": "!"}
 
 
 def table_csv(rows: Sequence[Mapping[str, object]]) -> str:
@@ -229,8 +229,8 @@ def _print_matrix(fits: Sequence[Fit], models: Sequence[str]) -> None:
     out.print(Text(", ".join(f"{i} {d}" for i, d in enumerate(devices, 1))), soft_wrap=True)
     out.print(
         "a number: fits, and learns so many per cent of what it could without limits; R, F, L, E:"
-        " too little RAM, flash, latency, energy; -: can't be planned; ?: none found, none"
-        " excluded; !: failed",
+        " too little RAM, flash, latency, energy; -: can't be planned; x: the options"
+        " don't suit it; ?: none found, none excluded; !: failed",
         soft_wrap=True,
     )
 

@@ -1,4 +1,4 @@
-"""Seconds of a trade-off curve: a budget at a time, and skipping what is answered, on 1 to N cores."""
+"""Seconds of a trade-off curve, in one process and by a pool of workers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sweep_table() -> Iterator[str]:
     """Markdown rows: a curve of RAM against learning, serial and by worker processes."""
     yield f"### `pareto --x ram --y learn --points {POINTS}` on {DEVICE}: serial against a pool"
     yield ""
-    yield "| model | workers | measured s | load before | solves | summed s of solves | widest gap |"
+    yield "| model | workers | measured s | load before | solves | their s, summed | widest gap |"
     yield "|---|---|---|---|---|---|---|"
     names = ("mlperf_resnet8_bn",)
     for path in models(names):

@@ -111,8 +111,8 @@ def curve_picture(curve: Curve) -> CurvePicture:
     """The curve for ``backends.viz``."""
     return CurvePicture(
         title=f"{curve.model}: {_WHAT[curve.y]} against {_LIMITS[curve.x]} on {curve.device}",
-        facts=f"{len(curve.points)} budgets, {curve.solves} solves; every plan is checked; times,"
-        " energies and importance are predictions",
+        facts=f"{len(curve.points)} budgets, {curve.solves} solves; every plan is checked; times"
+        " and energies are predictions, importance is a prior",
         points=tuple(
             CurvePoint(p.budget, p.value, p.bound, _MARKS.get(p.status, "none"), _details(curve, p))
             for p in curve.points

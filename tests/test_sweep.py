@@ -291,5 +291,9 @@ def test_devices_of_the_user(odt: Cli, tmp_path: Path) -> None:
     done = odt("fit", MODEL, "--device", "mine.yaml", "--jobs", "1", "--json")
     assert [r["device"] for r in done.json] == ["mine"]
     assert done.code == 0
+    (tmp_path / "twin.yaml").write_text(text)
+    done = odt("fit", MODEL, "--device", "mine.yaml,twin.yaml", "--jobs", "1")
+    assert done.code == 2
+    assert "two devices have the id mine" in done.error
 
 

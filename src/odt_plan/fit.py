@@ -20,7 +20,7 @@ class Fit:
         model: Path as it was given.
         device: Id.
         outcome: The plan's figures, or why there is none.
-        most: What can be learned without limits; None: not known.
+        most: Bound on what can be learned without limits; None: not known.
     """
 
     model: str
@@ -67,6 +67,9 @@ class Survey:
         Raises:
             UsageError: An option is wrong, or a file is missing.
         """
+        ids = [d.id for d in devices]
+        if twice := sorted({i for i in ids if ids.count(i) > 1}):
+            raise UsageError(f"--device: two devices have the id {twice[0]}; rename one")
         self._models, self._devices = models, devices
         self._tasks: dict[tuple[str, str | None], Task] = {}
         self._done: dict[tuple[str, str | None], Outcome] = {}
@@ -125,7 +128,10 @@ class Survey:
 
     def _most(self, model: str) -> float | None:
         free = self._done.get((model, None))
-        return free.figures.learn if free is not None and free.figures is not None else None
+        if free is None or free.figures is None:
+            return None
+        stage = free.figures.stages.get("learn")
+        return free.figures.learn if stage is None else stage.bound
 
 
 def exit_code(fits: Sequence[Fit]) -> int:

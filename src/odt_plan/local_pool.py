@@ -44,7 +44,7 @@ class LocalPool:
         """A pool of at most ``jobs`` workers; they are started when there are tasks for them."""
         self._jobs = jobs
         self._idle: list[_Worker] = []
-        self._busy: dict[Connection, tuple[_Worker, int]] = {}
+        self._busy: dict[object, tuple[_Worker, int]] = {}  # by pipe
 
     def run(self, tasks: Sequence[Task], on_done: OnDone) -> None:
         """Run all tasks."""
@@ -58,8 +58,7 @@ class LocalPool:
                 worker, i = self._idle.pop(), waiting.popleft()
                 self._busy[worker.pipe] = (worker, i)
                 worker.give(tasks[i])
-            for pipe in wait(list(self._busy)):
-                assert isinstance(pipe, Connection)
+            for pipe in wait([w.pipe for w, _ in self._busy.values()]):
                 worker, i = self._busy.pop(pipe)
                 outcome = worker.take()
                 if outcome is not None:

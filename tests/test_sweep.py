@@ -272,7 +272,7 @@ def test_nothing_fits(odt: Cli, zoo: list[Path]) -> None:
     [
         (("none.onnx",), 2, "none.onnx"),
         ((MODEL, "--device", "rp2041"), 2, "did you mean rp2040"),
-        ((MODEL, "--train", "conv9"), 2, "no trainable parameter conv9"),
+        ((MODEL, "--device", "rp2040", "--train", "conv9"), 2, "no trainable parameter conv9"),
         ((MODEL, "--jobs", "0"), 2, "--jobs"),
         ((MODEL, "--device", "rp2040", "--jobs", "1", "--csv", "no/f.csv"), 1, "no/f.csv"),
     ],

@@ -101,6 +101,7 @@ class _TrainingBuilder:
         self.graph.nodes = [n for n in self.graph.nodes if n.phase != "loss"]
         if logits in needed:
             self.grads[logits] = seed()
+        self.ends = _stored_forms(logits)
         skip = prediction.producer if logits is not prediction else None
         for node in reversed(forward_nodes):
             if node is not skip:
@@ -213,7 +214,7 @@ class _TrainingBuilder:
     def _differentiate(self, node: Node, needed: set[Value]) -> None:
         dy = self.grads.pop(node.out, None)
         op = get_op(node.op)
-        builder = GradBuilder(self.graph, node, self.aux, self.forward.quantization)
+        builder = GradBuilder(self.graph, node, self.aux, self.forward.quantization, self.ends)
         chosen = [(s, name) for s in op.params if (name := self._trained(node, s)) is not None]
         if dy is not None and node.out in needed:
             if op.vjp is None:
@@ -374,3 +375,12 @@ class _TrainingBuilder:
         result += loss_nodes
         result += [n for n in self.graph.nodes if n not in aux and n not in forward]
         return result
+
+
+def _stored_forms(value: Value) -> set[Value]:
+    """A value, and what it is merely another form of: by a view or dequantization."""
+    found, node = {value}, value.producer
+    while node is not None and (get_op(node.op).view or node.op == "Dequantize"):
+        found.add(source := next(node.operands()))
+        node = source.producer
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from .graph import Attr, Graph, Node, Value
 from .quantization import HIGH, LOW, Quantization
@@ -17,6 +17,7 @@ class GradBuilder:
         node: The forward node that is being differentiated.
         channels: Leading input channels of the weight whose gradient is built; None: all.
         saved: How the layer's input is kept for that gradient.
+        ends: What the loss starts at, as it is stored; no layer comes behind.
     """
 
     def __init__(
@@ -25,12 +26,14 @@ class GradBuilder:
         node: Node,
         aux: dict[Node, list[Node]],
         quantization: Mapping[str, Quantization] | None = None,
+        ends: Collection[Value] = (),
     ) -> None:
         """Used by ``build_training`` only; ``quantization`` is that of the forward graph."""
         self.graph = graph
         self.node = node
         self.channels: int | None = None
         self.saved: Saved = "f32"
+        self.ends = ends
         self._quantization = quantization or {}
         self._aux = aux
         self._made: list[Node] = []

@@ -85,17 +85,26 @@ def training_of(shared: Path, network: str, scheme: str) -> TrainingGraph:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The stored value that we have; the gradient passes where it is inside the bounds."""
+    """The stored value that we have; the gradient passes where it is inside the bounds.
+
+    At the end of the network also where a step against it leads back inside.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, held: torch.Tensor, scale: torch.Tensor) -> Any:
+    def forward(
+        ctx: Any, x: torch.Tensor, held: torch.Tensor, scale: torch.Tensor, end: bool
+    ) -> Any:
         ctx.save_for_backward(held, scale)
+        ctx.end = end
         return held.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         held, scale = ctx.saved_tensors
-        return grads[0] * ((held > -128) & (held < 127)) / scale, None, None
+        above, below = held > -128, held < 127
+        if ctx.end:
+            above, below = above | (grads[0] < 0), below | (grads[0] > 0)
+        return grads[0] * above * below / scale, *[None] * 3
 
 
 class Differentiable(Exact):
@@ -136,7 +145,8 @@ class Differentiable(Exact):
             assert off.max() <= 1, node.name
             self.flips += int((off > 0).sum())
             self.count += off.numel()
-            y = _StraightThrough.apply(operands[0], held, operands[1])  # type: ignore[no-untyped-call]
+            end = self.dequantized[node.output[0]] == self.graph.output[0].name
+            y = _StraightThrough.apply(operands[0], held, operands[1], end)  # type: ignore[no-untyped-call]
         return y
 
     def _stored(self, node: NodeProto) -> Array:

@@ -107,18 +107,26 @@ def integer_updates(training: TrainingGraph) -> list[Update]:
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Stored and given back; the gradient passes where the stored value is inside its bounds."""
+    """Stored and given back; the gradient passes where the stored value is inside its bounds.
+
+    At the end of the network also where a step against it leads back inside.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, scale: float, zero: int, low: int, high: int) -> Any:
+    def forward(
+        ctx: Any, x: torch.Tensor, scale: float, zero: int, low: int, high: int, end: bool
+    ) -> Any:
         stored = torch.clamp(torch.round(x / scale) + zero, low, high)
-        ctx.save_for_backward((stored > low) & (stored < high))
+        ctx.save_for_backward(stored > low, stored < high)
+        ctx.end = end
         return (stored - zero) * scale
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None, None, None, None
+        above, below = ctx.saved_tensors
+        if ctx.end:
+            above, below = above | (grads[0] < 0), below | (grads[0] > 0)
+        return grads[0] * above * below, *[None] * 5
 
 
 class Torch:
@@ -150,7 +158,9 @@ class Torch:
             low = quant.zero_point
         if node is not None and node.op == "Clip":
             high = min(HIGH, round(node.float_attr("max") / scale) + quant.zero_point)
-        y: torch.Tensor = _FakeQuantize.apply(x, scale, quant.zero_point, low, high)
+        y: torch.Tensor = _FakeQuantize.apply(
+            x, scale, quant.zero_point, low, high, v is self.graph.outputs[0]
+        )
         if v.name in self.held:
             off = torch.from_numpy(self.held[v.name]) - y.detach()
             assert off.abs().max() <= 1.001 * scale, v.name
@@ -345,13 +355,43 @@ def test_the_mask_is_applied_once_and_in_place() -> None:
     low = lowered(calibrated("resnet"))
     training = build_training(low, TrainingSpec(), plans.whole(low))
     nodes = training.graph.nodes
-    names = [n.name for n in nodes if n.op == "MaskMul"]
+    names = [n.name for n in nodes if n.op in ("MaskMul", "QInward")]
     layers = [n for n in low.nodes if n.op in ("QConv", "QAdd", "QGemm", "QGlobalAveragePool")]
     assert sorted(names) == sorted(f"{n.name}/clamped" for n in layers)
     storage = Storage(training)
     shared = {v.name for v in storage.aliases}
     fan_out = {"b0.conv2/clamped", "b1.conv2/clamped"}  # the sum's other operand needs dy as well
     assert {n for n in names if n not in shared} == fan_out
+
+
+def test_logits_at_their_bounds_come_back() -> None:
+    """All of them saturated, the network says the same of every sample, until it has learned."""
+    low = lowered(calibrated("cnn"))
+    training = build_training(low, TrainingSpec(), plans.whole(low))
+    (seed,) = (n for n in training.graph.nodes if n.op == "QInward")
+    dy, logits = seed.operands()
+    oracle, rng = Unconstrained(training), np.random.default_rng(2)
+    (bias,) = (u for u in training.updates if u.owner is logits.producer and u.role == "bias")
+    oracle.state[bias.value.name] = np.array([10**6, 10**6, -(10**6)], np.int32)
+    x, _ = batch(training, rng)
+    first, last = (np.full(training.target.type.shape, i, np.int32) for i in (0, 2))
+    env = evaluated(training, oracle, x, last, 0)
+    assert (env[logits.name] == [HIGH, HIGH, LOW]).all()
+    assert (env[seed.out.name] == env[dy.name]).all(), "0 and 1 are to fall, 2 is to rise"
+    env = evaluated(training, oracle, x, first, 0)
+    assert (env[dy.name] != 0).all()
+    assert ((env[seed.out.name] != 0) == [False, True, False]).all(), "0 can't rise, 2 can't fall"
+    losses = [oracle.step(batch(training, rng)[0], last, 0.5) for _ in range(40)]
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def evaluated(
+    training: TrainingGraph, oracle: Unconstrained, x: Array, y: Array, updates: int
+) -> dict[str, Array]:
+    """Every value of the training step that would come next."""
+    hyper = np.array([RATE, 1, updates + 1], np.float32)
+    io = {training.sample.name: x, training.target.name: y, training.hyper.name: hyper}
+    return run(training.graph, {**io, **oracle.state})
 
 
 def test_slots_of_integer_layers() -> None:

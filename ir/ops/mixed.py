@@ -20,8 +20,9 @@ from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, ParamSlot, Sample, Work, get_op, operand, register, works
 from . import conv_work
 from .conv import CASES, PARTIAL, full_weight, is_depthwise, struct
+from .qclip import through_clamp
 from .qconv import MORE
-from .qtypes import activation, i8, out_fields, result, through_clamp
+from .qtypes import activation, i8, out_fields, result
 from .window import Axis, Window, window
 
 if TYPE_CHECKING:

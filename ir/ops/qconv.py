@@ -21,6 +21,7 @@ from ..opdef import CKernel, OpDef, ParamSlot, Sample, Work, array, operand, reg
 from ..quantization import rescale
 from . import conv_work
 from .conv import CASES, PARTIAL, check_group, is_depthwise, join, joined_shape, struct
+from .qclip import through_clamp
 from .qtypes import (
     activation,
     check_accumulators,
@@ -32,7 +33,6 @@ from .qtypes import (
     out_fields,
     result,
     scales_constant,
-    through_clamp,
     weight,
 )
 from .window import Window, planes, window

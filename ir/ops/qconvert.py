@@ -18,7 +18,8 @@ from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, Sample, Work, array, f32_operand, operand, register
 from ..quantization import HIGH, LOW
-from .qtypes import SOURCE, activation, clamp_of, clamped, i8, out_fields, result, through_clamp
+from .qclip import through_clamp
+from .qtypes import SOURCE, activation, clamp_of, clamped, i8, out_fields, result
 
 if TYPE_CHECKING:
     from ..grad_builder import GradBuilder

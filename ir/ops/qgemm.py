@@ -28,6 +28,7 @@ from ..opdef import (
 )
 from ..quantization import rescale
 from .gemm import chain, get, grad_weight_rows, grad_weight_type, joined, optional
+from .qclip import through_clamp
 from .qconv import COLD
 from .qconv_grad import dequantized, real_steps
 from .qtypes import (
@@ -41,7 +42,6 @@ from .qtypes import (
     out_fields,
     result,
     scales_constant,
-    through_clamp,
     weight,
 )
 

@@ -20,7 +20,8 @@ from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, Sample, Work, array, operand, register
 from ..quantization import fixed_point
 from .pool import CASES, input_window, maximum, pool_attrs, struct_of_input
-from .qtypes import activation, clamped, i8, out_fields, result, through_clamp
+from .qclip import through_clamp
+from .qtypes import activation, clamped, i8, out_fields, result
 from .window import planes
 
 if TYPE_CHECKING:

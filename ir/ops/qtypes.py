@@ -1,26 +1,22 @@
-"""What the integer operators share: types with a quantization, factors, clamping, clip masks.
+"""What the integer operators share: types with a quantization, factors, clamping.
 
 Activations are i8 with one scale and a zero point, weights i8 with zero point 0, biases and
 accumulators i32. A result is ``clamp(((acc * multiplier + 2**(shift - 1)) >> shift) + zero point)``
 with a 64-bit product (``ir.quantization.rescale``). Gradients are straight-through: fp32, with
-respect to the real values, and zero where the result met its clamp bounds.
+respect to the real values; ``qclip`` tells what becomes of them at the clamp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ..errors import GraphError
 from ..graph import Array, Attr, Graph, Node, TensorType, Value
-from ..opdef import CKernel, OpDef, Sample, Work, array, operand, register
+from ..opdef import operand
 from ..quantization import HIGH, LOW, Quantization
-from .activation_grad import pack_bits
-
-if TYPE_CHECKING:
-    from ..grad_builder import GradBuilder
 
 SOURCE = "odtplan_q"
 #: Largest product of a stored activation less its zero point and a weight.
@@ -126,13 +122,6 @@ def exact_dtype(terms: int) -> np.dtype[Any]:
     return np.dtype(np.float32 if terms * LARGEST_PRODUCT < 2**24 else np.float64)
 
 
-def through_clamp(b: GradBuilder, node: Node, dy: Value) -> Value:
-    """Gradient before the clamp: zero where the stored result is at its bounds."""
-    low, high = clamp_of(node)
-    mask = b.aux("QClipMask", (node.out,), {"low": low, "high": high}, suffix="mask")
-    return b.add("MaskMul", (dy, mask), {"inside": 1.0, "outside": 0.0}, suffix="clamped")
-
-
 def scales_constant(graph: Graph, w: Value, rest: Value | None = None) -> Value:
     """A weight's scales, one per row, as an fp32 constant of the training graph, made once.
 
@@ -156,42 +145,3 @@ def i8(
     if isinstance(scale, float):
         return TensorType(tuple(shape), "i8", Quantization((scale,), zero_point))
     return TensorType(tuple(shape), "i8", Quantization(tuple(scale), 0, 0))
-
-
-# -- QClipMask -------------------------------------------------------------------------------------
-
-
-def _infer_mask(node: Node) -> list[TensorType]:
-    return [activation(node, 0)[0].with_dtype("bits")]
-
-
-def _kernel_mask(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
-    y = array(inputs, 0)
-    return [pack_bits((y > node.int_attr("low")) & (y < node.int_attr("high")))]
-
-
-def _samples_mask() -> Iterator[Sample]:
-    for shape in ((2, 3, 3, 3), (11,), (1, 8), ()):
-        for low, high in ((-128, 127), (-100, 90)):
-            yield Sample((i8(shape),), {"low": low, "high": high})
-
-
-register(
-    OpDef(
-        name="QClipMask",
-        infer=_infer_mask,
-        kernel=_kernel_mask,
-        work=lambda node: Work("elementwise", operand(node, 0).size, dtype="i8"),
-        c=CKernel(
-            "odtplan_q_clip_mask",
-            "odtplan_q_clip_mask_t",
-            SOURCE,
-            lambda node: {
-                "count": operand(node, 0).size,
-                "low": node.int_attr("low"),
-                "high": node.int_attr("high"),
-            },
-        ),
-        samples=_samples_mask,
-    )
-)

@@ -15,6 +15,14 @@ void odtplan_q_clip_mask(const odtplan_q_clip_mask_t *p, const int8_t *y, uint8_
     }
 }
 
+void odtplan_q_inward(const odtplan_q_inward_t *p, const float *dy, const int8_t *y, float *dx)
+{
+    for (int32_t i = 0; i < p->count; i++) {
+        const float d = dy[i];
+        dx[i] = (y[i] > p->low || d < 0.0f) && (y[i] < p->high || d > 0.0f) ? d : 0.0f;
+    }
+}
+
 /* Rounded to nearest, ties to even, between bounds less the zero point. */
 static inline int32_t steps(float v, float low, float high)
 {

@@ -16,6 +16,11 @@ typedef struct {
 
 typedef struct {
     int32_t count;
+    int32_t low, high;
+} odtplan_q_inward_t;
+
+typedef struct {
+    int32_t count;
     float scale;
     int32_t y_zero;
     int32_t low, high; /* clamp bounds of the stored result */
@@ -46,6 +51,9 @@ typedef struct {
 
 /* One bit per element: strictly between the bounds. */
 void odtplan_q_clip_mask(const odtplan_q_clip_mask_t *p, const int8_t *y, uint8_t *mask);
+
+/* dy, or 0 where y is at a bound and a step against dy leads further out. dx may be dy. */
+void odtplan_q_inward(const odtplan_q_inward_t *p, const float *dy, const int8_t *y, float *dx);
 
 void odtplan_quantize(const odtplan_quantize_t *p, const float *x, int8_t *y);
 void odtplan_dequantize(const odtplan_dequantize_t *p, const int8_t *x, float *y);

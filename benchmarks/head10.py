@@ -17,6 +17,7 @@ from odt_plan.planner.pipeline import PlannedModel, Request, make_plan
 from .board import lane, picture
 from .firmware import measure
 from .models import shared
+from .planning import in_a_row
 
 DEVICE = "stm32f746g-disco"
 NETWORKS = ("mbv2-w0.35", "proxyless-w0.3", "mcunet-5fps")
@@ -51,7 +52,7 @@ def head10_table() -> Iterator[str]:
             try:
                 yield begin + _row(path, quantized)
             except InfeasibleError as e:
-                yield f"{begin} {e} | | | | | | | | | | | |"
+                yield f"{begin} {in_a_row(e)} | | | | | | | | | | | |"
 
 
 def plan(path: Path, quantized: bool) -> tuple[PlannedModel, float]:

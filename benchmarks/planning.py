@@ -18,13 +18,19 @@ BUDGETS = (None, 192 * 1024, 128 * 1024, 96 * 1024, 64 * 1024)
 
 def plan(path: Path, ram: int | None, **options: object) -> tuple[PlannedModel | None, str, float]:
     """A plan (or the reason why there is none) and the seconds it took, import to check."""
-    request = Request(path, load_device(DEVICE), ram_bytes=ram, **options)  # type: ignore[arg-type]
+    asked: dict[str, object] = {"ram_bytes": ram, "with_relaxations": False} | options
+    request = Request(path, load_device(DEVICE), **asked)  # type: ignore[arg-type]
     begin = time.perf_counter()
     try:
         planned = make_plan(request)
     except InfeasibleError as e:
-        return None, str(e), time.perf_counter() - begin
+        return None, in_a_row(e), time.perf_counter() - begin
     return planned, "", time.perf_counter() - begin
+
+
+def in_a_row(error: InfeasibleError) -> str:
+    """The conflict and the first limit, for a cell of a table."""
+    return "; ".join(line.strip() for line in str(error).splitlines()[:2])
 
 
 def solve_table() -> Iterator[str]:

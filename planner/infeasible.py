@@ -1,137 +1,164 @@
-"""Why no plan exists: which limit binds, by how much, and the smallest budget that works."""
+"""Why no plan exists: what conflicts, where and by how much, and what would work instead."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from math import ceil, floor, log10
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..ir.errors import InfeasibleError, LimitName, Shortfall
-from .linear import SolverOptions
-from .milp import Milp
-from .plan import ObjectiveName
-from .problem import ALWAYS, Limits, Problem
+from ..ir.errors import InfeasibleError, Shortfall
+from .conflict import Conflict, Planning, Search
+from .needs import Needs
+from .peak import Peak, peak_of
+from .problem import ALWAYS
+from .relaxations import Relaxation, Relaxations
 from .sizes import format_bytes
 
-#: Objective that is a need -> the limit on it.
-_FIELDS: dict[LimitName, str] = {
-    "flash": "flash_bytes",
-    "ram": "ram_bytes",
-    "latency": "cycles",
-    "energy": "energy_j",
-}
-#: Larger than any budget; small enough for exact arithmetic in doubles.
-NO_LIMIT = 2**50
+if TYPE_CHECKING:
+    from .pipeline import Request
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why no plan keeps what was asked for.
+
+    Attributes:
+        conflicts: What can't be kept together; several without a common member if each of them has
+            to be given up.
+        shortfalls: The limits of which one alone can be raised until a plan exists, or where
+            several have to be, values that work together.
+        together: The values work together only.
+        weights_bytes: Flash of the weights alone.
+        peak: Where the most RAM is live with the smallest RAM that works; None: RAM binds nowhere.
+        relaxations: Changes with which a plan was made, cheapest first.
+        untried: Changes that were not tried before the time was over.
+    """
+
+    conflicts: tuple[Conflict, ...]
+    shortfalls: tuple[Shortfall, ...]
+    together: bool
+    weights_bytes: int
+    peak: Peak | None
+    relaxations: tuple[Relaxation, ...]
+    untried: int
+
+    def record(self) -> dict[str, object]:
+        """What ``--json`` prints."""
+        return {
+            "conflicts": [
+                {"members": [m.text for m in c.members], "irreducible": c.irreducible}
+                for c in self.conflicts
+            ],
+            "limits": [vars(s) for s in self.shortfalls],
+            "together": self.together,
+            "peak": None if self.peak is None else self.peak.record(),
+            "relaxations": [r.record() for r in self.relaxations],
+            "untried": self.untried,
+        }
 
 
-def explain(
-    problem: Problem, options: SolverOptions, smallest_ram: Callable[[int], int | None]
-) -> InfeasibleError:
-    """The error for a problem that the solver has proven infeasible.
+class NoPlanError(InfeasibleError):
+    """No plan keeps what was asked for.
 
-    Each limit is relaxed alone and the need for it is minimized under the others; those for which
-    that helps bind alone. If none does, each need is minimized under those that were told before,
-    so that the values work together.
+    Attributes:
+        explanation: Why, and what would work.
+    """
+
+    def __init__(self, explanation: Explanation) -> None:
+        """Word the explanation."""
+        super().__init__("\n".join(words(explanation)), explanation.shortfalls)
+        self.explanation = explanation
+
+
+def infeasible_record(error: InfeasibleError) -> dict[str, object]:
+    """What ``plan --json`` prints where there is no plan.
+
+    ``explanation`` is null where no plan was found, but none is proven impossible either.
+    """
+    explanation = error.explanation.record() if isinstance(error, NoPlanError) else None
+    return {"ok": False, "error": str(error), "explanation": explanation}
+
+
+def explain(request: Request, planning: Callable[[Request], Planning]) -> NoPlanError:
+    """The error for a request that the solver has proven infeasible.
 
     Args:
-        problem: The infeasible problem.
-        options: How to solve; the needs are minimized without a gap.
-        smallest_ram: Live bytes that suffice -> RAM with which a plan, layout included, was found;
-            None: none was found.
+        request: The infeasible request.
+        planning: Plans another request for the same model.
     """
-    options = replace(options, gap=0.0)
-    limits = problem.limits
-    lines: list[str] = []
-    found: list[Shortfall] = []
-    relaxed: dict[LimitName, Limits] = {
-        "flash": replace(limits, flash_bytes=NO_LIMIT),
-        "ram": replace(limits, ram_bytes=NO_LIMIT),
-        "latency": replace(limits, cycles=None),
-        "energy": replace(limits, energy_j=None),
-    }
-    for name, free in relaxed.items():
-        if free != limits and (need := _need(problem, free, name, options)) is not None:
-            short = _shortfall(problem, name, need[0])
-            if name == "ram":
-                short = replace(short, works=smallest_ram(int(short.needs)))
-            found.append(short)
-            lines.append(_line(problem, short, need[1]))
-    if not lines:
-        free = Limits(NO_LIMIT, NO_LIMIT, None, None, limits.storage_bytes)
-        for name in relaxed:
-            need = _need(problem, free, name, options)
-            has = getattr(limits, _FIELDS[name])
-            if need is None or has is None:
-                continue
-            if need[0] > has:
-                found.append(_shortfall(problem, name, need[0]))
-                lines.append(_line(problem, found[-1], need[1]))
-            # a billionth more: the solver's own figure must not be out of its reach
-            free = replace(free, **{_FIELDS[name]: max(has, need[0] * (1 + 1e-9))})
-        if lines:
-            lines.insert(0, "several limits bind, these values work together")
-    if not lines:
-        lines.append("the limits contradict each other and no single one explains it")
-    return InfeasibleError("no plan fits: " + "; ".join(lines), found)
-
-
-def _need(
-    problem: Problem, limits: Limits, name: ObjectiveName, options: SolverOptions
-) -> tuple[float, str] | None:
-    """Smallest need under these limits and the slot where it arises."""
-    result = Milp(replace(problem, limits=limits)).solve(name, options)
-    if result.solution is None:
-        return None
-    return result.value, f" at {result.peak_node}"
-
-
-def _shortfall(problem: Problem, name: LimitName, need: float) -> Shortfall:
-    """The shortfall of a limit, in its unit; needs of RAM are live bytes."""
-    limits = problem.limits
-    if name == "latency":
-        s = problem.cost.latency_s(round(need))
-        return Shortfall(
-            name, problem.cost.latency_s(limits.cycles or 0), s, float(_rounded_up(s))
+    search = Search(request, planning)
+    conflicts = search.conflicts()
+    needs = Needs(search)
+    shortfalls = tuple(needs.alone(conflicts[0])) if conflicts else ()
+    together = not shortfalls
+    if together:
+        shortfalls = tuple(needs.jointly())
+    weights = min(
+        sum(c.bytes for c in p.constants if ALWAYS in c.readers) for p in search.problems()
+    )
+    found = Relaxations(search, shortfalls, together, needs.plans)
+    if request.with_relaxations:
+        found.search()
+    peak = peak_of(needs.plans["ram"]) if "ram" in needs.plans else None
+    return NoPlanError(
+        Explanation(
+            conflicts, shortfalls, together, weights, peak, found.cheapest(), found.untried
         )
-    if name == "energy":
-        return Shortfall(name, limits.energy_j or 0.0, need, float(_rounded_up(need)))
-    has = limits.ram_bytes if name == "ram" else limits.flash_bytes
-    return Shortfall(name, has, round(need), round(need))
+    )
 
 
-def _line(problem: Problem, short: Shortfall, where: str) -> str:
+def words(e: Explanation) -> list[str]:
+    """The lines of an explanation; the first one is the conflict."""
+    lines = [_need_line(e, s) for s in e.shortfalls]
+    named = [" and ".join(m.text for m in c.members) for c in e.conflicts]
+    if len(e.conflicts) > 1:
+        lines.insert(0, f"several limits bind, each by itself: {'; '.join(named)}")
+        lines[1:] = [f"  {line}" for line in ("these values work together", *lines[1:])]
+    elif e.conflicts and len(e.conflicts[0].members) > 1:
+        proof = "without any one of them a plan exists"
+        if not e.conflicts[0].irreducible:
+            proof = "fewer of them may conflict already, a solve ended at the time limit"
+        together = ", these values work together" if e.together else ""
+        lines.insert(0, f"{named[0]} can't be kept together; {proof}{together}")
+        lines[1:] = [f"  {line}" for line in lines[1:]]
+    lines = lines or ["the limits contradict each other, and raising them was not found to help"]
+    if e.peak is not None:
+        lines.append(f"  largest there: {e.peak.words()}")
+    if e.relaxations:
+        lines.append("  ways out, cheapest first:")
+        lines += [f"    {r.words()}" for r in e.relaxations]
+    if e.untried:
+        lines.append(f"  {e.untried} other changes were not tried: the time limit came first")
+    return [f"no plan fits: {lines[0]}", *lines[1:]]
+
+
+def _need_line(e: Explanation, s: Shortfall) -> str:
     """What binds, where, by how much, and the smallest value that works."""
-    has, needs = short.has, short.needs
-    if short.limit == "flash":
-        least = sum(c.bytes for c in problem.constants if ALWAYS in c.readers)
-        weights = format_bytes(least)
-        text = f"weights need {weights} or more, with code (estimated) "
-        return f"flash: {text}" + _bytes_line(int(needs), int(has), "", "--flash")
-    if short.limit == "ram":
-        if short.works == needs:
-            return "RAM: needs " + _bytes_line(int(needs), int(has), where, "--ram")
-        way = "no layout was found for it"
-        if short.works is not None:
-            way = f"a --ram that works is {int(short.works)}"
-        return (
-            f"RAM: needs {format_bytes(int(needs))}{where} and more for the layout, has"
-            f" {format_bytes(int(has))}; {way}"
-        )
-    unit = "s" if short.limit == "latency" else "J"
+    if s.limit == "flash":
+        weights = format_bytes(e.weights_bytes)
+        text = f"flash: weights need {weights} or more, with code (estimated) "
+        return text + _bytes_words(int(s.needs), s, "")
+    if s.limit == "ram":
+        where = "" if e.peak is None else f" at {e.peak.where()}"
+        return "RAM: needs " + _bytes_words(int(s.needs), s, where)
+    unit = "s" if s.limit == "latency" else "J"
+    text = f"{s.limit}: needs {s.needs:.6g} {unit}, has {s.has:.6g} {unit}"
+    return f"{text}; {_value_words(s, '' if s.works is None else f'{s.works:.6g}{unit}')}"
+
+
+def _bytes_words(need: int, s: Shortfall, where: str) -> str:
+    has = int(s.has)
+    value = "" if s.works is None else str(int(s.works))
+    more = ""
+    if s.limit == "ram" and s.works is not None and int(s.works) > need:
+        more = " and more for the layout"
     return (
-        f"{short.limit}: needs {needs:.6g} {unit}, has {has:.6g} {unit}; the smallest"
-        f" --{short.limit} that works is {short.works:.6g}{unit}"
+        f"{format_bytes(need)}{where}{more}, has {format_bytes(has)}, {need - has:,} B too few;"
+        f" {_value_words(s, value)}"
     )
 
 
-def _rounded_up(x: float) -> str:
-    """Six digits that are not below ``x``: typed in again, they must work."""
-    unit = 10.0 ** (floor(log10(x)) - 5)
-    return f"{ceil(x / unit) * unit:.6g}"
-
-
-def _bytes_line(need: int, has: int, where: str, option: str) -> str:
-    return (
-        f"{format_bytes(need)}{where}, has {format_bytes(has)}, {need - has:,} B too few;"
-        f" the smallest {option} that works is {need}"
-    )
+def _value_words(s: Shortfall, value: str) -> str:
+    if not value:
+        return "no layout was found for it" if s.limit == "ram" else "no plan was found for it"
+    exact = s.works == s.needs or s.limit in ("latency", "energy")
+    return f"{'the smallest' if exact else 'a'} --{s.limit} that works is {value}"

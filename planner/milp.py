@@ -76,6 +76,7 @@ class Milp:
         self._one_candidate_each()
         self._one_precision_each()
         self._made_for_one_candidate()
+        self._forced()
         for i, r in enumerate(problem.retentions):
             self._supply(i, r)
         self._memory_rows()
@@ -144,6 +145,12 @@ class Milp:
             self.c.row([*((w, 1.0) for w in both), (v, -1.0)], upper=0.0)
             i8 = [*((self.a[a], 1.0) for a in acts), *((w, -1.0) for w in both)]
             self.c.row([*i8, (v, 1.0)], upper=1.0)
+
+    def _forced(self) -> None:
+        """Decisions that are given."""
+        for f in self.problem.forced:
+            bound = {"lower": 1.0} if f.holds else {"upper": 0.0}
+            self.c.row([(self.a[a], 1.0) for a in f.activities], **bound)
 
     def _both(self, *activities: int) -> int:
         """1 where these activities hold, of which one may be that of a mixed layer."""

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..ir.autodiff import build_training, candidates
-from ..ir.calibrate import SYNTHETIC, calibrate, knows_activations, load_samples
 from ..ir.errors import UnsupportedModelError, UsageError
-from ..ir.onnx_import import import_model
 from ..ir.precision import lower
 from ..ir.ranges import Method
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
@@ -19,16 +17,22 @@ from .assemble import assemble, source_of
 from .baselines import Baseline
 from .check import CheckReport, check
 from .cost import CostModel
+from .demands import Demand, demanded_precision, demanded_updates
 from .device import Device, load_core
 from .importance import prior
+from .imported import Imported, import_requested
+from .infeasible import explain
 from .linear import SolverName, SolverOptions
 from .plan import Budget, DeviceInfo, ObjectiveName, Plan
 from .precision import choosable, pinned, unchosen
 from .problem import Limits, Problem
-from .stages import LAYOUT_TRIES, Decided, LayoutError, Scheduled, Stages
+from .sizes import LARGEST_BYTES
+from .stages import Decided, LayoutError, ProvenInfeasibleError, Scheduled, Stages
 from .train_set import choose
 
 Progress = Callable[[str], None]
+#: Seconds or joules that no training step takes.
+LARGEST_AMOUNT = 1e12
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Request:
             without samples; None: it stays f32.
         calibration_method: How; see ``ir.calibrate``.
         objective: ``learn`` chooses the update set; the others need a fixed one.
+        with_relaxations: If no plan keeps the limits, also plan what else would work.
+        demands: Decisions that are given; ``planner.explain`` asks what they would cost.
     """
 
     model: Path
@@ -76,6 +82,17 @@ class Request:
     seed: int = 0
     threads: int = 1
     with_baselines: bool = True
+    with_relaxations: bool = True
+    demands: tuple[Demand, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Reject limits that can't be meant."""
+        for what, n in (("RAM", self.ram_bytes), ("flash", self.flash_bytes)):
+            if n is not None and not 0 <= n <= LARGEST_BYTES:
+                raise UsageError(f"{what} budget {n:,} is outside 0 to {LARGEST_BYTES:,} bytes")
+        for what, x in (("latency", self.latency_s), ("energy", self.energy_j)):
+            if x is not None and not 0 < x < LARGEST_AMOUNT:
+                raise UsageError(f"{what} limit {x:g} can't be kept by any plan")
 
 
 @dataclass(frozen=True)
@@ -94,20 +111,54 @@ class PlannedModel:
     scales: str = ""
 
 
-def make_plan(request: Request, on_progress: Progress | None = None) -> PlannedModel:
+@dataclass(frozen=True)
+class _Start:
+    """What is known before the first solve: candidates, and what is left to choose."""
+
+    decided: Decided
+    every: tuple[Candidate, ...]
+    free: tuple[str, ...]
+    fixed: bool
+
+
+def make_plan(
+    request: Request, on_progress: Progress | None = None, imported: Imported | None = None
+) -> PlannedModel:
     """Plan a model.
+
+    Args:
+        request: What is asked.
+        on_progress: Told what goes on.
+        imported: The request's model, if it is imported already.
 
     Raises:
         UnsupportedModelError: The model can't be imported or trained.
-        InfeasibleError: No plan keeps the limits; says what binds and what would work.
+        InfeasibleError: No plan keeps the limits; a ``NoPlanError`` says what binds and what would
+            work.
         UsageError: The request contradicts itself.
     """
-    return _Planner(request, on_progress or (lambda _: None)).run()
+    progress = on_progress or (lambda _: None)
+    model = imported or import_requested(request, progress)
+    try:
+        return Planner(request, model, progress).run()
+    except ProvenInfeasibleError:
+        progress("no plan fits: finding out why")
+    raise explain(request, lambda r: Planner(r, model, progress))
 
 
-class _Planner:
-    def __init__(self, request: Request, progress: Progress) -> None:
-        self.request, self.progress = request, progress
+class Planner:
+    """Plans one request for a model that is imported already.
+
+    Attributes:
+        request: What is asked.
+        limits: The budgets, those of the device included.
+        cost: Predicted costs.
+    """
+
+    def __init__(self, request: Request, imported: Imported, progress: Progress) -> None:
+        """Find limits and costs."""
+        self.request, self.progress, self.imported = request, progress, imported
+        self.forward = imported.forward
         device = request.device
         storage = None if request.storage is None else device.find_storage(request.storage)
         self.cost = CostModel(device, load_core(device.core), storage)
@@ -126,12 +177,10 @@ class _Planner:
             request.solver, request.gap, request.time_limit_s, request.seed, request.threads
         )
 
-    def run(self) -> PlannedModel:
+    def _prepare(self) -> tuple[Stages, _Start]:
+        """Everything before the first solve."""
         r = self.request
-        self.forward = import_model(r.model, batch=r.batch, fold_batchnorm=r.fold_batchnorm)
-        self.noise: dict[str, float] = {}
-        scales = self._annotate()
-        pins = pinned(self.forward, r.precision)
+        pins = pinned(self.forward, r.precision) | demanded_precision(r.demands)
         annotated = bool(self.forward.quantization)
         precision = unchosen(self.forward, pins) if annotated else {}
         free = choosable(self.forward, pins) if annotated else []
@@ -143,7 +192,9 @@ class _Planner:
                 " `odt-plan check` shows every node"
             )
         chosen = choose(lowered, r.train, every)
-        if chosen is None and r.objective != "learn":
+        if chosen is not None:
+            chosen = demanded_updates(chosen, r.demands)
+        elif r.objective != "learn":
             raise UsageError(
                 f"objective {r.objective} needs a fixed update set: add --train all, last, bias"
                 " or parameter names"
@@ -155,12 +206,30 @@ class _Planner:
             self.limits,
             self.options,
             prior(self.forward, every),
-            self.noise,
-            self._smallest_ram,
+            self.imported.noise,
             self.progress,
+            r.demands,
         )
-        start = Decided(tuple(chosen or every), precision)
-        bounds, done = self._solve(stages, start, free, fixed=chosen is not None)
+        decided = Decided(tuple(every if chosen is None else chosen), precision)
+        return stages, _Start(decided, tuple(every), tuple(free), chosen is not None)
+
+    def problem(self) -> Problem:
+        """The first problem that is solved; the request is infeasible if and only if this is."""
+        stages, start = self._prepare()
+        if self._learns(start):
+            return stages.learn_problem(start.decided, fixed=start.fixed, free=start.free)
+        return stages.schedule_problem(start.decided, start.free)
+
+    def run(self) -> PlannedModel:
+        """Solve, place, check.
+
+        Raises:
+            ProvenInfeasibleError: No plan keeps the limits.
+            InfeasibleError: None was found.
+        """
+        r = self.request
+        stages, start = self._prepare()
+        bounds, done = self._solve(stages, start)
         plan = assemble(
             self.forward,
             stages.lowered(replace(done.decided, streamed=())),
@@ -174,29 +243,37 @@ class _Planner:
             importance=stages.achieved(done.training),
             solver=(r.solver, r.seed, stages.time_s),
             calibrated={
-                n: q for n, q in self.forward.quantization.items() if n not in self.in_file
+                n: q
+                for n, q in self.forward.quantization.items()
+                if n not in self.imported.in_file
             },
             precision=done.decided.precision,
             streamed=done.decided.streamed,
             noise_avoided=stages.noise_avoided(done.decided),
         )
         report = check(plan, done.training, r.device)
-        rivals = self._baselines(stages, start, every) if r.with_baselines else ()
-        return PlannedModel(plan, done.training, r.device, report, rivals, scales)
+        rivals = self._baselines(stages, start) if r.with_baselines else ()
+        return PlannedModel(plan, done.training, r.device, report, rivals, self.imported.scales)
+
+    def _learns(self, start: _Start) -> bool:
+        """There is anything that learning depends on to choose."""
+        return self.request.objective == "learn" and (not start.fixed or bool(start.free))
 
     def _solve(
-        self, stages: Stages, start: Decided, free: Sequence[str], *, fixed: bool
+        self, stages: Stages, start: _Start
     ) -> tuple[dict[ObjectiveName, float], Scheduled]:
         """All stages; an update set that fits but for its layout is chosen again with less RAM."""
         r = self.request
-        if r.objective != "learn" or (fixed and not free):
+        if not self._learns(start):
             name: ObjectiveName = "latency" if r.objective == "learn" else r.objective
-            done = stages.schedule(start, name, free)
+            done = stages.schedule(start.decided, name, start.free)
             return {name: done.bound}, done
         bounds: dict[ObjectiveName, float] = {}
         limits = self.limits
         for last in (False, False, True):
-            decided, bound = stages.learn(start, fixed=fixed, free=free, limits=limits)
+            decided, bound = stages.learn(
+                start.decided, fixed=start.fixed, free=start.free, limits=limits
+            )
             bounds.setdefault("learn", bound)
             try:
                 done = stages.schedule(decided, "latency", ())
@@ -207,29 +284,6 @@ class _Planner:
                 self.progress(f"no layout, {e.over_bytes:,} B over: choosing updates again")
                 limits = replace(limits, ram_bytes=limits.ram_bytes - e.over_bytes)
         return {**bounds, "latency": done.bound}, done
-
-    def _annotate(self) -> str:
-        """Find the scales that the file lacks, if wanted; says where they are from."""
-        r = self.request
-        self.in_file = frozenset(self.forward.quantization)
-        known = knows_activations(self.forward)
-        if r.calibration is None:
-            if self.in_file and not known:
-                return (
-                    "the model file has scales of weights alone, so every layer is f32; give"
-                    " samples with --calib for i8"
-                )
-            return "scales from the model file" if known else ""
-        if known:
-            raise UsageError(
-                f"--calib: {r.model} is quantized already and brings its own scales; leave --calib"
-                " out, or give the float model"
-            )
-        self.progress("calibrating")
-        samples = None if r.calibration == SYNTHETIC else load_samples(r.calibration)
-        found = calibrate(self.forward, samples, method=r.calibration_method)
-        self.noise = found.weight_noise
-        return found.note if r.calibration == SYNTHETIC else f"{found.note} of {r.calibration.name}"
 
     def _device_info(self) -> DeviceInfo:
         r, limits = self.request, self.limits
@@ -245,26 +299,12 @@ class _Planner:
             ),
         )
 
-    def _smallest_ram(self, live_bytes: int) -> int | None:
-        """RAM from ``live_bytes`` on with which a plan with a layout is found; None: none is."""
-        ram = live_bytes
-        for _ in range(LAYOUT_TRIES):
-            try:
-                make_plan(replace(self.request, ram_bytes=ram, with_baselines=False))
-            except LayoutError as e:
-                ram += e.over_bytes
-            else:
-                return ram
-        return None
-
     # -- comparison -------------------------------------------------------------------------------
 
-    def _baselines(
-        self, stages: Stages, start: Decided, every: Sequence[Candidate]
-    ) -> tuple[Baseline, ...]:
+    def _baselines(self, stages: Stages, start: _Start) -> tuple[Baseline, ...]:
         """Plain heuristics under the same accounting; see ``planner.baselines``."""
         result: list[Baseline] = []
-        lowered = stages.lowered(start)
+        lowered = stages.lowered(start.decided)
 
         def problem(chosen: Sequence[Candidate]) -> Problem:
             training = build_training(lowered, self.request.spec, chosen)
@@ -272,13 +312,13 @@ class _Planner:
 
         for name, train in (("last-layer", "last"), ("bias-only", "bias")):
             try:
-                chosen = choose(lowered, (train,), every)
+                chosen = choose(lowered, (train,), start.every)
             except UsageError:
                 continue  # the model has no such parameters, nothing to compare with
             assert chosen
             fixed = problem(chosen)
             result.append(baselines.evaluate(name, fixed, baselines.keep_all(fixed)))
-        whole = choose(lowered, ("all",), every)
+        whole = choose(lowered, ("all",), start.every)
         assert whole
         fixed = problem(whole)
         for name, rule in baselines.RULES.items():

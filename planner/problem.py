@@ -245,6 +245,19 @@ class StreamChoice:
 
 
 @dataclass(frozen=True)
+class Forced:
+    """A decision that is given instead of chosen.
+
+    Attributes:
+        activities: Activities of which at least one holds, or none does.
+        holds: At least one of them does.
+    """
+
+    activities: tuple[int, ...]
+    holds: bool
+
+
+@dataclass(frozen=True)
 class Limits:
     """Budgets of one training step; None where there is no limit.
 
@@ -286,6 +299,7 @@ class Problem:
         streams: Blocks that may be streamed.
         cost: Cost model.
         micro_batches: Micro-steps of one training step.
+        forced: Decisions that are given, see ``planner.demands``.
     """
 
     training: TrainingGraph
@@ -306,6 +320,7 @@ class Problem:
     streams: tuple[StreamChoice, ...]
     cost: CostModel
     micro_batches: int
+    forced: tuple[Forced, ...] = ()
 
 
 ALWAYS = 0

@@ -18,8 +18,8 @@ from ..ir.streaming import blocks, stream
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from .choices import Choices, score_of
 from .cost import CostModel
+from .demands import Demand, impose
 from .importance import prior
-from .infeasible import explain
 from .linear import SolverOptions
 from .milp import Milp, SolveResult
 from .plan import ObjectiveName
@@ -31,6 +31,10 @@ from .timeline import build_problem
 
 #: Solve again with a tighter RAM limit at most this often when live bytes fit but no layout does.
 LAYOUT_TRIES = 6
+
+
+class ProvenInfeasibleError(InfeasibleError):
+    """The solver has proven that no plan keeps the limits that were asked for."""
 
 
 class LayoutError(InfeasibleError):
@@ -103,8 +107,8 @@ class Stages:
         options: How to solve.
         importance: Score of every candidate.
         noise: Layer -> squared error of its i8 weights, relative to its result's square.
-        smallest_ram: For explanations, see ``planner.infeasible``.
         progress: Told what goes on.
+        demands: Decisions that are given.
         time_s: Solve time so far.
     """
 
@@ -115,8 +119,8 @@ class Stages:
     options: SolverOptions
     importance: Mapping[Candidate, int]
     noise: Mapping[str, float]
-    smallest_ram: Callable[[int], int | None]
     progress: Callable[[str], None]
+    demands: tuple[Demand, ...] = ()
     time_s: float = field(default=0.0, init=False)
 
     def lowered(self, decided: Decided, mixed: Sequence[str] = ()) -> Graph:
@@ -136,7 +140,7 @@ class Stages:
         rebuild: bool = True,
     ) -> Problem:
         """The planning problem of a training graph."""
-        return build_problem(
+        problem = build_problem(
             training,
             self.cost,
             limits or self.limits,
@@ -145,6 +149,7 @@ class Stages:
             choices=choices,
             rebuild=rebuild,
         )
+        return impose(problem, self.demands)
 
     def achieved(self, training: TrainingGraph) -> dict[Candidate, int]:
         """Importance of the graph's updates in the precision that they have."""
@@ -170,17 +175,31 @@ class Stages:
         Raises:
             InfeasibleError: No choice keeps the limits.
         """
-        lowered = self.lowered(start)
-        training = build_training(lowered, self.spec, start.updates)
-        choices = self._choices(start, lowered, free)
-        if not fixed and (self.limits.cycles, self.limits.energy_j) != (None, None):
-            choices = replace(choices, parts=tuple(self._parts(start, lowered, free)))
-        problem = self.problem(training, fixed=fixed, limits=limits, choices=choices)
+        problem = self.learn_problem(start, fixed=fixed, free=free, limits=limits)
         self.progress(f"choosing updates and precisions: {len(problem.slots)} slots")
         result = self._solve(problem, "learn")
         assert result.solution is not None
         updates = start.updates if fixed else tuple(result.solution.candidates(problem))
         return replace(start, updates=updates).taking(problem, result.solution), result.bound
+
+    def learn_problem(
+        self, start: Decided, *, fixed: bool, free: Sequence[str], limits: Limits | None = None
+    ) -> Problem:
+        """What ``learn`` solves."""
+        lowered = self.lowered(start)
+        training = build_training(lowered, self.spec, start.updates)
+        choices = self._choices(start, lowered, free)
+        if not fixed and (self.limits.cycles, self.limits.energy_j) != (None, None):
+            choices = replace(choices, parts=tuple(self._parts(start, lowered, free)))
+        return self.problem(training, fixed=fixed, limits=limits, choices=choices)
+
+    def schedule_problem(self, start: Decided, free: Sequence[str]) -> Problem:
+        """What ``schedule`` solves first: everything but the updates is to be chosen."""
+        problem = self._streaming_problem(start, free, self.limits)
+        if problem is None:
+            training = build_training(self.lowered(start), self.spec, start.updates)
+            problem = self.problem(training, fixed=True)
+        return problem
 
     def schedule(self, start: Decided, name: ObjectiveName, free: Sequence[str]) -> Scheduled:
         """Decide all but the updates until the layout, too, keeps the RAM budget.
@@ -241,12 +260,9 @@ class Stages:
         self, start: Decided, name: ObjectiveName, free: Sequence[str], limits: Limits
     ) -> tuple[Decided, float | None]:
         """Choose what is streamed, and precisions that are left; nothing in a float graph."""
-        lowered = self.lowered(start)
-        choices = self._choices(start, lowered, free)
-        if not choices.blocks and not free:
+        problem = self._streaming_problem(start, free, limits)
+        if problem is None:
             return start, None
-        training = build_training(lowered, self.spec, start.updates)
-        problem = self.problem(training, fixed=True, limits=limits, choices=choices)
         self.progress(f"choosing what is streamed by rows: {len(problem.slots)} slots")
         result = self._solve(problem, name)
         assert result.solution is not None
@@ -254,6 +270,17 @@ class Stages:
         streamed = tuple(b.name for b in problem.streams if b.activity in active)
         decided = replace(start, streamed=streamed)
         return decided.taking(problem, result.solution), result.bound
+
+    def _streaming_problem(
+        self, start: Decided, free: Sequence[str], limits: Limits
+    ) -> Problem | None:
+        """What ``_streaming`` solves, if there is anything to choose."""
+        lowered = self.lowered(start)
+        choices = self._choices(start, lowered, free)
+        if not choices.blocks and not free:
+            return None
+        training = build_training(lowered, self.spec, start.updates)
+        return self.problem(training, fixed=True, limits=limits, choices=choices)
 
     def _choices(self, start: Decided, lowered: Graph, layers: Sequence[str]) -> Choices:
         """Layers that may be mixed and blocks that may be streamed."""
@@ -295,12 +322,12 @@ class Stages:
         return {n: round(unit * self.noise.get(n, 0.0)) for n in layers}
 
     def _solve(self, problem: Problem, name: ObjectiveName) -> SolveResult:
-        """Solve; raises InfeasibleError with an explanation if there is no solution."""
+        """Solve; raises InfeasibleError if there is no solution."""
         result = self._attempt(problem, name)
         if result.status == "infeasible":
             if problem.limits is not self.limits:  # tightened for the layout
                 raise InfeasibleError(f"no plan fits {problem.limits.ram_bytes:,} B of RAM")
-            raise explain(problem, self.options, self.smallest_ram)
+            raise ProvenInfeasibleError("no plan fits")
         return result
 
     def _attempt(self, problem: Problem, name: ObjectiveName) -> SolveResult:

@@ -26,6 +26,13 @@ class Ran:
         return self.err.removeprefix("error: ").rstrip("\n")
 
     @property
+    def refusal(self) -> list[str]:
+        """The lines that tell why there is no plan, without ``error: ``."""
+        assert self.code == 3, self.err
+        assert self.err.startswith("error: no plan fits: "), self.err
+        return self.err.removeprefix("error: ").splitlines()
+
+    @property
     def json(self) -> Any:
         """Standard output as JSON."""
         return json.loads(self.out)

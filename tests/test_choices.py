@@ -128,7 +128,7 @@ class Case:
         return Stages(
             self.forward, self.spec, self.cost, limits or self.limits,
             replace(EXACT, solver=solver), self.importance, self.noise,
-            lambda _: None, lambda _: None,
+            lambda _: None,
         )  # fmt: skip
 
     @cache  # noqa: B019 - a few cases, each for the whole run

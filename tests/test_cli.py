@@ -207,14 +207,54 @@ def test_read_only_folder_is_exit_1(odt: Cli, tmp_path: Path) -> None:
 def test_infeasible_is_exit_3_and_leaves_nothing(odt: Cli, tmp_path: Path) -> None:
     done = odt(MODEL, "--ram", "4KB", "--flash", "1MB", "-o", "out")
     assert done.code == 3
-    assert "4,096 B" in done.error
-    assert "the smallest --ram that works is" in done.error
+    first, there, *ways = done.refusal
+    assert first.startswith("no plan fits: RAM: needs 32,808 B (32.04 KiB) at step 2 of 14 (conv2")
+    assert "has 4,096 B (4.00 KiB), 28,712 B too few" in first
+    assert "the smallest --ram that works is" in first
+    assert there.startswith("  largest there: conv2_out 16,384 B, relu1_out 16,384 B, ")
+    assert ways[0] == "  ways out, cheapest first:"
+    assert "--ram 32808: +28,712 B of RAM (+701.0%)" in ways[1]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_smallest_budget_that_is_told_works(odt: Cli) -> None:
-    told = odt(MODEL, "--ram", "4KB", "--flash", "1MB").error.split()[-1].replace(",", "")
+    told = odt(MODEL, "--ram", "4KB", "--flash", "1MB").refusal[0].split()[-1].replace(",", "")
     assert odt(MODEL, "--ram", told, "--flash", "1MB", "-q").code == 0
+    less = odt(MODEL, "--ram", str(int(told) - 1), "--flash", "1MB", "-q")
+    assert less.refusal[0].endswith(f"the smallest --ram that works is {told}")
+
+
+def test_infeasible_as_json(odt: Cli) -> None:
+    done = odt(MODEL, "--ram", "100KB", "--flash", "1MB", "--train", "all", "--json")
+    told = done.json
+    assert told["ok"] is False
+    assert told["error"].splitlines() == done.refusal
+    why = told["explanation"]
+    (conflict,) = why["conflicts"]
+    assert conflict == {"members": ["--train all", "--ram 102400"], "irreducible": True}
+    (limit,) = why["limits"]
+    assert limit["limit"] == "ram"
+    assert limit["needs"] == limit["works"] == sum(r["bytes"] for r in why["peak"]["residents"])
+    assert [r["options"] for r in why["relaxations"]][0] == "--train auto"
+    assert [r["price"] for r in why["relaxations"]] == sorted(
+        r["price"] for r in why["relaxations"]
+    )
+
+
+def test_every_way_out_works_as_it_is_typed(odt: Cli) -> None:
+    asked = {"--ram": "100KB", "--flash": "1MB", "--train": "all"}
+    for extra in ({}, {"--ram": "300KB", "--device": "stm32f746g-disco"}, {"--latency": "120ms"}):
+        typed = asked | extra
+        why = odt(MODEL, *(x for pair in typed.items() for x in pair), "--json").json
+        ways = why["explanation"]["relaxations"]
+        assert len(ways) == 3, ways
+        for way in ways:
+            words = way["options"].split()
+            changed = typed | dict(zip(words[::2], words[1::2], strict=True))
+            done = odt(MODEL, *(x for pair in changed.items() for x in pair), "--json")
+            assert done.code == 0, way
+            assert done.json["claims"]["ram_bytes"]["total"] == way["ram_bytes"]
+            assert done.json["claims"]["latency_s"] == way["latency_s"]
 
 
 def test_limits_of_latency_and_energy(odt: Cli) -> None:
@@ -226,8 +266,7 @@ def test_limits_of_latency_and_energy(odt: Cli) -> None:
     tight = odt(MODEL, *BUDGET, "--energy", f"{limit * 1e3:.3f}mJ", "--json").json["claims"]
     assert tight["energy_j"] <= limit
     done = odt(MODEL, *BUDGET, "--latency", "1us")
-    assert done.code == 3
-    assert "latency" in done.error
+    assert done.refusal[0].startswith("no plan fits: latency: needs 0.0547199 s, has 1e-06 s")
 
 
 @pytest.mark.parametrize(
@@ -241,6 +280,9 @@ def test_limits_of_latency_and_energy(odt: Cli) -> None:
         ((MODEL, "--ram", "", "--flash", "1MB"), "--ram: '' is not a size"),
         ((MODEL, *BUDGET, "--latency", "fast"), "--latency: 'fast' can't be read"),
         ((MODEL, *BUDGET, "--energy", "0mJ"), "--energy: '0mJ'"),
+        ((MODEL, *BUDGET, "--latency", "0"), "--latency: '0' can't be kept by any plan"),
+        ((MODEL, *BUDGET, "--ram", "0"), "--ram: '0' is outside 1 byte to"),
+        ((MODEL, *BUDGET, "--ram", str(2**53 + 1)), "--ram: '9007199254740993' is outside"),
         ((MODEL, "--device", "nope"), "device 'nope' is not known"),
         ((MODEL, "--device", "nope.yaml"), "nope.yaml: can't read the file"),
         ((MODEL, *BUDGET, "--storage", "tape"), "has no storage 'tape'; it knows none, sdcard"),

@@ -15,7 +15,7 @@ import typer
 
 from . import __version__
 from .commands import Json, PlanByDefault, devices_app, print_json
-from .ir.errors import OdtPlanError, UnsupportedModelError
+from .ir.errors import InfeasibleError, OdtPlanError, UnsupportedModelError
 from .sweep_commands import fit, pareto
 
 EXIT_CODES = (
@@ -179,41 +179,46 @@ def plan(
     ] = False,
 ) -> None:
     """Plan the training of a model (the default command)."""
+    from .planner.infeasible import infeasible_record
     from .planning import PlanOptions, run_plan
 
-    run_plan(
-        PlanOptions(
-            model=model,
-            device=device,
-            ram=ram,
-            flash=flash,
-            storage=storage,
-            latency=latency,
-            energy=energy,
-            train=tuple(train or ()),
-            precision=tuple(precision or ()),
-            calibration=calib,
-            calibration_method=calib_method,
-            optimizer=optimizer,
-            qas=qas,
-            rounding=rounding,
-            loss="cross_entropy" if loss == "cross-entropy" else loss,
-            micro_batches=micro_batches,
-            batch=batch,
-            fold_batchnorm=batch == 1 if fold_batchnorm is None else fold_batchnorm,
-            objective=objective,
-            solver=solver,
-            gap=gap,
-            time_limit_s=time_limit,
-            seed=seed,
-            threads=threads,
-            emit=tuple(emit or ()),
-            output=output,
-            as_json=as_json,
-            quiet=quiet,
-            force=force,
-        )
+    options = PlanOptions(
+        model=model,
+        device=device,
+        ram=ram,
+        flash=flash,
+        storage=storage,
+        latency=latency,
+        energy=energy,
+        train=tuple(train or ()),
+        precision=tuple(precision or ()),
+        calibration=calib,
+        calibration_method=calib_method,
+        optimizer=optimizer,
+        qas=qas,
+        rounding=rounding,
+        loss="cross_entropy" if loss == "cross-entropy" else loss,
+        micro_batches=micro_batches,
+        batch=batch,
+        fold_batchnorm=batch == 1 if fold_batchnorm is None else fold_batchnorm,
+        objective=objective,
+        solver=solver,
+        gap=gap,
+        time_limit_s=time_limit,
+        seed=seed,
+        threads=threads,
+        emit=tuple(emit or ()),
+        output=output,
+        as_json=as_json,
+        quiet=quiet,
+        force=force,
     )
+    try:
+        run_plan(options)
+    except InfeasibleError as e:
+        if as_json:
+            print_json(infeasible_record(e))
+        raise
 
 
 @app.command(epilog=EXIT_CODES)
@@ -303,7 +308,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point of ``odt-plan``: every failure is one line and a documented exit code."""
+    """Entry point of ``odt-plan``: every failure is told in plain lines, with its exit code."""
     debug = "--debug" in sys.argv[1:]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names from model files may not be encodable

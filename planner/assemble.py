@@ -18,6 +18,7 @@ from .importance import PRIOR, ratio
 from .plan import (
     SCHEMA_VERSION,
     ActivationDecision,
+    Asked,
     Claims,
     Decisions,
     DeviceInfo,
@@ -68,6 +69,7 @@ def assemble(
     precision: Mapping[str, Precision],
     streamed: Collection[str],
     noise_avoided: float,
+    asked: Asked,
 ) -> Plan:
     """The plan of a schedule.
 
@@ -87,6 +89,7 @@ def assemble(
         precision: Of the layers and inputs of an annotated model.
         streamed: Blocks that run by rows.
         noise_avoided: Score of the noise that mixed layers avoid.
+        asked: What was given.
     """
     spec = training.spec
     claims = _claims(training, schedule, cost)
@@ -136,6 +139,7 @@ def assemble(
             name: QuantizationRecord(scale=q.scale, zero_point=q.zero_point, axis=q.axis)
             for name, q in calibrated.items()
         },
+        asked=asked,
         buffers=schedule.buffers,
         steps=schedule.steps,
         solver=SolverInfo(

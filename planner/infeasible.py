@@ -65,7 +65,8 @@ class NoPlanError(InfeasibleError):
 
     def __init__(self, explanation: Explanation) -> None:
         """Word the explanation."""
-        super().__init__("\n".join(words(explanation)), explanation.shortfalls)
+        lines = "\n".join(words(explanation))
+        super().__init__(f"no plan fits: {lines}", explanation.shortfalls)
         self.explanation = explanation
 
 
@@ -128,7 +129,7 @@ def words(e: Explanation) -> list[str]:
         lines += [f"    {r.words()}" for r in e.relaxations]
     if e.untried:
         lines.append(f"  {e.untried} other changes were not tried: the time limit came first")
-    return [f"no plan fits: {lines[0]}", *lines[1:]]
+    return lines
 
 
 def _need_line(e: Explanation, s: Shortfall) -> str:

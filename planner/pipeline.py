@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ from .importance import prior
 from .imported import Imported, import_requested
 from .infeasible import explain
 from .linear import SolverName, SolverOptions
-from .plan import Budget, DeviceInfo, ObjectiveName, Plan
+from .plan import Asked, Budget, DeviceInfo, ObjectiveName, Plan
 from .precision import choosable, pinned, unchosen
 from .problem import Limits, Problem
 from .sizes import LARGEST_BYTES
@@ -112,13 +113,22 @@ class PlannedModel:
 
 
 @dataclass(frozen=True)
-class _Start:
-    """What is known before the first solve: candidates, and what is left to choose."""
+class Start:
+    """What is known before the first solve.
+
+    Attributes:
+        decided: All candidates, or the update set that is given; precisions as far as given.
+        every: All candidates.
+        free: Layers whose precision is to be chosen.
+        fixed: The update set is given.
+        learns: There is something to choose that learning depends on.
+    """
 
     decided: Decided
     every: tuple[Candidate, ...]
     free: tuple[str, ...]
     fixed: bool
+    learns: bool
 
 
 def make_plan(
@@ -177,7 +187,8 @@ class Planner:
             request.solver, request.gap, request.time_limit_s, request.seed, request.threads
         )
 
-    def _prepare(self) -> tuple[Stages, _Start]:
+    @cached_property
+    def prepared(self) -> tuple[Stages, Start]:
         """Everything before the first solve."""
         r = self.request
         pins = pinned(self.forward, r.precision) | demanded_precision(r.demands)
@@ -211,14 +222,22 @@ class Planner:
             r.demands,
         )
         decided = Decided(tuple(every if chosen is None else chosen), precision)
-        return stages, _Start(decided, tuple(every), tuple(free), chosen is not None)
+        fixed = chosen is not None
+        learns = r.objective == "learn" and (not fixed or bool(free))
+        return stages, Start(decided, tuple(every), tuple(free), fixed, learns)
 
     def problem(self) -> Problem:
         """The first problem that is solved; the request is infeasible if and only if this is."""
-        stages, start = self._prepare()
-        if self._learns(start):
+        stages, start = self.prepared
+        if start.learns:
             return stages.learn_problem(start.decided, fixed=start.fixed, free=start.free)
         return stages.schedule_problem(start.decided, start.free)
+
+    def last_problem(self, decided: Decided) -> Problem:
+        """The problem of what is kept, rebuilt and paged, all else decided."""
+        stages, _ = self.prepared
+        training = build_training(stages.lowered(decided), self.request.spec, decided.updates)
+        return stages.problem(training, fixed=True)
 
     def run(self) -> PlannedModel:
         """Solve, place, check.
@@ -228,7 +247,7 @@ class Planner:
             InfeasibleError: None was found.
         """
         r = self.request
-        stages, start = self._prepare()
+        stages, start = self.prepared
         bounds, done = self._solve(stages, start)
         plan = assemble(
             self.forward,
@@ -250,21 +269,18 @@ class Planner:
             precision=done.decided.precision,
             streamed=done.decided.streamed,
             noise_avoided=stages.noise_avoided(done.decided),
+            asked=Asked(train=r.train, precision=r.precision, noise=dict(self.imported.noise)),
         )
         report = check(plan, done.training, r.device)
         rivals = self._baselines(stages, start) if r.with_baselines else ()
         return PlannedModel(plan, done.training, r.device, report, rivals, self.imported.scales)
 
-    def _learns(self, start: _Start) -> bool:
-        """There is anything that learning depends on to choose."""
-        return self.request.objective == "learn" and (not start.fixed or bool(start.free))
-
     def _solve(
-        self, stages: Stages, start: _Start
+        self, stages: Stages, start: Start
     ) -> tuple[dict[ObjectiveName, float], Scheduled]:
         """All stages; an update set that fits but for its layout is chosen again with less RAM."""
         r = self.request
-        if not self._learns(start):
+        if not start.learns:
             name: ObjectiveName = "latency" if r.objective == "learn" else r.objective
             done = stages.schedule(start.decided, name, start.free)
             return {name: done.bound}, done
@@ -301,7 +317,7 @@ class Planner:
 
     # -- comparison -------------------------------------------------------------------------------
 
-    def _baselines(self, stages: Stages, start: _Start) -> tuple[Baseline, ...]:
+    def _baselines(self, stages: Stages, start: Start) -> tuple[Baseline, ...]:
         """Plain heuristics under the same accounting; see ``planner.baselines``."""
         result: list[Baseline] = []
         lowered = stages.lowered(start.decided)

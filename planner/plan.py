@@ -246,6 +246,21 @@ class QuantizationRecord(_Record):
     axis: NonNegativeInt | None = None
 
 
+class Asked(_Record):
+    """What was given and what was left to choose, so that a choice can be explained.
+
+    Attributes:
+        train: Items of ``--train``; ``auto`` left the update set to the solver.
+        precision: Pins of ``--precision``.
+        noise: Layer -> squared error of its i8 weights relative to its result's square, where
+            calibration measured it.
+    """
+
+    train: tuple[str, ...]
+    precision: tuple[str, ...] = ()
+    noise: dict[str, NonNegativeFloat] = {}
+
+
 class SolverInfo(_Record):
     """Provenance of the decisions."""
 
@@ -259,7 +274,8 @@ class Plan(_Record):
     """A checked training plan.
 
     ``quantization`` holds the scales that calibration found, by value of the imported graph; it is
-    empty where the model file brings its own, or has none.
+    empty where the model file brings its own, or has none. ``asked`` is null in plans that were not
+    made by the planner.
     """
 
     schema_version: Literal[1]
@@ -272,6 +288,7 @@ class Plan(_Record):
     claims: Claims
     decisions: Decisions
     quantization: dict[str, QuantizationRecord] = {}
+    asked: Asked | None = None
     buffers: tuple[Buffer, ...]
     steps: tuple[Step, ...]
     solver: SolverInfo

@@ -29,6 +29,28 @@ def rebuild(plan: Plan, plan_path: Path, model_path: Path | None = None) -> Trai
             the plan's scales do not fit it.
         UnsupportedModelError: It can't be imported.
     """
+    graph = forward_of(plan, plan_path, model_path)
+    if graph.quantization:
+        names = {*quantizable(graph), *(v.name for v in graph.inputs)}
+        graph = lower(graph, {n: p for n, p in plan.decisions.precision.items() if n in names})
+        graph = stream(graph, plan.decisions.streamed)
+    return build_training(graph, spec_of(plan), updates_of(plan))
+
+
+def spec_of(plan: Plan) -> TrainingSpec:
+    """What a training step of a plan is."""
+    return TrainingSpec(**plan.training.model_dump())
+
+
+def updates_of(plan: Plan) -> list[Candidate]:
+    """The update set of a plan."""
+    return [
+        Candidate(u.param, u.channels, u.saved) for u in plan.decisions.updates if u.ratio > 0
+    ]
+
+
+def forward_of(plan: Plan, plan_path: Path, model_path: Path | None = None) -> Graph:
+    """The plan's imported model with its scales; arguments and errors are those of ``rebuild``."""
     path = model_path or plan_path.parent / plan.model.file
     if not path.is_file():
         raise UsageError(f"{path}: the plan's model file is missing; give it with --model")
@@ -41,14 +63,7 @@ def rebuild(plan: Plan, plan_path: Path, model_path: Path | None = None) -> Trai
     graph = import_model(path, batch=plan.model.batch, fold_batchnorm=plan.model.fold_batchnorm)
     if plan.quantization:
         _annotate(graph, plan)
-    if graph.quantization:
-        names = {*quantizable(graph), *(v.name for v in graph.inputs)}
-        graph = lower(graph, {n: p for n, p in plan.decisions.precision.items() if n in names})
-        graph = stream(graph, plan.decisions.streamed)
-    chosen = [
-        Candidate(u.param, u.channels, u.saved) for u in plan.decisions.updates if u.ratio > 0
-    ]
-    return build_training(graph, TrainingSpec(**plan.training.model_dump()), chosen)
+    return graph
 
 
 def _annotate(graph: Graph, plan: Plan) -> None:

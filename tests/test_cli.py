@@ -235,7 +235,7 @@ def test_infeasible_as_json(odt: Cli) -> None:
     (limit,) = why["limits"]
     assert limit["limit"] == "ram"
     assert limit["needs"] == limit["works"] == sum(r["bytes"] for r in why["peak"]["residents"])
-    assert [r["options"] for r in why["relaxations"]][0] == "--train auto"
+    assert why["relaxations"][0]["options"] == "--train auto"
     assert [r["price"] for r in why["relaxations"]] == sorted(
         r["price"] for r in why["relaxations"]
     )

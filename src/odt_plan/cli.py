@@ -273,6 +273,29 @@ def verify(
 
 
 @app.command(epilog=EXIT_CODES)
+def explain(
+    plan_file: PlanFile,
+    layers: Annotated[
+        list[str],
+        typer.Argument(metavar="LAYER...", help="Nodes, parameters or tensors; * and ? match."),
+    ],
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    time_limit: Annotated[
+        float, typer.Option(min=0.1, max=1e6, metavar="SECONDS", help="Of one solve.")
+    ] = 20.0,
+    as_json: Json = False,
+) -> None:
+    """Tell why a layer is frozen, recomputed, paged, mixed or i8: plan it the other way as well."""
+    from .explaining import ExplainOptions, run_explain
+
+    options = ExplainOptions(plan_file, tuple(layers), model, device, time_limit, as_json)
+    found = run_explain(options)
+    if as_json:
+        print_json(found)
+
+
+@app.command(epilog=EXIT_CODES)
 def check(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
     batch: Batch = 1,

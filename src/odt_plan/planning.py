@@ -80,7 +80,7 @@ def run_plan(options: PlanOptions) -> None:
     folder = options.output or (DEFAULT_OUTPUT if emitted else None)
     place = OutputFolder(folder, force=options.force) if folder else nullcontext()
     with place as output:
-        with _progress(options.quiet) as show:
+        with progress_line(quiet=options.quiet) as show:
             planned = make_plan(request, show)
             if output is not None:
                 show("writing")
@@ -224,7 +224,7 @@ def _write(
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+def progress_line(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     """Shows what goes on: one line on stderr, only on a terminal."""
     from rich.console import Console
 

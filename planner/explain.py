@@ -1,0 +1,379 @@
+"""Why a plan decides as it does about a layer: what the other way would cost, planned for real.
+
+Every decision is forced the other way under the same budgets, and the rest is planned again. Where
+that is impossible, the answer is the conflict, with the bytes that are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
+
+from ..ir.autodiff import build_training
+from ..ir.errors import InfeasibleError, UsageError
+from ..ir.precision import mixable, quantizable
+from ..ir.streaming import Block, blocks
+from ..ir.training import Candidate
+from .choices import score_of
+from .conflict import NO_LIMIT
+from .demands import Demand, DemandKind, impose
+from .device import Device
+from .flip import Flip, flip_of
+from .importance import prior
+from .imported import Imported
+from .infeasible import NoPlanError, words
+from .linear import SolverName
+from .milp import Milp
+from .pipeline import Planner, Request, Start, make_plan
+from .plan import Asked, Plan, UpdateDecision
+from .precision import pinned
+from .problem import Problem
+from .rebuild import forward_of, spec_of, updates_of
+from .schedule import realize
+from .stages import Decided, Stages
+from .subjects import Subject, SubjectKind, matching, subjects_of
+from .tensors import aligned
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Price:
+    """What an update takes by itself, in the precision of its layer.
+
+    Attributes:
+        importance: Score.
+        kept_bytes: RAM for the weight, optimizer tensors and accumulator.
+        saved_bytes: Forward tensors that its gradient reads.
+        cycles: Predicted cycles of its steps in a training step, without backward up to there.
+    """
+
+    importance: int
+    kept_bytes: int
+    saved_bytes: int
+    cycles: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happens when a decision is forced the other way.
+
+    Attributes:
+        forced: What was demanded.
+        status: ``planned``; ``impossible`` (proven); ``unknown`` (no plan was found within the time
+            limit, or no layout).
+        why: Lines that say why it is impossible or unknown.
+        missing_bytes: RAM that is missing, where RAM alone is missing.
+        score: Learn score of the other plan.
+        score_bound: Proven bound on the score of all such plans.
+        score_change: Against this plan.
+        latency_change_s: Against this plan.
+        ram_change_bytes: Against this plan.
+        less: Updates that shrink or fall away.
+        more: Updates that grow or are added.
+    """
+
+    forced: Demand
+    status: Literal["planned", "impossible", "unknown"]
+    why: tuple[str, ...] = ()
+    missing_bytes: int | None = None
+    score: float = 0.0
+    score_bound: float = 0.0
+    score_change: float = 0.0
+    latency_change_s: float = 0.0
+    ram_change_bytes: int = 0
+    less: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One decision of a plan.
+
+    Attributes:
+        name: Parameter, layer, tensor or block.
+        kind: What is decided about it.
+        chosen: What the plan does, in words.
+        given: The option that asked for it; empty where the solver chose.
+        price: Of an update.
+        others: The other ways.
+        flip: Of the first other way.
+    """
+
+    name: str
+    kind: SubjectKind
+    chosen: str
+    given: str
+    price: Price | None
+    others: tuple[Outcome, ...]
+    flip: Flip
+
+
+class Explainer:
+    """Explains decisions of one plan."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        plan_path: Path,
+        device: Device,
+        *,
+        model_path: Path | None = None,
+        time_limit_s: float = 20.0,
+        on_progress: Progress | None = None,
+    ) -> None:
+        """Build the plan's request again.
+
+        Args:
+            plan: The plan.
+            plan_path: Its file; the model is beside it.
+            device: Its device.
+            model_path: Model file to use instead.
+            time_limit_s: Of one solve.
+            on_progress: Told what goes on.
+
+        Raises:
+            UsageError: The model file is not that of the plan, or the plan does not tell what was
+                asked for.
+        """
+        if plan.asked is None:
+            raise UsageError(f"{plan_path}: does not tell what was asked for; plan the model again")
+        self.plan, self.asked = plan, plan.asked
+        self.forward = forward_of(plan, plan_path, model_path)
+        self._progress: Progress = on_progress or (lambda _: None)
+        in_file = frozenset(self.forward.quantization) - plan.quantization.keys()
+        self._imported = Imported(self.forward, in_file, self.asked.noise, "")
+        path = model_path or plan_path.parent / plan.model.file
+        self.request = _request_of(plan, self.asked, path, device, time_limit_s)
+        names = {v.name for v in self.forward.inputs}
+        names |= quantizable(self.forward).keys() if self.forward.quantization else set()
+        precision = {n: p for n, p in plan.decisions.precision.items() if n in names}
+        self._decided = Decided(
+            tuple(updates_of(plan)),
+            precision if self.forward.quantization else {},
+            streamed=plan.decisions.streamed,
+        )
+
+    def explain(self, pattern: str) -> Iterator[Decision]:
+        """All decisions about a layer, parameter or tensor; see ``subjects.matching``."""
+        about = {
+            "update": self._update,
+            "precision": self._precision,
+            "tensor": self._tensor,
+            "block": self._block,
+        }
+        known = subjects_of(self.plan, self.forward, self._last.storage, self._blocks)
+        for s in matching(known, pattern, self.plan.model.name):
+            self._progress(f"the other way: {s.name}")
+            yield about[s.kind](s)
+
+    @cached_property
+    def _planner(self) -> Planner:
+        return Planner(self.request, self._imported, self._progress)
+
+    @property
+    def _stages(self) -> Stages:
+        return self._planner.prepared[0]
+
+    @property
+    def _start(self) -> Start:
+        return self._planner.prepared[1]
+
+    @cached_property
+    def _last(self) -> Problem:
+        """The problem of what this plan keeps."""
+        return self._planner.last_problem(self._decided)
+
+    @cached_property
+    def _first(self) -> Problem:
+        """The problem that is solved first."""
+        return self._planner.problem()
+
+    @cached_property
+    def _blocks(self) -> tuple[Block, ...]:
+        whole = replace(self._decided, streamed=())
+        return blocks(self._stages.lowered(whole)) if self.forward.quantization else ()
+
+    # -- decisions --------------------------------------------------------------------------------
+
+    def _update(self, s: Subject) -> Decision:
+        u = next(u for u in self.plan.decisions.updates if u.param == s.name)
+        auto = self.asked.train in ((), ("auto",))
+        given = "" if auto else f"--train {','.join(self.asked.train)}"
+        other = Demand("freeze" if u.ratio else "update", s.name)
+        outcome = self._planned(other)
+        flip = Flip(searched=False)
+        if other.kind == "update" and auto:
+            flip = flip_of(self._first, (other,), "learn", self._planner.options)
+        chosen = f"{u.ratio:.1%} updated" if u.ratio else "frozen"
+        return Decision(s.name, "update", chosen, given, self._price(u), (outcome,), flip)
+
+    def _price(self, u: UpdateDecision) -> Price:
+        """Of what the plan updates, or else of the whole tensor, as the only update of a graph."""
+        own = next((c for c in self._decided.updates if c.param == u.param), Candidate(u.param))
+        lowered = self._stages.lowered(replace(self._decided, streamed=()))
+        update = build_training(lowered, spec_of(self.plan), [own]).updates[0]
+        score = prior(self.forward, [*self._start.every, own])[own]
+        grad = update.grad_node or update.apply_node
+        saved = {
+            v
+            for v in grad.operands()
+            if v.type.nbytes
+            and (v.producer.phase == "forward" if v.producer else v.name == lowered.inputs[0].name)
+        }
+        cost, micro = self._planner.cost, update.accumulate_node is not None
+        cycles = cost.update_cycles(update) * self.plan.training.micro_batches
+        return Price(
+            score_of(update, score),
+            sum(aligned(v.type.nbytes) for v in update.resident),
+            sum(aligned(v.type.nbytes) for v in saved),
+            cycles + (cost.node_cycles(update.apply_node) if micro else 0),
+        )
+
+    def _precision(self, s: Subject) -> Decision:
+        now = self.plan.decisions.precision[s.name]
+        pins = [i for i in self.asked.precision if s.name in pinned(self.forward, (i,))]
+        given = f"--precision {pins[-1]}" if pins else ""
+        reason = quantizable(self.forward)[s.name]
+        kinds: list[DemandKind] = []
+        if not given and reason is None:
+            if mixable(self.forward).get(s.name, "no weights") is None:
+                kinds.append("i8" if now == "mixed" else "mixed")
+            kinds.append("f32")
+        others = tuple(self._planned(Demand(k, s.name)) for k in kinds)
+        flip = Flip(searched=False)
+        if kinds and kinds[0] != "f32" and self._start.learns:
+            demand = (Demand(kinds[0], s.name),)
+            flip = flip_of(self._first, demand, "learn", self._planner.options)
+        chosen = now if reason is None else f"{now}: {reason}"
+        return Decision(s.name, "precision", chosen, given, None, others, flip)
+
+    def _tensor(self, s: Subject) -> Decision:
+        a = next(a for a in self.plan.decisions.activations if a.value == s.name)
+        words = {"keep": "kept", "recompute": "recomputed", "page": "paged"}
+        chosen = f"{words[a.action]}, {a.bytes:,} B"
+        if a.action == "keep":
+            return Decision(s.name, "tensor", chosen, "", None, (), Flip(searched=False))
+        demand = Demand("keep", s.name)
+        flip = flip_of(self._last, (demand,), "latency", self._planner.options)
+        return Decision(s.name, "tensor", chosen, "", None, (self._kept(demand),), flip)
+
+    def _block(self, s: Subject) -> Decision:
+        outcome = self._planned(Demand("whole", s.name))
+        return Decision(s.name, "block", "runs row by row", "", None, (outcome,), Flip(False))
+
+    # -- the other way ----------------------------------------------------------------------------
+
+    def _planned(self, demand: Demand) -> Outcome:
+        """Plan everything again with one decision given."""
+        request = replace(self.request, demands=(demand,))
+        try:
+            other = make_plan(request, self._progress, self._imported).plan
+        except NoPlanError as e:
+            short = e.shortfalls[0] if len(e.shortfalls) == 1 else None
+            missing = None
+            if short is not None and short.limit == "ram":
+                missing = round(short.needs - short.has)
+            why = tuple(words(replace(e.explanation, relaxations=())))
+            return Outcome(demand, "impossible", why, missing)
+        except InfeasibleError as e:
+            return Outcome(demand, "unknown", (str(e),))
+        less, more = _changes(self.plan, other)
+        score = _score(other)
+        bound = next((o.bound for o in other.objective if o.name == "learn"), score)
+        return Outcome(
+            demand,
+            "planned",
+            score=score,
+            score_bound=bound,
+            score_change=score - _score(self.plan),
+            latency_change_s=other.claims.latency_s - self.plan.claims.latency_s,
+            ram_change_bytes=other.claims.ram_bytes.total - self.plan.claims.ram_bytes.total,
+            less=less,
+            more=more,
+        )
+
+    def _kept(self, demand: Demand) -> Outcome:
+        """Choose again what else is kept, with the plan's updates, precisions and blocks."""
+        problem, options = impose(self._last, (demand,)), self._planner.options
+        result = Milp(problem).solve("latency", options)
+        score = _score(self.plan)
+        if result.solution is not None:
+            s = realize(problem, result.solution, seed=options.seed)
+            ram = s.arena_bytes + s.state_bytes
+            if ram > problem.limits.ram_bytes:
+                return Outcome(demand, "unknown", ("live bytes fit, but no layout was found",))
+            claims = self.plan.claims
+            latency = problem.cost.latency_s(s.cycles) - claims.latency_s
+            return Outcome(
+                demand, "planned", score=score, score_bound=score, latency_change_s=latency,
+                ram_change_bytes=ram - claims.ram_bytes.total,
+            )  # fmt: skip
+        if result.status != "infeasible":
+            return Outcome(demand, "unknown", (f"no plan in {options.time_limit_s:g} s",))
+        has = problem.limits.ram_bytes
+        wide = replace(problem, limits=replace(problem.limits, ram_bytes=NO_LIMIT))
+        need = Milp(wide).solve("ram", replace(options, gap=0.0))
+        if need.solution is None:
+            return Outcome(demand, "impossible", ("another limit than RAM does not allow it",))
+        least = round(need.value if need.status == "optimal" else need.bound)
+        why = f"needs {least:,} B at {need.peak_node}, has {has:,} B, {least - has:,} B too few"
+        return Outcome(demand, "impossible", (why,), least - has)
+
+
+def _request_of(
+    plan: Plan, asked: Asked, model: Path, device: Device, time_limit_s: float
+) -> Request:
+    """What was asked for when a plan was made."""
+    budget = plan.device.budget
+    first = plan.objective[0].name
+    return Request(
+        model=model,
+        device=device,
+        storage=plan.device.storage,
+        ram_bytes=budget.ram_bytes,
+        flash_bytes=budget.flash_bytes,
+        latency_s=budget.latency_s,
+        energy_j=budget.energy_j,
+        spec=spec_of(plan),
+        train=asked.train,
+        batch=plan.model.batch,
+        fold_batchnorm=plan.model.fold_batchnorm,
+        precision=asked.precision,
+        objective=first,
+        solver=_solver(plan.solver.name),
+        time_limit_s=time_limit_s,
+        seed=plan.solver.seed,
+        with_baselines=False,
+        with_relaxations=False,
+    )
+
+
+def _solver(name: str) -> SolverName:
+    return next((s for s in get_args(SolverName) if s == name), "auto")
+
+
+def _score(plan: Plan) -> float:
+    """Importance of the updates, and of the noise that is avoided."""
+    decided = plan.decisions
+    return sum(u.importance for u in decided.updates) + decided.noise_avoided
+
+
+def _changes(plan: Plan, other: Plan) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Updates that are less, and those that are more, in another plan."""
+    less: list[str] = []
+    more: list[str] = []
+    now = {u.param: u.ratio for u in plan.decisions.updates}
+    for u in other.decisions.updates:
+        was = now.get(u.param, 0.0)
+        if u.ratio != was:
+            told = f"{u.param} {_part(was)} -> {_part(u.ratio)}"
+            (less if u.ratio < was else more).append(told)
+    return tuple(less), tuple(more)
+
+
+def _part(ratio: float) -> str:
+    return f"{ratio:.1%}" if ratio else "frozen"

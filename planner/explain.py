@@ -122,6 +122,7 @@ class Explainer:
         device: Device,
         *,
         model_path: Path | None = None,
+        gap: float = 1e-3,
         time_limit_s: float = 20.0,
         on_progress: Progress | None = None,
     ) -> None:
@@ -132,6 +133,7 @@ class Explainer:
             plan_path: Its file; the model is beside it.
             device: Its device.
             model_path: Model file to use instead.
+            gap: Relative gap to prove.
             time_limit_s: Of one solve.
             on_progress: Told what goes on.
 
@@ -147,7 +149,8 @@ class Explainer:
         in_file = frozenset(self.forward.quantization) - plan.quantization.keys()
         self._imported = Imported(self.forward, in_file, self.asked.noise, "")
         path = model_path or plan_path.parent / plan.model.file
-        self.request = _request_of(plan, self.asked, path, device, time_limit_s)
+        request = _request_of(plan, self.asked, path, device)
+        self.request = replace(request, gap=gap, time_limit_s=time_limit_s)
         names = {v.name for v in self.forward.inputs}
         names |= quantizable(self.forward).keys() if self.forward.quantization else set()
         precision = {n: p for n, p in plan.decisions.precision.items() if n in names}
@@ -324,9 +327,7 @@ class Explainer:
         return Outcome(demand, "impossible", (why,), least - has)
 
 
-def _request_of(
-    plan: Plan, asked: Asked, model: Path, device: Device, time_limit_s: float
-) -> Request:
+def _request_of(plan: Plan, asked: Asked, model: Path, device: Device) -> Request:
     """What was asked for when a plan was made."""
     budget = plan.device.budget
     first = plan.objective[0].name
@@ -345,7 +346,6 @@ def _request_of(
         precision=asked.precision,
         objective=first,
         solver=_solver(plan.solver.name),
-        time_limit_s=time_limit_s,
         seed=plan.solver.seed,
         with_baselines=False,
         with_relaxations=False,

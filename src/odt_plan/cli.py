@@ -58,6 +58,7 @@ DeviceOption = Annotated[
 ]
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN.json", help="A plan written by -o.")]
 Batch = Annotated[int, typer.Option(min=1, max=1024, help="Samples per micro-batch.")]
+Gap = Annotated[float, typer.Option(min=0.0, max=1.0, help="Relative gap to prove.")]
 Fold = Annotated[
     bool | None,
     typer.Option(
@@ -160,7 +161,7 @@ def plan(
     fold_batchnorm: Fold = None,
     objective: Annotated[Objective, typer.Option(help="What to optimize.")] = "learn",
     solver: Annotated[Solver, typer.Option()] = "auto",
-    gap: Annotated[float, typer.Option(min=0.0, max=1.0, help="Relative gap to prove.")] = 1e-3,
+    gap: Gap = 1e-3,
     time_limit: Annotated[float, typer.Option(min=0.0, max=1e6, metavar="SECONDS")] = 60.0,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
     threads: Annotated[int, typer.Option(min=1, max=256)] = 1,
@@ -281,6 +282,7 @@ def explain(
     ],
     model: ModelOption = None,
     device: DeviceOption = None,
+    gap: Gap = 1e-3,
     time_limit: Annotated[
         float, typer.Option(min=0.1, max=1e6, metavar="SECONDS", help="Of one solve.")
     ] = 20.0,
@@ -289,7 +291,9 @@ def explain(
     """Tell why a layer is frozen, recomputed, paged, mixed or i8: plan it the other way as well."""
     from .explaining import ExplainOptions, run_explain
 
-    options = ExplainOptions(plan_file, tuple(layers), model, device, time_limit, as_json)
+    options = ExplainOptions(
+        plan_file, tuple(layers), model, device, gap, time_limit, as_json
+    )
     found = run_explain(options)
     if as_json:
         print_json(found)

@@ -34,6 +34,7 @@ class ExplainOptions:
     layers: tuple[str, ...]
     model: Path | None
     device: str | None
+    gap: float
     time_limit_s: float
     as_json: bool
 
@@ -56,6 +57,7 @@ def run_explain(options: ExplainOptions) -> list[dict[str, object]]:
             options.plan_file,
             device,
             model_path=options.model,
+            gap=options.gap,
             time_limit_s=options.time_limit_s,
             on_progress=show,
         )

@@ -26,6 +26,10 @@ NO_LIMIT = 2**50
 MemberKind = Literal["precision", "demand", "train", "storage", "energy", "latency", "flash", "ram"]
 
 
+#: Members that only bound a figure.
+_LIMITS: tuple[MemberKind, ...] = ("energy", "latency", "flash", "ram")
+
+
 class Planning(Protocol):
     """What of ``planner.pipeline`` a search for conflicts needs."""
 
@@ -76,7 +80,7 @@ def items_of(texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(i.strip() for t in texts for i in t.split(",") if i.strip())
 
 
-class Search:
+class ConflictSearch:
     """The problems of a request and of what is left of it without some members.
 
     Attributes:
@@ -177,6 +181,9 @@ class Search:
         """An irreducible subset of the members that are not dropped and proven infeasible."""
         kept = [m for m in self.members if m not in dropped]
         everything = frozenset(self.members)
+        limits = [m for m in kept if m.kind in _LIMITS]
+        if limits and self.infeasible(everything.difference(limits)):
+            kept = limits  # most conflicts are of limits alone
         again = True
         while again:  # pins and update sets are not nested as limits are: until nothing changes
             again, proven = False, True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..ir.errors import InfeasibleError, Shortfall
-from .conflict import Conflict, Planning, Search
+from .conflict import Conflict, ConflictSearch, Planning
 from .needs import Needs
 from .peak import Peak, peak_of
 from .problem import ALWAYS
@@ -86,7 +86,7 @@ def explain(request: Request, planning: Callable[[Request], Planning]) -> NoPlan
         request: The infeasible request.
         planning: Plans another request for the same model.
     """
-    search = Search(request, planning)
+    search = ConflictSearch(request, planning)
     conflicts = search.conflicts()
     needs = Needs(search)
     shortfalls = tuple(needs.alone(conflicts[0])) if conflicts else ()

@@ -10,7 +10,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from ..ir.errors import InfeasibleError, LimitName, Shortfall
-from .conflict import NO_LIMIT, Conflict, Search
+from .conflict import NO_LIMIT, Conflict, ConflictSearch
 from .problem import Limits, Problem
 from .stages import LAYOUT_TRIES, LayoutError
 
@@ -34,7 +34,9 @@ def with_limit(request: Request, name: LimitName, value: float) -> Request:
     return replace(request, energy_j=value)
 
 
-def planned(search: Search, request: Request, limit: LimitName | None) -> PlannedModel | None:
+def planned(
+    search: ConflictSearch, request: Request, limit: LimitName | None
+) -> PlannedModel | None:
     """A plan of a request; RAM, if it is the limit in question, grows until a layout is found."""
     request = replace(request, with_baselines=False, with_relaxations=False)
     for _ in range(LAYOUT_TRIES):
@@ -56,7 +58,7 @@ class Needs:
         plans: Limit -> the plan with its smallest value.
     """
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: ConflictSearch) -> None:
         """Begin without any."""
         self._search = search
         self.plans: dict[LimitName, PlannedModel] = {}

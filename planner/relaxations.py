@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..ir.errors import InfeasibleError, LimitName, OdtPlanError, Shortfall
 from ..ir.precision import quantizable
-from .conflict import NO_LIMIT, Search, items_of
+from .conflict import NO_LIMIT, ConflictSearch, items_of
 from .needs import planned, with_limit
 from .precision import pinned
 from .sizes import format_joules, format_seconds
@@ -85,7 +85,7 @@ class Relaxations:
 
     def __init__(
         self,
-        search: Search,
+        search: ConflictSearch,
         shortfalls: tuple[Shortfall, ...],
         together: bool,
         plans: Mapping[LimitName, PlannedModel],
@@ -224,7 +224,7 @@ def _typed(s: Shortfall) -> str:
     return f"--{s.limit} {value}{ {'latency': 's', 'energy': 'J'}.get(s.limit, '') }"
 
 
-def _grown(search: Search, group: list[Shortfall]) -> Request:
+def _grown(search: ConflictSearch, group: list[Shortfall]) -> Request:
     request = search.request
     for s in group:
         assert s.works is not None

@@ -7,6 +7,7 @@ can do without it. What is left in the end is infeasible, and feasible without a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 #: Larger than any budget; small enough for exact arithmetic in doubles.
 NO_LIMIT = 2**50
+#: An explanation takes no longer than so many time limits of the request, but for its last solve.
+TIME_LIMITS = 2
+#: What a solve gets in any case.
+LEAST_S = 1.0
 MemberKind = Literal["precision", "demand", "train", "storage", "energy", "latency", "flash", "ram"]
 
 
@@ -92,10 +97,21 @@ class ConflictSearch:
     def __init__(self, request: Request, planning: Callable[[Request], Planning]) -> None:
         """List what was asked for."""
         self.request, self.planning = request, planning
-        self.options = replace(planning(request).options, gap=0.0)
+        self._options = replace(planning(request).options, gap=0.0)
+        self._end = time.monotonic() + TIME_LIMITS * self._options.time_limit_s
         self.members = tuple(self._members())
         self._problems: dict[tuple[object, ...], Problem] = {}
         self._known: dict[frozenset[Member], bool | None] = {}
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left for the whole explanation, but not more than a solve may take."""
+        return min(self._options.time_limit_s, self._end - time.monotonic())
+
+    @property
+    def options(self) -> SolverOptions:
+        """How to solve: without a gap, in the time that is left."""
+        return replace(self._options, time_limit_s=max(LEAST_S, self.left_s))
 
     def _members(self) -> Iterator[Member]:
         r, limits = self.request, self.planning(self.request).limits
@@ -168,9 +184,11 @@ class ConflictSearch:
         return self._known[dropped]
 
     def _infeasible(self, dropped: frozenset[Member]) -> bool | None:
-        any_solution = replace(self.options, gap=1.0)  # the first one will do
         proven = True
         for problem in self.problems(dropped):
+            if self.left_s <= 0:
+                return None
+            any_solution = replace(self.options, gap=1.0)  # the first one will do
             result = Milp(problem).solve("ram", any_solution)
             if result.solution is not None:
                 return False

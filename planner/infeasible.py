@@ -89,14 +89,14 @@ def explain(request: Request, planning: Callable[[Request], Planning]) -> NoPlan
     search = ConflictSearch(request, planning)
     conflicts = search.conflicts()
     needs = Needs(search)
-    shortfalls = tuple(needs.alone(conflicts[0])) if conflicts else ()
-    together = not shortfalls
+    shortfalls = tuple(needs.alone(conflicts[0]))
+    together = not shortfalls and search.left_s > 0
     if together:
         shortfalls = tuple(needs.jointly())
     weights = min(
         sum(c.bytes for c in p.constants if ALWAYS in c.readers) for p in search.problems()
     )
-    found = Relaxations(search, shortfalls, together, needs.plans)
+    found = Relaxations(search, conflicts[0], shortfalls, together, needs.plans)
     if request.with_relaxations:
         found.search()
     peak = peak_of(needs.plans["ram"]) if "ram" in needs.plans else None
@@ -118,7 +118,7 @@ def words(e: Explanation) -> list[str]:
         proof = "without any one of them a plan exists"
         if not e.conflicts[0].irreducible:
             proof = "fewer of them may conflict already, a solve ended at the time limit"
-        together = ", these values work together" if e.together else ""
+        together = ", these values work together" if e.together and e.shortfalls else ""
         lines.insert(0, f"{named[0]} can't be kept together; {proof}{together}")
         lines[1:] = [f"  {line}" for line in lines[1:]]
     lines = lines or ["the limits contradict each other, and raising them was not found to help"]
@@ -160,6 +160,6 @@ def _bytes_words(need: int, s: Shortfall, where: str) -> str:
 
 def _value_words(s: Shortfall, value: str) -> str:
     if not value:
-        return "no layout was found for it" if s.limit == "ram" else "no plan was found for it"
+        return f"a --{s.limit} that works was not found within the time limit, or no layout for it"
     exact = s.works == s.needs or s.limit in ("latency", "energy")
     return f"{'the smallest' if exact else 'a'} --{s.limit} that works is {value}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from decimal import ROUND_CEILING, Decimal
 from fractions import Fraction
-from math import ceil
+from math import ceil, isfinite
 from typing import TYPE_CHECKING
 
 from ..ir.errors import InfeasibleError, LimitName, Shortfall
@@ -38,7 +38,12 @@ def planned(
     search: ConflictSearch, request: Request, limit: LimitName | None
 ) -> PlannedModel | None:
     """A plan of a request; RAM, if it is the limit in question, grows until a layout is found."""
-    request = replace(request, with_baselines=False, with_relaxations=False)
+    request = replace(
+        request,
+        time_limit_s=search.options.time_limit_s,
+        with_baselines=False,
+        with_relaxations=False,
+    )
     for _ in range(LAYOUT_TRIES):
         try:
             return search.planning(request).run()
@@ -105,8 +110,13 @@ class Needs:
     ) -> Shortfall | None:
         """What a limit lacks, with a value that a plan has been made with."""
         result = self._search.least(problem, name)
-        if result.solution is None:
+        if result.status == "infeasible":
             return None
+        if result.solution is None:  # the bound is all that is known
+            if name == "energy" or not result.bound > 0 or not isfinite(result.bound):
+                return None
+            short = _measured(problem, name, has, result.bound, result.bound)
+            return replace(short, works=None) if short.needs > short.has else None
         least = result.value if result.status == "optimal" else result.bound
         short = _measured(problem, name, has, least, result.value)
         if short.works is None or short.works <= short.has:

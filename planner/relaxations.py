@@ -8,7 +8,6 @@ change needs more RAM as well, the larger of the two counts.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import inf
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..ir.errors import InfeasibleError, LimitName, OdtPlanError, Shortfall
 from ..ir.precision import quantizable
-from .conflict import NO_LIMIT, ConflictSearch, items_of
+from .conflict import NO_LIMIT, Conflict, ConflictSearch, items_of
 from .needs import planned, with_limit
 from .precision import pinned
 from .sizes import format_joules, format_seconds
@@ -69,11 +68,15 @@ class Relaxation:
 
 @dataclass(frozen=True)
 class _Change:
-    """A changed request, its options, and the price of a plan with what it gives up."""
+    """A changed request, its options, and the price of a plan with what it gives up.
+
+    ``hopeless``: as it is, it is proven infeasible.
+    """
 
     options: str
     request: Request
     price: Callable[[PlannedModel], tuple[float, str]]
+    hopeless: bool = False
 
 
 class Relaxations:
@@ -86,6 +89,7 @@ class Relaxations:
     def __init__(
         self,
         search: ConflictSearch,
+        conflict: Conflict,
         shortfalls: tuple[Shortfall, ...],
         together: bool,
         plans: Mapping[LimitName, PlannedModel],
@@ -94,12 +98,13 @@ class Relaxations:
 
         Args:
             search: The request.
+            conflict: One of it: what is no part of it alone changes nothing.
             shortfalls: Limits and values.
             together: They work together only.
             plans: Limit -> plan with its value.
         """
         self.untried = 0
-        self._search = search
+        self._search, self._conflict = search, conflict
         self._found: list[Relaxation] = []
         known = [s for s in shortfalls if s.works is not None and s.limit in plans]
         for group in ([known] if together else [[s] for s in known]):
@@ -116,9 +121,8 @@ class Relaxations:
 
     def search(self) -> None:
         """Plan every other change, as it is and with the RAM that it needs then."""
-        end = time.monotonic() + self._search.options.time_limit_s
         for change in self._changes():
-            if time.monotonic() > end:
+            if self._search.left_s <= 0:
                 self.untried += 1
                 continue
             try:
@@ -129,7 +133,7 @@ class Relaxations:
                 continue  # a change that the model does not have: no biases, say
 
     def _try(self, change: _Change) -> None:
-        made = planned(self._search, change.request, None)
+        made = None if change.hopeless else planned(self._search, change.request, None)
         if made is not None:
             self._add(change.options, *change.price(made), made, change.request)
             return
@@ -157,13 +161,15 @@ class Relaxations:
 
     def _changes(self) -> Iterator[_Change]:
         r = self._search.request
+        paging = r.storage is None and not any(m.kind == "storage" for m in self._conflict.members)
         for s in r.device.storage:
             if s.id != r.storage:
-                yield _Change(f"--storage {s.id}", replace(r, storage=s.id), _paging)
+                yield _Change(f"--storage {s.id}", replace(r, storage=s.id), _paging, paging)
         items = items_of(r.precision)
         for i, item in enumerate(items):
             left = replace(r, precision=(*items[:i], *items[i + 1 :]))
-            yield _Change(f"without --precision {item}", left, self._share_of(item))
+            idle = all(m.item != item for m in self._conflict.members)
+            yield _Change(f"without --precision {item}", left, self._share_of(item), idle)
         if items_of(r.train) not in ((), ("auto",)):
             (problem,) = self._search.problems()
             asked = sum(problem.gain.values())

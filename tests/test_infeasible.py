@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from itertools import count
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -16,13 +15,15 @@ import pytest
 from onnx_files import export, floats
 
 from odt_plan.ir.errors import InfeasibleError, Shortfall, UsageError
-from odt_plan.planner import relaxations
-from odt_plan.planner.conflict import Member
+from odt_plan.planner.conflict import ConflictSearch, Member
 from odt_plan.planner.device import load_device
-from odt_plan.planner.infeasible import Explanation, NoPlanError
+from odt_plan.planner.infeasible import Explanation, NoPlanError, words
+from odt_plan.planner.milp import SolveResult
 from odt_plan.planner.peak import peak_of
 from odt_plan.planner.pipeline import PlannedModel, Request, make_plan
-from odt_plan.planner.plan import Plan
+from odt_plan.planner.plan import ObjectiveName, Plan
+from odt_plan.planner.problem import Problem
+from odt_plan.planner.relaxations import Relaxations
 
 PLENTY = 1 << 24
 BOARD = load_device(plans.BOARD)
@@ -266,12 +267,47 @@ def test_relaxations_are_left_out_on_request() -> None:
 
 
 def test_what_was_not_tried_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    hours = count(0, 3600)
-    monkeypatch.setattr(relaxations.time, "monotonic", lambda: next(hours))
-    why = refused(update_set())
+    """The time is over right after the conflict and its need."""
+    request, search = update_set(), Relaxations.search
+
+    def late(self: Relaxations) -> None:
+        monkeypatch.setattr(ConflictSearch, "left_s", property(lambda _: -1.0))
+        search(self)
+
+    monkeypatch.setattr(Relaxations, "search", late)
+    why = refused(request)
     assert why.untried == 5  # two storages and three update sets
-    with pytest.raises(NoPlanError, match="5 other changes were not tried"):
-        raise NoPlanError(why)
+    assert [r.options.split()[0] for r in why.relaxations] == ["--ram"]
+    assert "  5 other changes were not tried: the time limit came first" in words(why)
+
+
+def test_what_is_not_proven_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any time for it, nothing is left out of the conflict, and it says so."""
+    request = update_set()
+    monkeypatch.setattr(ConflictSearch, "left_s", property(lambda _: -1.0))
+    why = refused(request)
+    (conflict,) = why.conflicts
+    assert not conflict.irreducible
+    assert [m.kind for m in conflict.members] == ["train", "storage", "flash", "ram"]
+    assert "fewer of them may conflict already, a solve ended at the time limit" in words(why)[0]
+    assert [s.limit for s in why.shortfalls] == ["ram"]
+
+
+def test_a_need_that_is_not_found_is_told_by_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = hopeless()
+    least = ConflictSearch.least
+
+    def cut_short(self: ConflictSearch, problem: Problem, name: ObjectiveName) -> SolveResult:
+        found = least(self, problem, name)
+        return replace(found, status="unknown", bound=found.bound - 100, solution=None)
+
+    monkeypatch.setattr(ConflictSearch, "least", cut_short)
+    why = refused(request)
+    (ram,) = why.shortfalls
+    assert ram.works is None
+    assert ram.needs == case("hopeless")[1].shortfalls[0].needs - 100
+    assert why.relaxations == ()
+    assert "a --ram that works was not found within the time limit" in words(why)[0]
 
 
 @pytest.mark.parametrize(

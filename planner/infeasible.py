@@ -69,6 +69,10 @@ class NoPlanError(InfeasibleError):
         super().__init__(f"no plan fits: {lines}", explanation.shortfalls)
         self.explanation = explanation
 
+    def __reduce__(self) -> tuple[type[NoPlanError], tuple[Explanation]]:
+        """Cross to another process by the explanation."""
+        return NoPlanError, (self.explanation,)
+
 
 def infeasible_record(error: InfeasibleError) -> dict[str, object]:
     """What ``plan --json`` prints where there is no plan.

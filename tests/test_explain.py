@@ -12,9 +12,10 @@ import nets
 import numpy as np
 import plans
 import pytest
+from cli_run import Cli
 from onnx_files import export, floats
 from test_choices import inverted
-from test_cli import MODEL, Cli, odt
+from test_cli import MODEL
 from test_planner import EXACT, every_schedule, problem_of, ram_of
 
 from odt_plan.ir.autodiff import build_training, candidates
@@ -30,7 +31,6 @@ from odt_plan.planner.pipeline import PlannedModel, Request, make_plan
 from odt_plan.planner.plan import Plan, load_plan
 from odt_plan.planner.problem import Limits
 
-__all__ = ["odt"]  # the fixture
 BOARD = load_device(plans.BOARD)
 PLENTY = 1 << 24
 

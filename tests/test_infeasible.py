@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -258,6 +259,12 @@ def test_the_peak_is_where_the_ram_is() -> None:
     live = {b.value for b in made.plan.buffers if b.first <= peak.step <= b.last}
     assert {r.name for r in peak.residents} <= live
     assert any(r.kept for r in peak.residents)
+
+
+def test_the_error_crosses_processes() -> None:
+    error = NoPlanError(case("hopeless")[1])
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.shortfalls) == (str(error), error.shortfalls)
 
 
 def test_relaxations_are_left_out_on_request() -> None:

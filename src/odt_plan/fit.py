@@ -75,7 +75,7 @@ class Survey:
         self._done: dict[tuple[str, str | None], Outcome] = {}
         for model in models:
             try:
-                asked = replace(request(model), with_baselines=False)
+                asked = replace(request(model), with_baselines=False, with_relaxations=False)
             except UnsupportedModelError as e:
                 outcome = Outcome(None, e.exit_code, str(e))
                 self._done |= {(model, d.id): outcome for d in devices}

@@ -114,7 +114,9 @@ class Tracer:
             raise UsageError(f"--from {low:g} is not below --to {high:g}")
         if points < 2:
             raise UsageError(f"--points: {points} is no curve; give 2 or more")
-        self._request = replace(request, objective=y, with_baselines=False)
+        self._request = replace(
+            request, objective=y, with_baselines=False, with_relaxations=False
+        )
         self._task = pack(self._request, request.model.name)
         self._x, self._y = x, y
         self._count, self._low, self._high = points, low, high

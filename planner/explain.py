@@ -280,7 +280,7 @@ class Explainer:
             missing = None
             if short is not None and short.limit == "ram":
                 missing = round(short.needs - short.has)
-            why = tuple(words(replace(e.explanation, relaxations=())))
+            why = tuple(words(e.explanation))
             return Outcome(demand, "impossible", why, missing)
         except InfeasibleError as e:
             return Outcome(demand, "unknown", (str(e),))

@@ -100,14 +100,15 @@ def explain(request: Request, planning: Callable[[Request], Planning]) -> NoPlan
     weights = min(
         sum(c.bytes for c in p.constants if ALWAYS in c.readers) for p in search.problems()
     )
-    found = Relaxations(search, conflicts[0], shortfalls, together, needs.plans)
+    ways: tuple[Relaxation, ...] = ()
+    untried = 0
     if request.with_relaxations:
+        found = Relaxations(search, conflicts[0], shortfalls, together, needs.plans)
         found.search()
+        ways, untried = found.cheapest(), found.untried
     peak = peak_of(needs.plans["ram"]) if "ram" in needs.plans else None
     return NoPlanError(
-        Explanation(
-            conflicts, shortfalls, together, weights, peak, found.cheapest(), found.untried
-        )
+        Explanation(conflicts, shortfalls, together, weights, peak, ways, untried)
     )
 
 
@@ -118,14 +119,16 @@ def words(e: Explanation) -> list[str]:
     if len(e.conflicts) > 1:
         lines.insert(0, f"several limits bind, each by itself: {'; '.join(named)}")
         lines[1:] = [f"  {line}" for line in ("these values work together", *lines[1:])]
-    elif e.conflicts and len(e.conflicts[0].members) > 1:
+    elif len(e.conflicts[0].members) > 1 or not e.shortfalls:
         proof = "without any one of them a plan exists"
         if not e.conflicts[0].irreducible:
             proof = "fewer of them may conflict already, a solve ended at the time limit"
         together = ", these values work together" if e.together and e.shortfalls else ""
-        lines.insert(0, f"{named[0]} can't be kept together; {proof}{together}")
+        together = f" together; {proof}{together}" if len(e.conflicts[0].members) > 1 else ""
+        lines.insert(0, f"{named[0]} can't be kept{together}")
         lines[1:] = [f"  {line}" for line in lines[1:]]
-    lines = lines or ["the limits contradict each other, and raising them was not found to help"]
+    if not e.shortfalls:
+        lines.append("  the smallest values that work were not found within the time limit")
     if e.peak is not None:
         lines.append(f"  largest there: {e.peak.words()}")
     if e.relaxations:

@@ -20,6 +20,7 @@ from odt_plan.planner.conflict import ConflictSearch, Member
 from odt_plan.planner.device import load_device
 from odt_plan.planner.infeasible import Explanation, NoPlanError, words
 from odt_plan.planner.milp import SolveResult
+from odt_plan.planner.needs import Needs
 from odt_plan.planner.peak import peak_of
 from odt_plan.planner.pipeline import PlannedModel, Request, make_plan
 from odt_plan.planner.plan import ObjectiveName, Plan
@@ -269,8 +270,17 @@ def test_the_error_crosses_processes() -> None:
 
 def test_relaxations_are_left_out_on_request() -> None:
     why = refused(replace(hopeless(), with_relaxations=False))
-    assert [r.options.split()[0] for r in why.relaxations] == ["--ram"]
+    assert why.relaxations == ()
     assert why.untried == 0
+
+
+def test_needs_that_are_not_found_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = hopeless()
+    monkeypatch.setattr(Needs, "alone", lambda *_: iter(()))
+    monkeypatch.setattr(Needs, "jointly", lambda *_: iter(()))
+    first, second, *_ = words(refused(request))
+    assert first.startswith("--ram 4 can't be kept")
+    assert second == "  the smallest values that work were not found within the time limit"
 
 
 def test_what_was_not_tried_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """Addresses: offsets of blocks with fixed lifetimes in one arena.
 
 Best fit by several orders first, which meets the live-byte bound nearly always; then a tree search
-for the bound (``layout_search``); then, where it was not met, lesser aims by bisection, and CP-SAT
-(``layout_exact``). Groups of blocks that are apart in time are placed one by one.
+for the bound (``layout_search``) and CP-SAT (``layout_exact``), each fast where the other is not.
+Where both fail, lesser aims by bisection and a last word by CP-SAT. Groups of blocks that are apart
+in time are placed one by one.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .blocks import Block, arena_bytes, best_fit, components, peak_bytes, unit_bytes
-from .layout_exact import smallest_arena
+from .layout_exact import solve_exactly
 from .layout_search import search
 
 #: Nodes of the tree search that count as one second where the limit is work.
 NODES_PER_SECOND = 5000
-#: Shares of the limit: the search for the aim, each step of bisection, CP-SAT.
-AIM_SHARE, BISECT_SHARE, EXACT_SHARE = 0.6, 0.05, 0.2
+#: Shares of the limit: for the aim, tree search and CP-SAT; each step of bisection; the last word.
+AIM_SEARCH, AIM_EXACT, BISECT, LAST = 0.4, 0.4, 0.025, 0.1
 BISECT_STEPS = 4
 
 _ORDERS: tuple[Callable[[Block], tuple[int, ...]], ...] = (
@@ -89,52 +90,73 @@ def lay_out(
     offsets = [0] * len(blocks)
     some = [i for i, b in enumerate(blocks) if b.bytes]
     aim = bound if capacity is None else capacity
+    if aim < bound:
+        seconds = 0.0  # best fit shows a capacity that works
     nodes, begin = 0, time.monotonic()
     for part in components([blocks[i] for i in some]):
-        group = [some[k] for k in part]
+        indices = [some[k] for k in part]
         left = seconds if deterministic else max(seconds - (time.monotonic() - begin), 0.0)
-        found = _component(
-            [blocks[i] for i in group], max(aim, bound), left, deterministic, seed
-        )
-        bound = max(bound, found.bound_bytes)
-        nodes += found.nodes
-        for i, offset in zip(group, found.offsets, strict=True):
+        group = _Group([blocks[i] for i in indices], left, deterministic, seed)
+        group.solve(max(aim, bound))
+        bound = max(bound, group.bound)
+        nodes += group.nodes
+        for i, offset in zip(indices, group.offsets, strict=True):
             offsets[i] = offset
     return Layout(tuple(offsets), arena_bytes(blocks, offsets), bound, nodes)
 
 
-def _component(
-    blocks: Sequence[Block], aim: int, seconds: float, deterministic: bool, seed: int
-) -> Layout:
-    """Blocks that hang together in time: an arena of at most ``aim`` bytes if there is one."""
-    bound, unit = peak_bytes(blocks), unit_bytes(blocks)
-    offsets: list[int] = []
-    for key in _ORDERS:
-        found = best_fit(blocks, sorted(range(len(blocks)), key=lambda i: (key(blocks[i]), i)))
-        if not offsets or arena_bytes(blocks, found) < arena_bytes(blocks, offsets):
-            offsets = found
-    nodes = 0
-    low, goal = bound, aim  # nothing below ``low`` is worth trying
-    for step in range(BISECT_STEPS + 1):
-        best = arena_bytes(blocks, offsets)
-        if best <= aim or goal >= best:
-            break
-        share = (BISECT_SHARE if step else AIM_SHARE) * seconds
-        result = search(blocks, goal, stop=_stop(share, deterministic), seed=seed)
-        nodes += result.nodes
-        if result.offsets is not None:
-            offsets = result.offsets.tolist()
-        else:
-            low = goal + unit
-            if result.answer == "impossible":
-                bound = low
-        goal = (low + arena_bytes(blocks, offsets)) // 2 // unit * unit
-    if bound < arena_bytes(blocks, offsets) and arena_bytes(blocks, offsets) > aim >= bound:
-        offsets, bound = smallest_arena(
-            blocks, bound, offsets,
-            seconds=EXACT_SHARE * seconds, deterministic=deterministic, seed=seed,
+class _Group:
+    """Blocks that hang together in time, with the best layout so far."""
+
+    def __init__(
+        self, blocks: Sequence[Block], seconds: float, deterministic: bool, seed: int
+    ) -> None:
+        self.blocks, self.unit = blocks, unit_bytes(blocks)
+        self._seconds, self._deterministic, self._seed = seconds, deterministic, seed
+        self.bound, self.nodes = peak_bytes(blocks), 0
+        indices = range(len(blocks))
+        layouts = [
+            best_fit(blocks, sorted(indices, key=lambda i: (key(blocks[i]), i))) for key in _ORDERS
+        ]
+        self.offsets = min(layouts, key=lambda offsets: arena_bytes(blocks, offsets))
+
+    @property
+    def arena(self) -> int:
+        """Bytes of the best layout so far."""
+        return arena_bytes(self.blocks, self.offsets)
+
+    def solve(self, aim: int) -> None:
+        """Look for an arena of at most ``aim`` bytes, else for a small one."""
+        if self.arena <= aim:
+            return
+        if self._search(aim, AIM_SEARCH) == "stopped":
+            self._exact(aim, AIM_EXACT, improve=False)
+        low = aim + self.unit  # nothing below is worth trying again
+        for _ in range(BISECT_STEPS):
+            if not aim < low < self.arena:
+                break
+            goal = (low + self.arena) // 2 // self.unit * self.unit
+            if self._search(min(goal, self.arena - self.unit), BISECT) != "fits":
+                low = goal + self.unit
+        if self.arena > max(aim, self.bound):
+            self._exact(self.arena, LAST, improve=True)
+
+    def _search(self, goal: int, share: float) -> str:
+        stop = _stop(share * self._seconds, self._deterministic)
+        found = search(self.blocks, goal, stop=stop, seed=self._seed)
+        self.nodes += found.nodes
+        if found.offsets is not None:
+            self.offsets = found.offsets.tolist()
+        elif found.answer == "impossible":
+            self.bound = max(self.bound, goal + self.unit)
+        return found.answer
+
+    def _exact(self, at_most: int, share: float, improve: bool) -> None:
+        offsets, self.bound = solve_exactly(
+            self.blocks, self.bound, at_most, self.offsets if improve else None,
+            seconds=share * self._seconds, deterministic=self._deterministic, seed=self._seed,
         )  # fmt: skip
-    return Layout(tuple(offsets), arena_bytes(blocks, offsets), bound, nodes)
+        self.offsets = offsets or self.offsets
 
 
 def _stop(seconds: float, deterministic: bool) -> Callable[[int], bool]:

@@ -243,7 +243,7 @@ def _descend(
                 stack.pop()  # the choices that led here stand
             continue
         nodes += 1
-        if nodes >= limit or (nodes % 64 == 0 and stop(nodes)):
+        if nodes >= limit or (nodes % 64 == 1 and stop(nodes)):
             return Search("stopped", None, nodes)
         i = next(node.untried, None)
         if i is None:

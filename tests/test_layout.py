@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from odt_plan.planner import layout as layout_module
-from odt_plan.planner.blocks import Block, components, live_bytes, peak_bytes
+from odt_plan.planner.blocks import Block, arena_bytes, components, live_bytes, peak_bytes
 from odt_plan.planner.device import load_device
 from odt_plan.planner.layout import lay_out, place
-from odt_plan.planner.layout_exact import smallest_arena
+from odt_plan.planner.layout_exact import solve_exactly
 from odt_plan.planner.layout_regions import Region, place_in_regions
 from odt_plan.planner.layout_search import Search, search
 from odt_plan.planner.pipeline import Request, make_plan
@@ -112,12 +112,14 @@ def test_search_and_cp_sat_each_equal_brute_force(blocks: list[Block], extra: in
         check_layout(blocks, found.offsets.tolist(), capacity)
     tower = np.cumsum([0] + [b.bytes * 6 for b in blocks])[:-1]  # far apart, aligned to 1, 2 and 3
     start = [int(o) // 6 * 6 for o in tower]
-    offsets, bound = smallest_arena(
-        blocks, peak_bytes(blocks), start, seconds=5, deterministic=True, seed=0
-    )
+    limits = {"seconds": 5.0, "deterministic": True, "seed": 0}
+    high = arena_bytes(blocks, start)
+    offsets, bound = solve_exactly(blocks, peak_bytes(blocks), high, start, **limits)
+    assert offsets is not None
     check_layout(blocks, offsets, bound)
-    assert brute_force(blocks, bound)
     assert not brute_force(blocks, bound - 1)
+    offsets, bound = solve_exactly(blocks, peak_bytes(blocks), capacity, **limits)
+    assert (bound <= capacity) == (found.answer == "fits") == (offsets is not None)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -150,7 +152,7 @@ def test_search_repairs_what_best_fit_misses(monkeypatch: pytest.MonkeyPatch) ->
     offsets = place(blocks, 10)
     check_layout(blocks, offsets, 84)
     monkeypatch.setattr(layout_module, "search", lambda *_, **__: Search("stopped", None, 0))
-    monkeypatch.setattr(layout_module, "smallest_arena", lambda _, low, start, **__: (start, low))
+    monkeypatch.setattr(layout_module, "solve_exactly", lambda _, low, *__, **___: (None, low))
     assert lay_out(blocks, seconds=1).arena_bytes > 84
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from odt_plan.ir.errors import OdtPlanError
+from odt_plan.ir.errors import OdtPlanError, UnsupportedModelError
 from odt_plan.planner.blocks import Block, peak_bytes
 from odt_plan.planner.device import load_device
 from odt_plan.planner.layout import lay_out
@@ -86,11 +86,19 @@ def arena_table() -> Iterator[str]:
             )  # fmt: skip
             try:
                 report = make_plan(request).report
+            except UnsupportedModelError:
+                yield f"| {path.stem} | | not planned: holds operators without a gradient | | | |"
+                break
             except OdtPlanError as e:
-                yield f"| {path.stem} | {train} | not planned: {e} | | | |"
+                yield f"| {path.stem} | {train} | {e} | | | |"
                 continue
             over = report.arena_bytes - report.live_peak_bytes
             yield (
                 f"| {path.stem} | {train} | {len(report.lifetimes)} |"
                 f" {report.live_peak_bytes:,} | {report.arena_bytes:,} | {over:,} |"
             )
+
+
+if __name__ == "__main__":
+    for table in (instance_table, arena_table):
+        print(*table(), "", sep="\n")

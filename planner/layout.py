@@ -56,7 +56,7 @@ def place(
         blocks: Sizes, lifetimes and alignments.
         steps: Number of steps.
         exact_time_s: Limit of the exact searches, as work: the same layout on every machine.
-        seed: Seed of the exact searches.
+        seed: Seed of CP-SAT.
 
     Returns:
         Offset per block. The arena is ``arena_bytes(blocks, offsets)``.
@@ -80,7 +80,7 @@ def lay_out(
         capacity: Bytes that suffice; the search ends there. None: as few as possible.
         seconds: Limit of the exact searches.
         deterministic: The limit is work, else wall clock.
-        seed: Seed of the exact searches.
+        seed: Seed of CP-SAT.
 
     Returns:
         The best layout found. It fits if ``arena_bytes <= capacity``; nothing does if
@@ -143,7 +143,7 @@ class _Group:
 
     def _search(self, goal: int, share: float) -> str:
         stop = _stop(share * self._seconds, self._deterministic)
-        found = search(self.blocks, goal, stop=stop, seed=self._seed)
+        found = search(self.blocks, goal, stop=stop)
         self.nodes += found.nodes
         if found.offsets is not None:
             self.offsets = found.offsets.tolist()

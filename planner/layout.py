@@ -1,9 +1,9 @@
 """Addresses: offsets of blocks with fixed lifetimes in one arena.
 
 Best fit by several orders first, which meets the live-byte bound nearly always; then a tree search
-for the bound (``layout_search``) and CP-SAT (``layout_exact``), each fast where the other is not.
-Where both fail, lesser aims by bisection and a last word by CP-SAT. Groups of blocks that are apart
-in time are placed one by one.
+for the bound (``layout_search``) and CP-SAT (``layout_exact``) by turns, each fast where the other
+is not. Where both fail, lesser aims by bisection and a last word by CP-SAT. Groups of blocks that
+are apart in time are placed one by one.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from .layout_search import search
 
 #: Nodes of the tree search that count as one second where the limit is work.
 NODES_PER_SECOND = 5000
-#: Shares of the limit: for the aim, tree search and CP-SAT; each step of bisection; the last word.
-AIM_SEARCH, AIM_EXACT, BISECT, LAST = 0.4, 0.4, 0.025, 0.1
+#: Shares of the limit: tree search and CP-SAT for the aim, a short turn each and a long one; a step
+#: of bisection; the last word.
+AIM_TURNS = ((0.05, 0.05), (0.4, 0.35))
+BISECT, LAST = 0.025, 0.05
 BISECT_STEPS = 4
 
 _ORDERS: tuple[Callable[[Block], tuple[int, ...]], ...] = (
@@ -127,16 +129,15 @@ class _Group:
 
     def solve(self, aim: int) -> None:
         """Look for an arena of at most ``aim`` bytes, else for a small one."""
-        if self.arena <= aim:
-            return
-        if self._search(aim, AIM_SEARCH) == "stopped":
-            self._exact(aim, AIM_EXACT, improve=False)
+        for search_share, exact_share in AIM_TURNS:
+            if self.arena > aim >= self.bound and self._search(aim, search_share) == "stopped":
+                self._exact(aim, exact_share, improve=False)
         low = aim + self.unit  # nothing below is worth trying again
         for _ in range(BISECT_STEPS):
-            if not aim < low < self.arena:
+            if low >= self.arena:
                 break
             goal = (low + self.arena) // 2 // self.unit * self.unit
-            if self._search(min(goal, self.arena - self.unit), BISECT) != "fits":
+            if self._search(goal, BISECT) != "fits":
                 low = goal + self.unit
         if self.arena > max(aim, self.bound):
             self._exact(self.arena, LAST, improve=True)

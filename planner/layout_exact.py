@@ -38,20 +38,20 @@ def solve_exactly(
     times = sorted({t for b in blocks for t in (b.first, b.last + 1)})
     event = {t: k for k, t in enumerate(times)}
     model = cp_model.CpModel()
-    top = model.new_int_var(-(-at_least // unit), at_most // unit, "top")
-    offsets, across, along = [], [], []
+    places, offsets, across, along = [], [], [], []
     for i, b in enumerate(blocks):
         size, step = b.bytes // unit, max(b.alignment // unit, 1)
-        at = model.new_int_var(0, (at_most // unit - size) // step, f"at{i}")
-        offsets.append(step * at)
+        places.append(model.new_int_var(0, (at_most // unit - size) // step, f"at{i}"))
+        offsets.append(step * places[i])
         begin, end = event[b.first], event[b.last + 1]
         along.append(model.new_fixed_size_interval_var(begin, end - begin, f"t{i}"))
-        across.append(model.new_fixed_size_interval_var(step * at, size, f"a{i}"))
-        model.add(step * at + size <= top)
-        if start is not None:
-            model.add_hint(at, start[i] // unit // step)
+        across.append(model.new_fixed_size_interval_var(offsets[i], size, f"a{i}"))
     model.add_no_overlap_2d(along, across)
     if start is not None:
+        top = model.new_int_var(-(-at_least // unit), at_most // unit, "top")
+        for i, b in enumerate(blocks):
+            model.add(offsets[i] + b.bytes // unit <= top)
+            model.add_hint(places[i], start[i] // unit // max(b.alignment // unit, 1))
         model.minimize(top)
     solver = cp_model.CpSolver()
     if deterministic:

@@ -8,11 +8,11 @@ BIN := $(VENV)/bin
 # One BLAS thread: the kernels under test use none, and the test processes share the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test bench lint style types imports clean
+.PHONY: help demo test bench bench-planner lint style types imports clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
 
 demo: $(VENV)/.installed ## set up, then plan the training of the bundled model
 	$(BIN)/odt-plan examples/digits_cnn.onnx --ram 320KB --flash 1MB
@@ -22,6 +22,9 @@ test: $(VENV)/.test ## set up, then run the tests
 
 bench: $(VENV)/.test ## solve times, gaps, peaks and instruction counts into benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
+
+bench-planner: $(VENV)/.test ## addresses: public instances (ODT_PLAN_LAYOUT_INSTANCES), own plans
+	$(BIN)/python -m benchmarks.layout
 
 lint: style types imports ## ruff, mypy strict, import contracts
 style: $(VENV)/.lint

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from . import adaptation, head10, instructions, kernels, kernels_int8, planning, sweeps, tte
+from . import adaptation, head10, instructions, kernels, kernels_int8, layout, planning, sweeps, tte
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TABLES = (
@@ -17,6 +17,8 @@ TABLES = (
     planning.solver_table,
     planning.baseline_table,
     planning.squeeze_table,
+    layout.instance_table,
+    layout.arena_table,
     sweeps.sweep_table,
     instructions.instruction_table,
     kernels.kernel_table,

@@ -1,45 +1,52 @@
 """Addresses: offsets of blocks with fixed lifetimes in one arena.
 
-Best fit by decreasing size first (it meets the live-byte bound nearly always), then squeaky wheel
-optimization (Joslin and Clements 1999: what ends too high is placed earlier the next time), then
-CP-SAT with ``NoOverlap2D`` over time x address, each only if the bound is not met.
+Best fit by several orders first, which meets the live-byte bound nearly always; then a tree search
+for the bound (``layout_search``) and CP-SAT (``layout_exact``) by turns, each fast where the other
+is not. Where both fail, lesser aims by bisection and a last word by CP-SAT. Groups of blocks that
+are apart in time are placed one by one.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from random import Random
 
-#: Rounds of squeaky wheel optimization per start, and starts from the two best orders in turn.
-SQUEAKY_ROUNDS = 80
-SQUEAKY_STARTS = 12
+from .blocks import Block, arena_bytes, best_fit, components, peak_bytes, unit_bytes
+from .layout_exact import solve_exactly
+from .layout_search import search
+
+#: Nodes of the tree search that count as one second where the limit is work.
+NODES_PER_SECOND = 5000
+#: Shares of the limit: tree search and CP-SAT for the aim, a short turn each and a long one; a step
+#: of bisection; the last word.
+AIM_TURNS = ((0.05, 0.05), (0.4, 0.35))
+BISECT, LAST = 0.025, 0.05
+BISECT_STEPS = 4
+
+_ORDERS: tuple[Callable[[Block], tuple[int, ...]], ...] = (
+    lambda b: (-b.bytes, b.first),
+    lambda b: (-b.bytes * (b.last - b.first + 1), b.first),
+    lambda b: (b.first - b.last, -b.bytes),
+    lambda b: (b.first, -b.bytes),
+)
 
 
 @dataclass(frozen=True)
-class Block:
-    """Bytes that are occupied from step ``first`` to step ``last``, both inclusive."""
+class Layout:
+    """Offsets of all blocks, and what is known of the arena.
 
-    bytes: int
-    first: int
-    last: int
+    Attributes:
+        offsets: In bytes, per block.
+        arena_bytes: Size of the arena that holds them.
+        bound_bytes: Proven: no layout has a smaller arena.
+        nodes: Partial layouts that the tree search visited.
+    """
 
-    def meets(self, other: Block) -> bool:
-        """Lifetimes overlap."""
-        return self.first <= other.last and other.first <= self.last
-
-
-def live_bytes(blocks: Sequence[Block], steps: int) -> list[int]:
-    """Sum of the bytes that live at each step: the lower bound of any layout is its maximum."""
-    change = [0] * (steps + 1)
-    for b in blocks:
-        change[b.first] += b.bytes
-        change[b.last + 1] -= b.bytes
-    total, result = 0, []
-    for d in change[:steps]:
-        total += d
-        result.append(total)
-    return result
+    offsets: tuple[int, ...]
+    arena_bytes: int
+    bound_bytes: int
+    nodes: int = 0
 
 
 def place(
@@ -48,126 +55,115 @@ def place(
     """Offsets of all blocks, aiming at an arena of exactly the live-byte peak.
 
     Args:
-        blocks: Sizes (multiples of the alignment) and lifetimes.
+        blocks: Sizes, lifetimes and alignments.
         steps: Number of steps.
-        exact_time_s: Time limit of the exact search, which starts where best fit misses the bound.
-        seed: Seed of the exact search.
+        exact_time_s: Limit of the exact searches, as work: the same layout on every machine.
+        seed: Seed of CP-SAT.
 
     Returns:
         Offset per block. The arena is ``arena_bytes(blocks, offsets)``.
     """
-    bound = max(live_bytes(blocks, steps), default=0)
-    orders: tuple[Callable[[Block], tuple[int, ...]], ...] = (
-        lambda b: (-b.bytes, b.first),
-        lambda b: (-b.bytes * (b.last - b.first + 1), b.first),
-        lambda b: (-(b.last - b.first), -b.bytes),
-        lambda b: (b.first, -b.bytes),
-    )
-    meeting = [
-        [j for j, o in enumerate(blocks) if j != i and o.meets(b)] for i, b in enumerate(blocks)
-    ]
-    found: list[tuple[int, list[int], list[int]]] = []
-    for key in orders:
-        order = sorted(range(len(blocks)), key=lambda i: (key(blocks[i]), i))
-        offsets = _best_fit(blocks, order, meeting)
-        found.append((arena_bytes(blocks, offsets), order, offsets))
-        if found[-1][0] == bound:
-            return offsets
-    found.sort(key=lambda f: f[0])
-    best = found[0][2]
-    random = Random(seed)
-    for start in range(SQUEAKY_STARTS):
-        order = found[start % 2][1]
-        offsets = _squeaky_wheel(blocks, order, meeting, bound, random)
-        if arena_bytes(blocks, offsets) < arena_bytes(blocks, best):
-            best = offsets
-        if arena_bytes(blocks, best) == bound:
-            return best
-    return _exact(blocks, bound, best, exact_time_s, seed)
+    assert all(0 <= b.first <= b.last < steps for b in blocks)
+    return list(lay_out(blocks, seconds=exact_time_s, seed=seed).offsets)
 
 
-def arena_bytes(blocks: Sequence[Block], offsets: Sequence[int]) -> int:
-    """Size of the arena that holds all blocks."""
-    return max((o + b.bytes for b, o in zip(blocks, offsets, strict=True)), default=0)
-
-
-def _best_fit(
-    blocks: Sequence[Block], order: Sequence[int], meeting: Sequence[Sequence[int]]
-) -> list[int]:
-    """Place in this order, each block into the smallest gap that takes it, else on top."""
-    offsets = [-1] * len(blocks)
-    for i in order:
-        size = blocks[i].bytes
-        taken = sorted(
-            (offsets[j], offsets[j] + blocks[j].bytes) for j in meeting[i] if offsets[j] >= 0
-        )
-        best_gap, spot, top = None, 0, 0
-        for begin, end in taken:
-            gap = begin - top
-            if gap >= size and (best_gap is None or gap < best_gap):
-                best_gap, spot = gap, top
-            top = max(top, end)
-        offsets[i] = spot if best_gap is not None else top
-    return offsets
-
-
-def _squeaky_wheel(
+def lay_out(
     blocks: Sequence[Block],
-    order: Sequence[int],
-    meeting: Sequence[Sequence[int]],
-    bound: int,
-    random: Random,
-) -> list[int]:
-    """Best layout of some rounds; blocks that end above the bound move forward in the order."""
-    rank = {i: float(k) for k, i in enumerate(order)}
-    best: list[int] = []
-    for _ in range(SQUEAKY_ROUNDS):
-        offsets = _best_fit(blocks, sorted(rank, key=lambda i: (rank[i], i)), meeting)
-        if not best or arena_bytes(blocks, offsets) < arena_bytes(blocks, best):
-            best = offsets
-        if arena_bytes(blocks, best) == bound:
-            break
-        for i, b in enumerate(blocks):
-            if offsets[i] + b.bytes > bound:
-                rank[i] -= len(blocks) * random.uniform(0.05, 0.4)
-    return best
+    capacity: int | None = None,
+    *,
+    seconds: float,
+    deterministic: bool = True,
+    seed: int = 0,
+) -> Layout:
+    """The smallest arena, or one that keeps a capacity.
+
+    Args:
+        blocks: Sizes, lifetimes and alignments.
+        capacity: Bytes that suffice; the search ends there. None: as few as possible.
+        seconds: Limit of the exact searches.
+        deterministic: The limit is work, else wall clock.
+        seed: Seed of CP-SAT.
+
+    Returns:
+        The best layout found. It fits if ``arena_bytes <= capacity``; nothing does if
+        ``bound_bytes > capacity``.
+    """
+    bound = peak_bytes(blocks)
+    offsets = [0] * len(blocks)
+    some = [i for i, b in enumerate(blocks) if b.bytes]
+    aim = bound if capacity is None else capacity
+    if aim < bound:
+        seconds = 0.0  # best fit shows a capacity that works
+    nodes, begin = 0, time.monotonic()
+    for part in components([blocks[i] for i in some]):
+        indices = [some[k] for k in part]
+        left = seconds if deterministic else max(seconds - (time.monotonic() - begin), 0.0)
+        group = _Group([blocks[i] for i in indices], left, deterministic, seed)
+        group.solve(max(aim, bound))
+        bound = max(bound, group.bound)
+        nodes += group.nodes
+        for i, offset in zip(indices, group.offsets, strict=True):
+            offsets[i] = offset
+    return Layout(tuple(offsets), arena_bytes(blocks, offsets), bound, nodes)
 
 
-def _exact(
-    blocks: Sequence[Block], bound: int, start: list[int], time_s: float, seed: int
-) -> list[int]:
-    """CP-SAT: smallest arena, warm-started; returns ``start`` where nothing better is found."""
-    from ortools.sat.python import cp_model
+class _Group:
+    """Blocks that hang together in time, with the best layout so far."""
 
-    limit = arena_bytes(blocks, start)
-    unit = _common_unit(blocks)
-    model = cp_model.CpModel()
-    top = model.new_int_var(bound // unit, limit // unit, "top")
-    at, across, along = [], [], []
-    for i, b in enumerate(blocks):
-        size = b.bytes // unit
-        v = model.new_int_var(0, limit // unit - size, f"at{i}")
-        at.append(v)
-        along.append(model.new_fixed_size_interval_var(b.first, b.last - b.first + 1, f"t{i}"))
-        across.append(model.new_fixed_size_interval_var(v, size, f"a{i}"))
-        model.add(v + size <= top)
-        model.add_hint(v, start[i] // unit)
-    model.add_no_overlap_2d(along, across)
-    model.minimize(top)
-    solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = time_s
-    solver.parameters.num_workers = 1
-    solver.parameters.random_seed = seed
-    status = solver.solve(model)
-    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return start
-    return [solver.value(v) * unit for v in at]
+    def __init__(
+        self, blocks: Sequence[Block], seconds: float, deterministic: bool, seed: int
+    ) -> None:
+        self.blocks, self.unit = blocks, unit_bytes(blocks)
+        self._seconds, self._deterministic, self._seed = seconds, deterministic, seed
+        self.bound, self.nodes = peak_bytes(blocks), 0
+        indices = range(len(blocks))
+        layouts = [
+            best_fit(blocks, sorted(indices, key=lambda i: (key(blocks[i]), i))) for key in _ORDERS
+        ]
+        self.offsets = min(layouts, key=lambda offsets: arena_bytes(blocks, offsets))
+
+    @property
+    def arena(self) -> int:
+        """Bytes of the best layout so far."""
+        return arena_bytes(self.blocks, self.offsets)
+
+    def solve(self, aim: int) -> None:
+        """Look for an arena of at most ``aim`` bytes, else for a small one."""
+        for search_share, exact_share in AIM_TURNS:
+            if self.arena > aim >= self.bound and self._search(aim, search_share) == "stopped":
+                self._exact(aim, exact_share, improve=False)
+        low = aim + self.unit  # nothing below is worth trying again
+        for _ in range(BISECT_STEPS):
+            if low >= self.arena:
+                break
+            goal = (low + self.arena) // 2 // self.unit * self.unit
+            if self._search(goal, BISECT) != "fits":
+                low = goal + self.unit
+        if self.arena > max(aim, self.bound):
+            self._exact(self.arena, LAST, improve=True)
+
+    def _search(self, goal: int, share: float) -> str:
+        stop = _stop(share * self._seconds, self._deterministic)
+        found = search(self.blocks, goal, stop=stop)
+        self.nodes += found.nodes
+        if found.offsets is not None:
+            self.offsets = found.offsets.tolist()
+        elif found.answer == "impossible":
+            self.bound = max(self.bound, goal + self.unit)
+        return found.answer
+
+    def _exact(self, at_most: int, share: float, improve: bool) -> None:
+        offsets, self.bound = solve_exactly(
+            self.blocks, self.bound, at_most, self.offsets if improve else None,
+            seconds=share * self._seconds, deterministic=self._deterministic, seed=self._seed,
+        )  # fmt: skip
+        self.offsets = offsets or self.offsets
 
 
-def _common_unit(blocks: Sequence[Block]) -> int:
-    from math import gcd
-
-    unit = 0
-    for b in blocks:
-        unit = gcd(unit, b.bytes)
-    return max(unit, 1)
+def _stop(seconds: float, deterministic: bool) -> Callable[[int], bool]:
+    """Whether a search of so many nodes shall stop."""
+    if deterministic:
+        limit = int(seconds * NODES_PER_SECOND)
+        return lambda nodes: nodes >= limit
+    end = time.monotonic() + seconds
+    return lambda nodes: time.monotonic() >= end

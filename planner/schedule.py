@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from ..ir.graph import Node, Value
 from ..ir.opdef import get_op
 from ..ir.training import Update
-from .layout import arena_bytes, live_bytes, place
+from .blocks import arena_bytes, live_bytes
+from .layout import place
 from .plan import Action, Buffer, Step
 from .problem import ALWAYS, Problem, Slot
 from .solution import Solution

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ir.graph import Node, TensorType, Value
-from .layout import Block
+from .blocks import Block
 from .plan import Buffer, Space
 from .tensors import Storage, aligned
 

@@ -559,3 +559,115 @@ def test_devices_are_listed_and_shown(odt: Cli) -> None:
     assert len(odt("devices", "--json").json) == 13
     assert odt("devices", "show", "rp2040", "--json").json["core"] == "cortex-m0plus"
     assert odt("devices", "show", "nope").code == 2
+
+
+# ---- layout -------------------------------------------------------------------------------------
+
+#: Best fit misses the smallest arena, 84 bytes, of the first twelve rows.
+BLOCKS = """id,lower,upper,size
+a,4,7,36
+b,0,4,16
+c,0,2,8
+d,5,9,16
+e,6,10,8
+f,9,10,4
+g,3,7,20
+h,2,6,12
+i,1,3,32
+j,2,4,4
+k,0,2,16
+l,2,4,20
+"""
+
+
+def test_layout_writes_what_was_given_and_the_offsets(odt: Cli) -> None:
+    Path("blocks.csv").write_text(BLOCKS)
+    done = odt("layout", "blocks.csv", "--capacity", "84", "-o", "placed.csv")
+    assert done.code == 0, done.err
+    assert "live peak 84 B" in done.out
+    assert "capacity  84 B: fits, 0 B left" in done.out
+    given = BLOCKS.splitlines()
+    placed = Path("placed.csv").read_text().splitlines()
+    assert placed[0] == given[0] + ",offset"
+    assert [row.rpartition(",")[0] for row in placed[1:]] == given[1:]
+    offsets = odt("layout", "blocks.csv", "--json").json["offsets"]
+    assert [f"{row},{offsets[row[0]]}" for row in given[1:]] == placed[1:]
+
+
+def test_layout_says_that_it_is_impossible_and_why(odt: Cli) -> None:
+    Path("blocks.csv").write_text(BLOCKS)
+    done = odt("layout", "blocks.csv", "--capacity", "80", "-o", "placed.csv")
+    assert done.code == 3
+    assert "can't fit: 84 B live at a time, the capacity is 80 B, 4 B too few; a" in done.error
+    aligned = "id,lower,upper,size,alignment\na,0,1,3,1\nb,0,2,1,4\nc,1,2,3,4\n"
+    Path("blocks.csv").write_text(aligned)
+    done = odt("layout", "blocks.csv", "--capacity", "4")
+    assert done.code == 3
+    assert "4 B live at a time, but it is proven that no layout of the 3 blocks" in done.error
+    assert done.error.endswith("a --capacity that works is 5")
+    assert not Path("placed.csv").exists()
+
+
+def test_layout_says_that_it_found_none(odt: Cli) -> None:
+    Path("blocks.csv").write_text(BLOCKS)
+    done = odt("layout", "blocks.csv", "--capacity", "84", "--time-limit", "0")
+    assert done.code == 3
+    assert "no layout within 84 B was found in 0 s, and none was ruled out" in done.error
+    assert done.error.endswith("16 B too many; raise --time-limit or --capacity")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty; the first line names the columns id,lower,upper,size"),
+        ("id,lower,upper\n", "column size is missing; needed are id,lower,upper,size"),
+        ("id,lower,upper,size\n", "has no block below the header"),
+        ("id,lower,begin,upper,size\n", "column lower is there twice"),
+        ("id,lower,upper,size,color\n", "unknown column 'color'; known are id, lower,"),
+        ("id,lower,upper,size\na,0,1\n", "2: has 3 fields, the header names 4"),
+        ("id,lower,upper,size\na,0,1,x\n", "2 (id a): size 'x' is no integer"),
+        ("id,lower,upper,size\na,0,1,1.5\n", "2 (id a): size '1.5' is no integer"),
+        ("id,lower,upper,size\na,2,2,8\n", "2 (id a): ends at 2, not after its start at 2"),
+        ("id,lower,upper,size\na,0,1,-8\n", "2 (id a): size -8 is negative"),
+        ("id,lower,upper,size\na,0,1,8\n\na,1,2,8\n", "4: id 'a' stands in line 2 too"),
+        ("id,lower,upper,size\na,0,1,9007199254740993\n", "size 9007199254740993 is beyond 2^53"),
+        (
+            "id,lower,upper,size\na,0,1,9007199254740992\nb,0,1,9007199254740992\n",
+            "more than 2^53 bytes live at a time",
+        ),
+        ("id,lower,upper,size,alignment\na,0,1,8,0\n", "alignment 0 is below 1"),
+        ("id,lower,upper,size,gaps\na,0,9,8,2-4\n", "gaps 2-4 is not supported; remove"),
+        ("id,lower,upper,size,offset\na,0,9,8,0\n", "offset 0 is not supported; remove"),
+        ("id,lower,upper,size,hint\na,0,9,8,16\n", "hint 16 is not supported; remove"),
+    ],
+)
+def test_bad_block_files_are_one_line(odt: Cli, text: str, said: str) -> None:
+    Path("blocks.csv").write_text(text)
+    done = odt("layout", "blocks.csv", "--capacity", "64")
+    assert done.code == 2
+    assert done.error.startswith("blocks.csv:")
+    assert said in done.error
+
+
+@pytest.mark.parametrize("capacity", ["0", "-1", "many", "9007199254740993"])
+def test_bad_capacities_are_one_line(odt: Cli, capacity: str) -> None:
+    Path("blocks.csv").write_text(BLOCKS)
+    done = odt("layout", "blocks.csv", f"--capacity={capacity}")
+    assert done.code == 2
+    assert done.error.startswith("--capacity: ")
+
+
+def test_a_layout_that_cant_be_written_is_told_before_the_search(odt: Cli) -> None:
+    Path("blocks.csv").write_text(BLOCKS)
+    done = odt("layout", "blocks.csv", "-o", "nowhere/placed.csv")
+    assert done.code == 1
+    assert done.error == "nowhere/placed.csv: can't write: nowhere is no folder"
+    done = odt("layout", "absent.csv")
+    assert done.code == 1
+    assert done.error.startswith("absent.csv: can't read:")
+
+
+def test_block_files_with_the_other_names_of_columns(odt: Cli) -> None:
+    Path("blocks.csv").write_text("buffer,start,end,size,gaps,hint\na,0,2,8,,-1\nb,2,3,8,,\n")
+    done = odt("layout", "blocks.csv", "--json")
+    assert done.json["live_peak_bytes"] == done.json["arena_bytes"] == 16

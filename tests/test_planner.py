@@ -14,7 +14,7 @@ from odt_plan.ir.autodiff import build_training, candidates
 from odt_plan.ir.graph import Graph
 from odt_plan.ir.opdef import get_op, operand, works
 from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec
-from odt_plan.planner import baselines, layout
+from odt_plan.planner import baselines
 from odt_plan.planner.cost import code_bytes, flash_weights_bytes
 from odt_plan.planner.device import load_device
 from odt_plan.planner.importance import SCALE, prior
@@ -270,23 +270,6 @@ def test_layout_reaches_the_live_peak() -> None:
             and a.offset != b.offset
         ]  # fmt: skip
         assert not overlapping
-
-
-def test_layout_keeps_blocks_apart_and_repairs_what_best_fit_misses(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A case of 12 blocks whose bound of 84 bytes no order of best fit meets at once."""
-    lives = [(36, 4, 6), (16, 0, 3), (8, 0, 1), (16, 5, 8), (8, 6, 9), (4, 9, 9)]
-    lives += [(20, 3, 6), (12, 2, 5), (32, 1, 2), (4, 2, 3), (16, 0, 1), (20, 2, 3)]
-    blocks = [layout.Block(*b) for b in lives]
-    assert max(layout.live_bytes(blocks, 10)) == 84
-    monkeypatch.setattr(layout, "_exact", lambda blocks, bound, start, *_: start)
-    offsets = layout.place(blocks, 10)
-    assert layout.arena_bytes(blocks, offsets) == 84
-    for (a, x), (b, y) in combinations(zip(blocks, offsets, strict=True), 2):
-        assert not a.meets(b) or x + a.bytes <= y or y + b.bytes <= x
-    monkeypatch.setattr(layout, "SQUEAKY_ROUNDS", 1)
-    assert layout.arena_bytes(blocks, layout.place(blocks, 10)) == 100
 
 
 def test_inner_loops_are_counted_and_priced() -> None:

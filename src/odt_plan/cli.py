@@ -320,6 +320,31 @@ def check(
         raise typer.Exit(UnsupportedModelError.exit_code)
 
 
+@app.command(epilog=EXIT_CODES)
+def layout(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.csv", help="Columns id,lower,upper,size[,alignment].")
+    ],
+    capacity: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Enough, as 1MB.  [default: as few bytes as possible]"),
+    ] = None,
+    time_limit: Annotated[float, typer.Option(min=0.0, max=1e6, metavar="SECONDS")] = 60.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="PLACED.csv", help="The rows with their offsets."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Give blocks of memory with known lifetimes (lower to upper, half-open) their addresses."""
+    from .placing import LayoutOptions, run_layout
+
+    result = run_layout(LayoutOptions(file, capacity, time_limit, seed, output, as_json))
+    if as_json:
+        print_json(result)
+
+
 app.command(epilog=EXIT_CODES)(pareto)
 app.command(epilog=EXIT_CODES)(fit)
 app.add_typer(devices_app, name="devices")

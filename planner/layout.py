@@ -14,6 +14,8 @@ from random import Random
 #: Rounds of squeaky wheel optimization per start, and starts from the two best orders in turn.
 SQUEAKY_ROUNDS = 80
 SQUEAKY_STARTS = 12
+#: Time limit of the exact search.
+EXACT_TIME_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,27 @@ def live_bytes(blocks: Sequence[Block], steps: int) -> list[int]:
 
 
 def place(
-    blocks: Sequence[Block], steps: int, *, exact_time_s: float = 5.0, seed: int = 0
+    blocks: Sequence[Block],
+    steps: int,
+    *,
+    enough_bytes: int = 0,
+    exact_time_s: float = EXACT_TIME_S,
+    seed: int = 0,
 ) -> list[int]:
     """Offsets of all blocks, aiming at an arena of exactly the live-byte peak.
 
     Args:
         blocks: Sizes (multiples of the alignment) and lifetimes.
         steps: Number of steps.
-        exact_time_s: Time limit of the exact search, which starts where best fit misses the bound.
+        enough_bytes: An arena up to this is good enough.
+        exact_time_s: Time limit of the exact search, which starts where best fit misses the bound;
+            0: there is none.
         seed: Seed of the exact search.
 
     Returns:
         Offset per block. The arena is ``arena_bytes(blocks, offsets)``.
     """
-    bound = max(live_bytes(blocks, steps), default=0)
+    bound = max(enough_bytes, max(live_bytes(blocks, steps), default=0))
     orders: tuple[Callable[[Block], tuple[int, ...]], ...] = (
         lambda b: (-b.bytes, b.first),
         lambda b: (-b.bytes * (b.last - b.first + 1), b.first),
@@ -71,7 +80,7 @@ def place(
         order = sorted(range(len(blocks)), key=lambda i: (key(blocks[i]), i))
         offsets = _best_fit(blocks, order, meeting)
         found.append((arena_bytes(blocks, offsets), order, offsets))
-        if found[-1][0] == bound:
+        if found[-1][0] <= bound:
             return offsets
     found.sort(key=lambda f: f[0])
     best = found[0][2]
@@ -81,9 +90,9 @@ def place(
         offsets = _squeaky_wheel(blocks, order, meeting, bound, random)
         if arena_bytes(blocks, offsets) < arena_bytes(blocks, best):
             best = offsets
-        if arena_bytes(blocks, best) == bound:
+        if arena_bytes(blocks, best) <= bound:
             return best
-    return _exact(blocks, bound, best, exact_time_s, seed)
+    return best if exact_time_s <= 0 else _exact(blocks, bound, best, exact_time_s, seed)
 
 
 def arena_bytes(blocks: Sequence[Block], offsets: Sequence[int]) -> int:
@@ -125,7 +134,7 @@ def _squeaky_wheel(
         offsets = _best_fit(blocks, sorted(rank, key=lambda i: (rank[i], i)), meeting)
         if not best or arena_bytes(blocks, offsets) < arena_bytes(blocks, best):
             best = offsets
-        if arena_bytes(blocks, best) == bound:
+        if arena_bytes(blocks, best) <= bound:
             break
         for i, b in enumerate(blocks):
             if offsets[i] + b.bytes > bound:

@@ -9,16 +9,18 @@ All memory rows are linear: update choice is a knapsack, and it needs their LP b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .hint import hint
 from .linear import LARGE, LinearProgram, SolverOptions, Status, Terms, summed
 from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP, ObjectiveName
 from .problem import ALWAYS, Problem, Retention, Slot
+from .progress import Watch
 from .solution import Solution
 from .tensors import Tensor
 
@@ -479,22 +481,35 @@ class Milp:
         self,
         name: ObjectiveName,
         options: SolverOptions,
-        on_message: Callable[[str], None] | None = None,
+        watch: Watch | None = None,
+        start: Solution | None = None,
     ) -> SolveResult:
         """Solve for one objective.
+
+        Args:
+            name: The objective.
+            options: How to solve.
+            watch: See ``LinearProgram.solve``.
+            start: Decisions to start from.
 
         Raises:
             OdtPlanError: The solver failed.
         """
         objective = self.objective(name)
-        r = self.c.solve(objective, options, maximize=name == "learn", on_message=on_message)
-        if r.values is None:
-            return SolveResult(r.status, float("nan"), r.bound, None, "", r.time_s)
+        r = self.c.solve(
+            objective,
+            options,
+            maximize=name == "learn",
+            watch=watch,
+            hint=None if start is None else hint(self, start),
+        )
         unit = self.joules_per_unit if name == "energy" else 1.0
-        bound = min(r.bound, self._most()) if name == "learn" else max(r.bound, 0.0)
+        bound = unit * (min(r.bound, self._most()) if name == "learn" else max(r.bound, 0.0))
+        if r.values is None:
+            return SolveResult(r.status, float("nan"), bound, None, "", r.time_s)
         value = unit * float(sum(a * r.values[c] for c, a in objective))
         solution, peak = self._solution(r.values), self._peak_node(r.values)
-        return SolveResult(r.status, value, unit * bound, solution, peak, r.time_s)
+        return SolveResult(r.status, value, bound, solution, peak, r.time_s)
 
     def _most(self) -> float:
         """Score without any limit; a solver that ran out of time may know no bound at all."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ..ir.graph import Node, Value
 from ..ir.opdef import get_op
 from ..ir.training import Update
-from .layout import arena_bytes, live_bytes, place
+from .layout import EXACT_TIME_S, arena_bytes, live_bytes, place
 from .plan import Action, Buffer, Step
 from .problem import ALWAYS, Problem, Slot
 from .solution import Solution
@@ -45,9 +45,18 @@ class Schedule:
     actions: dict[str, tuple[int, Action]]
 
 
-def realize(problem: Problem, solution: Solution, *, seed: int = 0) -> Schedule:
-    """Turn the decisions of a specialised problem (all updates fixed) into a placed schedule."""
-    return _Realizer(problem, solution).run(seed)
+def realize(
+    problem: Problem, solution: Solution, *, seed: int = 0, quick: bool = False
+) -> Schedule:
+    """Turn the decisions of a specialised problem (all updates fixed) into a placed schedule.
+
+    Args:
+        problem: The problem.
+        solution: Decisions about it.
+        seed: Of the search for a layout.
+        quick: Any layout within the RAM limit will do; without one the search ends soon.
+    """
+    return _Realizer(problem, solution).run(seed, quick)
 
 
 @dataclass
@@ -64,7 +73,7 @@ class _Realizer:
     loaded: set[Tensor] = field(default_factory=set)
     read_late: dict[Tensor, None] = field(default_factory=dict)
 
-    def run(self, seed: int) -> Schedule:
+    def run(self, seed: int, quick: bool) -> Schedule:
         p = self.problem
         self.storage = p.storage
         self.stays = Stays(p.storage)
@@ -85,7 +94,7 @@ class _Realizer:
                 for tensor in slot.writes:
                     self._page_out_if(tensor, slot.node, paged)
         self.stays.hold(p.training.loss, len(self.steps) - 1)
-        return self._place(seed)
+        return self._place(seed, quick)
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -222,9 +231,12 @@ class _Realizer:
 
     # -- layout -----------------------------------------------------------------------------------
 
-    def _place(self, seed: int) -> Schedule:
+    def _place(self, seed: int, quick: bool) -> Schedule:
         n, blocks = len(self.steps), self.stays.blocks()
-        offsets = place(blocks, n, seed=seed)
+        enough = self.problem.limits.ram_bytes - self.stays.state_bytes if quick else 0
+        offsets = place(
+            blocks, n, enough_bytes=enough, exact_time_s=0.0 if quick else EXACT_TIME_S, seed=seed
+        )
         buffers = self.stays.buffers(n, offsets)
         micro = self.problem.micro_batches
         cycles = sum(s.cycles * (1 if s.last_micro else micro) for s in self.steps)

@@ -6,7 +6,8 @@ Each baseline is an update set plus a rule for the forward tensors that backward
 - last-layer, bias-only: the usual small update sets, keep everything.
 - sqrt(n): update everything, keep every sqrt(n)-th tensor, rebuild segments (Chen et al. 2016).
 - greedy: update everything, drop tensors at the peak by bytes x idle steps per cycle of rebuilding
-  until the plan fits (the rule of dynamic tensor rematerialization, Kirisame et al. 2021, offline).
+  or paging until the plan fits (the rule of dynamic tensor rematerialization, Kirisame et al. 2021,
+  offline).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
 
+from .footprint import Meter, holds
 from .problem import ALWAYS, Problem, Slot
 from .schedule import Schedule, realize
 from .solution import Solution
@@ -53,24 +55,57 @@ def square_root(problem: Problem) -> Solution:
 
 
 def greedy(problem: Problem) -> Solution:
-    """Drop tensors that are live at the peak, cheapest per freed byte and idle step first."""
+    """Drop tensors that idle at the peak, cheapest per freed byte and idle step first.
+
+    A dropped tensor is rebuilt, or paged where that is possible and cheaper.
+    """
+    meter = Meter(problem)
     keep = set(problem.storage.tensors)
-    droppable = {r.tensor for r in problem.retentions if r.tensor.rebuildable}
-    idle = {r.tensor: r.events[-1].slot - (r.window or (0, 0))[1] for r in problem.retentions}
-    cost = {t: 1 + sum(problem.cost.node_cycles(w) for w in t.writers) for t in droppable}
     best = retain(problem, keep)
-    schedule = realize(problem, best)
-    while _ram(schedule) > problem.limits.ram_bytes and droppable:
-        victim = max(droppable, key=lambda t: (t.bytes * idle[t] / cost[t], -t.index))
-        droppable.discard(victim)
-        keep.discard(victim)
-        trial = retain(problem, keep)
-        placed = realize(problem, trial)
-        if _ram(placed) <= _ram(schedule):
-            best, schedule = trial, placed
-        else:
-            keep.add(victim)
+    found = meter.measure(best)
+    tried: set[Tensor] = set()
+    while found.ram_bytes > problem.limits.ram_bytes:
+        offers = _offers(problem, best, int(found.live.argmax()), tried)
+        if not offers:
+            break
+        _, _, victim, load = max(offers, key=lambda o: o[:2])
+        tried.add(victim)
+        loads = best.loads if load is None else best.loads | {load}
+        kept = keep if load is not None else keep - {victim}
+        try:
+            trial = Solution(retain(problem, kept).active, loads)
+            after = meter.measure(trial)
+        except KeyError:  # what it is made from is gone
+            continue
+        if after.ram_bytes <= found.ram_bytes:
+            keep, best, found = kept, trial, after
     return best
+
+
+def _offers(
+    problem: Problem, solution: Solution, peak: int, tried: set[Tensor]
+) -> list[tuple[float, int, Tensor, tuple[int, int] | None]]:
+    """What may be dropped across a slot: merit, order, tensor, and the page-in that it needs."""
+    result = []
+    storage = problem.limits.storage_bytes - sum(
+        problem.storage.tensors[t].bytes for t, _ in solution.loads
+    )
+    for r in problem.retentions:
+        t, k = r.tensor, 0 if r.window is None else r.window[1] + 1
+        for h in holds(r, solution) if t not in tried else ():
+            if h.held and k <= peak < h.event.slot:
+                idle, cost = h.event.slot - k, None
+                if t.rebuildable:
+                    cost = sum(problem.cost.node_cycles(w) for w in t.writers)
+                load = None
+                if h.event.may_load and t.bytes <= storage:
+                    page = problem.cost.write_cycles(t.bytes) + problem.cost.read_cycles(t.bytes)
+                    if cost is None or page < cost:
+                        cost, load = page, (t.index, h.event.slot)
+                if cost is not None:
+                    result.append((t.bytes * idle / (1 + cost), -t.index, t, load))
+            k = h.event.slot + 1
+    return result
 
 
 def retain(problem: Problem, keep: set[Tensor]) -> Solution:

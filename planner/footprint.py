@@ -159,7 +159,9 @@ class Meter:
         active[[ALWAYS, *activities]] = True
         return active
 
-    def live(self, active: NDArray[np.bool_], solution: Solution | None = None) -> NDArray[np.int64]:
+    def live(
+        self, active: NDArray[np.bool_], solution: Solution | None = None
+    ) -> NDArray[np.int64]:
         """Live arena bytes at each slot; ``solution`` is needed where it rebuilds or pages.
 
         Raises:
@@ -195,6 +197,24 @@ class Meter:
                 live += more
         return live
 
+    def live_always(self) -> NDArray[np.int64]:
+        """Live arena bytes at each slot that no decision can avoid."""
+        live = self._windows.copy()
+        for t in self.problem.transients:
+            for last, acts in t.segments:
+                if ALWAYS in acts:
+                    live[t.begin : last + 1] += t.tensor.bytes
+                    break
+        for s in self.problem.slots:
+            if s.activity == ALWAYS:
+                mixed = s.scratch_bytes if s.mixed is None else s.mixed.scratch_bytes
+                live[s.index] += min(s.scratch_bytes, mixed)
+        for b in self.problem.streams:
+            more = np.minimum(self._of_blocks[b.activity], 0)
+            more[list(b.slots)] -= self._scratch[list(b.slots)]
+            live += more
+        return live
+
     def state_bytes(self, active: NDArray[np.bool_]) -> int:
         """RAM that the updates keep for good."""
         p = self.problem
@@ -222,12 +242,14 @@ class Meter:
     def most_flash_bytes(self) -> int:
         """Flash if everything ran in every form: an upper bound."""
         p = self.problem
-        kernels = {k for s in (*p.slots, *p.streams) for k in s.kernels}
+        kernels = {k for s in p.slots for k in s.kernels}
+        kernels |= {k for b in p.streams for k in b.kernels}
         kernels |= {k for s in self._mixed if s.mixed is not None for k in s.mixed.kernels}
         views = sum(map(len, p.storage.followers.values()))
         steps = (2 + views) * len(p.slots) + len(p.streams)
         weights = sum(c.bytes for c in p.constants) + sum(p.flash_bytes.values())
-        weights += sum(max(0, m.flash_bytes) for m in (*p.mixed_layers, *p.mixed_updates))
+        weights += sum(max(0, m.flash_bytes) for m in p.mixed_layers)
+        weights += sum(max(0, u.flash_bytes) for u in p.mixed_updates)
         return weights + CODE_BYTES_PER_KERNEL * len(kernels) + CODE_BYTES_PER_STEP * steps
 
     def flash_bytes(self, active: NDArray[np.bool_], solution: Solution) -> int:

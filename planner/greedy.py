@@ -21,7 +21,9 @@ from .solution import Solution
 DEPTHS = 5
 
 
-def keeping(problem: Problem, updates: Collection[Candidate], streamed: Collection[str]) -> Solution:
+def keeping(
+    problem: Problem, updates: Collection[Candidate], streamed: Collection[str]
+) -> Solution:
     """The decisions that carry these updates out and keep all that backward reads.
 
     Args:
@@ -56,10 +58,10 @@ class _Closure:
     def __init__(self, problem: Problem) -> None:
         """Collect what each activity stands for."""
         count = len(problem.activities)
-        implied = np.eye(count, dtype=bool)  # row: activities of which one makes this one hold
+        implied: NDArray[np.bool_] = np.eye(count, dtype=bool)  # row: activities of which one makes this one hold
         for a in problem.activities:  # readers stand before what they need
             if a.kind == "needed":
-                implied[a.index] = implied[list(a.implied_by)].any(axis=0)
+                implied[a.index] = np.logical_or.reduce(implied[list(a.implied_by)])
         made = {
             a.tensor.index: a.index
             for a in problem.activities
@@ -164,29 +166,47 @@ class _Chooser:
 
 def stream_to_fit(meter: Meter, active: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
     """What holds if blocks are streamed where memory runs out; None: limits don't hold."""
-    problem, limits = meter.problem, meter.problem.limits
+    limits = meter.problem.limits
     left = limits.ram_bytes - meter.state_bytes(active)
     if left < 0:
         return None
     over = meter.live(active) > left
     if over.any():
-        active = active.copy()
-        for b in problem.streams:
-            if over[list(b.slots)].any() and not active[list(b.excludes)].any():
-                active[b.activity] = True
+        active = _streaming(meter.problem, active, over)
         if (meter.live(active) > left).any():
             return None
     if limits.cycles is not None or limits.energy_j is not None:
         cycles = meter.cycles(active)
         if limits.cycles is not None and cycles > limits.cycles:
             return None
-        if limits.energy_j is not None and problem.cost.energy_j(cycles, 0) > limits.energy_j:
+        energy = meter.problem.cost.energy_j(cycles, 0)
+        if limits.energy_j is not None and energy > limits.energy_j:
             return None
     if meter.most_flash_bytes > limits.flash_bytes:
         flash = meter.flash_bytes(active, Solution(frozenset()))
         if flash > limits.flash_bytes:
             return None
     return active
+
+
+def blocks_to_stream(problem: Problem) -> list[str]:
+    """For fixed updates: the blocks that run where memory runs out if everything is kept."""
+    meter = Meter(problem)
+    active = _Closure(problem).of(meter.vector(()))
+    over = meter.live(active) > problem.limits.ram_bytes - meter.state_bytes(active)
+    active = _streaming(problem, active, over)
+    return [b.name for b in problem.streams if active[b.activity]]
+
+
+def _streaming(
+    problem: Problem, active: NDArray[np.bool_], over: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """What holds with the blocks streamed that may be and have slots that are over the limit."""
+    result = active.copy()
+    for b in problem.streams:
+        if over[list(b.slots)].any() and not active[list(b.excludes)].any():
+            result[b.activity] = True
+    return result
 
 
 def _saved_bytes(slot: Slot) -> int:

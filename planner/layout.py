@@ -65,7 +65,7 @@ def place(
     Returns:
         Offset per block. The arena is ``arena_bytes(blocks, offsets)``.
     """
-    bound = max(enough_bytes, max(live_bytes(blocks, steps), default=0))
+    bound = max(live_bytes(blocks, steps), default=0)
     orders: tuple[Callable[[Block], tuple[int, ...]], ...] = (
         lambda b: (-b.bytes, b.first),
         lambda b: (-b.bytes * (b.last - b.first + 1), b.first),
@@ -84,6 +84,9 @@ def place(
             return offsets
     found.sort(key=lambda f: f[0])
     best = found[0][2]
+    bound = max(bound, enough_bytes)
+    if found[0][0] <= bound:
+        return best
     random = Random(seed)
     for start in range(SQUEAKY_STARTS):
         order = found[start % 2][1]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from math import isfinite
 from typing import Literal
 
 import numpy as np
@@ -106,6 +105,7 @@ class LinearProgram:
         *,
         maximize: bool,
         watch: Watch | None = None,
+        unit: float = 1.0,
         hint: Mapping[int, float] | None = None,
     ) -> LinearResult:
         """Optimize.
@@ -115,6 +115,7 @@ class LinearProgram:
             options: How.
             maximize: Its sense.
             watch: Told bounds as they are found; carries the wish to stop.
+            unit: What 1 of the objective is for those who watch.
             hint: Column -> value of a solution to start from; columns may be missing.
 
         Raises:
@@ -124,8 +125,8 @@ class LinearProgram:
         if solver == "auto":
             solver = "cp-sat" if len(self.lower) <= LARGE else "highs"
         watch = watch or Watch()
-        objective = summed(objective)
-        model = mathopt.Model.from_model_proto(self._proto(objective, maximize))
+        total = summed(objective)
+        model = mathopt.Model.from_model_proto(self._proto(total, maximize))
         parameters = mathopt.SolveParameters(
             relative_gap_tolerance=options.gap,
             time_limit=timedelta(seconds=options.time_limit_s),
@@ -135,31 +136,21 @@ class LinearProgram:
         )
         start = None
         if hint is not None:
-            values = {model.get_variable(c): x for c, x in hint.items()}
-            start = mathopt.SolutionHint(variable_values=values)
-        told = [-INF if not maximize else INF]
-
-        def on_lines(lines: list[str]) -> None:
-            for line in lines:
-                if (known := read_line(line, maximize=maximize)) is not None:
-                    if known[1] is not None:
-                        told[0] = known[1]
-                    watch.found(*known)
-
+            start = mathopt.SolutionHint({model.get_variable(c): x for c, x in hint.items()})
+        logged = _Logged(maximize, unit, watch)
         try:
-            result = run(model, _SOLVERS[solver], parameters, start, on_lines, watch)
+            result = run(model, _SOLVERS[solver], parameters, start, logged.read, watch)
         except Exception as e:  # the binding raises types of its own, by solver and version
             raise OdtPlanError(f"solver {solver} failed: {e}; try another --solver") from None
-        limit = self._box_bound(objective, maximize)
+        tighter = min if maximize else max
+        limit = self._box_bound(total, maximize)
         if isinstance(result, Left):
-            # a logged figure is rounded in its last digit
-            bound = told[0] + (1e-6 if maximize else -1e-6) * (abs(told[0]) if isfinite(told[0]) else 0)
-            bound = min(bound, limit) if maximize else max(bound, limit)
             status: Status = "unknown" if result.values is None else "feasible"
-            return LinearResult(status, bound, result.values, result.time_s)
+            return LinearResult(
+                status, tighter(logged.bound, limit), result.values, result.time_s
+            )
         seconds = result.solve_stats.solve_time.total_seconds()
-        bound = result.termination.objective_bounds.dual_bound
-        bound = min(bound, limit) if maximize else max(bound, limit)
+        bound = tighter(result.termination.objective_bounds.dual_bound, limit)
         reason = result.termination.reason
         if not result.has_primal_feasible_solution():
             proven = reason == mathopt.TerminationReason.INFEASIBLE
@@ -194,6 +185,25 @@ class LinearProgram:
         proto.objective.linear_coefficients.ids.extend(sorted(total))
         proto.objective.linear_coefficients.values.extend(total[c] for c in sorted(total))
         return proto
+
+
+class _Logged:
+    """What a solver's log has told."""
+
+    def __init__(self, maximize: bool, unit: float, watch: Watch) -> None:
+        self._maximize, self._unit, self._watch = maximize, unit, watch
+        self.bound = INF if maximize else -INF
+
+    def read(self, lines: Sequence[str]) -> None:
+        """Read more lines, in the thread of the solver."""
+        for line in lines:
+            if (known := read_line(line, maximize=self._maximize)) is None:
+                continue
+            best, bound = (None if x is None else x * self._unit for x in known)
+            if known[1] is not None:  # a logged figure is rounded in its last digits
+                slack = 1e-6 * abs(known[1])
+                self.bound = known[1] + (slack if self._maximize else -slack)
+            self._watch.found(best, bound)
 
 
 def summed(terms: Terms) -> dict[int, float]:

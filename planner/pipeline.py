@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -22,13 +23,14 @@ from .cost import CostModel
 from .device import Device, load_core
 from .importance import prior
 from .linear import SolverName, SolverOptions
-from .plan import Budget, DeviceInfo, ObjectiveName, Plan
+from .objective import Goal, Weighted
+from .plan import Budget, DeviceInfo, ObjectiveName, Plan, SolverInfo
 from .precision import choosable, pinned, unchosen
 from .problem import Limits, Problem
+from .progress import Stopped, Watch
+from .search import Bounds, Found, Search
 from .stages import LAYOUT_TRIES, Decided, LayoutError, Scheduled, Stages
 from .train_set import choose
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,10 @@ class Request:
         calibration: Samples that a float model's scales are found from, or ``synthetic``: a guess
             without samples; None: it stays f32.
         calibration_method: How; see ``ir.calibrate``.
-        objective: ``learn`` chooses the update set; the others need a fixed one.
+        objective: One figure, or figures with weights; see ``planner.objective``. ``learn`` chooses
+            the update set; without it there must be a fixed one.
+        time_limit_s: Wall clock limit of the whole run. A first plan is made in any case, if
+            heuristics find one.
     """
 
     model: Path
@@ -69,7 +74,7 @@ class Request:
     precision: tuple[str, ...] = ()
     calibration: Path | Literal["synthetic"] | None = None
     calibration_method: Method = "minmax"
-    objective: ObjectiveName = "learn"
+    objective: ObjectiveName | Mapping[ObjectiveName, float] = "learn"
     solver: SolverName = "auto"
     gap: float = 1e-3
     time_limit_s: float = 60.0
@@ -94,20 +99,28 @@ class PlannedModel:
     scales: str = ""
 
 
-def make_plan(request: Request, on_progress: Progress | None = None) -> PlannedModel:
+def make_plan(request: Request, watch: Watch | None = None) -> PlannedModel:
     """Plan a model.
+
+    Args:
+        request: What is asked.
+        watch: Told what goes on. ``watch.stop()``, called by another thread or a signal handler,
+            ends the run with the best plan so far.
 
     Raises:
         UnsupportedModelError: The model can't be imported or trained.
         InfeasibleError: No plan keeps the limits; says what binds and what would work.
         UsageError: The request contradicts itself.
+        KeyboardInterrupt: Stopped before there was any plan.
     """
-    return _Planner(request, on_progress or (lambda _: None)).run()
+    watch = watch or Watch()
+    watch.begin(request.time_limit_s)
+    return _Planner(request, watch).run()
 
 
 class _Planner:
-    def __init__(self, request: Request, progress: Progress) -> None:
-        self.request, self.progress = request, progress
+    def __init__(self, request: Request, watch: Watch) -> None:
+        self.request, self.watch = request, watch
         device = request.device
         storage = None if request.storage is None else device.find_storage(request.storage)
         self.cost = CostModel(device, load_core(device.core), storage)
@@ -143,10 +156,11 @@ class _Planner:
                 " `odt-plan check` shows every node"
             )
         chosen = choose(lowered, r.train, every)
-        if chosen is None and r.objective != "learn":
+        weights = {r.objective: 1.0} if isinstance(r.objective, str) else r.objective
+        if chosen is None and "learn" not in weights:
             raise UsageError(
-                f"objective {r.objective} needs a fixed update set: add --train all, last, bias"
-                " or parameter names"
+                f"objective {', '.join(weights)} needs a fixed update set: add --train all, last,"
+                " bias or parameter names, or weigh it with learn"
             )
         stages = Stages(
             self.forward,
@@ -157,13 +171,52 @@ class _Planner:
             prior(self.forward, every),
             self.noise,
             self._smallest_ram,
-            self.progress,
+            self.watch,
         )
         start = Decided(tuple(chosen or every), precision)
-        bounds, done = self._solve(stages, start, free, fixed=chosen is not None)
+        search = Search(
+            stages,
+            start,
+            free,
+            chosen is not None,
+            self._goals(stages, start, choose(lowered, ("all",), every), chosen, free),
+            r.gap,
+            self.watch,
+            lambda scheduled, bounds, stopped: self._checked(stages, scheduled, bounds, stopped),
+        )
+        found = search.run()
+        rivals: tuple[Baseline, ...] = ()
+        if r.with_baselines and not self.watch.interrupted:
+            rivals = self._baselines(stages, start, every)
+        return PlannedModel(
+            found.plan, found.scheduled.training, r.device, found.report, rivals, scales
+        )
+
+    def _goals(
+        self,
+        stages: Stages,
+        start: Decided,
+        whole: Sequence[Candidate] | None,
+        chosen: Sequence[Candidate] | None,
+        free: Sequence[str],
+    ) -> tuple[Goal, ...]:
+        """The stages of the objective."""
+        objective = self.request.objective
+        if not isinstance(objective, str):
+            assert whole
+            return (Weighted(objective, stages.reference(chosen or whole, start)),)
+        if objective != "learn":
+            return (objective,)
+        return ("latency",) if chosen and not free else ("learn", "latency")
+
+    def _checked(
+        self, stages: Stages, done: Scheduled, bounds: Bounds, stopped: Stopped | None
+    ) -> Found:
+        """Assemble the plan of a schedule and have it checked."""
+        r, decided = self.request, done.decided
         plan = assemble(
             self.forward,
-            stages.lowered(replace(done.decided, streamed=())),
+            stages.lowered(replace(decided, streamed=())),
             done.training,
             done.schedule,
             self.cost,
@@ -172,41 +225,21 @@ class _Planner:
             bounds=bounds,
             gap=r.gap,
             importance=stages.achieved(done.training),
-            solver=(r.solver, r.seed, stages.time_s),
+            solver=SolverInfo(
+                name=r.solver,
+                version=f"ortools {version('ortools')}",
+                seed=r.seed,
+                time_s=round(stages.time_s, 6),
+                stopped=stopped,
+            ),
             calibrated={
                 n: q for n, q in self.forward.quantization.items() if n not in self.in_file
             },
-            precision=done.decided.precision,
-            streamed=done.decided.streamed,
-            noise_avoided=stages.noise_avoided(done.decided),
+            precision=decided.precision,
+            streamed=decided.streamed,
+            noise_avoided=stages.noise_avoided(decided),
         )
-        report = check(plan, done.training, r.device)
-        rivals = self._baselines(stages, start, every) if r.with_baselines else ()
-        return PlannedModel(plan, done.training, r.device, report, rivals, scales)
-
-    def _solve(
-        self, stages: Stages, start: Decided, free: Sequence[str], *, fixed: bool
-    ) -> tuple[dict[ObjectiveName, float], Scheduled]:
-        """All stages; an update set that fits but for its layout is chosen again with less RAM."""
-        r = self.request
-        if r.objective != "learn" or (fixed and not free):
-            name: ObjectiveName = "latency" if r.objective == "learn" else r.objective
-            done = stages.schedule(start, name, free)
-            return {name: done.bound}, done
-        bounds: dict[ObjectiveName, float] = {}
-        limits = self.limits
-        for last in (False, False, True):
-            decided, bound = stages.learn(start, fixed=fixed, free=free, limits=limits)
-            bounds.setdefault("learn", bound)
-            try:
-                done = stages.schedule(decided, "latency", ())
-                break
-            except LayoutError as e:
-                if last:
-                    raise
-                self.progress(f"no layout, {e.over_bytes:,} B over: choosing updates again")
-                limits = replace(limits, ram_bytes=limits.ram_bytes - e.over_bytes)
-        return {**bounds, "latency": done.bound}, done
+        return Found(done, plan, check(plan, done.training, r.device))
 
     def _annotate(self) -> str:
         """Find the scales that the file lacks, if wanted; says where they are from."""
@@ -225,7 +258,7 @@ class _Planner:
                 f"--calib: {r.model} is quantized already and brings its own scales; leave --calib"
                 " out, or give the float model"
             )
-        self.progress("calibrating")
+        self.watch.stage("calibrating")
         samples = None if r.calibration == SYNTHETIC else load_samples(r.calibration)
         found = calibrate(self.forward, samples, method=r.calibration_method)
         self.noise = found.weight_noise

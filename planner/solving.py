@@ -25,7 +25,7 @@ from .progress import Watch
 GRACE_S = 0.5
 #: How often it is looked whether to stop.
 _TICK_S = 0.05
-_left_behind: list[Thread] = []
+_threads: list[Thread] = []
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Left:
 
 def still_running() -> bool:
     """A solver that was left behind still runs: the process is to end without waiting for it."""
-    return any(t.is_alive() for t in _left_behind)
+    return any(t.is_alive() for t in _threads)
 
 
 def run(
@@ -98,6 +98,7 @@ def run(
     last = begin + parameters.time_limit.total_seconds() + GRACE_S
     thread = Thread(target=solve, daemon=True)
     thread.start()
+    _threads[:] = [*(t for t in _threads if t.is_alive()), thread]
     while thread.is_alive() and not (highs and (watch.interrupted or monotonic() > last)):
         thread.join(_TICK_S)
         if watch.interrupted:
@@ -108,7 +109,6 @@ def run(
             raise done[0]
         return done[0]
     listening = False
-    _left_behind.append(thread)
     values = _last_solution(file)
     folder.cleanup()
     return Left(values, monotonic() - begin)

@@ -16,21 +16,30 @@ from ..ir.graph import Graph
 from ..ir.precision import Precision, lower
 from ..ir.streaming import blocks, stream
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
+from .baselines import greedy
+from .bounds import bound
 from .choices import Choices, score_of
 from .cost import CostModel
+from .footprint import measure
+from .greedy import blocks_to_stream, choose_updates, keeping
 from .importance import prior
 from .infeasible import explain
 from .linear import SolverOptions
 from .milp import Milp, SolveResult
+from .objective import Goal, Weighted
 from .plan import ObjectiveName
 from .precision import NOISE_WEIGHT
 from .problem import Limits, Problem
+from .progress import Watch
 from .schedule import Schedule, realize
 from .solution import Solution
 from .timeline import build_problem
 
 #: Solve again with a tighter RAM limit at most this often when live bytes fit but no layout does.
 LAYOUT_TRIES = 6
+#: Parts of the time left that go into choosing updates, and then into choosing what is streamed.
+LEARN_SHARE = 0.6
+STREAMING_SHARE = 0.6
 
 
 class LayoutError(InfeasibleError):
@@ -47,6 +56,10 @@ class LayoutError(InfeasibleError):
             f" tries; allow {over_bytes:,} B more with --ram"
         )
         self.over_bytes = over_bytes
+
+
+class OutOfTimeError(InfeasibleError):
+    """The run ended before a stage found any solution, or proved that there is none."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +117,9 @@ class Stages:
         importance: Score of every candidate.
         noise: Layer -> squared error of its i8 weights, relative to its result's square.
         smallest_ram: For explanations, see ``planner.infeasible``.
-        progress: Told what goes on.
+        watch: Told what goes on; says when to end.
         time_s: Solve time so far.
+        cut_short: A solve ended before its gap was closed.
     """
 
     forward: Graph
@@ -116,8 +130,9 @@ class Stages:
     importance: Mapping[Candidate, int]
     noise: Mapping[str, float]
     smallest_ram: Callable[[int], int | None]
-    progress: Callable[[str], None]
+    watch: Watch
     time_s: float = field(default=0.0, init=False)
+    cut_short: bool = field(default=False, init=False)
 
     def lowered(self, decided: Decided, mixed: Sequence[str] = ()) -> Graph:
         """The forward graph in its precisions, these layers mixed as well."""
@@ -156,8 +171,50 @@ class Stages:
         mixed = [n for n in decided.chosen if decided.precision[n] == _MIXED]
         return float(sum(self._noise_gain(mixed).values()))
 
+    def at_once(
+        self, start: Decided, goal: Goal, *, fixed: bool, free: Sequence[str] = ()
+    ) -> Scheduled | None:
+        """A placed schedule without any solver; None: the heuristics found none.
+
+        Args:
+            start: All candidates, or the update set; precisions as far as they are given.
+            goal: What its bound is of.
+            fixed: The update set is given.
+            free: Layers whose precision could still be chosen: the bound is to hold for them too.
+        """
+        self._tell("planning by heuristics", goal)
+        limits, problem = self.limits, self._plain_problem(start, fixed=fixed)
+        for _ in range(LAYOUT_TRIES):
+            tight = replace(problem, limits=limits)
+            if fixed:
+                decided = replace(start, streamed=tuple(blocks_to_stream(tight)))
+            elif (chosen := choose_updates(tight)) is None:
+                return None
+            else:
+                decided = replace(start, updates=tuple(chosen[0]), streamed=tuple(chosen[1]))
+            training = build_training(self.lowered(decided), self.spec, decided.updates)
+            found = self._keep_all_or_drop(training, limits)
+            if found is None:
+                return None
+            schedule = realize(*found, seed=self.options.seed, quick=True)
+            over = schedule.arena_bytes + schedule.state_bytes - self.limits.ram_bytes
+            if over <= 0:
+                if not fixed or free:
+                    unstreamed = replace(decided, streamed=())
+                    problem = self._plain_problem(unstreamed, fixed=True, free=free)
+                return Scheduled(decided, training, schedule, bound(problem, goal))
+            limits = replace(limits, ram_bytes=limits.ram_bytes - max(over, 4))
+        return None
+
     def learn(
-        self, start: Decided, *, fixed: bool, free: Sequence[str], limits: Limits | None = None
+        self,
+        start: Decided,
+        *,
+        fixed: bool,
+        free: Sequence[str],
+        limits: Limits | None = None,
+        goal: Goal = "learn",
+        known: Decided | None = None,
     ) -> tuple[Decided, float]:
         """The update set and the precisions with the highest score, and a bound on it.
 
@@ -166,23 +223,30 @@ class Stages:
             fixed: The update set is given.
             free: Layers whose precision is to be chosen.
             limits: Tighter than those asked for.
+            goal: What to optimize instead.
+            known: Updates and blocks of a plan that is known already.
 
         Raises:
             InfeasibleError: No choice keeps the limits.
+            OutOfTimeError: None was found in time.
         """
         lowered = self.lowered(start)
         training = build_training(lowered, self.spec, start.updates)
         choices = self._choices(start, lowered, free)
-        if not fixed and (self.limits.cycles, self.limits.energy_j) != (None, None):
+        timed = (self.limits.cycles, self.limits.energy_j) != (None, None) or goal != "learn"
+        if not fixed and timed:
             choices = replace(choices, parts=tuple(self._parts(start, lowered, free)))
         problem = self.problem(training, fixed=fixed, limits=limits, choices=choices)
-        self.progress(f"choosing updates and precisions: {len(problem.slots)} slots")
-        result = self._solve(problem, "learn")
+        self._tell(f"choosing updates and precisions: {len(problem.slots)} slots", goal)
+        begin = None
+        if known is not None:
+            begin = keeping(problem, () if fixed else known.updates, known.streamed)
+        result = self._solve(problem, goal, share=LEARN_SHARE, begin=begin)
         assert result.solution is not None
         updates = start.updates if fixed else tuple(result.solution.candidates(problem))
         return replace(start, updates=updates).taking(problem, result.solution), result.bound
 
-    def schedule(self, start: Decided, name: ObjectiveName, free: Sequence[str]) -> Scheduled:
+    def schedule(self, start: Decided, goal: Goal, free: Sequence[str]) -> Scheduled:
         """Decide all but the updates until the layout, too, keeps the RAM budget.
 
         The bound is that of the first solve: it holds for the budget that was asked for, later ones
@@ -190,29 +254,33 @@ class Stages:
 
         Args:
             start: The update set, and precisions as far as they are given.
-            name: What to optimize.
+            goal: What to optimize.
             free: Layers whose precision is to be chosen.
 
         Raises:
             InfeasibleError: No choice keeps the limits.
             LayoutError: One does, but no layout was found.
+            OutOfTimeError: None was found in time.
         """
         limits, over = self.limits, 0
-        decided, bound = self._streaming(start, name, free, limits)
+        decided, proven = self._streaming(start, goal, free, limits)
         for _ in range(LAYOUT_TRIES):
             training = build_training(self.lowered(decided), self.spec, decided.updates)
-            problem, result = self._keep(training, name, limits, bound)
-            bound = result.bound if bound is None else bound
+            problem, result = self._keep(training, goal, limits, proven)
+            proven = result.bound if proven is None else proven
             if result.solution is not None:
-                schedule = realize(problem, result.solution, seed=self.options.seed)
+                quick = self.watch.over() is not None
+                schedule = realize(problem, result.solution, seed=self.options.seed, quick=quick)
                 over = schedule.arena_bytes + schedule.state_bytes - self.limits.ram_bytes
                 if over <= 0:
-                    return Scheduled(decided, training, schedule, bound)
-                self.progress(f"live bytes fit, the layout is {over:,} B over: tightening")
+                    return Scheduled(decided, training, schedule, proven)
+                self._tell(f"live bytes fit, the layout is {over:,} B over: tightening", goal)
                 limits = replace(limits, ram_bytes=limits.ram_bytes - max(over, 4))
             else:  # tightened below what these blocks need
                 try:
-                    other, _ = self._streaming(start, name, free, limits)
+                    other, _ = self._streaming(start, goal, free, limits)
+                except OutOfTimeError:
+                    raise
                 except InfeasibleError:
                     break
                 if other == decided:
@@ -220,25 +288,69 @@ class Stages:
                 decided = other
         raise LayoutError(self.limits.ram_bytes, over)
 
+    def reference(self, updates: Sequence[Candidate], start: Decided) -> dict[ObjectiveName, float]:
+        """What plain training takes: these updates, everything kept, whatever the limits."""
+        training = build_training(self.lowered(start), self.spec, updates)
+        problem = self.problem(training, fixed=True, rebuild=False)
+        found = measure(problem, keeping(problem, (), ()))
+        return {
+            "learn": float(sum(self.achieved(training).values())),
+            "latency": float(found.cycles),
+            "energy": found.energy_j,
+            "ram": float(found.ram_bytes),
+            "flash": float(found.flash_bytes),
+        }
+
+    def bound(self, start: Decided, goal: Goal, free: Sequence[str]) -> float:
+        """Bound on an objective over all choices of updates and precisions, without a solver."""
+        return bound(self._plain_problem(start, fixed=False, free=free), goal)
+
+    def most_gain(self, free: Sequence[str]) -> float:
+        """Score without any limit, with these layers mixed."""
+        most: dict[str, int] = {}
+        for c, score in self.importance.items():
+            most[c.param] = max(most.get(c.param, 0), score)
+        return sum(most.values()) + sum(self._noise_gain(free).values())
+
+    def _plain_problem(
+        self, start: Decided, *, fixed: bool, free: Sequence[str] = ()
+    ) -> Problem:
+        """The problem without rebuilding."""
+        lowered = self.lowered(start)
+        training = build_training(lowered, self.spec, start.updates)
+        choices = self._choices(start, lowered, free)
+        return self.problem(training, fixed=fixed, choices=choices, rebuild=False)
+
+    def _keep_all_or_drop(
+        self, training: TrainingGraph, limits: Limits
+    ) -> tuple[Problem, Solution] | None:
+        """Fixed decisions that keep the limits, with as little rebuilt and paged as that takes."""
+        for rebuild in (False, True):
+            problem = self.problem(training, fixed=True, limits=limits, rebuild=rebuild)
+            solution = greedy(problem) if rebuild else keeping(problem, (), ())
+            if measure(problem, solution).keeps(limits):
+                return problem, solution
+        return None
+
     def _keep(
-        self, training: TrainingGraph, name: ObjectiveName, limits: Limits, bound: float | None
+        self, training: TrainingGraph, goal: Goal, limits: Limits, proven: float | None
     ) -> tuple[Problem, SolveResult]:
         """Choose what is kept, rebuilt and paged.
 
         Where a bound is known already, the much smaller problem without rebuilding comes first: if
         its value is within the gap of the bound, rebuilding has nothing to add.
         """
-        if bound is not None:
+        if proven is not None:
             problem = self.problem(training, fixed=True, limits=limits, rebuild=False)
-            result = self._attempt(problem, name)
-            if result.solution is not None and result.value <= bound * (1 + self.options.gap):
+            result = self._attempt(problem, goal)
+            if result.solution is not None and result.value <= proven * (1 + self.options.gap):
                 return problem, result
         problem = self.problem(training, fixed=True, limits=limits)
-        self.progress(f"choosing what is kept: {len(problem.slots)} slots")
-        return problem, (self._solve if bound is None else self._attempt)(problem, name)
+        self._tell(f"choosing what is kept: {len(problem.slots)} slots", goal)
+        return problem, (self._solve if proven is None else self._attempt)(problem, goal)
 
     def _streaming(
-        self, start: Decided, name: ObjectiveName, free: Sequence[str], limits: Limits
+        self, start: Decided, goal: Goal, free: Sequence[str], limits: Limits
     ) -> tuple[Decided, float | None]:
         """Choose what is streamed, and precisions that are left; nothing in a float graph."""
         lowered = self.lowered(start)
@@ -247,8 +359,8 @@ class Stages:
             return start, None
         training = build_training(lowered, self.spec, start.updates)
         problem = self.problem(training, fixed=True, limits=limits, choices=choices)
-        self.progress(f"choosing what is streamed by rows: {len(problem.slots)} slots")
-        result = self._solve(problem, name)
+        self._tell(f"choosing what is streamed by rows: {len(problem.slots)} slots", goal)
+        result = self._solve(problem, goal, share=STREAMING_SHARE)
         assert result.solution is not None
         active = result.solution.active
         streamed = tuple(b.name for b in problem.streams if b.activity in active)
@@ -294,24 +406,37 @@ class Stages:
         unit = NOISE_WEIGHT * sum(most.values())
         return {n: round(unit * self.noise.get(n, 0.0)) for n in layers}
 
-    def _solve(self, problem: Problem, name: ObjectiveName) -> SolveResult:
+    def _tell(self, text: str, goal: Goal) -> None:
+        self.watch.stage(text, "weighted" if isinstance(goal, Weighted) else goal)
+
+    def _solve(
+        self, problem: Problem, goal: Goal, share: float = 1.0, begin: Solution | None = None
+    ) -> SolveResult:
         """Solve; raises InfeasibleError with an explanation if there is no solution."""
-        result = self._attempt(problem, name)
+        result = self._attempt(problem, goal, share, begin)
         if result.status == "infeasible":
             if problem.limits is not self.limits:  # tightened for the layout
                 raise InfeasibleError(f"no plan fits {problem.limits.ram_bytes:,} B of RAM")
             raise explain(problem, self.options, self.smallest_ram)
         return result
 
-    def _attempt(self, problem: Problem, name: ObjectiveName) -> SolveResult:
-        """Solve; without a solution the result is proven infeasible."""
-        result = Milp(problem).solve(name, self.options, self.progress)
+    def _attempt(
+        self, problem: Problem, goal: Goal, share: float = 1.0, begin: Solution | None = None
+    ) -> SolveResult:
+        """Solve in a share of the time that is left; else the problem is proven infeasible."""
+        out_of_time = OutOfTimeError(
+            f"no plan found within {self.watch.limit_s:g} s, and none excluded;"
+            " raise --time-limit or the budgets"
+        )
+        if self.watch.over():
+            raise out_of_time
+        program = Milp(problem)
+        options = replace(self.options, time_limit_s=max(share * self.watch.left_s, 0.01))
+        result = program.solve(goal, options, self.watch, begin)
         self.time_s += result.time_s
+        self.cut_short |= result.status in ("feasible", "unknown")
         if result.solution is None and result.status != "infeasible":
-            raise InfeasibleError(
-                f"no plan found within {self.options.time_limit_s:g} s, and none excluded;"
-                " raise --time-limit or the budgets"
-            )
+            raise out_of_time
         return result
 
 

@@ -1,0 +1,157 @@
+"""The search for the best plan: a checked plan at once, then better ones until all is proven.
+
+Whatever ends the search early, the time limit or Ctrl-C, it returns the best plan that has passed
+the checker, with the bounds that are proven until then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from ..ir.errors import InfeasibleError
+from .assemble import ROUNDING
+from .check import CheckReport
+from .objective import Goal, Weighted
+from .plan import Plan
+from .progress import Stopped, Watch
+from .stages import Decided, LayoutError, OutOfTimeError, Scheduled, Stages
+
+#: Rounds of choosing updates again, with less RAM, where no layout was found for them.
+ROUNDS = 3
+#: A stage of the objective and the bound on it.
+Bounds = Sequence[tuple[Goal, float]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plan that passed the checker.
+
+    Attributes:
+        scheduled: What it was made from.
+        plan: The plan.
+        report: Of the checker.
+    """
+
+    scheduled: Scheduled
+    plan: Plan
+    report: CheckReport
+
+    @property
+    def merit(self) -> tuple[float, ...]:
+        """Larger is better, stage by stage."""
+        return tuple(o.value if o.name == "learn" else -o.value for o in self.plan.objective)
+
+
+@dataclass
+class Search:
+    """One search.
+
+    Attributes:
+        stages: Solves and schedules.
+        start: All candidates, or the update set; precisions as far as they are given.
+        free: Layers whose precision is to be chosen.
+        fixed: The update set is given.
+        goals: Stages of the objective: one, or learn and what comes next.
+        gap: Relative gap that counts as proven.
+        watch: Says when to end.
+        checked: Makes a plan of a schedule and has it checked.
+        best: Best plan so far.
+    """
+
+    stages: Stages
+    start: Decided
+    free: Sequence[str]
+    fixed: bool
+    goals: tuple[Goal, ...]
+    gap: float
+    watch: Watch
+    checked: Callable[[Scheduled, Bounds, Stopped | None], Found]
+    best: Found | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Start from bounds that hold without any solver."""
+        first = self.goals[0]
+        weighs = isinstance(first, Weighted) and "learn" in first.weights
+        self._learns = not self.fixed or bool(self.free and (first == "learn" or weighs))
+        self._bound = math.nan  # of the first stage, if that chooses updates or precisions
+        if first == "learn":
+            self._bound = self.stages.most_gain(self.free)
+        elif self._learns:
+            self._bound = self.stages.bound(self.start, first, self.free)
+
+    def run(self) -> Found:
+        """Search until everything is proven or the run has to end.
+
+        Raises:
+            InfeasibleError: No plan keeps the limits, or none was found in time.
+            KeyboardInterrupt: Interrupted before there was any plan.
+        """
+        last, stages = self.goals[-1], self.stages
+        self._offer(stages.at_once(self.start, last, fixed=self.fixed, free=self.free))
+        if self.best is None or not self._proven(self.best):
+            try:
+                self._improve()
+            except InfeasibleError:
+                if self.best is None:
+                    if self.watch.interrupted:
+                        raise KeyboardInterrupt from None
+                    raise
+        assert self.best is not None
+        return self._check(self.best.scheduled)  # with the bounds as they are now
+
+    def _improve(self) -> None:
+        """All stages; an update set that fits but for its layout is chosen again with less RAM."""
+        last, stages = self.goals[-1], self.stages
+        if not self._learns:
+            self._offer(stages.schedule(self.start, last, self.free))
+            return
+        limits = stages.limits
+        for is_last in (*[False] * (ROUNDS - 1), True):
+            decided, proven = stages.learn(
+                self.start,
+                fixed=self.fixed,
+                free=self.free,
+                limits=limits,
+                goal=self.goals[0],
+                known=None if self.best is None else self.best.scheduled.decided,
+            )
+            if limits is stages.limits:
+                self._tighten(proven)
+            try:
+                self._offer(stages.schedule(decided, last, ()))
+                return
+            except OutOfTimeError:
+                self._offer(stages.at_once(decided, last, fixed=True))
+                raise
+            except LayoutError as e:
+                if is_last:
+                    raise
+                self.watch.stage(f"no layout, {e.over_bytes:,} B over: choosing updates again")
+                limits = replace(limits, ram_bytes=limits.ram_bytes - e.over_bytes)
+
+    def _tighten(self, proven: float) -> None:
+        tighter = min if self.goals[0] == "learn" else max
+        self._bound = tighter(self._bound, proven)
+
+    def _offer(self, scheduled: Scheduled | None) -> None:
+        """Keep a schedule if its plan is better than the best so far."""
+        if scheduled is None:
+            return
+        found = self._check(scheduled)
+        if self.best is None or found.merit > self.best.merit:
+            self.best = found
+        self.watch.has_plan = True
+
+    def _check(self, scheduled: Scheduled) -> Found:
+        bounds: list[tuple[Goal, float]] = [(self.goals[0], self._bound)]
+        if not self._learns:
+            bounds = [(self.goals[0], scheduled.bound)]
+        elif len(self.goals) > 1:
+            bounds.append((self.goals[-1], scheduled.bound))
+        stopped: Stopped | None = "time limit" if self.stages.cut_short else None
+        return self.checked(scheduled, bounds, self.watch.over() or stopped)
+
+    def _proven(self, found: Found) -> bool:
+        return all(o.gap <= max(self.gap, ROUNDING) for o in found.plan.objective)

@@ -58,10 +58,11 @@ class _Closure:
     def __init__(self, problem: Problem) -> None:
         """Collect what each activity stands for."""
         count = len(problem.activities)
-        implied: NDArray[np.bool_] = np.eye(count, dtype=bool)  # row: activities of which one makes this one hold
+        # row: activities of which one makes this one hold
+        implied: NDArray[np.bool_] = np.eye(count, dtype=bool)
         for a in problem.activities:  # readers stand before what they need
             if a.kind == "needed":
-                implied[a.index] = np.logical_or.reduce(implied[list(a.implied_by)])
+                implied[a.index] = implied[list(a.implied_by)].any(axis=0)
         made = {
             a.tensor.index: a.index
             for a in problem.activities
@@ -71,11 +72,11 @@ class _Closure:
             for t in s.reads:
                 if t.index in made and t not in s.writes and not s.rebuild:
                     implied[made[t.index]] |= implied[s.activity]
-        self._implies = np.ascontiguousarray(implied.T)
+        self._implies: NDArray[np.bool_] = np.ascontiguousarray(implied.T)
 
     def of(self, active: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """All that holds where these hold."""
-        result: NDArray[np.bool_] = self._implies[active].any(axis=0)
+        result: NDArray[np.bool_] = np.any(self._implies[active], axis=0)
         return result
 
 

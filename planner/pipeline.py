@@ -24,10 +24,10 @@ from .device import Device, load_core
 from .importance import prior
 from .linear import SolverName, SolverOptions
 from .objective import Goal, Weighted
-from .plan import Budget, DeviceInfo, ObjectiveName, Plan, SolverInfo
+from .plan import Budget, DeviceInfo, ObjectiveName, Plan, SolverInfo, Stopped
 from .precision import choosable, pinned, unchosen
 from .problem import Limits, Problem
-from .progress import Stopped, Watch
+from .progress import Watch
 from .search import Bounds, Found, Search
 from .stages import LAYOUT_TRIES, Decided, LayoutError, Scheduled, Stages
 from .train_set import choose

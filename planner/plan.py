@@ -31,7 +31,6 @@ from pydantic import (
 from ..ir.errors import UsageError
 from ..ir.precision import Precision
 from ..ir.training import LossName, OptimizerName, RoundingName, Saved
-from .progress import Stopped
 
 SCHEMA_VERSION: Final = 1
 #: Samples per micro-batch; more fit no microcontroller.
@@ -50,6 +49,8 @@ Space = Literal["arena", "state", "flash", "storage", "io"]
 Action = Literal["keep", "recompute", "page"]
 ObjectiveName = Literal["learn", "latency", "energy", "ram", "flash"]
 StageName = Literal["learn", "latency", "energy", "ram", "flash", "weighted"]
+#: Why a run ended before everything was proven.
+Stopped = Literal["interrupted", "time limit"]
 StepKind = Literal["compute", "convert", "page_out", "page_in", "update"]
 
 

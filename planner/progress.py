@@ -6,10 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Event
 from time import monotonic
-from typing import Literal
 
-#: Why a run ended before everything was proven.
-Stopped = Literal["interrupted", "time limit"]
+from .plan import Stopped
 
 
 @dataclass(frozen=True)

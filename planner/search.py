@@ -14,8 +14,8 @@ from ..ir.errors import InfeasibleError
 from .assemble import ROUNDING
 from .check import CheckReport
 from .objective import Goal, Weighted
-from .plan import Plan
-from .progress import Stopped, Watch
+from .plan import Plan, Stopped
+from .progress import Watch
 from .stages import Decided, LayoutError, OutOfTimeError, Scheduled, Stages
 
 #: Rounds of choosing updates again, with less RAM, where no layout was found for them.
@@ -123,7 +123,8 @@ class Search:
                 self._offer(stages.schedule(decided, last, ()))
                 return
             except OutOfTimeError:
-                self._offer(stages.at_once(decided, last, fixed=True))
+                if self.best is None or not decided.same_graph(self.best.scheduled.decided):
+                    self._offer(stages.at_once(decided, last, fixed=True))
                 raise
             except LayoutError as e:
                 if is_last:
@@ -139,6 +140,12 @@ class Search:
         """Keep a schedule if its plan is better than the best so far."""
         if scheduled is None:
             return
+        if self.best is not None:
+            before = self.best.scheduled
+            if not self._learns or scheduled.decided.same_graph(before.decided):
+                tightest = max(before.bound, scheduled.bound)
+                scheduled = replace(scheduled, bound=tightest)
+                self.best = replace(self.best, scheduled=replace(before, bound=tightest))
         found = self._check(scheduled)
         if self.best is None or found.merit > self.best.merit:
             self.best = found

@@ -78,6 +78,10 @@ class Decided:
     chosen: frozenset[str] = frozenset()
     streamed: tuple[str, ...] = ()
 
+    def same_graph(self, other: Decided) -> bool:
+        """Updates and precisions are those of the other."""
+        return (self.updates, self.precision) == (other.updates, other.precision)
+
     def taking(self, problem: Problem, solution: Solution) -> Decided:
         """With the precisions of a solution."""
         free = {m.name: m.activity in solution.active for m in problem.mixed_layers}
@@ -262,6 +266,8 @@ class Stages:
             LayoutError: One does, but no layout was found.
             OutOfTimeError: None was found in time.
         """
+        if self.watch.over():
+            raise self._out_of_time()
         limits, over = self.limits, 0
         decided, proven = self._streaming(start, goal, free, limits)
         for _ in range(LAYOUT_TRIES):
@@ -424,20 +430,22 @@ class Stages:
         self, problem: Problem, goal: Goal, share: float = 1.0, begin: Solution | None = None
     ) -> SolveResult:
         """Solve in a share of the time that is left; else the problem is proven infeasible."""
-        out_of_time = OutOfTimeError(
-            f"no plan found within {self.watch.limit_s:g} s, and none excluded;"
-            " raise --time-limit or the budgets"
-        )
         if self.watch.over():
-            raise out_of_time
+            raise self._out_of_time()
         program = Milp(problem)
         options = replace(self.options, time_limit_s=max(share * self.watch.left_s, 0.01))
         result = program.solve(goal, options, self.watch, begin)
         self.time_s += result.time_s
         self.cut_short |= result.status in ("feasible", "unknown")
         if result.solution is None and result.status != "infeasible":
-            raise out_of_time
+            raise self._out_of_time()
         return result
+
+    def _out_of_time(self) -> OutOfTimeError:
+        return OutOfTimeError(
+            f"no plan found within {self.watch.limit_s:g} s, and none excluded;"
+            " raise --time-limit or the budgets"
+        )
 
 
 _MIXED: Precision = "mixed"

@@ -22,6 +22,9 @@ from .schedule import Schedule, realize
 from .solution import Solution
 from .tensors import Tensor
 
+#: Tensor and slot of a page-in; None: the tensor is rebuilt.
+_Load = tuple[int, int] | None
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -63,13 +66,13 @@ def greedy(problem: Problem) -> Solution:
     keep = set(problem.storage.tensors)
     best = retain(problem, keep)
     found = meter.measure(best)
-    tried: set[Tensor] = set()
+    tried: set[tuple[Tensor, _Load]] = set()
     while found.ram_bytes > problem.limits.ram_bytes:
         offers = _offers(problem, best, int(found.live.argmax()), tried)
         if not offers:
             break
         _, _, victim, load = max(offers, key=lambda o: o[:2])
-        tried.add(victim)
+        tried.add((victim, load))
         loads = best.loads if load is None else best.loads | {load}
         kept = keep if load is not None else keep - {victim}
         try:
@@ -83,27 +86,25 @@ def greedy(problem: Problem) -> Solution:
 
 
 def _offers(
-    problem: Problem, solution: Solution, peak: int, tried: set[Tensor]
-) -> list[tuple[float, int, Tensor, tuple[int, int] | None]]:
-    """What may be dropped across a slot: merit, order, tensor, and the page-in that it needs."""
-    result = []
+    problem: Problem, solution: Solution, peak: int, tried: set[tuple[Tensor, _Load]]
+) -> list[tuple[float, int, Tensor, _Load]]:
+    """What may be dropped across a slot: merit, order, tensor, and its page-in if it is paged."""
+    result: list[tuple[float, int, Tensor, _Load]] = []
     storage = problem.limits.storage_bytes - sum(
         problem.storage.tensors[t].bytes for t, _ in solution.loads
     )
     for r in problem.retentions:
         t, k = r.tensor, 0 if r.window is None else r.window[1] + 1
-        for h in holds(r, solution) if t not in tried else ():
+        for h in holds(r, solution):
             if h.held and k <= peak < h.event.slot:
-                idle, cost = h.event.slot - k, None
-                if t.rebuildable:
-                    cost = sum(problem.cost.node_cycles(w) for w in t.writers)
-                load = None
-                if h.event.may_load and t.bytes <= storage:
-                    page = problem.cost.write_cycles(t.bytes) + problem.cost.read_cycles(t.bytes)
-                    if cost is None or page < cost:
-                        cost, load = page, (t.index, h.event.slot)
-                if cost is not None:
-                    result.append((t.bytes * idle / (1 + cost), -t.index, t, load))
+                freed = t.bytes * (h.event.slot - k)
+                if t.rebuildable and (t, None) not in tried:
+                    cycles = sum(problem.cost.node_cycles(w) for w in t.writers)
+                    result.append((freed / (1 + cycles), -t.index, t, None))
+                load = t.index, h.event.slot
+                if h.event.may_load and t.bytes <= storage and (t, load) not in tried:
+                    cycles = problem.cost.write_cycles(t.bytes) + problem.cost.read_cycles(t.bytes)
+                    result.append((freed / (1 + cycles), -t.index, t, load))
             k = h.event.slot + 1
     return result
 

@@ -14,8 +14,6 @@ from random import Random
 #: Rounds of squeaky wheel optimization per start, and starts from the two best orders in turn.
 SQUEAKY_ROUNDS = 80
 SQUEAKY_STARTS = 12
-#: Time limit of the exact search.
-EXACT_TIME_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,8 @@ def place(
     steps: int,
     *,
     enough_bytes: int = 0,
-    exact_time_s: float = EXACT_TIME_S,
+    starts: int = SQUEAKY_STARTS,
+    exact_time_s: float = 5.0,
     seed: int = 0,
 ) -> list[int]:
     """Offsets of all blocks, aiming at an arena of exactly the live-byte peak.
@@ -58,6 +57,7 @@ def place(
         blocks: Sizes (multiples of the alignment) and lifetimes.
         steps: Number of steps.
         enough_bytes: An arena up to this is good enough.
+        starts: Of squeaky wheel optimization.
         exact_time_s: Time limit of the exact search, which starts where best fit misses the bound;
             0: there is none.
         seed: Seed of the exact search.
@@ -88,7 +88,7 @@ def place(
     if found[0][0] <= bound:
         return best
     random = Random(seed)
-    for start in range(SQUEAKY_STARTS):
+    for start in range(starts):
         order = found[start % 2][1]
         offsets = _squeaky_wheel(blocks, order, meeting, bound, random)
         if arena_bytes(blocks, offsets) < arena_bytes(blocks, best):

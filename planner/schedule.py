@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ..ir.graph import Node, Value
 from ..ir.opdef import get_op
 from ..ir.training import Update
-from .layout import EXACT_TIME_S, arena_bytes, live_bytes, place
+from .layout import arena_bytes, live_bytes, place
 from .plan import Action, Buffer, Step
 from .problem import ALWAYS, Problem, Slot
 from .solution import Solution
@@ -233,10 +233,11 @@ class _Realizer:
 
     def _place(self, seed: int, quick: bool) -> Schedule:
         n, blocks = len(self.steps), self.stays.blocks()
-        enough = self.problem.limits.ram_bytes - self.stays.state_bytes if quick else 0
-        offsets = place(
-            blocks, n, enough_bytes=enough, exact_time_s=0.0 if quick else EXACT_TIME_S, seed=seed
-        )
+        if quick:
+            enough = self.problem.limits.ram_bytes - self.stays.state_bytes
+            offsets = place(blocks, n, enough_bytes=enough, starts=1, exact_time_s=0.0, seed=seed)
+        else:
+            offsets = place(blocks, n, seed=seed)
         buffers = self.stays.buffers(n, offsets)
         micro = self.problem.micro_batches
         cycles = sum(s.cycles * (1 if s.last_micro else micro) for s in self.steps)

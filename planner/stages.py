@@ -137,13 +137,19 @@ class Stages:
     watch: Watch
     time_s: float = field(default=0.0, init=False)
     cut_short: bool = field(default=False, init=False)
+    _lowered: dict[tuple[tuple[str, Precision], ...], Graph] = field(
+        default_factory=dict, init=False
+    )
 
     def lowered(self, decided: Decided, mixed: Sequence[str] = ()) -> Graph:
         """The forward graph in its precisions, these layers mixed as well."""
         if not self.forward.quantization:
             return self.forward
         wanted: dict[str, Precision] = {**decided.precision, **dict.fromkeys(mixed, _MIXED)}
-        return stream(lower(self.forward, wanted), decided.streamed)
+        key = tuple(wanted.items())
+        if key not in self._lowered:
+            self._lowered[key] = lower(self.forward, wanted)
+        return stream(self._lowered[key], decided.streamed)
 
     def problem(
         self,
@@ -203,10 +209,11 @@ class Stages:
             schedule = realize(*found, seed=self.options.seed, quick=True)
             over = schedule.arena_bytes + schedule.state_bytes - self.limits.ram_bytes
             if over <= 0:
-                if not fixed or free:
+                whole = found[0]
+                if problem.streams or free:  # the bound is to hold for all that can be chosen
                     unstreamed = replace(decided, streamed=())
-                    problem = self._plain_problem(unstreamed, fixed=True, free=free)
-                return Scheduled(decided, training, schedule, bound(problem, goal))
+                    whole = self._plain_problem(unstreamed, fixed=True, free=free)
+                return Scheduled(decided, training, schedule, bound(whole, goal))
             limits = replace(limits, ram_bytes=limits.ram_bytes - max(over, 4))
         return None
 

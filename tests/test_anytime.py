@@ -267,8 +267,8 @@ CASES: list[tuple[Callable[[], Graph], dict[str, object], tuple[float, ...]]] = 
     (nets.mlp, {}, (0.5, 0.7, 0.9, 1.0)),
     (nets.cnn, {}, (0.4, 0.6, 0.8, 1.0)),
     (nets.resnet, {}, (0.4, 0.6, 0.8, 1.0)),
-    (nets.resnet, {"train": ("all",)}, (0.85, 0.92, 1.0)),
-    (nets.resnet, {"train": ("all",), "storage": "sdcard"}, (0.8, 0.9)),
+    (nets.resnet, {"train": ("all",)}, (0.91, 0.95, 1.0)),
+    (nets.resnet, {"train": ("all",), "storage": "sdcard"}, (0.91, 0.95)),
     (nets.cnn, {"calibration": "synthetic"}, (0.5, 0.8, 1.0)),
 ]
 

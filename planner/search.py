@@ -90,6 +90,8 @@ class Search:
         """
         last, stages = self.goals[-1], self.stages
         self._offer(stages.at_once(self.start, last, fixed=self.fixed, free=self.free))
+        if self.best is not None and self._proven(self.best, but_last=True):
+            self._tighten_last(self.best)
         if self.best is None or not self._proven(self.best):
             try:
                 self._improve()
@@ -99,6 +101,7 @@ class Search:
                         raise KeyboardInterrupt from None
                     raise
         assert self.best is not None
+        self._tighten_last(self.best)
         return self._check(self.best.scheduled)  # with the bounds as they are now
 
     def _improve(self) -> None:
@@ -145,7 +148,10 @@ class Search:
             if not self._learns or scheduled.decided.same_graph(before.decided):
                 tightest = max(before.bound, scheduled.bound)
                 scheduled = replace(scheduled, bound=tightest)
-                self.best = replace(self.best, scheduled=replace(before, bound=tightest))
+                loose = before.loose and scheduled.loose
+                self.best = replace(
+                    self.best, scheduled=replace(before, bound=tightest, loose=loose)
+                )
         found = self._check(scheduled)
         if self.best is None or found.merit > self.best.merit:
             self.best = found
@@ -160,5 +166,13 @@ class Search:
         stopped: Stopped | None = "time limit" if self.stages.cut_short else None
         return self.checked(scheduled, bounds, self.watch.over() or stopped)
 
-    def _proven(self, found: Found) -> bool:
-        return all(o.gap <= max(self.gap, ROUNDING) for o in found.plan.objective)
+    def _proven(self, found: Found, *, but_last: bool = False) -> bool:
+        """All stages are, or all but the last."""
+        stages = found.plan.objective[: -1 if but_last else None]
+        return all(o.gap <= max(self.gap, ROUNDING) for o in stages)
+
+    def _tighten_last(self, found: Found) -> None:
+        if found.scheduled.loose and not (self._learns and len(self.goals) == 1):
+            free = () if self._learns else self.free
+            tight = self.stages.tightened(found.scheduled, self.goals[-1], free)
+            self.best = self._check(tight)

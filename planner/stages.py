@@ -14,7 +14,7 @@ from ..ir.autodiff import build_training
 from ..ir.errors import InfeasibleError
 from ..ir.graph import Graph
 from ..ir.precision import Precision, lower
-from ..ir.streaming import blocks, stream
+from ..ir.streaming import Block, blocks, stream
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from .baselines import greedy
 from .bounds import bound
@@ -100,12 +100,14 @@ class Scheduled:
         training: The training graph that the schedule's steps name.
         schedule: Placed.
         bound: Proven bound of the last stage's objective, for the budget that was asked for.
+        loose: A much better bound costs little, see ``Stages.tightened``.
     """
 
     decided: Decided
     training: TrainingGraph
     schedule: Schedule
     bound: float
+    loose: bool = False
 
 
 @dataclass
@@ -140,6 +142,7 @@ class Stages:
     _lowered: dict[tuple[tuple[str, Precision], ...], Graph] = field(
         default_factory=dict, init=False
     )
+    _blocks: dict[Graph, tuple[tuple[Block, ...], Graph]] = field(default_factory=dict, init=False)
 
     def lowered(self, decided: Decided, mixed: Sequence[str] = ()) -> Graph:
         """The forward graph in its precisions, these layers mixed as well."""
@@ -149,7 +152,8 @@ class Stages:
         key = tuple(wanted.items())
         if key not in self._lowered:
             self._lowered[key] = lower(self.forward, wanted)
-        return stream(self._lowered[key], decided.streamed)
+        lowered = self._lowered[key]
+        return stream(lowered, decided.streamed) if decided.streamed else lowered
 
     def problem(
         self,
@@ -209,13 +213,17 @@ class Stages:
             schedule = realize(*found, seed=self.options.seed, quick=True)
             over = schedule.arena_bytes + schedule.state_bytes - self.limits.ram_bytes
             if over <= 0:
-                whole = found[0]
-                if problem.streams or free:  # the bound is to hold for all that can be chosen
-                    unstreamed = replace(decided, streamed=())
-                    whole = self._plain_problem(unstreamed, fixed=True, free=free)
-                return Scheduled(decided, training, schedule, bound(whole, goal))
+                # the bound is to hold for all that can be chosen
+                loose = bool(problem.streams or free)
+                least = 0.0 if loose else bound(found[0], goal)
+                return Scheduled(decided, training, schedule, least, loose)
             limits = replace(limits, ram_bytes=limits.ram_bytes - max(over, 4))
         return None
+
+    def tightened(self, done: Scheduled, goal: Goal, free: Sequence[str]) -> Scheduled:
+        """The schedule with the bound of its update set that takes no solver."""
+        problem = self._plain_problem(replace(done.decided, streamed=()), fixed=True, free=free)
+        return replace(done, bound=bound(problem, goal), loose=False)
 
     def learn(
         self,
@@ -382,13 +390,14 @@ class Stages:
 
     def _choices(self, start: Decided, lowered: Graph, layers: Sequence[str]) -> Choices:
         """Layers that may be mixed and blocks that may be streamed."""
-        found = blocks(lowered)
+        if lowered not in self._blocks:
+            known = blocks(lowered)
+            self._blocks[lowered] = known, stream(lowered, [b.name for b in known])
+        found, streamed = self._blocks[lowered]
         mixed = None
         if layers:
             mixed = build_training(self.lowered(start, layers), self.spec, start.updates)
-        return Choices(
-            mixed, self._noise_gain(layers), found, stream(lowered, [b.name for b in found])
-        )
+        return Choices(mixed, self._noise_gain(layers), found, streamed)
 
     def _parts(
         self, start: Decided, lowered: Graph, layers: Sequence[str]
@@ -440,7 +449,8 @@ class Stages:
         if self.watch.over():
             raise self._out_of_time()
         program = Milp(problem)
-        options = replace(self.options, time_limit_s=max(share * self.watch.left_s, 0.01))
+        left_s = max(share * self.watch.left_s, 0.01)
+        options = replace(self.options, time_limit_s=min(self.options.time_limit_s, left_s))
         result = program.solve(goal, options, self.watch, begin)
         self.time_s += result.time_s
         self.cut_short |= result.status in ("feasible", "unknown")

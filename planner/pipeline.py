@@ -17,6 +17,7 @@ from ..ir.ranges import Method
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from . import baselines
 from .assemble import assemble, source_of
+from .at_once import reference
 from .baselines import Baseline
 from .check import CheckReport, check
 from .cost import CostModel
@@ -204,7 +205,7 @@ class _Planner:
         objective = self.request.objective
         if not isinstance(objective, str):
             assert whole
-            return (Weighted(objective, stages.reference(chosen or whole, start)),)
+            return (Weighted(objective, reference(stages, chosen or whole, start)),)
         if objective != "learn":
             return (objective,)
         return ("latency",) if chosen and not free else ("learn", "latency")

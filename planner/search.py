@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from ..ir.errors import InfeasibleError
 from .assemble import ROUNDING
+from .at_once import at_once, bound_of_all, tightened
 from .check import CheckReport
 from .objective import Goal, Weighted
 from .plan import Plan, Stopped
@@ -79,7 +80,7 @@ class Search:
         if first == "learn":
             self._bound = self.stages.most_gain(self.free)
         elif self._learns:
-            self._bound = self.stages.bound(self.start, first, self.free)
+            self._bound = bound_of_all(self.stages, self.start, first, self.free)
 
     def run(self) -> Found:
         """Search until everything is proven or the run has to end.
@@ -89,7 +90,7 @@ class Search:
             KeyboardInterrupt: Interrupted before there was any plan.
         """
         last, stages = self.goals[-1], self.stages
-        self._offer(stages.at_once(self.start, last, fixed=self.fixed, free=self.free))
+        self._offer(at_once(stages, self.start, last, fixed=self.fixed, free=self.free))
         if self.best is not None and self._proven(self.best, but_last=True):
             self._tighten_last(self.best)
         if self.best is None or not self._proven(self.best):
@@ -127,7 +128,7 @@ class Search:
                 return
             except OutOfTimeError:
                 if self.best is None or not decided.same_graph(self.best.scheduled.decided):
-                    self._offer(stages.at_once(decided, last, fixed=True))
+                    self._offer(at_once(stages, decided, last, fixed=True))
                 raise
             except LayoutError as e:
                 if is_last:
@@ -174,5 +175,5 @@ class Search:
     def _tighten_last(self, found: Found) -> None:
         if found.scheduled.loose and not (self._learns and len(self.goals) == 1):
             free = () if self._learns else self.free
-            tight = self.stages.tightened(found.scheduled, self.goals[-1], free)
+            tight = tightened(self.stages, found.scheduled, self.goals[-1], free)
             self.best = self._check(tight)

@@ -16,18 +16,14 @@ from ..ir.graph import Graph
 from ..ir.precision import Precision, lower
 from ..ir.streaming import Block, blocks, stream
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
-from .baselines import greedy
-from .bounds import bound
 from .choices import Choices, score_of
 from .cost import CostModel
-from .footprint import measure
-from .greedy import blocks_to_stream, choose_updates, keeping
+from .greedy import keeping
 from .importance import prior
 from .infeasible import explain
 from .linear import SolverOptions
 from .milp import Milp, SolveResult
 from .objective import Goal, Weighted
-from .plan import ObjectiveName
 from .precision import NOISE_WEIGHT
 from .problem import Limits, Problem
 from .progress import Watch
@@ -185,46 +181,6 @@ class Stages:
         mixed = [n for n in decided.chosen if decided.precision[n] == _MIXED]
         return float(sum(self._noise_gain(mixed).values()))
 
-    def at_once(
-        self, start: Decided, goal: Goal, *, fixed: bool, free: Sequence[str] = ()
-    ) -> Scheduled | None:
-        """A placed schedule without any solver; None: the heuristics found none.
-
-        Args:
-            start: All candidates, or the update set; precisions as far as they are given.
-            goal: What its bound is of.
-            fixed: The update set is given.
-            free: Layers whose precision could still be chosen: the bound is to hold for them too.
-        """
-        self._tell("planning by heuristics", goal)
-        limits, problem = self.limits, self._plain_problem(start, fixed=fixed)
-        for _ in range(LAYOUT_TRIES):
-            tight = replace(problem, limits=limits)
-            if fixed:
-                decided = replace(start, streamed=tuple(blocks_to_stream(tight)))
-            elif (chosen := choose_updates(tight)) is None:
-                return None
-            else:
-                decided = replace(start, updates=tuple(chosen[0]), streamed=tuple(chosen[1]))
-            training = build_training(self.lowered(decided), self.spec, decided.updates)
-            found = self._keep_all_or_drop(training, limits)
-            if found is None:
-                return None
-            schedule = realize(*found, seed=self.options.seed, quick=True)
-            over = schedule.arena_bytes + schedule.state_bytes - self.limits.ram_bytes
-            if over <= 0:
-                # the bound is to hold for all that can be chosen
-                loose = bool(problem.streams or free)
-                least = 0.0 if loose else bound(found[0], goal)
-                return Scheduled(decided, training, schedule, least, loose)
-            limits = replace(limits, ram_bytes=limits.ram_bytes - max(over, 4))
-        return None
-
-    def tightened(self, done: Scheduled, goal: Goal, free: Sequence[str]) -> Scheduled:
-        """The schedule with the bound of its update set that takes no solver."""
-        problem = self._plain_problem(replace(done.decided, streamed=()), fixed=True, free=free)
-        return replace(done, bound=bound(problem, goal), loose=False)
-
     def learn(
         self,
         start: Decided,
@@ -251,12 +207,12 @@ class Stages:
         """
         lowered = self.lowered(start)
         training = build_training(lowered, self.spec, start.updates)
-        choices = self._choices(start, lowered, free)
+        choices = self.choices(start, lowered, free)
         timed = (self.limits.cycles, self.limits.energy_j) != (None, None) or goal != "learn"
         if not fixed and timed:
             choices = replace(choices, parts=tuple(self._parts(start, lowered, free)))
         problem = self.problem(training, fixed=fixed, limits=limits, choices=choices)
-        self._tell(f"choosing updates and precisions: {len(problem.slots)} slots", goal)
+        self.tell(f"choosing updates and precisions: {len(problem.slots)} slots", goal)
         begin = None
         if known is not None:
             begin = keeping(problem, () if fixed else known.updates, known.streamed)
@@ -295,7 +251,7 @@ class Stages:
                 over = schedule.arena_bytes + schedule.state_bytes - self.limits.ram_bytes
                 if over <= 0:
                     return Scheduled(decided, training, schedule, proven)
-                self._tell(f"live bytes fit, the layout is {over:,} B over: tightening", goal)
+                self.tell(f"live bytes fit, the layout is {over:,} B over: tightening", goal)
                 limits = replace(limits, ram_bytes=limits.ram_bytes - max(over, 4))
             else:  # tightened below what these blocks need
                 try:
@@ -309,49 +265,12 @@ class Stages:
                 decided = other
         raise LayoutError(self.limits.ram_bytes, over)
 
-    def reference(self, updates: Sequence[Candidate], start: Decided) -> dict[ObjectiveName, float]:
-        """What plain training takes: these updates, everything kept, whatever the limits."""
-        training = build_training(self.lowered(start), self.spec, updates)
-        problem = self.problem(training, fixed=True, rebuild=False)
-        found = measure(problem, keeping(problem, (), ()))
-        return {
-            "learn": float(sum(self.achieved(training).values())),
-            "latency": float(found.cycles),
-            "energy": found.energy_j,
-            "ram": float(found.ram_bytes),
-            "flash": float(found.flash_bytes),
-        }
-
-    def bound(self, start: Decided, goal: Goal, free: Sequence[str]) -> float:
-        """Bound on an objective over all choices of updates and precisions, without a solver."""
-        return bound(self._plain_problem(start, fixed=False, free=free), goal)
-
     def most_gain(self, free: Sequence[str]) -> float:
         """Score without any limit, with these layers mixed."""
         most: dict[str, int] = {}
         for c, score in self.importance.items():
             most[c.param] = max(most.get(c.param, 0), score)
         return sum(most.values()) + sum(self._noise_gain(free).values())
-
-    def _plain_problem(
-        self, start: Decided, *, fixed: bool, free: Sequence[str] = ()
-    ) -> Problem:
-        """The problem without rebuilding."""
-        lowered = self.lowered(start)
-        training = build_training(lowered, self.spec, start.updates)
-        choices = self._choices(start, lowered, free)
-        return self.problem(training, fixed=fixed, choices=choices, rebuild=False)
-
-    def _keep_all_or_drop(
-        self, training: TrainingGraph, limits: Limits
-    ) -> tuple[Problem, Solution] | None:
-        """Fixed decisions that keep the limits, with as little rebuilt and paged as that takes."""
-        for rebuild in (False, True):
-            problem = self.problem(training, fixed=True, limits=limits, rebuild=rebuild)
-            solution = greedy(problem) if rebuild else keeping(problem, (), ())
-            if measure(problem, solution).keeps(limits):
-                return problem, solution
-        return None
 
     def _keep(
         self, training: TrainingGraph, goal: Goal, limits: Limits, proven: float | None
@@ -367,7 +286,7 @@ class Stages:
             if result.solution is not None and result.value <= proven * (1 + self.options.gap):
                 return problem, result
         problem = self.problem(training, fixed=True, limits=limits)
-        self._tell(f"choosing what is kept: {len(problem.slots)} slots", goal)
+        self.tell(f"choosing what is kept: {len(problem.slots)} slots", goal)
         return problem, (self._solve if proven is None else self._attempt)(problem, goal)
 
     def _streaming(
@@ -375,12 +294,12 @@ class Stages:
     ) -> tuple[Decided, float | None]:
         """Choose what is streamed, and precisions that are left; nothing in a float graph."""
         lowered = self.lowered(start)
-        choices = self._choices(start, lowered, free)
+        choices = self.choices(start, lowered, free)
         if not choices.blocks and not free:
             return start, None
         training = build_training(lowered, self.spec, start.updates)
         problem = self.problem(training, fixed=True, limits=limits, choices=choices)
-        self._tell(f"choosing what is streamed by rows: {len(problem.slots)} slots", goal)
+        self.tell(f"choosing what is streamed by rows: {len(problem.slots)} slots", goal)
         result = self._solve(problem, goal, share=STREAMING_SHARE)
         assert result.solution is not None
         active = result.solution.active
@@ -388,7 +307,7 @@ class Stages:
         decided = replace(start, streamed=streamed)
         return decided.taking(problem, result.solution), result.bound
 
-    def _choices(self, start: Decided, lowered: Graph, layers: Sequence[str]) -> Choices:
+    def choices(self, start: Decided, lowered: Graph, layers: Sequence[str]) -> Choices:
         """Layers that may be mixed and blocks that may be streamed."""
         if lowered not in self._blocks:
             known = blocks(lowered)
@@ -428,7 +347,8 @@ class Stages:
         unit = NOISE_WEIGHT * sum(most.values())
         return {n: round(unit * self.noise.get(n, 0.0)) for n in layers}
 
-    def _tell(self, text: str, goal: Goal) -> None:
+    def tell(self, text: str, goal: Goal) -> None:
+        """Another stage begins."""
         self.watch.stage(text, "weighted" if isinstance(goal, Weighted) else goal)
 
     def _solve(

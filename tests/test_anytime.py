@@ -28,7 +28,6 @@ from odt_plan.planner.pipeline import PlannedModel, Request, make_plan
 from odt_plan.planner.plan import Plan
 from odt_plan.planner.progress import Progress, Watch
 from odt_plan.planner.search import Search
-from odt_plan.planner.stages import Stages
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.build_models import BUILDERS
@@ -321,7 +320,7 @@ def test_same_input_and_seed_give_the_same_plan(options: dict[str, object], tmp_
 def test_a_run_that_is_stopped_at_once_is_a_keyboard_interrupt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Stages, "at_once", lambda *args, **options: None)
+    monkeypatch.setattr("odt_plan.planner.search.at_once", lambda *args, **options: None)
     watch = Watch()
     watch.stop()
     with pytest.raises(KeyboardInterrupt):

@@ -137,7 +137,7 @@ class Case:
         """The problem of all combinations, as ``Stages`` solves it."""
         stages = self.stages(replace(self.limits, cycles=10**12))
         training = build_training(self.lowered, self.spec, self.start.updates)
-        choices = stages._choices(self.start, self.lowered, self.free)
+        choices = stages.choices(self.start, self.lowered, self.free)
         parts = stages._parts(self.start, self.lowered, self.free)
         choices = replace(choices, parts=tuple(parts))
         return stages.problem(training, fixed=fixed, choices=choices)

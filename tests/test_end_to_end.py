@@ -27,7 +27,6 @@ from odt_plan.ir.errors import InfeasibleError
 from odt_plan.ir.graph import Graph, TensorType, Value
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.training import OptimizerName, TrainingSpec
-from odt_plan.planner import stages
 from odt_plan.planner.check import check
 from odt_plan.planner.device import load_device
 from odt_plan.planner.importance import ratio
@@ -294,7 +293,8 @@ def test_a_tightened_layout_keeps_the_bound_of_the_budget(
         waste = 0 if problem.limits.ram_bytes < most else most - least
         return replace(schedule, arena_bytes=schedule.arena_bytes + waste)
 
-    monkeypatch.setattr(stages, "realize", wasteful)
+    for module in ("stages", "at_once"):
+        monkeypatch.setattr(f"odt_plan.planner.{module}.realize", wasteful)
     plan = make_plan(replace(request, ram_bytes=most)).plan
     assert attempts[0] == most
     assert least <= attempts[1] < most

@@ -17,6 +17,7 @@ from .sizes import format_bytes
 if TYPE_CHECKING:
     from .pipeline import Request
 
+
 @dataclass(frozen=True)
 class Explanation:
     """Why no plan keeps what was asked for.
@@ -107,9 +108,7 @@ def explain(request: Request, planning: Callable[[Request], Planning]) -> NoPlan
         found.search()
         ways, untried = found.cheapest(), found.untried
     peak = peak_of(needs.plans["ram"]) if "ram" in needs.plans else None
-    return NoPlanError(
-        Explanation(conflicts, shortfalls, together, weights, peak, ways, untried)
-    )
+    return NoPlanError(Explanation(conflicts, shortfalls, together, weights, peak, ways, untried))
 
 
 def words(e: Explanation) -> list[str]:

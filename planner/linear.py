@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from ortools.math_opt import model_pb2
 from ortools.math_opt.python import mathopt
 
@@ -22,7 +22,7 @@ _SOLVERS = {
     "cp-sat": mathopt.SolverType.CP_SAT,
 }
 #: ``auto`` is CP-SAT up to so many columns, beyond HiGHS (benchmarks/RESULTS.md).
-LARGE = 2000
+LARGE = 1600
 INF = float("inf")
 #: A linear expression: (column, coefficient) terms; columns may repeat.
 Terms = Iterable[tuple[int, float]]
@@ -58,12 +58,14 @@ class LinearResult:
         bound: Proven bound on the objective.
         values: Value per column, None without a solution.
         time_s: Solve time.
+        reduced_costs: Per column; None for programs with integers.
     """
 
     status: Status
     bound: float
     values: NDArray[np.float64] | None
     time_s: float
+    reduced_costs: NDArray[np.float64] | None = None
 
 
 @dataclass
@@ -94,6 +96,19 @@ class LinearProgram:
         self.coefficients += total.values()
         self.row_lower.append(lower)
         self.row_upper.append(upper)
+
+    def empty_rows(self, count: int, lower: float = -INF, upper: float = INF) -> int:
+        """Add empty rows with equal bounds and return the index of the first."""
+        first = len(self.row_lower)
+        self.row_lower += [lower] * count
+        self.row_upper += [upper] * count
+        return first
+
+    def terms(self, rows: ArrayLike, columns: ArrayLike, coefficients: ArrayLike) -> None:
+        """Add terms to rows that exist; no column may occur in a row twice."""
+        self.rows += np.asarray(rows).tolist()
+        self.columns += np.asarray(columns).tolist()
+        self.coefficients += np.asarray(coefficients, float).tolist()
 
     def solve(
         self,
@@ -133,20 +148,25 @@ class LinearProgram:
                 msg_cb=messages if on_message is not None else None,
             )
         except Exception as e:  # the binding raises types of its own, by solver and version
-            raise OdtPlanError(
-                f"solver {solver} failed: {e}; try another --solver"
-            ) from None
+            raise OdtPlanError(f"solver {solver} failed: {e}; try another --solver") from None
         seconds = result.solve_stats.solve_time.total_seconds()
         bound = result.termination.objective_bounds.dual_bound
         reason = result.termination.reason
         if not result.has_primal_feasible_solution():
             proven = reason == mathopt.TerminationReason.INFEASIBLE
             return LinearResult("infeasible" if proven else "unknown", bound, None, seconds)
-        values = np.zeros(len(self.lower))
-        for variable, x in result.variable_values().items():
-            values[variable.id] = x
+        values = self._per_column(result.variable_values())
+        costs = None
+        if result.has_dual_feasible_solution():
+            costs = self._per_column(result.reduced_costs())
         optimal = reason == mathopt.TerminationReason.OPTIMAL
-        return LinearResult("optimal" if optimal else "feasible", bound, values, seconds)
+        return LinearResult("optimal" if optimal else "feasible", bound, values, seconds, costs)
+
+    def _per_column(self, found: Mapping[mathopt.Variable, float]) -> NDArray[np.float64]:
+        values = np.zeros(len(self.lower))
+        for variable, x in found.items():
+            values[variable.id] = x
+        return values
 
     def _proto(self, objective: Terms, maximize: bool) -> model_pb2.ModelProto:
         proto = model_pb2.ModelProto()

@@ -262,9 +262,7 @@ class Planner:
             importance=stages.achieved(done.training),
             solver=(r.solver, r.seed, stages.time_s),
             calibrated={
-                n: q
-                for n, q in self.forward.quantization.items()
-                if n not in self.imported.in_file
+                n: q for n, q in self.forward.quantization.items() if n not in self.imported.in_file
             },
             precision=done.decided.precision,
             streamed=done.decided.streamed,
@@ -275,9 +273,7 @@ class Planner:
         rivals = self._baselines(stages, start) if r.with_baselines else ()
         return PlannedModel(plan, done.training, r.device, report, rivals, self.imported.scales)
 
-    def _solve(
-        self, stages: Stages, start: Start
-    ) -> tuple[dict[ObjectiveName, float], Scheduled]:
+    def _solve(self, stages: Stages, start: Start) -> tuple[dict[ObjectiveName, float], Scheduled]:
         """All stages; an update set that fits but for its layout is chosen again with less RAM."""
         r = self.request
         if not start.learns:

@@ -46,9 +46,18 @@ class Schedule:
     actions: dict[str, tuple[int, Action]]
 
 
-def realize(problem: Problem, solution: Solution, *, seed: int = 0) -> Schedule:
-    """Turn the decisions of a specialised problem (all updates fixed) into a placed schedule."""
-    return _Realizer(problem, solution).run(seed)
+def realize(
+    problem: Problem, solution: Solution, *, seed: int = 0, enough_bytes: int | None = None
+) -> Schedule:
+    """Turn the decisions of a specialised problem (all updates fixed) into a placed schedule.
+
+    Args:
+        problem: The problem.
+        solution: Its decisions.
+        seed: Of the search for addresses.
+        enough_bytes: RAM at which that search may end; None: it wants as little as it can get.
+    """
+    return _Realizer(problem, solution).run(seed, enough_bytes)
 
 
 @dataclass
@@ -65,7 +74,7 @@ class _Realizer:
     loaded: set[Tensor] = field(default_factory=set)
     read_late: dict[Tensor, None] = field(default_factory=dict)
 
-    def run(self, seed: int) -> Schedule:
+    def run(self, seed: int, enough_bytes: int | None) -> Schedule:
         p = self.problem
         self.storage = p.storage
         self.stays = Stays(p.storage)
@@ -86,7 +95,7 @@ class _Realizer:
                 for tensor in slot.writes:
                     self._page_out_if(tensor, slot.node, paged)
         self.stays.hold(p.training.loss, len(self.steps) - 1)
-        return self._place(seed)
+        return self._place(seed, enough_bytes)
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -223,9 +232,11 @@ class _Realizer:
 
     # -- layout -----------------------------------------------------------------------------------
 
-    def _place(self, seed: int) -> Schedule:
+    def _place(self, seed: int, enough_bytes: int | None) -> Schedule:
         n, blocks = len(self.steps), self.stays.blocks()
-        offsets = place(blocks, n, seed=seed)
+        if enough_bytes is not None:
+            enough_bytes -= self.stays.state_bytes
+        offsets = place(blocks, n, enough_bytes=enough_bytes, seed=seed)
         buffers = self.stays.buffers(n, offsets)
         micro = self.problem.micro_batches
         cycles = sum(s.cycles * (1 if s.last_micro else micro) for s in self.steps)

@@ -223,7 +223,9 @@ class Stages:
             problem, result = self._keep(training, name, limits, bound)
             bound = result.bound if bound is None else bound
             if result.solution is not None:
-                schedule = realize(problem, result.solution, seed=self.options.seed)
+                enough = None if name == "ram" else self.limits.ram_bytes
+                seed = self.options.seed
+                schedule = realize(problem, result.solution, seed=seed, enough_bytes=enough)
                 over = schedule.arena_bytes + schedule.state_bytes - self.limits.ram_bytes
                 if over <= 0:
                     return Scheduled(decided, training, schedule, bound)
@@ -242,29 +244,48 @@ class Stages:
     def _keep(
         self, training: TrainingGraph, name: ObjectiveName, limits: Limits, bound: float | None
     ) -> tuple[Problem, SolveResult]:
-        """Choose what is kept, rebuilt and paged.
+        """Choose what is kept, rebuilt and paged; with a bound that is known, or a new one.
 
-        Where a bound is known already, the much smaller problem without rebuilding comes first: if
-        its value is within the gap of the bound, rebuilding has nothing to add.
+        The much smaller problem without rebuilding comes first: if its value is within the gap of
+        the bound, rebuilding has nothing to add.
         """
-        if bound is not None:
-            problem = self.problem(training, fixed=True, limits=limits, rebuild=False)
-            result = self._attempt(problem, name)
-            if result.solution is not None and result.value <= bound * (1 + self.options.gap):
-                return problem, result
+        problem = self.problem(training, fixed=True, limits=limits, rebuild=False)
+        result = self._without_rebuilds(problem, name, bound)
+        if result is not None:
+            return problem, result
         problem = self.problem(training, fixed=True, limits=limits)
         self.progress(f"choosing what is kept: {len(problem.slots)} slots")
         return problem, (self._solve if bound is None else self._attempt)(problem, name)
+
+    def _without_rebuilds(
+        self, problem: Problem, name: ObjectiveName, bound: float | None = None
+    ) -> SolveResult | None:
+        """Decide without rebuilding activations; no result where rebuilding might be better.
+
+        Unless a bound is known, it is that of the problem in which rebuilding takes nothing.
+        """
+        result = self._attempt(problem, name)
+        if result.solution is not None and bound is None:
+            least = Milp(problem, relaxed=True).solve(name, self.options, self.progress)
+            self.time_s += least.time_s
+            bound = least.bound
+        if bound is None or not result.value <= bound * (1 + self.options.gap):
+            return None
+        return replace(result, bound=bound)
 
     def _streaming(
         self, start: Decided, name: ObjectiveName, free: Sequence[str], limits: Limits
     ) -> tuple[Decided, float | None]:
         """Choose what is streamed, and precisions that are left; nothing in a float graph."""
-        problem = self._streaming_problem(start, free, limits)
+        problem = self._streaming_problem(start, free, limits, rebuild=False)
         if problem is None:
             return start, None
-        self.progress(f"choosing what is streamed by rows: {len(problem.slots)} slots")
-        result = self._solve(problem, name)
+        result = self._without_rebuilds(problem, name)
+        if result is None:
+            problem = self._streaming_problem(start, free, limits)
+            assert problem is not None
+            self.progress(f"choosing what is streamed by rows: {len(problem.slots)} slots")
+            result = self._solve(problem, name)
         assert result.solution is not None
         active = result.solution.active
         streamed = tuple(b.name for b in problem.streams if b.activity in active)
@@ -272,7 +293,7 @@ class Stages:
         return decided.taking(problem, result.solution), result.bound
 
     def _streaming_problem(
-        self, start: Decided, free: Sequence[str], limits: Limits
+        self, start: Decided, free: Sequence[str], limits: Limits, *, rebuild: bool = True
     ) -> Problem | None:
         """What ``_streaming`` solves, if there is anything to choose."""
         lowered = self.lowered(start)
@@ -280,7 +301,7 @@ class Stages:
         if not choices.blocks and not free:
             return None
         training = build_training(lowered, self.spec, start.updates)
-        return self.problem(training, fixed=True, limits=limits, choices=choices)
+        return self.problem(training, fixed=True, limits=limits, choices=choices, rebuild=rebuild)
 
     def _choices(self, start: Decided, lowered: Graph, layers: Sequence[str]) -> Choices:
         """Layers that may be mixed and blocks that may be streamed."""

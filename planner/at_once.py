@@ -9,6 +9,7 @@ from ..ir.autodiff import build_training
 from ..ir.training import Candidate, TrainingGraph
 from .baselines import greedy
 from .bounds import bound
+from .decided import LAYOUT_TRIES, Decided, Scheduled
 from .footprint import measure
 from .greedy import blocks_to_stream, choose_updates, keeping
 from .objective import Goal
@@ -16,7 +17,7 @@ from .plan import ObjectiveName
 from .problem import Limits, Problem
 from .schedule import realize
 from .solution import Solution
-from .stages import LAYOUT_TRIES, Decided, Scheduled, Stages
+from .stages import Stages
 
 
 def at_once(
@@ -49,7 +50,8 @@ def at_once(
         found = _keep_all_or_drop(stages, training, limits)
         if found is None:
             return None
-        schedule = realize(*found, seed=stages.options.seed, quick=True)
+        enough, seed = stages.limits.ram_bytes, stages.options.seed
+        schedule = realize(*found, seed=seed, enough_bytes=enough, quick=True)
         over = schedule.arena_bytes + schedule.state_bytes - stages.limits.ram_bytes
         if over <= 0:
             # the bound is to hold for all that can be chosen

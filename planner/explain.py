@@ -19,6 +19,7 @@ from ..ir.streaming import Block, blocks
 from ..ir.training import Candidate
 from .choices import score_of
 from .conflict import NO_LIMIT
+from .decided import Decided
 from .demands import Demand, DemandKind, impose
 from .device import Device
 from .flip import Flip, flip_of
@@ -35,7 +36,7 @@ from .progress import Watch
 from .rebuild import forward_of, spec_of, updates_of
 from .schedule import realize
 from .search import Start
-from .stages import Decided, Stages
+from .stages import Stages
 from .subjects import Subject, SubjectKind, matching, subjects_of
 from .tensors import aligned
 

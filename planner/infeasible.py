@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .progress import Watch
 
 
+
 @dataclass(frozen=True)
 class Explanation:
     """Why no plan keeps what was asked for.

@@ -170,9 +170,7 @@ class _Split:
         self.waiting = iter([_Choice(p, p.start(level)) for p in parts])
 
 
-def search(
-    blocks: Sequence[Block], capacity: int, *, stop: Callable[[int], bool]
-) -> Search:
+def search(blocks: Sequence[Block], capacity: int, *, stop: Callable[[int], bool]) -> Search:
     """Look for a layout in a capacity.
 
     The orders take turns, with a node limit that grows from round to round, because the time that
@@ -247,9 +245,7 @@ def _descend(
     return Search("fits", offsets, nodes) if solved else Search("impossible", None, nodes)
 
 
-def _follow(
-    problem: _Problem, part: _Part, state: _State, priority: Priority
-) -> _Choice | _Split:
+def _follow(problem: _Problem, part: _Part, state: _State, priority: Priority) -> _Choice | _Split:
     """Go on with the free blocks as one part, or as several where none of them spans a time."""
     free = np.nonzero(state.free)[0]
     order = free[np.argsort(part.begin[free], kind="stable")]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from ..ir.errors import InfeasibleError, LimitName, Shortfall
 from .conflict import NO_LIMIT, Conflict, ConflictSearch
+from .decided import LAYOUT_TRIES, LayoutError
 from .problem import Limits, Problem
-from .stages import LAYOUT_TRIES, LayoutError
 
 if TYPE_CHECKING:
     from .pipeline import PlannedModel, Request

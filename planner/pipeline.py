@@ -20,6 +20,7 @@ from .at_once import reference
 from .baselines import Baseline
 from .check import CheckReport, check
 from .cost import CostModel
+from .decided import Decided, ProvenInfeasibleError, Scheduled
 from .demands import Demand, demanded_precision, demanded_updates
 from .device import Device, load_core
 from .importance import prior
@@ -33,7 +34,7 @@ from .problem import Limits, Problem
 from .progress import Watch
 from .search import Bounds, Found, Search, Start
 from .sizes import LARGEST_BYTES
-from .stages import Decided, ProvenInfeasibleError, Scheduled, Stages
+from .stages import Stages
 from .train_set import choose
 
 #: Seconds or joules that no training step takes.

@@ -60,10 +60,15 @@ class Watch:
         """The run begins now."""
         self.limit_s, self._begin = limit_s, monotonic()
 
-    def part(self, limit_s: float) -> Watch:
+    def part(self, limit_s: float, listener: Callable[[Progress], None] | None = None) -> Watch:
         """A watch for a run of so many seconds within this one; both are stopped together."""
         part = Watch(
-            lambda p: self.listener(replace(p, elapsed_s=self.elapsed_s, has_plan=self.has_plan))
+            listener
+            or (
+                lambda p: self.listener(
+                    replace(p, elapsed_s=self.elapsed_s, has_plan=self.has_plan)
+                )
+            )
         )
         part._stop = self._stop
         part.begin(limit_s)

@@ -107,7 +107,7 @@ class Relaxations:
         self._search, self._conflict = search, conflict
         self._found: list[Relaxation] = []
         known = [s for s in shortfalls if s.works is not None and s.limit in plans]
-        for group in ([known] if together else [[s] for s in known]):
+        for group in [known] if together else [[s] for s in known]:
             if group and (not together or len(group) == len(shortfalls)):
                 made = plans[group[-1].limit]
                 price = max(map(_growth, group))

@@ -18,8 +18,8 @@ from .solution import Solution
 from .stays import Stays
 from .tensors import Tensor
 
-#: Work of a quick search for a layout, in seconds; see ``planner.layout``.
-QUICK_S = 0.2
+#: Work of a search for a layout, in seconds; see ``planner.layout``.
+QUICK_S, THOROUGH_S = 0.2, 5.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,12 @@ class Schedule:
 
 
 def realize(
-    problem: Problem, solution: Solution, *, seed: int = 0, quick: bool = False
+    problem: Problem,
+    solution: Solution,
+    *,
+    seed: int = 0,
+    enough_bytes: int | None = None,
+    quick: bool = False,
 ) -> Schedule:
     """Turn the decisions of a specialised problem (all updates fixed) into a placed schedule.
 
@@ -58,9 +63,11 @@ def realize(
         problem: The problem.
         solution: Decisions about it.
         seed: Of the search for a layout.
-        quick: Any layout within the RAM limit will do; without one the search ends soon.
+        enough_bytes: RAM at which that search may end; None: it wants as little as it can get.
+        quick: It ends soon in any case.
     """
-    return _Realizer(problem, solution).run(seed, quick)
+    work_s = QUICK_S if quick else THOROUGH_S
+    return _Realizer(problem, solution).run(seed, enough_bytes, work_s)
 
 
 @dataclass
@@ -77,7 +84,7 @@ class _Realizer:
     loaded: set[Tensor] = field(default_factory=set)
     read_late: dict[Tensor, None] = field(default_factory=dict)
 
-    def run(self, seed: int, quick: bool) -> Schedule:
+    def run(self, seed: int, enough_bytes: int | None, work_s: float) -> Schedule:
         p = self.problem
         self.storage = p.storage
         self.stays = Stays(p.storage)
@@ -98,7 +105,7 @@ class _Realizer:
                 for tensor in slot.writes:
                     self._page_out_if(tensor, slot.node, paged)
         self.stays.hold(p.training.loss, len(self.steps) - 1)
-        return self._place(seed, quick)
+        return self._place(seed, enough_bytes, work_s)
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -235,13 +242,11 @@ class _Realizer:
 
     # -- layout -----------------------------------------------------------------------------------
 
-    def _place(self, seed: int, quick: bool) -> Schedule:
+    def _place(self, seed: int, enough_bytes: int | None, work_s: float) -> Schedule:
         n, blocks = len(self.steps), self.stays.blocks()
-        if quick:
-            enough = self.problem.limits.ram_bytes - self.stays.state_bytes
-            offsets = place(blocks, n, enough_bytes=enough, exact_time_s=QUICK_S, seed=seed)
-        else:
-            offsets = place(blocks, n, seed=seed)
+        if enough_bytes is not None:
+            enough_bytes -= self.stays.state_bytes
+        offsets = place(blocks, n, enough_bytes=enough_bytes, exact_time_s=work_s, seed=seed)
         buffers = self.stays.buffers(n, offsets)
         micro = self.problem.micro_batches
         cycles = sum(s.cycles * (1 if s.last_micro else micro) for s in self.steps)

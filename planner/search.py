@@ -15,10 +15,11 @@ from ..ir.training import Candidate
 from .assemble import ROUNDING
 from .at_once import at_once, bound_of_all, tightened
 from .check import CheckReport
+from .decided import Decided, LayoutError, OutOfTimeError, Scheduled
 from .objective import Goal, Weighted
 from .plan import Plan, Stopped
 from .progress import Watch
-from .stages import Decided, LayoutError, OutOfTimeError, Scheduled, Stages
+from .stages import Stages
 
 #: Rounds of choosing updates again, with less RAM, where no layout was found for them.
 ROUNDS = 3

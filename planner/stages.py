@@ -7,7 +7,7 @@ streamed blocks, solved once more for what is kept, and placed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..ir.autodiff import build_training
@@ -18,6 +18,15 @@ from ..ir.streaming import Block, blocks, stream
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from .choices import Choices, score_of
 from .cost import CostModel
+from .decided import (
+    LAYOUT_TRIES,
+    MIXED,
+    Decided,
+    LayoutError,
+    OutOfTimeError,
+    ProvenInfeasibleError,
+    Scheduled,
+)
 from .demands import Demand, impose
 from .greedy import keeping
 from .importance import prior
@@ -27,87 +36,13 @@ from .objective import Goal, Weighted
 from .precision import NOISE_WEIGHT
 from .problem import Limits, Problem
 from .progress import Watch
-from .schedule import Schedule, realize
+from .schedule import realize
 from .solution import Solution
 from .timeline import build_problem
 
-#: Solve again with a tighter RAM limit at most this often when live bytes fit but no layout does.
-LAYOUT_TRIES = 6
-#: Parts of the time left that go into choosing updates, and then into choosing what is streamed.
-LEARN_SHARE = 0.6
-STREAMING_SHARE = 0.6
-
-
-class ProvenInfeasibleError(InfeasibleError):
-    """The solver has proven that no plan keeps the limits that were asked for."""
-
-
-class LayoutError(InfeasibleError):
-    """Live bytes fit into the RAM budget, but no layout was found.
-
-    Attributes:
-        over_bytes: What the best layout needs beyond the budget.
-    """
-
-    def __init__(self, ram_bytes: int, over_bytes: int) -> None:
-        """Say how much RAM to add."""
-        super().__init__(
-            f"live bytes fit into {ram_bytes:,} B of RAM, but no layout was found in {LAYOUT_TRIES}"
-            f" tries; allow {over_bytes:,} B more with --ram"
-        )
-        self.over_bytes = over_bytes
-
-
-class OutOfTimeError(InfeasibleError):
-    """The run ended before a stage found any solution, or proved that there is none."""
-
-
-@dataclass(frozen=True)
-class Decided:
-    """What stages have fixed so far.
-
-    Attributes:
-        updates: The update set.
-        precision: Of each layer and input of an annotated graph.
-        chosen: Layers whose precision was the solver's choice.
-        streamed: Blocks that run by rows.
-    """
-
-    updates: tuple[Candidate, ...]
-    precision: Mapping[str, Precision]
-    chosen: frozenset[str] = frozenset()
-    streamed: tuple[str, ...] = ()
-
-    def same_graph(self, other: Decided) -> bool:
-        """Updates and precisions are those of the other."""
-        return (self.updates, self.precision) == (other.updates, other.precision)
-
-    def taking(self, problem: Problem, solution: Solution) -> Decided:
-        """With the precisions of a solution."""
-        free = {m.name: m.activity in solution.active for m in problem.mixed_layers}
-        mixed: dict[str, Precision] = {n: "mixed" for n, yes in free.items() if yes}
-        return replace(
-            self, precision={**self.precision, **mixed}, chosen=self.chosen | free.keys()
-        )
-
-
-@dataclass(frozen=True)
-class Scheduled:
-    """The outcome of all stages.
-
-    Attributes:
-        decided: Decisions.
-        training: The training graph that the schedule's steps name.
-        schedule: Placed.
-        bound: Proven bound of the last stage's objective, for the budget that was asked for.
-        loose: A much better bound costs little, see ``at_once.tightened``.
-    """
-
-    decided: Decided
-    training: TrainingGraph
-    schedule: Schedule
-    bound: float
-    loose: bool = False
+#: Parts of the time left that go into choosing updates, into each try without rebuilding, and into
+#: choosing what is streamed.
+LEARN_SHARE, PLAIN_SHARE, STREAMING_SHARE = 0.6, 0.3, 0.6
 
 
 @dataclass
@@ -148,7 +83,7 @@ class Stages:
         """The forward graph in its precisions, these layers mixed as well."""
         if not self.forward.quantization:
             return self.forward
-        wanted: dict[str, Precision] = {**decided.precision, **dict.fromkeys(mixed, _MIXED)}
+        wanted: dict[str, Precision] = {**decided.precision, **dict.fromkeys(mixed, MIXED)}
         key = tuple(wanted.items())
         if key not in self._lowered:
             self._lowered[key] = lower(self.forward, wanted)
@@ -183,7 +118,7 @@ class Stages:
 
     def noise_avoided(self, decided: Decided) -> float:
         """Score of the layers that were chosen to be mixed; a pin decides nothing."""
-        mixed = [n for n in decided.chosen if decided.precision[n] == _MIXED]
+        mixed = [n for n in decided.chosen if decided.precision[n] == MIXED]
         return float(sum(self._noise_gain(mixed).values()))
 
     def learn(
@@ -240,11 +175,8 @@ class Stages:
 
     def schedule_problem(self, start: Decided, free: Sequence[str]) -> Problem:
         """What ``schedule`` solves first: everything but the updates is to be chosen."""
-        problem = self._streaming_problem(start, free, self.limits)
-        if problem is None:
-            training = build_training(self.lowered(start), self.spec, start.updates)
-            problem = self.problem(training, fixed=True)
-        return problem
+        training = build_training(self.lowered(start), self.spec, start.updates)
+        return self.problem(training, fixed=True, choices=self._streaming_choices(start, free))
 
     def schedule(self, start: Decided, goal: Goal, free: Sequence[str]) -> Scheduled:
         """Decide all but the updates until the layout, too, keeps the RAM budget.
@@ -271,8 +203,14 @@ class Stages:
             problem, result = self._keep(training, goal, limits, proven)
             proven = result.bound if proven is None else proven
             if result.solution is not None:
-                quick = self.watch.over() is not None
-                schedule = realize(problem, result.solution, seed=self.options.seed, quick=quick)
+                enough = None if _wants_ram(goal) else self.limits.ram_bytes
+                schedule = realize(
+                    problem,
+                    result.solution,
+                    seed=self.options.seed,
+                    enough_bytes=enough,
+                    quick=self.watch.over() is not None,
+                )
                 over = schedule.arena_bytes + schedule.state_bytes - self.limits.ram_bytes
                 if over <= 0:
                     return Scheduled(decided, training, schedule, proven)
@@ -300,45 +238,88 @@ class Stages:
     def _keep(
         self, training: TrainingGraph, goal: Goal, limits: Limits, proven: float | None
     ) -> tuple[Problem, SolveResult]:
-        """Choose what is kept, rebuilt and paged.
-
-        Where a bound is known already, the much smaller problem without rebuilding comes first: if
-        its value is within the gap of the bound, rebuilding has nothing to add.
-        """
-        if proven is not None:
-            problem = self.problem(training, fixed=True, limits=limits, rebuild=False)
-            result = self._attempt(problem, goal)
-            if result.solution is not None and result.value <= proven * (1 + self.options.gap):
-                return problem, result
-        problem = self.problem(training, fixed=True, limits=limits)
-        self.tell(f"choosing what is kept: {len(problem.slots)} slots", goal)
-        return problem, (self._solve if proven is None else self._attempt)(problem, goal)
+        """Choose what is kept, rebuilt and paged; with a bound that is known, or a new one."""
+        return self._decide(
+            lambda rebuild: self.problem(training, fixed=True, limits=limits, rebuild=rebuild),
+            "choosing what is kept",
+            goal,
+            proven,
+        )
 
     def _streaming(
         self, start: Decided, goal: Goal, free: Sequence[str], limits: Limits
     ) -> tuple[Decided, float | None]:
         """Choose what is streamed, and precisions that are left; nothing in a float graph."""
-        problem = self._streaming_problem(start, free, limits)
-        if problem is None:
+        choices = self._streaming_choices(start, free)
+        if choices is None:
             return start, None
-        self.tell(f"choosing what is streamed by rows: {len(problem.slots)} slots", goal)
-        result = self._solve(problem, goal, share=STREAMING_SHARE)
+        training = build_training(self.lowered(start), self.spec, start.updates)
+        problem, result = self._decide(
+            lambda rebuild: self.problem(
+                training, fixed=True, limits=limits, choices=choices, rebuild=rebuild
+            ),
+            "choosing what is streamed by rows",
+            goal,
+            share=STREAMING_SHARE,
+        )
         assert result.solution is not None
         active = result.solution.active
         streamed = tuple(b.name for b in problem.streams if b.activity in active)
         decided = replace(start, streamed=streamed)
         return decided.taking(problem, result.solution), result.bound
 
-    def _streaming_problem(
-        self, start: Decided, free: Sequence[str], limits: Limits
-    ) -> Problem | None:
-        """What ``_streaming`` solves, if there is anything to choose."""
-        lowered = self.lowered(start)
-        choices = self.choices(start, lowered, free)
-        if not choices.blocks and not free:
+    def _decide(
+        self,
+        build: Callable[[bool], Problem],
+        what: str,
+        goal: Goal,
+        proven: float | None = None,
+        share: float = 1.0,
+    ) -> tuple[Problem, SolveResult]:
+        """Solve a problem, built with rebuilding or without; only with a bound may it fail.
+
+        The much smaller problem without rebuilding comes first: if its value is within the gap of
+        the bound, rebuilding has nothing to add. It is also what counts if the time is over then.
+        """
+        plain = build(False)
+        self.tell(f"{what}, nothing rebuilt: {len(plain.slots)} slots", goal)
+        first = self._without_rebuilds(plain, goal, proven)
+        if first is not None and first.value <= first.bound * (1 + self.options.gap):
+            return plain, first
+        problem = build(True)
+        self.tell(f"{what}: {len(problem.slots)} slots", goal)
+        try:
+            result = (self._solve if proven is None else self._attempt)(problem, goal, share)
+        except OutOfTimeError:
+            if first is None:
+                raise
+            self.cut_short = True
+            return plain, first
+        if first is not None and not result.value < first.value:  # nan: no solution
+            return plain, replace(first, bound=max(first.bound, result.bound))
+        return problem, result
+
+    def _without_rebuilds(
+        self, problem: Problem, goal: Goal, proven: float | None
+    ) -> SolveResult | None:
+        """Decide without rebuilding activations, with a bound that holds for any rebuilding.
+
+        Unless a bound is known, it is that of the problem in which rebuilding takes nothing.
+        """
+        result = self._solved(Milp(problem), goal, PLAIN_SHARE)
+        if result.solution is None:
             return None
-        training = build_training(lowered, self.spec, start.updates)
-        return self.problem(training, fixed=True, limits=limits, choices=choices)
+        if proven is None:
+            proven = 0.0
+            if not self.watch.over():
+                relaxed = Milp(problem, relaxed=True)
+                proven = self._solved(relaxed, goal, PLAIN_SHARE).bound
+        return replace(result, bound=proven)
+
+    def _streaming_choices(self, start: Decided, free: Sequence[str]) -> Choices | None:
+        """What ``_streaming`` chooses from, if there is anything."""
+        choices = self.choices(start, self.lowered(start), free)
+        return choices if choices.blocks or free else None
 
     def choices(self, start: Decided, lowered: Graph, layers: Sequence[str]) -> Choices:
         """Layers that may be mixed and blocks that may be streamed."""
@@ -399,16 +380,22 @@ class Stages:
         self, problem: Problem, goal: Goal, share: float = 1.0, begin: Solution | None = None
     ) -> SolveResult:
         """Solve in a share of the time that is left; else the problem is proven infeasible."""
+        result = self._solved(Milp(problem), goal, share, begin)
+        self.cut_short |= result.status in ("feasible", "unknown")
+        if result.solution is None and result.status != "infeasible":
+            raise self._out_of_time()
+        return result
+
+    def _solved(
+        self, program: Milp, goal: Goal, share: float, begin: Solution | None = None
+    ) -> SolveResult:
+        """Whatever comes out in a share of the time that is left."""
         if self.watch.over():
             raise self._out_of_time()
-        program = Milp(problem)
         left_s = max(share * self.watch.left_s, 0.01)
         options = replace(self.options, time_limit_s=min(self.options.time_limit_s, left_s))
         result = program.solve(goal, options, self.watch, begin)
         self.time_s += result.time_s
-        self.cut_short |= result.status in ("feasible", "unknown")
-        if result.solution is None and result.status != "infeasible":
-            raise self._out_of_time()
         return result
 
     def _out_of_time(self) -> OutOfTimeError:
@@ -418,4 +405,5 @@ class Stages:
         )
 
 
-_MIXED: Precision = "mixed"
+def _wants_ram(goal: Goal) -> bool:
+    return goal == "ram" or (isinstance(goal, Weighted) and "ram" in goal.weights)

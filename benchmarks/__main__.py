@@ -9,7 +9,18 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from . import adaptation, head10, instructions, kernels, kernels_int8, layout, planning, sweeps, tte
+from . import (
+    adaptation,
+    budgets,
+    head10,
+    instructions,
+    kernels,
+    kernels_int8,
+    layout,
+    planning,
+    sweeps,
+    tte,
+)
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TABLES = (
@@ -17,6 +28,7 @@ TABLES = (
     planning.solver_table,
     planning.baseline_table,
     planning.squeeze_table,
+    budgets.budgets_table,
     layout.instance_table,
     layout.arena_table,
     sweeps.sweep_table,

@@ -109,7 +109,7 @@ def test_linear_relaxation_is_a_lower_bound(paging: bool) -> None:
             instance, unit = to_instance(
                 graph, budget_bytes=budget, paging=paging, quantity="energy"
             )
-            stages = StageModel(instance, int(4 * expected / unit) + 9, where_used=False)
+            stages = StageModel(instance, int(4 * expected / unit) + 9, depth=None)
             bound = lp_bound(stages, 10.0)
             assert bound is not None
             assert instance.once_cost <= bound <= expected / unit

@@ -17,7 +17,7 @@ EFFORT = 1.0
 #: Solves in a row that may fail to improve before the search ends.
 PATIENCE = 24
 #: Free cells to begin with; adapted to what is solved in time.
-CELLS = 3000
+CELLS = 2000
 
 
 def improve(
@@ -45,7 +45,7 @@ def improve(
     size, failed = CELLS, 0
     while failed < PATIENCE and time.perf_counter() < until:
         free = _region(instance, rng, size)
-        stages = StageModel(instance, cost - 1, where_used=True, around=cells, free=free)
+        stages = StageModel(instance, cost - 1, depth=instance.nodes, around=cells, free=free)
         better: list[Step] | None = None
         for _ in range(4):
             left = until - time.perf_counter()

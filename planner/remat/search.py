@@ -17,7 +17,9 @@ from .stage_model import StageModel, steps_of
 Outcome = Literal["optimal", "feasible", "infeasible", "unknown"]
 #: Variables up to which the whole model is solved without its linear relaxation before.
 TINY = 3000
-#: Variables up to which the whole model is solved before neighbourhoods are.
+#: Depths of the first restricted models.
+DEPTHS = (1, 3)
+#: Variables up to which a model is solved as a whole, not by neighbourhoods.
 SMALL = 9000
 
 
@@ -118,31 +120,33 @@ class Search:
                 break
 
     def _where_used(self) -> None:
-        stages = StageModel(self.instance, self._most(), where_used=True)
-        if stages.variables > SMALL:
-            self._relaxation(0.3)
-            if self.best is not None and not self._done():
-                self._neighbourhoods(0.7)
-                stages = StageModel(self.instance, self._most(), where_used=True)
-        if self._done():
-            return
-        # what is proven here is no bound of the whole problem
-        closed = self._solve(stages, self._share(0.6), "where used", whole=False)
-        self.optimal_where_used = closed and self.best is not None
-        if not closed and self.best is not None and stages.variables <= SMALL:
-            self._neighbourhoods(0.4)
+        """Restrictions from narrow to wide; what they prove is no bound of the whole problem."""
+        nodes = self.instance.nodes
+        for depth in (*(d for d in DEPTHS if d < nodes), nodes):
+            stages = StageModel(self.instance, self._most(), depth=depth)
+            widest = depth == nodes
+            if stages.variables > SMALL and not self._relaxed:
+                self._relaxation(0.3)
+            if stages.variables > SMALL and self.best is not None:
+                break
+            closed = self._solve(stages, self._share(0.6 if widest else 0.2), f"depth {depth}")
+            self.optimal_where_used = closed and widest and self.best is not None
+            if self._done():
+                return
+        if not self.optimal_where_used and self.best is not None:
+            self._neighbourhoods(0.7)
 
     def _whole(self) -> None:
         if not self._relaxed:
             self._relaxation(0.5)
         if not self._done():
-            stages = StageModel(self.instance, self._most(), where_used=False)
+            stages = StageModel(self.instance, self._most(), depth=None)
             self._solve(stages, self.until, "whole", whole=True)
 
     def _relaxation(self, share: float) -> None:
         """The bound of the linear relaxation, unless the model is so small that it is solved."""
         self._relaxed = True
-        stages = StageModel(self.instance, self._most(), where_used=False)
+        stages = StageModel(self.instance, self._most(), depth=None)
         if stages.variables > TINY:
             bound = lp_bound(stages, self._share(share) - time.perf_counter())
             if bound is not None:
@@ -159,7 +163,7 @@ class Search:
             found=lambda steps: self._found(steps, "neighbourhoods"),
         )
 
-    def _solve(self, stages: StageModel, until: float, phase: str, *, whole: bool) -> bool:
+    def _solve(self, stages: StageModel, until: float, phase: str, *, whole: bool = False) -> bool:
         """Solve, add the memory rows that the solution breaks, repeat; True: proven."""
         while True:
             solved = solve(

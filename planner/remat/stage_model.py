@@ -99,15 +99,15 @@ class StageModel:
     Attributes:
         instance: The problem.
         most: Largest total cost.
-        where_used: Offer a repeated computation only in stages that read its result. The model is
-            then a restriction: its bound is none of the whole problem.
+        depth: Offer a repeated computation only in stages that read its result, through at most so
+            many computations; its bound is none of the whole problem then. None: in all stages.
         around: Fix everything but ``free`` to this schedule.
         free: Cells that are free, bool[n + 1, n]; None: all.
     """
 
     instance: Instance
     most: int
-    where_used: bool
+    depth: int | None
     around: Cells | None = None
     free: BoolArray | None = None
     variables: int = FIRST
@@ -140,23 +140,28 @@ class StageModel:
         x, n = self.instance, self.instance.nodes
         slack = self.most - x.once_cost
         cost, last = x.cost.tolist(), x.last_stage.tolist()
-        again = [cost[v] <= slack and last[v] > v for v in range(n)]
-        first_uses = [max((u for u in x.users[v] if not x.lazy[u]), default=v) for v in range(n)]
-        first_uses = [n if x.keep[v] else first_uses[v] for v in range(n)]
-        useful = list(first_uses)
+        level = np.full((n, n), n, np.int64)  # how far a computation is from what its stage is for
         for v in range(n - 1, -1, -1):
+            read = np.full(n + 1, n, np.int64)
             for u in x.users[v]:
-                if again[u] or x.lazy[u]:
-                    useful[v] = max(useful[v], min(useful[u], max(last[u], u)))
-            pages = self._pages(v, slack)
+                np.minimum(read[:n], level[:, u] + 1, out=read[:n])
+            if x.keep[v]:
+                read[n] = 0
+            first_use = max((u for u in x.users[v] if not x.lazy[u]), default=v)
+            first_use = n if x.keep[v] else first_use
+            again, pages = cost[v] <= slack and last[v] > v, self._pages(v, slack)
+            must = v if again or pages or x.lazy[v] else first_use
             self.computed[v, v] = self._variable() if x.lazy[v] else TRUE
-            must = first_uses[v] if not (again[v] or pages or x.lazy[v]) else v
-            for t in range(v + 1, useful[v] + 1):
+            level[v, v] = 0
+            useful = int(np.flatnonzero(read < n).max(initial=v))
+            for t in range(v + 1, useful + 1):
                 self.held[t, v] = TRUE if t <= must else self._free(t, v, "held")
                 if must < t < n:
-                    if again[v] and t <= last[v] and self._offered(t, v):
+                    if again and t <= last[v] and self._offered(t, v, int(read[t])):
                         self.computed[t, v] = self._free(t, v, "computed")
-                    if pages and self._reads(t, v):
+                        if self.computed[t, v]:
+                            level[t, v] = 1 if self.depth is None else read[t]
+                    if pages and read[t] < n:
                         self.loaded[t, v] = self._free(t, v, "loaded")
             if x.keep[v]:
                 self._clause([int(self.held[n, v])])
@@ -168,9 +173,9 @@ class StageModel:
             return False
         return int(x.page_in_cost[v] + x.page_out_cost[v]) <= slack
 
-    def _offered(self, t: int, v: int) -> bool:
+    def _offered(self, t: int, v: int, level: int) -> bool:
         known = self.around is not None and bool(self.around.computed[t, v])
-        return not self.where_used or known or self._reads(t, v)
+        return self.depth is None or known or level <= min(self.depth, self.instance.nodes - 1)
 
     def _prices(self, v: int) -> None:
         x = self.instance
@@ -228,9 +233,6 @@ class StageModel:
         column = self.computed[t]
         return [c for u in self.instance.users[v] if u <= t and (c := int(column[u])) != FALSE]
 
-    def _reads(self, t: int, v: int) -> bool:
-        return bool(self._reading(t, v))
-
     def _supply(self) -> None:
         """What is held was there the stage before; what is computed has its operands."""
         x, n = self.instance, self.instance.nodes
@@ -260,7 +262,7 @@ class StageModel:
                 if (loaded := int(self.loaded[t, v])) > 1:
                     self._implies(loaded, reading, dominance=True)
                 if (made := int(self.computed[t, v])) > 1:
-                    if self.where_used:
+                    if self.depth is not None:
                         self._implies(made, reading)
                     elif t + 1 < n and self.computed[t + 1, v] and not x.scratch_bytes[v]:
                         leaves = self._operand_leaves(t + 1, v)

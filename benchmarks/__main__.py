@@ -9,7 +9,18 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from . import adaptation, head10, instructions, kernels, kernels_int8, layout, planning, sweeps, tte
+from . import (
+    adaptation,
+    head10,
+    instructions,
+    kernels,
+    kernels_int8,
+    layout,
+    peers,
+    planning,
+    sweeps,
+    tte,
+)
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TABLES = (
@@ -20,6 +31,7 @@ TABLES = (
     layout.instance_table,
     layout.arena_table,
     sweeps.sweep_table,
+    peers.peers_table,
     instructions.instruction_table,
     kernels.kernel_table,
     kernels_int8.int8_table,

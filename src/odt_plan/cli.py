@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from . import __version__
-from .commands import Json, PlanByDefault, devices_app, print_json
+from .commands import Json, PlanByDefault, devices_app, print_json, schedule
 from .ir.errors import InfeasibleError, OdtPlanError, UnsupportedModelError
 from .sweep_commands import fit, pareto
 
@@ -360,6 +360,7 @@ def layout(
         print_json(result)
 
 
+app.command(epilog=EXIT_CODES)(schedule)
 app.command(epilog=EXIT_CODES)(pareto)
 app.command(epilog=EXIT_CODES)(fit)
 app.add_typer(devices_app, name="devices")

@@ -1,15 +1,17 @@
-"""Parts of the command line that do not plan: the default command and ``devices``."""
+"""Parts of the command line beside models: the default command, ``devices``, ``schedule``."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from .ir.errors import UsageError
+
+Quantity = Literal["energy", "time"]
 
 devices_app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -68,3 +70,34 @@ def show(
         print_json(found.model_dump(mode="json"))
     else:
         print_device(found)
+
+
+def schedule(
+    graph: Annotated[Path, typer.Argument(metavar="GRAPH.json", help="A bare cost graph.")],
+    budget: Annotated[
+        str, typer.Option(metavar="SIZE|SHARE", help="Memory, or a share of keep-all: 0.5, 50%.")
+    ],
+    paging: Annotated[
+        bool, typer.Option("--paging/--no-paging", help="Offer to write out and read back.")
+    ] = False,
+    objective: Annotated[
+        Quantity | None, typer.Option(help="[default: energy, where the graph has it]")
+    ] = None,
+    gap: Annotated[float, typer.Option(min=0.0, max=1.0, help="Relative gap to prove.")] = 0.0,
+    time_limit: Annotated[float, typer.Option(min=0.0, max=1e6, metavar="SECONDS")] = 60.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    threads: Annotated[int, typer.Option(min=1, max=256)] = 1,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE.json", help="Write the schedule.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+) -> None:
+    """Schedule a bare cost graph: compute, keep, recompute, page, under a memory budget."""
+    from .scheduling import ScheduleOptions, run_schedule
+
+    run_schedule(
+        ScheduleOptions(
+            graph, budget, paging, objective, gap, time_limit, seed, threads, output, as_json, quiet
+        )
+    )

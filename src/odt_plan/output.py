@@ -46,7 +46,7 @@ class OutputFolder:
         try:
             self.staging = Path(tempfile.mkdtemp(prefix=".odt-plan-", dir=ground))
         except OSError as e:
-            raise _unwritable(folder, e) from None
+            raise unwritable(folder, e) from None
 
     def __enter__(self) -> Self:
         """The folder itself."""
@@ -70,7 +70,7 @@ class OutputFolder:
         try:
             (self.staging / name).write_text(text, encoding="utf-8", newline="\n")
         except OSError as e:
-            raise _unwritable(self._folder / name, e) from None
+            raise unwritable(self._folder / name, e) from None
 
     def copy(self, source: Path, name: str | None = None) -> None:
         """Copy a file into the folder.
@@ -87,7 +87,7 @@ class OutputFolder:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
         except OSError as e:
-            raise _unwritable(self._folder / (name or source.name), e) from None
+            raise unwritable(self._folder / (name or source.name), e) from None
 
     def commit(self) -> list[Path]:
         """Move the files to their place; plan.json comes last.
@@ -114,9 +114,10 @@ class OutputFolder:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(self.staging / name, target)
         except OSError as e:
-            raise _unwritable(self._folder, e) from None
+            raise unwritable(self._folder, e) from None
         return [self._folder / n for n in names]
 
 
-def _unwritable(path: Path, error: OSError) -> OdtPlanError:
+def unwritable(path: Path, error: OSError) -> OdtPlanError:
+    """The error for a path that can't be written."""
     return OdtPlanError(f"{path}: can't write: {error.strerror or error}; choose another -o")

@@ -1,0 +1,149 @@
+"""Schedules of other planners' own cost graphs, beside what their formulations reached.
+
+The peers' figures are read from the README of the instances at run time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from odt_plan.ir.errors import InfeasibleError
+from odt_plan.planner.cost_graph import load_cost_graph
+from odt_plan.planner.remat.schedule import keep_all_peak, schedule
+from odt_plan.planner.remat.search import Options
+
+from .models import shared
+
+TITLE = "### `odt-plan schedule` on other planners' cost graphs"
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a peer: seconds to its solution and in all, overhead in percent."""
+
+    instance: str
+    budget: str
+    paging: bool
+    solver: str
+    overhead: float | None
+    first_s: float | None
+    end_s: float
+    status: str
+
+    @property
+    def case(self) -> tuple[str, str, bool]:
+        """What it was run on."""
+        return self.instance, self.budget, self.paging
+
+
+def recorded(readme: Path) -> list[Row]:
+    """The rows of the table of results."""
+    rows = []
+    for text in readme.read_text(encoding="utf-8").splitlines():
+        cells = [c.strip() for c in text.strip().strip("|").split("|")]
+        if len(cells) != 7 or not cells[1].replace(".", "", 1).isdigit():
+            continue
+        first, end = (c.strip() for c in cells[5].split("/"))
+        overhead, begin = (None if c == "-" else float(c) for c in (cells[4], first))
+        times = overhead, begin, float(end)
+        rows.append(Row(cells[0], cells[1], cells[2] == "yes", cells[3], *times, cells[6]))
+    return rows
+
+
+def _told(rows: list[Row]) -> str:
+    """The peers' best solution, the fastest of those that reached it, and who proved it first."""
+    solved = [r for r in rows if r.overhead is not None]
+    if not solved:
+        return "none | "
+    best = min(r.overhead for r in solved if r.overhead is not None)
+    reached = [r for r in solved if r.overhead == best]
+    first = min(reached, key=lambda r: (r.end_s, r.solver))
+    proofs = [r for r in reached if r.status in ("OPTIMAL", "Optimal")]
+    proof = min((r.end_s for r in proofs), default=None)
+    proven = "not proven" if proof is None else f"proven in {proof:g}"
+    return f"{best:.4f} ({first.solver.split()[0]}) | {first.end_s:g}, {proven}"
+
+
+def peers_table() -> Iterator[str]:
+    """Markdown rows: each instance at each budget."""
+    limit = float(os.environ.get("ODT_PLAN_PEERS_SECONDS", "60"))
+    only = os.environ.get("ODT_PLAN_PEERS_ONLY", "").split(",")
+    yield TITLE
+    yield ""
+    yield (
+        f"One thread, time limit {limit:g} s of wall clock. CPU seconds are this process's own:"
+        " a busy machine changes them little; the peers' seconds are wall clock as recorded with"
+        " the instances. Overhead: cost beyond computing each node once. Gap: (cost - bound) / cost"
+        " of the whole problem; *where used*: also proven a cheapest schedule of those that compute"
+        " again only right where a result is read. Every schedule was replayed within its budget."
+    )
+    yield ""
+    yield (
+        "| instance | budget | paging | peers' best % | peers' s | ours % | gap % | proven |"
+        " CPU s to best / end | wall s | load | peak B of budget B |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    folder = shared()
+    if folder is None or not (folder / "instances").is_dir():
+        yield "| no instances at hand | | | | | | | | | | | |"
+        return
+    rows = recorded(folder / "instances" / "README.md")
+    for case in dict.fromkeys(r.case for r in rows):
+        if any(o in f"{case[0]}:{case[1]}" for o in only):
+            known = [r for r in rows if r.case == case]
+            yield _measured(folder / "instances" / f"{case[0]}.json", case, known, limit)
+
+
+def _measured(path: Path, case: tuple[str, str, bool], known: list[Row], limit: float) -> str:
+    name, share, paging = case
+    graph = load_cost_graph(path)
+    budget = int(Fraction(share) * keep_all_peak(graph))
+    head = f"| {name} | {share} | {'yes' if paging else 'no'} | {_told(known)} |"
+    begin, cpu = time.perf_counter(), time.process_time()
+    load = f"{os.getloadavg()[0]:.0f}"
+    try:
+        found = schedule(graph, budget, paging=paging, options=Options(time_limit_s=limit))
+    except InfeasibleError as e:
+        wall, spent = time.perf_counter() - begin, time.process_time() - cpu
+        line = f"{head} none | | {str(e).split(';')[0]} | {spent:.2f} | {wall:.2f} | {load} | |"
+    else:
+        proven = "yes" if found.status == "optimal" else "no"
+        if found.status != "optimal" and found.optimal_where_used:
+            proven = "where used"
+        end, r = found.marks[-1], found.replay
+        best = min((k.overhead for k in known if k.overhead is not None), default=None)
+        mark = "**" if best is not None and 100 * r.overhead < best - 5e-5 else ""
+        assert r.peak_bytes <= budget
+        line = (
+            f"{head} {mark}{100 * r.overhead:.4f}{mark} | {100 * found.gap:.4f} | {proven} |"
+            f" {found.found.cpu_seconds:.2f} / {end.cpu_seconds:.2f} | {end.seconds:.1f} | {load} |"
+            f" {r.peak_bytes:,} of {budget:,} |"
+        )
+    print(line, file=sys.stderr, flush=True)
+    return line
+
+
+def main() -> None:
+    """Run the table and put it into RESULTS.md, in place of the one that is there."""
+    table = [*peers_table(), ""]
+    lines = RESULTS.read_text(encoding="utf-8").splitlines()
+    begin = lines.index(TITLE) if TITLE in lines else len(lines)
+    later = (i for i in range(begin + 1, len(lines)) if lines[i].startswith("### "))
+    end = next(later, len(lines))
+    if begin == len(lines):
+        table.insert(0, "")
+    text = "\n".join([*lines[:begin], *table, *lines[end:]]).rstrip("\n") + "\n"
+    temporary = RESULTS.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(RESULTS)
+
+
+if __name__ == "__main__":
+    main()

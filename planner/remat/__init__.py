@@ -1,0 +1,1 @@
+"""Optimal rematerialization and paging of a bare cost graph under a memory budget."""

@@ -18,6 +18,7 @@ from odt_plan.planner.linear import LinearProgram, SolverOptions
 from odt_plan.planner.milp import Milp
 from odt_plan.planner.occupancy import Occupancy
 from odt_plan.planner.problem import Problem
+from odt_plan.planner.progress import Progress, Watch
 
 
 def knapsack(seed: int) -> tuple[LinearProgram, list[tuple[int, float]], list[int]]:
@@ -132,3 +133,40 @@ def test_slots_without_a_row_are_never_the_only_peak(
         change = np.zeros(len(peaks))
         np.add.at(change, more, by * values[changed])
         assert np.allclose(np.cumsum(change), every[peaks])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_stopped_search_returns_what_it_began_from(seed: int) -> None:
+    program, gain, links = knapsack(seed)
+    best = program.solve(gain, SolverOptions("highs", gap=0.0), maximize=True).values
+    assert best is not None
+    worse = {c: round(x) for c, x in enumerate(best)}
+    worse[next(c for c, _ in gain if worse[c])] = 0
+    value, most = (sum(a * v[c] for c, a in gain) for v in (worse, best))
+    told: list[Progress] = []
+
+    def stop(p: Progress) -> None:
+        told.append(p)
+        watch.stop()
+
+    watch = Watch(stop)
+    found = optimize(
+        program, gain, SolverOptions(gap=0.0), maximize=True, branch=links, watch=watch,
+        unit=2.0, hint=worse,
+    )  # fmt: skip
+    assert found.values is not None
+    assert value - 1e-6 <= sum(a * found.values[c] for c, a in gain) <= most + 1e-6
+    assert found.bound >= most - 1e-6
+    assert told[0].best == pytest.approx(2 * value)
+    assert told[0].bound is not None
+    assert told[0].bound >= 2 * most - 1e-6
+
+
+def test_a_hint_that_is_no_solution_changes_nothing() -> None:
+    program, gain, links = knapsack(1)
+    best = program.solve(gain, SolverOptions("highs", gap=0.0), maximize=True)
+    for hint in (dict.fromkeys(range(len(program.lower)), 1.0), {gain[0][0]: 1.0}, {0: 2.0}):
+        options = SolverOptions(gap=0.0)
+        found = optimize(program, gain, options, maximize=True, branch=links, hint=hint)
+        assert found.status == "optimal"
+        assert found.bound == pytest.approx(best.bound)

@@ -50,8 +50,7 @@ def at_once(
         found = _keep_all_or_drop(stages, training, limits)
         if found is None:
             return None
-        enough, seed = stages.limits.ram_bytes, stages.options.seed
-        schedule = realize(*found, seed=seed, enough_bytes=enough, quick=True)
+        schedule = realize(*found, seed=stages.options.seed, quick=True)
         over = schedule.arena_bytes + schedule.state_bytes - stages.limits.ram_bytes
         if over <= 0:
             # the bound is to hold for all that can be chosen

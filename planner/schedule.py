@@ -63,11 +63,10 @@ def realize(
         problem: The problem.
         solution: Decisions about it.
         seed: Of the search for a layout.
-        enough_bytes: RAM at which that search may end; None: it wants as little as it can get.
-        quick: It ends soon in any case.
+        enough_bytes: With this RAM no long search follows a short one; None: it always does.
+        quick: None follows in any case.
     """
-    work_s = QUICK_S if quick else THOROUGH_S
-    return _Realizer(problem, solution).run(seed, enough_bytes, work_s)
+    return _Realizer(problem, solution).run(seed, enough_bytes, quick)
 
 
 @dataclass
@@ -84,7 +83,7 @@ class _Realizer:
     loaded: set[Tensor] = field(default_factory=set)
     read_late: dict[Tensor, None] = field(default_factory=dict)
 
-    def run(self, seed: int, enough_bytes: int | None, work_s: float) -> Schedule:
+    def run(self, seed: int, enough_bytes: int | None, quick: bool) -> Schedule:
         p = self.problem
         self.storage = p.storage
         self.stays = Stays(p.storage)
@@ -105,7 +104,7 @@ class _Realizer:
                 for tensor in slot.writes:
                     self._page_out_if(tensor, slot.node, paged)
         self.stays.hold(p.training.loss, len(self.steps) - 1)
-        return self._place(seed, enough_bytes, work_s)
+        return self._place(seed, enough_bytes, quick)
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -242,11 +241,13 @@ class _Realizer:
 
     # -- layout -----------------------------------------------------------------------------------
 
-    def _place(self, seed: int, enough_bytes: int | None, work_s: float) -> Schedule:
+    def _place(self, seed: int, enough_bytes: int | None, quick: bool) -> Schedule:
         n, blocks = len(self.steps), self.stays.blocks()
-        if enough_bytes is not None:
-            enough_bytes -= self.stays.state_bytes
-        offsets = place(blocks, n, enough_bytes=enough_bytes, exact_time_s=work_s, seed=seed)
+        enough = 0 if enough_bytes is None else enough_bytes - self.stays.state_bytes
+        offsets = place(blocks, n, exact_time_s=QUICK_S, seed=seed)
+        if arena_bytes(blocks, offsets) > enough and not quick:
+            goal = None if enough_bytes is None else enough
+            offsets = place(blocks, n, enough_bytes=goal, exact_time_s=THOROUGH_S, seed=seed)
         buffers = self.stays.buffers(n, offsets)
         micro = self.problem.micro_batches
         cycles = sum(s.cycles * (1 if s.last_micro else micro) for s in self.steps)

@@ -215,6 +215,23 @@ def row_cases() -> list[Case]:
     return result
 
 
+def product_cases() -> list[Case]:
+    """Small products of batches of matrices; models have large ones."""
+    g = Graph("products")
+    for i, (a, b, flip) in enumerate(
+        (
+            ((4, 12, 8), (4, 8, 20), (0, 0)),
+            ((2, 3, 16, 9), (9, 6), (0, 0)),
+            ((3, 24, 10), (3, 24, 14), (1, 0)),
+            ((3, 11, 32), (3, 18, 32), (0, 1)),
+            ((1, 64), (64, 12), (0, 0)),
+        )
+    ):
+        operands = [g.add_input(f"{k}{i}", TensorType(s)) for k, s in (("a", a), ("b", b))]
+        g.add_node("MatMul", operands, {"trans_a": flip[0], "trans_b": flip[1]}, name=f"product{i}")
+    return [Case(n, None, "products") for n in g.nodes]
+
+
 def distinct(cases: Iterable[Case]) -> list[Case]:
     """Cases that differ in kernel, work or tiling: scales and names change no instruction."""
     found: dict[tuple[str, tuple[Work, ...], int | None], Case] = {}
@@ -510,9 +527,11 @@ def add_operators(core: str, operators: Rates, source: str) -> None:
         for op, rates in old.rates.items()
         for name, r in rates.items()
     }
-    names = ", ".join(sorted({op for op, _ in operators}))
-    sources = [s for s in old.source.split("; ") if not s.startswith(f"{names}: ")]
-    write_operators(core, kept | operators, "; ".join([*sources, f"{names}: {source}"]))
+    new = {op for op, _ in operators}
+    parts = [part.partition(": ") for part in old.source.split("; ")]  # names: source
+    parts = [(", ".join(n for n in p[0].split(", ") if n not in new), *p[1:]) for p in parts]
+    parts = [p for p in parts if p[0]] + [(", ".join(sorted(new)), ": ", source)]
+    write_operators(core, kept | operators, "; ".join(map("".join, parts)))
 
 
 def _path(core: str) -> Path:
@@ -539,14 +558,14 @@ def main() -> None:
     parser.add_argument("--compiler", default="gcc", choices=("gcc", "zig"))
     parser.add_argument("--flag", default="-O2")
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="only these operators")
+    parser.add_argument("--only", default="*", metavar="NAME*,...", help="operators")
     parser.add_argument("--all", action="store_true", help="print every case")
     options = parser.parse_args()
     paths = options.models or models(MODELS)
-    every_case = [*copy_cases(), *row_cases(), *(c for m in paths for c in model_cases(m))]
-    cases = thinned(distinct(every_case))
+    made = [*copy_cases(), *row_cases(), *product_cases()]
+    cases = thinned(distinct([*made, *(c for m in paths for c in model_cases(m))]))
     cases += distinct(sample_cases(cases))
-    cases = [c for c in cases if fnmatch(c.node.op, options.only)]
+    cases = [c for c in cases if any(fnmatch(c.node.op, p) for p in options.only.split(","))]
     if options.core in SOFT_FLOAT:
         cases = [c for c in cases if _soft_float_work(c) <= SOFT_FLOAT_WORK]
     measured = measure(options.core, cases, options.compiler, options.flag)

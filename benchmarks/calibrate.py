@@ -570,7 +570,8 @@ def main() -> None:
         cases = [c for c in cases if _soft_float_work(c) <= SOFT_FLOAT_WORK]
     measured = measure(options.core, cases, options.compiler, options.flag)
     some = options.only != "*"
-    call, classes, operators = all_rates(measured, load_core(options.core).call.value if some else None)
+    known = load_core(options.core).call.value if some else None
+    call, classes, operators = all_rates(measured, known)
     every = classes | operators
     if options.all:
         _print_all(measured, every, call)

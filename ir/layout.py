@@ -18,7 +18,7 @@ from .surgery import (
 )
 
 #: Operators that treat each element by itself; layout does not matter to them.
-_ELEMENTWISE = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish")
+_ELEMENTWISE = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Gelu")
 
 
 def merge_reshapes(graph: Graph) -> bool:

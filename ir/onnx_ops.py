@@ -177,6 +177,13 @@ def _clip(s: Site) -> Value:
     return s.emit("Clip", (s.value(0),), {"min": low, "max": high})
 
 
+def _gelu(s: Site) -> Value:
+    form = s.text("approximate", "none")
+    if form != "tanh":
+        raise RejectedError(f"approximate {form} (by erf) is not supported; export it as tanh")
+    return s.emit("Gelu", (s.value(0),))
+
+
 def _softmax(s: Site) -> Value:
     x = s.value(0)
     shape, rank = x.type.shape, len(x.type.shape)
@@ -279,6 +286,7 @@ RULES: dict[str, Rule] = {
     "Dropout": _dropout,
     "Flatten": shapes.flatten,
     "Gather": shapes.gather,
+    "Gelu": _gelu,
     "Gemm": _gemm,
     "GlobalAveragePool": _plain("GlobalAveragePool", 1),
     "HardSigmoid": _with_reals("HardSigmoid", alpha=0.2, beta=0.5),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .fusion import merge_gelu
 from .graph import Array, Graph, Node, Value
 from .layout import (
     merge_reshapes,
@@ -49,6 +50,7 @@ def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
         move_transpose_into_weight,
         merge_pad,
         merge_bias,
+        merge_gelu,
     ]
     if fold_batchnorm:
         passes.append(merge_batchnorm)

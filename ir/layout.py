@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from .graph import Graph, TensorType, Value
+from .graph import Graph, Node, TensorType, Value
 from .surgery import (
     drop_unread,
     nodes_of,
@@ -153,3 +153,62 @@ def move_transpose_into_weight(graph: Graph) -> bool:
         drop_unread(graph, turn)
         changed = True
     return changed
+
+
+def flatten_products(graph: Graph) -> bool:
+    """A product of stacked rows with a constant matrix is one Gemm of all rows, between two views.
+
+    So it can take its bias, which is added behind it, and has integer twins.
+    """
+    changed = False
+    for node in nodes_of(graph, "MatMul"):
+        x, w = operand_of(node, 0), operand_of(node, 1)
+        matrix = len(w.type.shape) == 2 and w.name in graph.constants
+        if not matrix or len(x.type.shape) < 3 or len(node.inputs) > 2 or node.attrs:
+            continue
+        depth, outs = w.type.shape
+        rows = x.type.size // depth
+        flat = graph.values[f"{node.name}/rows"] = Value(
+            f"{node.name}/rows", TensorType((rows, depth)), None
+        )
+        before = Node("Reshape", f"{node.name}/rows", (x,), (flat,), {"shape": flat.type.shape})
+        flat.producer = before
+        if x.name in graph.quantization:
+            graph.quantization[flat.name] = graph.quantization[x.name]
+        graph.nodes.insert(graph.nodes.index(node), before)
+        add = _bias_behind(graph, node, outs)
+        y = node.out
+        node.op, node.attrs, node.inputs = "Gemm", {"trans_b": 0}, (flat, w, None)
+        product = _of_rows(graph, node, rows, outs)
+        if add is not None:
+            add.inputs = tuple(product if v is y else v for v in add.inputs)
+            del graph.values[y.name]
+            y, product = add.out, _of_rows(graph, add, rows, outs)
+        after = Node("Reshape", f"{node.name}/shape", (product,), (y,), {"shape": y.type.shape})
+        y.producer = after
+        graph.nodes.insert(graph.nodes.index(add or node) + 1, after)
+        changed = True
+    return changed
+
+
+def _bias_behind(graph: Graph, product: Node, outs: int) -> Node | None:
+    """The Add of a constant per column that is all that reads the product."""
+    y = product.out
+    readers = [n for n in graph.nodes if y in n.inputs]
+    if len(readers) != 1 or readers[0].op != "Add" or y in graph.outputs:
+        return None
+    constants = [v for v in readers[0].operands() if v.name in graph.constants]
+    fits = [v.type.shape for v in constants] == [(outs,)] and y.name not in graph.quantization
+    return readers[0] if fits else None
+
+
+def _of_rows(graph: Graph, node: Node, rows: int, outs: int) -> Value:
+    """Give a node a result of all rows in place of the stacked one, whose annotation it has."""
+    old = node.out
+    new = graph.values[f"{old.name}/rows"] = Value(
+        f"{old.name}/rows", TensorType((rows, outs)), node
+    )
+    node.outputs = (new,)
+    if old.name in graph.quantization:
+        graph.quantization[new.name] = graph.quantization[old.name]
+    return new

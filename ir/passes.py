@@ -13,6 +13,7 @@ import numpy as np
 from .fusion import merge_gelu
 from .graph import Array, Graph, Node, Value
 from .layout import (
+    flatten_products,
     merge_reshapes,
     merge_transposes,
     move_transpose_into_weight,
@@ -49,6 +50,7 @@ def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
         sink_pads,
         move_transpose_into_weight,
         merge_pad,
+        flatten_products,
         merge_bias,
         merge_gelu,
     ]

@@ -337,3 +337,22 @@ def test_what_is_not_gelu_stays() -> None:
         if name == "annotated":
             graph.quantization[inner.name] = Quantization((0.01,), 0)
         assert cleaned(graph)["Tanh"] == 1, name
+
+
+def test_products_of_stacked_rows_become_gemm_with_their_bias() -> None:
+    net = Net(2, 3, 9)
+    y = net.add("MatMul", net.x, net.constant("first.w", 9, 5), name="first")
+    y = net.add("Add", net.constant("first.b", 5), y, name="first.add")
+    z = net.add("MatMul", y, net.constant("second.w", 5, 4), name="second")
+    other = net.add("Add", net.constant("b", 3, 1), z, name="per row")
+    graph = net.done(other, net.add("Relu", z, name="relu"))
+    assert cleaned(graph) == {"Reshape": 4, "Gemm": 2, "Add": 1, "Relu": 1}
+    first = next(n for n in graph.nodes if n.name == "first")
+    assert [v.name for v in first.operands()][1:] == ["first.w", "first.b"]
+    assert set(param_slots(graph)) == {"first.w", "first.b", "second.w", "b"}
+
+
+def test_products_of_computed_matrices_stay() -> None:
+    net = Net(2, 3, 3)
+    y = net.add("MatMul", net.x, net.x, name="square")
+    assert cleaned(net.done(net.add("Relu", y, name="relu"))) == {"MatMul": 1, "Relu": 1}

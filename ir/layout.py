@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from math import prod
 
 import numpy as np
@@ -168,25 +169,20 @@ def flatten_products(graph: Graph) -> bool:
             continue
         depth, outs = w.type.shape
         rows = x.type.size // depth
-        flat = graph.values[f"{node.name}/rows"] = Value(
-            f"{node.name}/rows", TensorType((rows, depth)), None
-        )
-        before = Node("Reshape", f"{node.name}/rows", (x,), (flat,), {"shape": flat.type.shape})
-        flat.producer = before
-        if x.name in graph.quantization:
-            graph.quantization[flat.name] = graph.quantization[x.name]
-        graph.nodes.insert(graph.nodes.index(node), before)
+        flat = _of_rows(graph, node.name, x, (rows, depth))
+        _insert_view(graph, graph.nodes.index(node), f"{node.name}/rows", x, flat)
         add = _bias_behind(graph, node, outs)
         y = node.out
         node.op, node.attrs, node.inputs = "Gemm", {"trans_b": 0}, (flat, w, None)
-        product = _of_rows(graph, node, rows, outs)
+        product = _of_rows(graph, y.name, y, (rows, outs))
+        node.outputs, product.producer = (product,), node
         if add is not None:
             add.inputs = tuple(product if v is y else v for v in add.inputs)
             del graph.values[y.name]
-            y, product = add.out, _of_rows(graph, add, rows, outs)
-        after = Node("Reshape", f"{node.name}/shape", (product,), (y,), {"shape": y.type.shape})
-        y.producer = after
-        graph.nodes.insert(graph.nodes.index(add or node) + 1, after)
+            y = add.out
+            product = _of_rows(graph, y.name, y, (rows, outs))
+            add.outputs, product.producer = (product,), add
+        _insert_view(graph, graph.nodes.index(add or node) + 1, f"{node.name}/stacked", product, y)
         changed = True
     return changed
 
@@ -202,13 +198,25 @@ def _bias_behind(graph: Graph, product: Node, outs: int) -> Node | None:
     return readers[0] if fits else None
 
 
-def _of_rows(graph: Graph, node: Node, rows: int, outs: int) -> Value:
-    """Give a node a result of all rows in place of the stacked one, whose annotation it has."""
-    old = node.out
-    new = graph.values[f"{old.name}/rows"] = Value(
-        f"{old.name}/rows", TensorType((rows, outs)), node
-    )
-    node.outputs = (new,)
-    if old.name in graph.quantization:
-        graph.quantization[new.name] = graph.quantization[old.name]
+def _of_rows(graph: Graph, name: str, stacked: Value, shape: tuple[int, int]) -> Value:
+    """A value of all rows, annotated as the stacked one."""
+    free = _free(f"{name}/rows", graph.values)
+    new = graph.values[free] = Value(free, TensorType(shape), None)
+    if stacked.name in graph.quantization:
+        graph.quantization[free] = graph.quantization[stacked.name]
     return new
+
+
+def _insert_view(graph: Graph, at: int, name: str, x: Value, y: Value) -> None:
+    """A Reshape that makes y of x, at a place among the nodes."""
+    free = _free(name, {n.name for n in graph.nodes})
+    y.producer = Node("Reshape", free, (x,), (y,), {"shape": y.type.shape})
+    graph.nodes.insert(at, y.producer)
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """The name, or the next one that nobody has."""
+    free, i = name, 2
+    while free in taken:
+        free, i = f"{name}~{i}", i + 1
+    return free

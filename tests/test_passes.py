@@ -352,6 +352,17 @@ def test_products_of_stacked_rows_become_gemm_with_their_bias() -> None:
     assert set(param_slots(graph)) == {"first.w", "first.b", "second.w", "b"}
 
 
+def test_views_of_rows_have_free_names() -> None:
+    """Nodes and their results may have one name, as PyTorch's do not and others' do."""
+    net = Net(1, 3, 4)
+    w = net.constant("w", 4, 4)
+    x = net.x
+    for name in ("a", "b"):
+        x = net.graph.add_node("MatMul", (x, w), name=name).out
+    x = net.graph.add_node("Relu", (x,), name="b/rows").out
+    assert cleaned(net.done(x)) == {"Reshape": 2, "Gemm": 2, "Relu": 1}
+
+
 def test_products_of_computed_matrices_stay() -> None:
     net = Net(2, 3, 3)
     y = net.add("MatMul", net.x, net.x, name="square")

@@ -63,6 +63,8 @@ def _torch_op(node: Node, a: Sequence[torch.Tensor | None]) -> torch.Tensor:
             return f.layer_norm(x, shape, rest[0], rest[1], node.float_attr("epsilon"))
         case "Tanh":
             return torch.tanh(x)
+        case "Gelu":
+            return f.gelu(x, approximate="tanh")
         case "Concat":
             return torch.cat([t for t in a if t is not None], node.int_attr("axis"))
         case "Slice":

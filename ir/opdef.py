@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from .errors import GraphError
@@ -242,6 +243,7 @@ def all_ops() -> dict[str, OpDef]:
     return OPS
 
 
+@cache
 def _load_families() -> None:
     from . import ops  # noqa: F401  (importing the package registers every family)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from importlib.metadata import version
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from .. import __version__
@@ -15,6 +14,7 @@ from ..ir.quantization import Quantization
 from ..ir.training import Candidate, TrainingGraph
 from .cost import CostModel, code_bytes, flash_weights_bytes
 from .importance import PRIOR, ratio
+from .objective import Goal, Weighted
 from .plan import (
     SCHEMA_VERSION,
     ActivationDecision,
@@ -30,6 +30,8 @@ from .plan import (
     QuantizationRecord,
     RamClaim,
     SolverInfo,
+    StageName,
+    Term,
     Training,
     UpdateDecision,
 )
@@ -38,7 +40,7 @@ from .schedule import Schedule
 from .tensors import aligned
 
 #: Solvers work in floating point: a gap up to this is rounding.
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 
 
 def source_of(path: Path, batch: int, fold_batchnorm: bool) -> ModelInfo:
@@ -61,10 +63,10 @@ def assemble(
     *,
     source: ModelInfo,
     device: DeviceInfo,
-    bounds: Mapping[ObjectiveName, float],
+    bounds: Sequence[tuple[Goal, float]],
     gap: float,
     importance: Mapping[Candidate, int],
-    solver: tuple[str, int, float],
+    solver: SolverInfo,
     calibrated: Mapping[str, Quantization],
     precision: Mapping[str, Precision],
     streamed: Collection[str],
@@ -81,10 +83,10 @@ def assemble(
         cost: Predicted costs.
         source: Model file and import options.
         device: Device and budgets.
-        bounds: Stage of the objective -> proven bound, in order.
+        bounds: Stages of the objective with their proven bounds, in order.
         gap: Relative gap that makes a stage optimal.
         importance: Score of each update, in the precision that it has.
-        solver: Name, seed and seconds.
+        solver: Provenance.
         calibrated: Scales that are not in the model file, by value of ``forward``.
         precision: Of the layers and inputs of an annotated model.
         streamed: Blocks that run by rows.
@@ -100,8 +102,8 @@ def assemble(
         "ram": claims.ram_bytes.live_peak + schedule.state_bytes,
         "flash": claims.flash_bytes.total,
     }
-    stages = tuple(_stage(name, reached[name], bound) for name, bound in bounds.items())
-    optimal = all(s.gap <= max(gap, _ROUNDING) for s in stages)
+    stages = tuple(_stage(goal, reached, bound) for goal, bound in bounds)
+    optimal = all(s.gap <= max(gap, ROUNDING) for s in stages)
     return Plan(
         schema_version=SCHEMA_VERSION,
         odt_plan_version=__version__,
@@ -142,18 +144,22 @@ def assemble(
         asked=asked,
         buffers=schedule.buffers,
         steps=schedule.steps,
-        solver=SolverInfo(
-            name=solver[0],
-            version=f"ortools {version('ortools')}",
-            seed=solver[1],
-            time_s=round(solver[2], 6),
-        ),
+        solver=solver,
     )
 
 
-def _stage(name: ObjectiveName, value: float, bound: float) -> Objective:
+def _stage(goal: Goal, reached: Mapping[ObjectiveName, float], bound: float) -> Objective:
+    terms: tuple[Term, ...] = ()
+    if isinstance(goal, Weighted):
+        name: StageName = "weighted"
+        value = goal.value(reached)
+        terms = tuple(
+            Term(name=n, weight=w, reference=goal.references[n]) for n, w in goal.weights.items()
+        )
+    else:
+        name, value = goal, reached[goal]
     gap = abs(bound - value) / max(abs(value), 1e-9)
-    return Objective(name=name, value=value, bound=bound, gap=gap)
+    return Objective(name=name, value=value, bound=bound, gap=gap, terms=terms)
 
 
 def _claims(training: TrainingGraph, schedule: Schedule, cost: CostModel) -> Claims:

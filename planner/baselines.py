@@ -6,7 +6,8 @@ Each baseline is an update set plus a rule for the forward tensors that backward
 - last-layer, bias-only: the usual small update sets, keep everything.
 - sqrt(n): update everything, keep every sqrt(n)-th tensor, rebuild segments (Chen et al. 2016).
 - greedy: update everything, drop tensors at the peak by bytes x idle steps per cycle of rebuilding
-  until the plan fits (the rule of dynamic tensor rematerialization, Kirisame et al. 2021, offline).
+  or paging until the plan fits (the rule of dynamic tensor rematerialization, Kirisame et al. 2021,
+  offline).
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
 
+from .footprint import Meter, holds
 from .problem import ALWAYS, Problem, Slot
 from .schedule import Schedule, realize
 from .solution import Solution
 from .tensors import Tensor
+
+#: Tensor and slot of a page-in; None: the tensor is rebuilt.
+_Load = tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -53,24 +58,55 @@ def square_root(problem: Problem) -> Solution:
 
 
 def greedy(problem: Problem) -> Solution:
-    """Drop tensors that are live at the peak, cheapest per freed byte and idle step first."""
+    """Drop tensors that idle at the peak, cheapest per freed byte and idle step first.
+
+    A dropped tensor is rebuilt, or paged where that is possible and cheaper.
+    """
+    meter = Meter(problem)
     keep = set(problem.storage.tensors)
-    droppable = {r.tensor for r in problem.retentions if r.tensor.rebuildable}
-    idle = {r.tensor: r.events[-1].slot - (r.window or (0, 0))[1] for r in problem.retentions}
-    cost = {t: 1 + sum(problem.cost.node_cycles(w) for w in t.writers) for t in droppable}
     best = retain(problem, keep)
-    schedule = realize(problem, best)
-    while _ram(schedule) > problem.limits.ram_bytes and droppable:
-        victim = max(droppable, key=lambda t: (t.bytes * idle[t] / cost[t], -t.index))
-        droppable.discard(victim)
-        keep.discard(victim)
-        trial = retain(problem, keep)
-        placed = realize(problem, trial)
-        if _ram(placed) <= _ram(schedule):
-            best, schedule = trial, placed
-        else:
-            keep.add(victim)
+    found = meter.measure(best)
+    tried: set[tuple[Tensor, _Load]] = set()
+    while found.ram_bytes > problem.limits.ram_bytes:
+        offers = _offers(problem, best, int(found.live.argmax()), tried)
+        if not offers:
+            break
+        _, _, victim, load = max(offers, key=lambda o: o[:2])
+        tried.add((victim, load))
+        loads = best.loads if load is None else best.loads | {load}
+        kept = keep if load is not None else keep - {victim}
+        try:
+            trial = Solution(retain(problem, kept).active, loads)
+            after = meter.measure(trial)
+        except KeyError:  # what it is made from is gone
+            continue
+        if after.ram_bytes <= found.ram_bytes:
+            keep, best, found = kept, trial, after
     return best
+
+
+def _offers(
+    problem: Problem, solution: Solution, peak: int, tried: set[tuple[Tensor, _Load]]
+) -> list[tuple[float, int, Tensor, _Load]]:
+    """What may be dropped across a slot: merit, order, tensor, and its page-in if it is paged."""
+    result: list[tuple[float, int, Tensor, _Load]] = []
+    storage = problem.limits.storage_bytes - sum(
+        problem.storage.tensors[t].bytes for t, _ in solution.loads
+    )
+    for r in problem.retentions:
+        t, k = r.tensor, 0 if r.window is None else r.window[1] + 1
+        for h in holds(r, solution):
+            if h.held and k <= peak < h.event.slot:
+                freed = t.bytes * (h.event.slot - k)
+                if t.rebuildable and (t, None) not in tried:
+                    cycles = sum(problem.cost.node_cycles(w) for w in t.writers)
+                    result.append((freed / (1 + cycles), -t.index, t, None))
+                load = t.index, h.event.slot
+                if h.event.may_load and t.bytes <= storage and (t, load) not in tried:
+                    cycles = problem.cost.write_cycles(t.bytes) + problem.cost.read_cycles(t.bytes)
+                    result.append((freed / (1 + cycles), -t.index, t, load))
+            k = h.event.slot + 1
+    return result
 
 
 def retain(problem: Problem, keep: set[Tensor]) -> Solution:

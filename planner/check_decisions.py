@@ -79,7 +79,13 @@ def _objective(p: Program) -> None:
     if len(set(names)) != len(names):
         raise CheckError(f"objective: stages {', '.join(names)}, one occurs twice")
     for o in p.plan.objective:
-        fact = facts[o.name]
+        if (o.name == "weighted") != bool(o.terms):
+            raise CheckError(f"objective {o.name}: has {len(o.terms)} terms")
+        if o.name == "weighted":
+            parts = ((t.weight, facts[t.name] / t.reference, t.name) for t in o.terms)
+            fact = sum(w * (1 - x if name == "learn" else x) for w, x, name in parts)
+        else:
+            fact = facts[o.name]
         # Solvers work in floating point: a millionth is rounding, not a lie.
         if not isclose(o.value, fact, rel_tol=1e-6, abs_tol=1e-9):
             raise CheckError(f"objective {o.name}: value is {o.value}, but the plan gives {fact}")

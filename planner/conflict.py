@@ -7,7 +7,6 @@ can do without it. What is left in the end is infeasible, and feasible without a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -17,6 +16,7 @@ from .linear import SolverOptions
 from .milp import Milp, SolveResult
 from .plan import ObjectiveName
 from .problem import Limits, Problem
+from .progress import Watch
 
 if TYPE_CHECKING:
     from ..ir.graph import Graph
@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
 #: Larger than any budget; small enough for exact arithmetic in doubles.
 NO_LIMIT = 2**50
-#: An explanation takes no longer than so many time limits of the request, but for its last solve.
-TIME_LIMITS = 2
-#: What a solve gets in any case.
-LEAST_S = 1.0
+#: Part of the explanation's time that one solve may take, and what it gets in any case.
+SOLVE_SHARE, LEAST_S = 0.5, 1.0
 MemberKind = Literal["precision", "demand", "train", "storage", "energy", "latency", "flash", "ram"]
 
 
@@ -94,11 +92,12 @@ class ConflictSearch:
             at the end is what people can least do about, the memory of a board.
     """
 
-    def __init__(self, request: Request, planning: Callable[[Request], Planning]) -> None:
+    def __init__(
+        self, request: Request, planning: Callable[[Request], Planning], watch: Watch
+    ) -> None:
         """List what was asked for."""
-        self.request, self.planning = request, planning
+        self.request, self.planning, self._watch = request, planning, watch
         self._options = replace(planning(request).options, gap=0.0)
-        self._end = time.monotonic() + TIME_LIMITS * self._options.time_limit_s
         self.members = tuple(self._members())
         self._problems: dict[tuple[object, ...], Problem] = {}
         self._known: dict[frozenset[Member], bool | None] = {}
@@ -106,7 +105,7 @@ class ConflictSearch:
     @property
     def left_s(self) -> float:
         """Seconds that are left for the whole explanation, but not more than a solve may take."""
-        return min(self._options.time_limit_s, self._end - time.monotonic())
+        return min(SOLVE_SHARE * self._options.time_limit_s, self._watch.left_s)
 
     @property
     def options(self) -> SolverOptions:
@@ -189,7 +188,8 @@ class ConflictSearch:
             if self.left_s <= 0:
                 return None
             any_solution = replace(self.options, gap=1.0)  # the first one will do
-            result = Milp(problem).solve("ram", any_solution)
+            self._watch.stage("no plan fits: what conflicts", "ram")
+            result = Milp(problem).solve("ram", any_solution, self._watch)
             if result.solution is not None:
                 return False
             proven = proven and result.status == "infeasible"
@@ -226,4 +226,5 @@ class ConflictSearch:
 
     def least(self, problem: Problem, name: ObjectiveName) -> SolveResult:
         """The smallest need of a problem, without a gap."""
-        return Milp(problem).solve(name, self.options)
+        self._watch.stage("no plan fits: the smallest value that works", name)
+        return Milp(problem).solve(name, self.options, self._watch)

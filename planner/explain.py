@@ -6,7 +6,7 @@ that is impossible, the answer is the conflict, with the bytes that are missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,17 +27,17 @@ from .imported import Imported
 from .infeasible import NoPlanError, words
 from .linear import SolverName
 from .milp import Milp
-from .pipeline import Planner, Request, Start, make_plan
-from .plan import Asked, Plan, UpdateDecision
+from .pipeline import Planner, Request, make_plan
+from .plan import Asked, ObjectiveName, Plan, UpdateDecision
 from .precision import pinned
 from .problem import Problem
+from .progress import Watch
 from .rebuild import forward_of, spec_of, updates_of
 from .schedule import realize
+from .search import Start
 from .stages import Decided, Stages
 from .subjects import Subject, SubjectKind, matching, subjects_of
 from .tensors import aligned
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Explainer:
         model_path: Path | None = None,
         gap: float = 1e-3,
         time_limit_s: float = 20.0,
-        on_progress: Progress | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Build the plan's request again.
 
@@ -134,8 +134,8 @@ class Explainer:
             device: Its device.
             model_path: Model file to use instead.
             gap: Relative gap to prove.
-            time_limit_s: Of one solve.
-            on_progress: Told what goes on.
+            time_limit_s: Of one plan, or of one solve beside it.
+            watch: Told what goes on.
 
         Raises:
             UsageError: The model file is not that of the plan, or the plan does not tell what was
@@ -145,7 +145,7 @@ class Explainer:
             raise UsageError(f"{plan_path}: does not tell what was asked for; plan the model again")
         self.plan, self.asked = plan, plan.asked
         self.forward = forward_of(plan, plan_path, model_path)
-        self._progress: Progress = on_progress or (lambda _: None)
+        self._watch = watch or Watch()
         in_file = frozenset(self.forward.quantization) - plan.quantization.keys()
         self._imported = Imported(self.forward, in_file, self.asked.noise, "")
         path = model_path or plan_path.parent / plan.model.file
@@ -170,12 +170,12 @@ class Explainer:
         }
         known = subjects_of(self.plan, self.forward, self._last.storage, self._blocks)
         for s in matching(known, pattern, self.plan.model.name):
-            self._progress(f"the other way: {s.name}")
+            self._watch.stage(f"the other way: {s.name}")
             yield about[s.kind](s)
 
     @cached_property
     def _planner(self) -> Planner:
-        return Planner(self.request, self._imported, self._progress)
+        return Planner(self.request, self._imported, self._watch)
 
     @property
     def _stages(self) -> Stages:
@@ -209,7 +209,7 @@ class Explainer:
         other = Demand("freeze" if u.ratio else "update", s.name)
         outcome = self._planned(other)
         flip = Flip(searched=False)
-        if other.kind == "update" and auto:
+        if other.kind == "update" and self._start.goals[0] == "learn":
             flip = flip_of(self._first, (other,), "learn", self._planner.options)
         chosen = f"{u.ratio:.1%} updated" if u.ratio else "frozen"
         return Decision(s.name, "update", chosen, given, self._price(u), (outcome,), flip)
@@ -248,7 +248,7 @@ class Explainer:
             kinds.append("f32")
         others = tuple(self._planned(Demand(k, s.name)) for k in kinds)
         flip = Flip(searched=False)
-        if kinds and kinds[0] != "f32" and self._start.learns:
+        if kinds and kinds[0] != "f32" and self._start.goals[0] == "learn":
             demand = (Demand(kinds[0], s.name),)
             flip = flip_of(self._first, demand, "learn", self._planner.options)
         chosen = now if reason is None else f"{now}: {reason}"
@@ -261,7 +261,9 @@ class Explainer:
         if a.action == "keep":
             return Decision(s.name, "tensor", chosen, "", None, (), Flip(searched=False))
         demand = Demand("keep", s.name)
-        flip = flip_of(self._last, (demand,), "latency", self._planner.options)
+        flip = Flip(searched=False)
+        if self._start.goals[-1] == "latency":
+            flip = flip_of(self._last, (demand,), "latency", self._planner.options)
         return Decision(s.name, "tensor", chosen, "", None, (self._kept(demand),), flip)
 
     def _block(self, s: Subject) -> Decision:
@@ -274,7 +276,7 @@ class Explainer:
         """Plan everything again with one decision given."""
         request = replace(self.request, demands=(demand,))
         try:
-            other = make_plan(request, self._progress, self._imported).plan
+            other = make_plan(request, self._watch.part(request.time_limit_s), self._imported).plan
         except NoPlanError as e:
             short = e.shortfalls[0] if len(e.shortfalls) == 1 else None
             missing = None
@@ -302,7 +304,7 @@ class Explainer:
     def _kept(self, demand: Demand) -> Outcome:
         """Choose again what else is kept, with the plan's updates, precisions and blocks."""
         problem, options = impose(self._last, (demand,)), self._planner.options
-        result = Milp(problem).solve("latency", options)
+        result = Milp(problem).solve(self._start.goals[-1], options)
         score = _score(self.plan)
         if result.solution is not None:
             s = realize(problem, result.solution, seed=options.seed)
@@ -330,7 +332,10 @@ class Explainer:
 def _request_of(plan: Plan, asked: Asked, model: Path, device: Device) -> Request:
     """What was asked for when a plan was made."""
     budget = plan.device.budget
-    first = plan.objective[0].name
+    first = plan.objective[0]
+    objective: ObjectiveName | Mapping[ObjectiveName, float]
+    weights = {t.name: t.weight for t in first.terms}
+    objective = weights if first.name == "weighted" else first.name
     return Request(
         model=model,
         device=device,
@@ -344,7 +349,7 @@ def _request_of(plan: Plan, asked: Asked, model: Path, device: Device) -> Reques
         batch=plan.model.batch,
         fold_batchnorm=plan.model.fold_batchnorm,
         precision=asked.precision,
-        objective=first,
+        objective=objective,
         solver=_solver(plan.solver.name),
         seed=plan.solver.seed,
         with_baselines=False,

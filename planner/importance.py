@@ -10,11 +10,12 @@ everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
 
 from ..ir.autodiff import param_slots
-from ..ir.graph import Graph
+from ..ir.graph import Graph, Node
+from ..ir.opdef import ParamSlot
 from ..ir.training import Candidate, Saved
 
 PRIOR = "prior (depth x sqrt(parameters), not measured)"
@@ -45,16 +46,23 @@ def prior(forward: Graph, candidates: Sequence[Candidate]) -> dict[Candidate, in
         node, slot = slots[c.param][0]
         size = forward.values[c.param].type.size
         role = 1.0 if slot.role == "weight" else 0.5
-        raw[c] = role * depth[node] * sqrt(size * ratio(forward, c)) * KEPT[c.saved]
+        part = _ratio(forward, c, slots)
+        raw[c] = role * depth[node] * sqrt(size * part) * KEPT[c.saved]
     top = max(raw.values(), default=1.0)
     return {c: max(1, round(SCALE * s / top)) for c, s in raw.items()}
 
 
 def ratio(forward: Graph, candidate: Candidate) -> float:
     """Updated part of the parameter, in (0, 1]."""
+    return _ratio(forward, candidate, param_slots(forward))
+
+
+def _ratio(
+    forward: Graph, candidate: Candidate, slots: Mapping[str, Sequence[tuple[Node, ParamSlot]]]
+) -> float:
     if candidate.channels is None:
         return 1.0
-    node, slot = param_slots(forward)[candidate.param][0]
+    node, slot = slots[candidate.param][0]
     axis = slot.channel_axis(node)
     assert axis is not None, candidate
     return candidate.channels / forward.values[candidate.param].type.shape[axis]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from ..ir.calibrate import SYNTHETIC, calibrate, knows_activations, load_samples
 from ..ir.errors import UsageError
 from ..ir.graph import Graph
 from ..ir.onnx_import import import_model
+from .progress import Watch
 
 if TYPE_CHECKING:
     from .pipeline import Request
@@ -32,7 +33,7 @@ class Imported:
     scales: str
 
 
-def import_requested(r: Request, progress: Callable[[str], None]) -> Imported:
+def import_requested(r: Request, watch: Watch) -> Imported:
     """Import the model and find the scales that the file lacks, if wanted.
 
     Raises:
@@ -55,7 +56,7 @@ def import_requested(r: Request, progress: Callable[[str], None]) -> Imported:
             f"--calib: {r.model} is quantized already and brings its own scales; leave --calib"
             " out, or give the float model"
         )
-    progress("calibrating")
+    watch.stage("calibrating")
     samples = None if r.calibration == SYNTHETIC else load_samples(r.calibration)
     found = calibrate(forward, samples, method=r.calibration_method)
     note = found.note if r.calibration == SYNTHETIC else f"{found.note} of {r.calibration.name}"

@@ -16,6 +16,8 @@ from .sizes import format_bytes
 
 if TYPE_CHECKING:
     from .pipeline import Request
+    from .progress import Watch
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -83,14 +85,15 @@ def infeasible_record(error: InfeasibleError) -> dict[str, object]:
     return {"ok": False, "error": str(error), "explanation": explanation}
 
 
-def explain(request: Request, planning: Callable[[Request], Planning]) -> NoPlanError:
+def explain(request: Request, planning: Callable[[Request], Planning], watch: Watch) -> NoPlanError:
     """The error for a request that the solver has proven infeasible.
 
     Args:
         request: The infeasible request.
         planning: Plans another request for the same model.
+        watch: Says when to end with what is known.
     """
-    search = ConflictSearch(request, planning)
+    search = ConflictSearch(request, planning, watch)
     conflicts = search.conflicts()
     needs = Needs(search)
     shortfalls = tuple(needs.alone(conflicts[0]))
@@ -107,9 +110,7 @@ def explain(request: Request, planning: Callable[[Request], Planning]) -> NoPlan
         found.search()
         ways, untried = found.cheapest(), found.untried
     peak = peak_of(needs.plans["ram"]) if "ram" in needs.plans else None
-    return NoPlanError(
-        Explanation(conflicts, shortfalls, together, weights, peak, ways, untried)
-    )
+    return NoPlanError(Explanation(conflicts, shortfalls, together, weights, peak, ways, untried))
 
 
 def words(e: Explanation) -> list[str]:

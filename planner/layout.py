@@ -50,13 +50,19 @@ class Layout:
 
 
 def place(
-    blocks: Sequence[Block], steps: int, *, exact_time_s: float = 5.0, seed: int = 0
+    blocks: Sequence[Block],
+    steps: int,
+    *,
+    enough_bytes: int | None = None,
+    exact_time_s: float = 5.0,
+    seed: int = 0,
 ) -> list[int]:
     """Offsets of all blocks, aiming at an arena of exactly the live-byte peak.
 
     Args:
         blocks: Sizes, lifetimes and alignments.
         steps: Number of steps.
+        enough_bytes: Arena at which the search may end; see ``capacity`` of ``lay_out``.
         exact_time_s: Limit of the exact searches, as work: the same layout on every machine.
         seed: Seed of CP-SAT.
 
@@ -64,7 +70,7 @@ def place(
         Offset per block. The arena is ``arena_bytes(blocks, offsets)``.
     """
     assert all(0 <= b.first <= b.last < steps for b in blocks)
-    return list(lay_out(blocks, seconds=exact_time_s, seed=seed).offsets)
+    return list(lay_out(blocks, enough_bytes, seconds=exact_time_s, seed=seed).offsets)
 
 
 def lay_out(

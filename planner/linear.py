@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal
@@ -13,6 +13,9 @@ from ortools.math_opt import model_pb2
 from ortools.math_opt.python import mathopt
 
 from ..ir.errors import OdtPlanError
+from .progress import Watch
+from .solver_log import read_line
+from .solving import Left, run
 
 SolverName = Literal["auto", "highs", "scip", "cp-sat"]
 Status = Literal["optimal", "feasible", "infeasible", "unknown"]
@@ -36,7 +39,7 @@ class SolverOptions:
         solver: ``auto``, ``highs``, ``scip`` or ``cp-sat``. CP-SAT proves the joint plan of
             ResNet-8 several times faster than the others, HiGHS that of MobileNetV2.
         gap: Relative gap at which to stop.
-        time_limit_s: Wall clock limit of one solve.
+        time_limit_s: Wall clock limit: of one solve here, of the whole run in ``pipeline``.
         seed: Random seed.
         threads: Threads of SCIP and CP-SAT; HiGHS runs in one.
     """
@@ -101,9 +104,19 @@ class LinearProgram:
         options: SolverOptions,
         *,
         maximize: bool,
-        on_message: Callable[[str], None] | None = None,
+        watch: Watch | None = None,
+        unit: float = 1.0,
+        hint: Mapping[int, float] | None = None,
     ) -> LinearResult:
         """Optimize.
+
+        Args:
+            objective: What to optimize.
+            options: How.
+            maximize: Its sense.
+            watch: Told bounds as they are found; carries the wish to stop.
+            unit: What 1 of the objective is for those who watch.
+            hint: Column -> value of a solution to start from; columns may be missing.
 
         Raises:
             OdtPlanError: The solver failed or is not part of this ortools build.
@@ -111,7 +124,9 @@ class LinearProgram:
         solver = options.solver
         if solver == "auto":
             solver = "cp-sat" if len(self.lower) <= LARGE else "highs"
-        model = mathopt.Model.from_model_proto(self._proto(objective, maximize))
+        watch = watch or Watch()
+        total = summed(objective)
+        model = mathopt.Model.from_model_proto(self._proto(total, maximize))
         parameters = mathopt.SolveParameters(
             relative_gap_tolerance=options.gap,
             time_limit=timedelta(seconds=options.time_limit_s),
@@ -119,25 +134,23 @@ class LinearProgram:
             # math_opt's HiGHS runs in one thread and refuses the parameter
             threads=None if solver == "highs" else options.threads,
         )
-
-        def messages(lines: list[str]) -> None:
-            for line in lines if on_message is not None else ():
-                assert on_message is not None
-                on_message(line)
-
+        start = None
+        if hint is not None:
+            start = mathopt.SolutionHint({model.get_variable(c): x for c, x in hint.items()})
+        logged = _Logged(maximize, unit, watch)
         try:
-            result = mathopt.solve(
-                model,
-                _SOLVERS[solver],
-                params=parameters,
-                msg_cb=messages if on_message is not None else None,
-            )
+            result = run(model, _SOLVERS[solver], parameters, start, logged.read, watch)
         except Exception as e:  # the binding raises types of its own, by solver and version
-            raise OdtPlanError(
-                f"solver {solver} failed: {e}; try another --solver"
-            ) from None
+            raise OdtPlanError(f"solver {solver} failed: {e}; try another --solver") from None
+        tighter = min if maximize else max
+        limit = self._box_bound(total, maximize)
+        if isinstance(result, Left):
+            status: Status = "unknown" if result.values is None else "feasible"
+            return LinearResult(
+                status, tighter(logged.bound, limit), result.values, result.time_s
+            )
         seconds = result.solve_stats.solve_time.total_seconds()
-        bound = result.termination.objective_bounds.dual_bound
+        bound = tighter(result.termination.objective_bounds.dual_bound, limit)
         reason = result.termination.reason
         if not result.has_primal_feasible_solution():
             proven = reason == mathopt.TerminationReason.INFEASIBLE
@@ -148,7 +161,13 @@ class LinearProgram:
         optimal = reason == mathopt.TerminationReason.OPTIMAL
         return LinearResult("optimal" if optimal else "feasible", bound, values, seconds)
 
-    def _proto(self, objective: Terms, maximize: bool) -> model_pb2.ModelProto:
+    def _box_bound(self, objective: Mapping[int, float], maximize: bool) -> float:
+        """Bound on the objective by the bounds of its columns alone."""
+        sign = 1.0 if maximize else -1.0
+        ends = (self.upper[c] if a * sign > 0 else self.lower[c] for c, a in objective.items())
+        return sum(a * x for (_, a), x in zip(objective.items(), ends, strict=True) if a)
+
+    def _proto(self, total: Mapping[int, float], maximize: bool) -> model_pb2.ModelProto:
         proto = model_pb2.ModelProto()
         proto.variables.ids.extend(range(len(self.lower)))
         proto.variables.lower_bounds.extend(self.lower)
@@ -162,11 +181,29 @@ class LinearProgram:
         matrix.row_ids.extend(np.asarray(self.rows)[order].tolist())
         matrix.column_ids.extend(np.asarray(self.columns)[order].tolist())
         matrix.coefficients.extend(np.asarray(self.coefficients)[order].tolist())
-        total = summed(objective)
         proto.objective.maximize = maximize
         proto.objective.linear_coefficients.ids.extend(sorted(total))
         proto.objective.linear_coefficients.values.extend(total[c] for c in sorted(total))
         return proto
+
+
+class _Logged:
+    """What a solver's log has told."""
+
+    def __init__(self, maximize: bool, unit: float, watch: Watch) -> None:
+        self._maximize, self._unit, self._watch = maximize, unit, watch
+        self.bound = INF if maximize else -INF
+
+    def read(self, lines: Sequence[str]) -> None:
+        """Read more lines, in the thread of the solver."""
+        for line in lines:
+            if (known := read_line(line, maximize=self._maximize)) is None:
+                continue
+            best, bound = (None if x is None else x * self._unit for x in known)
+            if known[1] is not None:  # a logged figure is rounded in its last digits
+                slack = 1e-6 * abs(known[1])
+                self.bound = known[1] + (slack if self._maximize else -slack)
+            self._watch.found(best, bound)
 
 
 def summed(terms: Terms) -> dict[int, float]:

@@ -9,19 +9,25 @@ All memory rows are linear: update choice is a knapsack, and it needs their LP b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .bounds import most_gain
+from .hint import hint
 from .linear import LARGE, LinearProgram, SolverOptions, Status, Terms, summed
-from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP, ObjectiveName
+from .objective import Goal, Weighted
+from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP
 from .problem import ALWAYS, Problem, Retention, Slot
+from .progress import Watch
 from .solution import Solution
 from .tensors import Tensor
 
+#: A weighted objective counts in millionths: solvers take differences of 1e-6 for rounding.
+WEIGHTED_SCALE = 1e6
 #: A column, and columns that exclude each other: used where the first is 1 and the others are 0.
 _Use = tuple[int, tuple[int, ...]]
 
@@ -469,50 +475,75 @@ class Milp:
 
     # -- solving ----------------------------------------------------------------------------------
 
-    def objective(self, name: ObjectiveName) -> list[tuple[int, float]]:
-        """Terms of an objective; learn is maximized, all others minimized."""
+    def objective(self, goal: Goal) -> list[tuple[int, float]]:
+        """Terms of an objective; learn is maximized, all others minimized.
+
+        Energy counts in ``joules_per_unit``, a weighted sum in ``1 / WEIGHTED_SCALE``.
+        """
         p = self.problem
-        if name == "learn":
+        if isinstance(goal, Weighted):
+            return list(self._weighted(goal))
+        if goal == "learn":
             terms = [(self.a[a], float(g)) for a, g in p.gain.items()]
             terms += [(self._both(u.activity, u.choice), float(u.gain)) for u in p.mixed_updates]
             return terms + [(self.a[m.activity], float(m.gain)) for m in p.mixed_layers]
-        if name == "ram":
+        if goal == "ram":
             return [(self.peak, 1.0)]
-        if name == "flash":
+        if goal == "flash":
             return self.flash
-        return self.cycles if name == "latency" else self.energy
+        return self.cycles if goal == "latency" else self.energy
+
+    def _weighted(self, goal: Weighted) -> Iterator[tuple[int, float]]:
+        for name, weight in goal.weights.items():
+            factor = WEIGHTED_SCALE * weight / goal.references[name]
+            if name == "learn":
+                yield self.one, WEIGHTED_SCALE * weight
+                factor = -factor
+            elif name == "energy":
+                factor *= self.joules_per_unit
+            for column, x in self.objective(name):
+                yield column, factor * x
 
     def solve(
         self,
-        name: ObjectiveName,
+        goal: Goal,
         options: SolverOptions,
-        on_message: Callable[[str], None] | None = None,
+        watch: Watch | None = None,
+        start: Solution | None = None,
     ) -> SolveResult:
         """Solve for one objective.
+
+        Args:
+            goal: The objective.
+            options: How to solve.
+            watch: See ``LinearProgram.solve``.
+            start: Decisions to start from.
 
         Raises:
             OdtPlanError: The solver failed.
         """
-        objective = self.objective(name)
-        r = self.c.solve(objective, options, maximize=name == "learn", on_message=on_message)
+        objective, unit = self.objective(goal), self._unit(goal)
+        r = self.c.solve(
+            objective,
+            options,
+            maximize=goal == "learn",
+            watch=watch,
+            unit=unit,
+            hint=None if start is None else hint(self, start),
+        )
+        learns = goal == "learn"
+        bound = unit * (min(r.bound, most_gain(self.problem)) if learns else max(r.bound, 0.0))
         if r.values is None:
-            return SolveResult(r.status, float("nan"), r.bound, None, "", r.time_s)
-        unit = self.joules_per_unit if name == "energy" else 1.0
-        bound = min(r.bound, self._most()) if name == "learn" else max(r.bound, 0.0)
+            return SolveResult(r.status, float("nan"), bound, None, "", r.time_s)
         value = unit * float(sum(a * r.values[c] for c, a in objective))
         solution, peak = self._solution(r.values), self._peak_node(r.values)
-        return SolveResult(r.status, value, unit * bound, solution, peak, r.time_s)
+        return SolveResult(r.status, value, bound, solution, peak, r.time_s)
 
-    def _most(self) -> float:
-        """Score without any limit; a solver that ran out of time may know no bound at all."""
-        p = self.problem
-        more: dict[int, int] = {}
-        for u in p.mixed_updates:
-            more[u.activity] = more.get(u.activity, 0) + u.gain
-        updates = (max(p.gain[a] + more.get(a, 0) for a in acts) for acts in p.choices.values())
-        if any(ALWAYS in acts for acts in p.choices.values()):
-            return p.gain[ALWAYS] + more.get(ALWAYS, 0) + sum(m.gain for m in p.mixed_layers)
-        return sum(updates) + sum(m.gain for m in p.mixed_layers)
+    def _unit(self, goal: Goal) -> float:
+        """What 1 in the terms of an objective stands for."""
+        if isinstance(goal, Weighted):
+            return 1.0 / WEIGHTED_SCALE
+        return self.joules_per_unit if goal == "energy" else 1.0
 
     def _peak_node(self, values: NDArray[np.float64]) -> str:
         live = [sum(b * values[v] for v, b in terms) for terms in self.live]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from ..ir.ranges import Method
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from . import baselines
 from .assemble import assemble, source_of
+from .at_once import reference
 from .baselines import Baseline
 from .check import CheckReport, check
 from .cost import CostModel
@@ -24,14 +26,16 @@ from .importance import prior
 from .imported import Imported, import_requested
 from .infeasible import explain
 from .linear import SolverName, SolverOptions
-from .plan import Asked, Budget, DeviceInfo, ObjectiveName, Plan
+from .objective import Goal, Weighted
+from .plan import Asked, Budget, DeviceInfo, ObjectiveName, Plan, SolverInfo, Stopped
 from .precision import choosable, pinned, unchosen
 from .problem import Limits, Problem
+from .progress import Watch
+from .search import Bounds, Found, Search, Start
 from .sizes import LARGEST_BYTES
-from .stages import Decided, LayoutError, ProvenInfeasibleError, Scheduled, Stages
+from .stages import Decided, ProvenInfeasibleError, Scheduled, Stages
 from .train_set import choose
 
-Progress = Callable[[str], None]
 #: Seconds or joules that no training step takes.
 LARGEST_AMOUNT = 1e12
 
@@ -57,7 +61,10 @@ class Request:
         calibration: Samples that a float model's scales are found from, or ``synthetic``: a guess
             without samples; None: it stays f32.
         calibration_method: How; see ``ir.calibrate``.
-        objective: ``learn`` chooses the update set; the others need a fixed one.
+        objective: One figure, or figures with weights; see ``planner.objective``. ``learn`` chooses
+            the update set; without it there must be a fixed one.
+        time_limit_s: Wall clock limit of the whole run. A first plan is made in any case, if
+            heuristics find one; where there is none, finding out why takes as long again.
         with_relaxations: If no plan keeps the limits, also plan what else would work.
         demands: Decisions that are given; ``planner.explain`` asks what they would cost.
     """
@@ -76,7 +83,7 @@ class Request:
     precision: tuple[str, ...] = ()
     calibration: Path | Literal["synthetic"] | None = None
     calibration_method: Method = "minmax"
-    objective: ObjectiveName = "learn"
+    objective: ObjectiveName | Mapping[ObjectiveName, float] = "learn"
     solver: SolverName = "auto"
     gap: float = 1e-3
     time_limit_s: float = 60.0
@@ -95,6 +102,11 @@ class Request:
             if x is not None and not 0 < x < LARGEST_AMOUNT:
                 raise UsageError(f"{what} limit {x:g} can't be kept by any plan")
 
+    @property
+    def weights(self) -> Mapping[ObjectiveName, float]:
+        """Figures of the objective."""
+        return {self.objective: 1.0} if isinstance(self.objective, str) else self.objective
+
 
 @dataclass(frozen=True)
 class PlannedModel:
@@ -112,33 +124,15 @@ class PlannedModel:
     scales: str = ""
 
 
-@dataclass(frozen=True)
-class Start:
-    """What is known before the first solve.
-
-    Attributes:
-        decided: All candidates, or the update set that is given; precisions as far as given.
-        every: All candidates.
-        free: Layers whose precision is to be chosen.
-        fixed: The update set is given.
-        learns: There is something to choose that learning depends on.
-    """
-
-    decided: Decided
-    every: tuple[Candidate, ...]
-    free: tuple[str, ...]
-    fixed: bool
-    learns: bool
-
-
 def make_plan(
-    request: Request, on_progress: Progress | None = None, imported: Imported | None = None
+    request: Request, watch: Watch | None = None, imported: Imported | None = None
 ) -> PlannedModel:
     """Plan a model.
 
     Args:
         request: What is asked.
-        on_progress: Told what goes on.
+        watch: Told what goes on. ``watch.stop()``, called by another thread or a signal handler,
+            ends the run with the best plan so far.
         imported: The request's model, if it is imported already.
 
     Raises:
@@ -146,14 +140,17 @@ def make_plan(
         InfeasibleError: No plan keeps the limits; a ``NoPlanError`` says what binds and what would
             work.
         UsageError: The request contradicts itself.
+        KeyboardInterrupt: Stopped before there was any plan.
     """
-    progress = on_progress or (lambda _: None)
-    model = imported or import_requested(request, progress)
+    watch = watch or Watch()
+    watch.begin(request.time_limit_s)
+    model = imported or import_requested(request, watch)
     try:
-        return Planner(request, model, progress).run()
+        return Planner(request, model, watch).run()
     except ProvenInfeasibleError:
-        progress("no plan fits: finding out why")
-    raise explain(request, lambda r: Planner(r, model, progress))
+        watch.stage("no plan fits: finding out why")
+    watch.begin(request.time_limit_s)
+    raise explain(request, lambda r: Planner(r, model, watch.part(r.time_limit_s)), watch)
 
 
 class Planner:
@@ -161,13 +158,14 @@ class Planner:
 
     Attributes:
         request: What is asked.
+        watch: Told what goes on; says when to end.
         limits: The budgets, those of the device included.
         cost: Predicted costs.
     """
 
-    def __init__(self, request: Request, imported: Imported, progress: Progress) -> None:
+    def __init__(self, request: Request, imported: Imported, watch: Watch) -> None:
         """Find limits and costs."""
-        self.request, self.progress, self.imported = request, progress, imported
+        self.request, self.watch, self.imported = request, watch, imported
         self.forward = imported.forward
         device = request.device
         storage = None if request.storage is None else device.find_storage(request.storage)
@@ -203,12 +201,10 @@ class Planner:
                 " `odt-plan check` shows every node"
             )
         chosen = choose(lowered, r.train, every)
-        if chosen is not None:
-            chosen = demanded_updates(chosen, r.demands)
-        elif r.objective != "learn":
+        if chosen is None and "learn" not in r.weights:
             raise UsageError(
-                f"objective {r.objective} needs a fixed update set: add --train all, last, bias"
-                " or parameter names"
+                f"objective {', '.join(r.weights)} needs a fixed update set: add --train all, last,"
+                " bias or parameter names, or weigh it with learn"
             )
         stages = Stages(
             self.forward,
@@ -218,20 +214,39 @@ class Planner:
             self.options,
             prior(self.forward, every),
             self.imported.noise,
-            self.progress,
+            self.watch,
             r.demands,
         )
-        decided = Decided(tuple(every if chosen is None else chosen), precision)
         fixed = chosen is not None
-        learns = r.objective == "learn" and (not fixed or bool(free))
-        return stages, Start(decided, tuple(every), tuple(free), fixed, learns)
+        decided = Decided(tuple(every if chosen is None else chosen), precision)
+        goals = self._goals(stages, decided, fixed=fixed, free=free)
+        if chosen is not None:
+            decided = replace(decided, updates=tuple(demanded_updates(chosen, r.demands)))
+        return stages, Start(decided, tuple(every), tuple(free), fixed, goals)
+
+    def _goals(
+        self, stages: Stages, start: Decided, *, fixed: bool, free: Sequence[str]
+    ) -> tuple[Goal, ...]:
+        """The stages of the objective."""
+        objective = self.request.objective
+        if not isinstance(objective, str):
+            updates: Sequence[Candidate] | None = start.updates
+            if not fixed:
+                updates = choose(stages.lowered(start), ("all",), start.updates)
+            assert updates
+            return (Weighted(objective, reference(stages, updates, start)),)
+        if objective != "learn":
+            return (objective,)
+        return ("latency",) if fixed and not free else ("learn", "latency")
 
     def problem(self) -> Problem:
         """The first problem that is solved; the request is infeasible if and only if this is."""
         stages, start = self.prepared
-        if start.learns:
-            return stages.learn_problem(start.decided, fixed=start.fixed, free=start.free)
-        return stages.schedule_problem(start.decided, start.free)
+        if not start.learns:
+            return stages.schedule_problem(start.decided, start.free)
+        return stages.learn_problem(
+            start.decided, fixed=start.fixed, free=start.free, goal=start.goals[0]
+        )
 
     def last_problem(self, decided: Decided) -> Problem:
         """The problem of what is kept, rebuilt and paged, all else decided."""
@@ -245,13 +260,29 @@ class Planner:
         Raises:
             ProvenInfeasibleError: No plan keeps the limits.
             InfeasibleError: None was found.
+            KeyboardInterrupt: Stopped before there was any plan.
         """
         r = self.request
         stages, start = self.prepared
-        bounds, done = self._solve(stages, start)
+        found = Search(stages, start, r.gap, self.watch, self._checked).run()
+        rivals: tuple[Baseline, ...] = ()
+        if r.with_baselines and not self.watch.interrupted:
+            rivals = self._baselines(stages, start)
+        return PlannedModel(
+            found.plan,
+            found.scheduled.training,
+            r.device,
+            found.report,
+            rivals,
+            self.imported.scales,
+        )
+
+    def _checked(self, done: Scheduled, bounds: Bounds, stopped: Stopped | None) -> Found:
+        """Assemble the plan of a schedule and have it checked."""
+        r, decided, (stages, _) = self.request, done.decided, self.prepared
         plan = assemble(
             self.forward,
-            stages.lowered(replace(done.decided, streamed=())),
+            stages.lowered(replace(decided, streamed=())),
             done.training,
             done.schedule,
             self.cost,
@@ -260,46 +291,22 @@ class Planner:
             bounds=bounds,
             gap=r.gap,
             importance=stages.achieved(done.training),
-            solver=(r.solver, r.seed, stages.time_s),
+            solver=SolverInfo(
+                name=r.solver,
+                version=f"ortools {version('ortools')}",
+                seed=r.seed,
+                time_s=round(stages.time_s, 6),
+                stopped=stopped,
+            ),
             calibrated={
-                n: q
-                for n, q in self.forward.quantization.items()
-                if n not in self.imported.in_file
+                n: q for n, q in self.forward.quantization.items() if n not in self.imported.in_file
             },
-            precision=done.decided.precision,
-            streamed=done.decided.streamed,
-            noise_avoided=stages.noise_avoided(done.decided),
+            precision=decided.precision,
+            streamed=decided.streamed,
+            noise_avoided=stages.noise_avoided(decided),
             asked=Asked(train=r.train, precision=r.precision, noise=dict(self.imported.noise)),
         )
-        report = check(plan, done.training, r.device)
-        rivals = self._baselines(stages, start) if r.with_baselines else ()
-        return PlannedModel(plan, done.training, r.device, report, rivals, self.imported.scales)
-
-    def _solve(
-        self, stages: Stages, start: Start
-    ) -> tuple[dict[ObjectiveName, float], Scheduled]:
-        """All stages; an update set that fits but for its layout is chosen again with less RAM."""
-        r = self.request
-        if not start.learns:
-            name: ObjectiveName = "latency" if r.objective == "learn" else r.objective
-            done = stages.schedule(start.decided, name, start.free)
-            return {name: done.bound}, done
-        bounds: dict[ObjectiveName, float] = {}
-        limits = self.limits
-        for last in (False, False, True):
-            decided, bound = stages.learn(
-                start.decided, fixed=start.fixed, free=start.free, limits=limits
-            )
-            bounds.setdefault("learn", bound)
-            try:
-                done = stages.schedule(decided, "latency", ())
-                break
-            except LayoutError as e:
-                if last:
-                    raise
-                self.progress(f"no layout, {e.over_bytes:,} B over: choosing updates again")
-                limits = replace(limits, ram_bytes=limits.ram_bytes - e.over_bytes)
-        return {**bounds, "latency": done.bound}, done
+        return Found(done, plan, check(plan, done.training, r.device))
 
     def _device_info(self) -> DeviceInfo:
         r, limits = self.request, self.limits

@@ -23,6 +23,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
 )
@@ -47,6 +48,9 @@ Space = Literal["arena", "state", "flash", "storage", "io"]
 #: keep: computed once, stays until its last reader; recompute: computed again; page: via storage.
 Action = Literal["keep", "recompute", "page"]
 ObjectiveName = Literal["learn", "latency", "energy", "ram", "flash"]
+StageName = Literal["learn", "latency", "energy", "ram", "flash", "weighted"]
+#: Why a run ended before everything was proven.
+Stopped = Literal["interrupted", "time limit"]
 StepKind = Literal["compute", "convert", "page_out", "page_in", "update"]
 
 
@@ -96,21 +100,37 @@ class DeviceInfo(_Record):
     budget: Budget
 
 
+class Term(_Record):
+    """One figure of a weighted objective; see ``planner.objective.Weighted``.
+
+    Attributes:
+        name: The figure.
+        weight: Its weight.
+        reference: The figure with plain training, which it is divided by.
+    """
+
+    name: ObjectiveName
+    weight: PositiveFloat
+    reference: PositiveFloat
+
+
 class Objective(_Record):
     """One stage of the lexicographic objective.
 
     Attributes:
         name: What is optimized; learn is maximized, all others minimized.
         value: What the plan reaches: summed importance, cycles of a training step, joules, live
-            bytes at the peak plus state, or bytes of flash.
+            bytes at the peak plus state, bytes of flash, or the weighted sum of ``terms``.
         bound: Proven for all plans within the budget.
         gap: Relative, |bound - value| / |value|.
+        terms: Of a weighted objective.
     """
 
-    name: ObjectiveName
+    name: StageName
     value: float
     bound: float
     gap: NonNegativeFloat
+    terms: tuple[Term, ...] = ()
 
 
 class RamClaim(_Record):
@@ -262,12 +282,21 @@ class Asked(_Record):
 
 
 class SolverInfo(_Record):
-    """Provenance of the decisions."""
+    """Provenance of the decisions.
+
+    Attributes:
+        name: Solver, or ``auto``.
+        version: Of ortools.
+        seed: Random seed.
+        time_s: Solve time.
+        stopped: Why the run ended before everything was proven.
+    """
 
     name: str
     version: str
     seed: int
     time_s: NonNegativeFloat
+    stopped: Stopped | None = None
 
 
 class Plan(_Record):

@@ -174,7 +174,7 @@ class Relaxations:
             (problem,) = self._search.problems()
             asked = sum(problem.gain.values())
             for name in ("auto", "last", "bias"):
-                if items_of(r.train) != (name,) and (name != "auto" or r.objective == "learn"):
+                if items_of(r.train) != (name,) and (name != "auto" or "learn" in r.weights):
                     one = replace(r, train=(name,))
                     yield _Change(f"--train {name}", one, _importance_of(asked))
 

@@ -18,6 +18,9 @@ from .solution import Solution
 from .stays import Stays
 from .tensors import Tensor
 
+#: Work of a quick search for a layout, in seconds; see ``planner.layout``.
+QUICK_S = 0.2
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -46,9 +49,18 @@ class Schedule:
     actions: dict[str, tuple[int, Action]]
 
 
-def realize(problem: Problem, solution: Solution, *, seed: int = 0) -> Schedule:
-    """Turn the decisions of a specialised problem (all updates fixed) into a placed schedule."""
-    return _Realizer(problem, solution).run(seed)
+def realize(
+    problem: Problem, solution: Solution, *, seed: int = 0, quick: bool = False
+) -> Schedule:
+    """Turn the decisions of a specialised problem (all updates fixed) into a placed schedule.
+
+    Args:
+        problem: The problem.
+        solution: Decisions about it.
+        seed: Of the search for a layout.
+        quick: Any layout within the RAM limit will do; without one the search ends soon.
+    """
+    return _Realizer(problem, solution).run(seed, quick)
 
 
 @dataclass
@@ -65,7 +77,7 @@ class _Realizer:
     loaded: set[Tensor] = field(default_factory=set)
     read_late: dict[Tensor, None] = field(default_factory=dict)
 
-    def run(self, seed: int) -> Schedule:
+    def run(self, seed: int, quick: bool) -> Schedule:
         p = self.problem
         self.storage = p.storage
         self.stays = Stays(p.storage)
@@ -86,7 +98,7 @@ class _Realizer:
                 for tensor in slot.writes:
                     self._page_out_if(tensor, slot.node, paged)
         self.stays.hold(p.training.loss, len(self.steps) - 1)
-        return self._place(seed)
+        return self._place(seed, quick)
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -223,9 +235,13 @@ class _Realizer:
 
     # -- layout -----------------------------------------------------------------------------------
 
-    def _place(self, seed: int) -> Schedule:
+    def _place(self, seed: int, quick: bool) -> Schedule:
         n, blocks = len(self.steps), self.stays.blocks()
-        offsets = place(blocks, n, seed=seed)
+        if quick:
+            enough = self.problem.limits.ram_bytes - self.stays.state_bytes
+            offsets = place(blocks, n, enough_bytes=enough, exact_time_s=QUICK_S, seed=seed)
+        else:
+            offsets = place(blocks, n, seed=seed)
         buffers = self.stays.buffers(n, offsets)
         micro = self.problem.micro_batches
         cycles = sum(s.cycles * (1 if s.last_micro else micro) for s in self.steps)

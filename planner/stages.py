@@ -7,30 +7,35 @@ streamed blocks, solved once more for what is kept, and placed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..ir.autodiff import build_training
 from ..ir.errors import InfeasibleError
 from ..ir.graph import Graph
 from ..ir.precision import Precision, lower
-from ..ir.streaming import blocks, stream
+from ..ir.streaming import Block, blocks, stream
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from .choices import Choices, score_of
 from .cost import CostModel
 from .demands import Demand, impose
+from .greedy import keeping
 from .importance import prior
 from .linear import SolverOptions
 from .milp import Milp, SolveResult
-from .plan import ObjectiveName
+from .objective import Goal, Weighted
 from .precision import NOISE_WEIGHT
 from .problem import Limits, Problem
+from .progress import Watch
 from .schedule import Schedule, realize
 from .solution import Solution
 from .timeline import build_problem
 
 #: Solve again with a tighter RAM limit at most this often when live bytes fit but no layout does.
 LAYOUT_TRIES = 6
+#: Parts of the time left that go into choosing updates, and then into choosing what is streamed.
+LEARN_SHARE = 0.6
+STREAMING_SHARE = 0.6
 
 
 class ProvenInfeasibleError(InfeasibleError):
@@ -53,6 +58,10 @@ class LayoutError(InfeasibleError):
         self.over_bytes = over_bytes
 
 
+class OutOfTimeError(InfeasibleError):
+    """The run ended before a stage found any solution, or proved that there is none."""
+
+
 @dataclass(frozen=True)
 class Decided:
     """What stages have fixed so far.
@@ -68,6 +77,10 @@ class Decided:
     precision: Mapping[str, Precision]
     chosen: frozenset[str] = frozenset()
     streamed: tuple[str, ...] = ()
+
+    def same_graph(self, other: Decided) -> bool:
+        """Updates and precisions are those of the other."""
+        return (self.updates, self.precision) == (other.updates, other.precision)
 
     def taking(self, problem: Problem, solution: Solution) -> Decided:
         """With the precisions of a solution."""
@@ -87,12 +100,14 @@ class Scheduled:
         training: The training graph that the schedule's steps name.
         schedule: Placed.
         bound: Proven bound of the last stage's objective, for the budget that was asked for.
+        loose: A much better bound costs little, see ``at_once.tightened``.
     """
 
     decided: Decided
     training: TrainingGraph
     schedule: Schedule
     bound: float
+    loose: bool = False
 
 
 @dataclass
@@ -107,9 +122,10 @@ class Stages:
         options: How to solve.
         importance: Score of every candidate.
         noise: Layer -> squared error of its i8 weights, relative to its result's square.
-        progress: Told what goes on.
+        watch: Told what goes on; says when to end.
         demands: Decisions that are given.
         time_s: Solve time so far.
+        cut_short: A solve ended before its gap was closed.
     """
 
     forward: Graph
@@ -119,16 +135,25 @@ class Stages:
     options: SolverOptions
     importance: Mapping[Candidate, int]
     noise: Mapping[str, float]
-    progress: Callable[[str], None]
+    watch: Watch
     demands: tuple[Demand, ...] = ()
     time_s: float = field(default=0.0, init=False)
+    cut_short: bool = field(default=False, init=False)
+    _lowered: dict[tuple[tuple[str, Precision], ...], Graph] = field(
+        default_factory=dict, init=False
+    )
+    _blocks: dict[Graph, tuple[tuple[Block, ...], Graph]] = field(default_factory=dict, init=False)
 
     def lowered(self, decided: Decided, mixed: Sequence[str] = ()) -> Graph:
         """The forward graph in its precisions, these layers mixed as well."""
         if not self.forward.quantization:
             return self.forward
         wanted: dict[str, Precision] = {**decided.precision, **dict.fromkeys(mixed, _MIXED)}
-        return stream(lower(self.forward, wanted), decided.streamed)
+        key = tuple(wanted.items())
+        if key not in self._lowered:
+            self._lowered[key] = lower(self.forward, wanted)
+        lowered = self._lowered[key]
+        return stream(lowered, decided.streamed) if decided.streamed else lowered
 
     def problem(
         self,
@@ -162,7 +187,14 @@ class Stages:
         return float(sum(self._noise_gain(mixed).values()))
 
     def learn(
-        self, start: Decided, *, fixed: bool, free: Sequence[str], limits: Limits | None = None
+        self,
+        start: Decided,
+        *,
+        fixed: bool,
+        free: Sequence[str],
+        limits: Limits | None = None,
+        goal: Goal = "learn",
+        known: Decided | None = None,
     ) -> tuple[Decided, float]:
         """The update set and the precisions with the highest score, and a bound on it.
 
@@ -171,25 +203,38 @@ class Stages:
             fixed: The update set is given.
             free: Layers whose precision is to be chosen.
             limits: Tighter than those asked for.
+            goal: What to optimize instead.
+            known: Updates and blocks of a plan that is known already.
 
         Raises:
             InfeasibleError: No choice keeps the limits.
+            OutOfTimeError: None was found in time.
         """
-        problem = self.learn_problem(start, fixed=fixed, free=free, limits=limits)
-        self.progress(f"choosing updates and precisions: {len(problem.slots)} slots")
-        result = self._solve(problem, "learn")
+        problem = self.learn_problem(start, fixed=fixed, free=free, limits=limits, goal=goal)
+        self.tell(f"choosing updates and precisions: {len(problem.slots)} slots", goal)
+        begin = None
+        if known is not None:
+            begin = keeping(problem, () if fixed else known.updates, known.streamed)
+        result = self._solve(problem, goal, share=LEARN_SHARE, begin=begin)
         assert result.solution is not None
         updates = start.updates if fixed else tuple(result.solution.candidates(problem))
         return replace(start, updates=updates).taking(problem, result.solution), result.bound
 
     def learn_problem(
-        self, start: Decided, *, fixed: bool, free: Sequence[str], limits: Limits | None = None
+        self,
+        start: Decided,
+        *,
+        fixed: bool,
+        free: Sequence[str],
+        limits: Limits | None = None,
+        goal: Goal = "learn",
     ) -> Problem:
         """What ``learn`` solves."""
         lowered = self.lowered(start)
         training = build_training(lowered, self.spec, start.updates)
-        choices = self._choices(start, lowered, free)
-        if not fixed and (self.limits.cycles, self.limits.energy_j) != (None, None):
+        choices = self.choices(start, lowered, free)
+        timed = (self.limits.cycles, self.limits.energy_j) != (None, None) or goal != "learn"
+        if not fixed and timed:
             choices = replace(choices, parts=tuple(self._parts(start, lowered, free)))
         return self.problem(training, fixed=fixed, limits=limits, choices=choices)
 
@@ -201,7 +246,7 @@ class Stages:
             problem = self.problem(training, fixed=True)
         return problem
 
-    def schedule(self, start: Decided, name: ObjectiveName, free: Sequence[str]) -> Scheduled:
+    def schedule(self, start: Decided, goal: Goal, free: Sequence[str]) -> Scheduled:
         """Decide all but the updates until the layout, too, keeps the RAM budget.
 
         The bound is that of the first solve: it holds for the budget that was asked for, later ones
@@ -209,29 +254,35 @@ class Stages:
 
         Args:
             start: The update set, and precisions as far as they are given.
-            name: What to optimize.
+            goal: What to optimize.
             free: Layers whose precision is to be chosen.
 
         Raises:
             InfeasibleError: No choice keeps the limits.
             LayoutError: One does, but no layout was found.
+            OutOfTimeError: None was found in time.
         """
+        if self.watch.over():
+            raise self._out_of_time()
         limits, over = self.limits, 0
-        decided, bound = self._streaming(start, name, free, limits)
+        decided, proven = self._streaming(start, goal, free, limits)
         for _ in range(LAYOUT_TRIES):
             training = build_training(self.lowered(decided), self.spec, decided.updates)
-            problem, result = self._keep(training, name, limits, bound)
-            bound = result.bound if bound is None else bound
+            problem, result = self._keep(training, goal, limits, proven)
+            proven = result.bound if proven is None else proven
             if result.solution is not None:
-                schedule = realize(problem, result.solution, seed=self.options.seed)
+                quick = self.watch.over() is not None
+                schedule = realize(problem, result.solution, seed=self.options.seed, quick=quick)
                 over = schedule.arena_bytes + schedule.state_bytes - self.limits.ram_bytes
                 if over <= 0:
-                    return Scheduled(decided, training, schedule, bound)
-                self.progress(f"live bytes fit, the layout is {over:,} B over: tightening")
+                    return Scheduled(decided, training, schedule, proven)
+                self.tell(f"live bytes fit, the layout is {over:,} B over: tightening", goal)
                 limits = replace(limits, ram_bytes=limits.ram_bytes - max(over, 4))
             else:  # tightened below what these blocks need
                 try:
-                    other, _ = self._streaming(start, name, free, limits)
+                    other, _ = self._streaming(start, goal, free, limits)
+                except OutOfTimeError:
+                    raise
                 except InfeasibleError:
                     break
                 if other == decided:
@@ -239,32 +290,39 @@ class Stages:
                 decided = other
         raise LayoutError(self.limits.ram_bytes, over)
 
+    def most_gain(self, free: Sequence[str]) -> float:
+        """Score without any limit, with these layers mixed."""
+        most: dict[str, int] = {}
+        for c, score in self.importance.items():
+            most[c.param] = max(most.get(c.param, 0), score)
+        return sum(most.values()) + sum(self._noise_gain(free).values())
+
     def _keep(
-        self, training: TrainingGraph, name: ObjectiveName, limits: Limits, bound: float | None
+        self, training: TrainingGraph, goal: Goal, limits: Limits, proven: float | None
     ) -> tuple[Problem, SolveResult]:
         """Choose what is kept, rebuilt and paged.
 
         Where a bound is known already, the much smaller problem without rebuilding comes first: if
         its value is within the gap of the bound, rebuilding has nothing to add.
         """
-        if bound is not None:
+        if proven is not None:
             problem = self.problem(training, fixed=True, limits=limits, rebuild=False)
-            result = self._attempt(problem, name)
-            if result.solution is not None and result.value <= bound * (1 + self.options.gap):
+            result = self._attempt(problem, goal)
+            if result.solution is not None and result.value <= proven * (1 + self.options.gap):
                 return problem, result
         problem = self.problem(training, fixed=True, limits=limits)
-        self.progress(f"choosing what is kept: {len(problem.slots)} slots")
-        return problem, (self._solve if bound is None else self._attempt)(problem, name)
+        self.tell(f"choosing what is kept: {len(problem.slots)} slots", goal)
+        return problem, (self._solve if proven is None else self._attempt)(problem, goal)
 
     def _streaming(
-        self, start: Decided, name: ObjectiveName, free: Sequence[str], limits: Limits
+        self, start: Decided, goal: Goal, free: Sequence[str], limits: Limits
     ) -> tuple[Decided, float | None]:
         """Choose what is streamed, and precisions that are left; nothing in a float graph."""
         problem = self._streaming_problem(start, free, limits)
         if problem is None:
             return start, None
-        self.progress(f"choosing what is streamed by rows: {len(problem.slots)} slots")
-        result = self._solve(problem, name)
+        self.tell(f"choosing what is streamed by rows: {len(problem.slots)} slots", goal)
+        result = self._solve(problem, goal, share=STREAMING_SHARE)
         assert result.solution is not None
         active = result.solution.active
         streamed = tuple(b.name for b in problem.streams if b.activity in active)
@@ -276,21 +334,22 @@ class Stages:
     ) -> Problem | None:
         """What ``_streaming`` solves, if there is anything to choose."""
         lowered = self.lowered(start)
-        choices = self._choices(start, lowered, free)
+        choices = self.choices(start, lowered, free)
         if not choices.blocks and not free:
             return None
         training = build_training(lowered, self.spec, start.updates)
         return self.problem(training, fixed=True, limits=limits, choices=choices)
 
-    def _choices(self, start: Decided, lowered: Graph, layers: Sequence[str]) -> Choices:
+    def choices(self, start: Decided, lowered: Graph, layers: Sequence[str]) -> Choices:
         """Layers that may be mixed and blocks that may be streamed."""
-        found = blocks(lowered)
+        if lowered not in self._blocks:
+            known = blocks(lowered)
+            self._blocks[lowered] = known, stream(lowered, [b.name for b in known])
+        found, streamed = self._blocks[lowered]
         mixed = None
         if layers:
             mixed = build_training(self.lowered(start, layers), self.spec, start.updates)
-        return Choices(
-            mixed, self._noise_gain(layers), found, stream(lowered, [b.name for b in found])
-        )
+        return Choices(mixed, self._noise_gain(layers), found, streamed)
 
     def _parts(
         self, start: Decided, lowered: Graph, layers: Sequence[str]
@@ -321,25 +380,42 @@ class Stages:
         unit = NOISE_WEIGHT * sum(most.values())
         return {n: round(unit * self.noise.get(n, 0.0)) for n in layers}
 
-    def _solve(self, problem: Problem, name: ObjectiveName) -> SolveResult:
+    def tell(self, text: str, goal: Goal) -> None:
+        """Another stage begins."""
+        self.watch.stage(text, "weighted" if isinstance(goal, Weighted) else goal)
+
+    def _solve(
+        self, problem: Problem, goal: Goal, share: float = 1.0, begin: Solution | None = None
+    ) -> SolveResult:
         """Solve; raises InfeasibleError if there is no solution."""
-        result = self._attempt(problem, name)
+        result = self._attempt(problem, goal, share, begin)
         if result.status == "infeasible":
             if problem.limits is not self.limits:  # tightened for the layout
                 raise InfeasibleError(f"no plan fits {problem.limits.ram_bytes:,} B of RAM")
             raise ProvenInfeasibleError("no plan fits")
         return result
 
-    def _attempt(self, problem: Problem, name: ObjectiveName) -> SolveResult:
-        """Solve; without a solution the result is proven infeasible."""
-        result = Milp(problem).solve(name, self.options, self.progress)
+    def _attempt(
+        self, problem: Problem, goal: Goal, share: float = 1.0, begin: Solution | None = None
+    ) -> SolveResult:
+        """Solve in a share of the time that is left; else the problem is proven infeasible."""
+        if self.watch.over():
+            raise self._out_of_time()
+        program = Milp(problem)
+        left_s = max(share * self.watch.left_s, 0.01)
+        options = replace(self.options, time_limit_s=min(self.options.time_limit_s, left_s))
+        result = program.solve(goal, options, self.watch, begin)
         self.time_s += result.time_s
+        self.cut_short |= result.status in ("feasible", "unknown")
         if result.solution is None and result.status != "infeasible":
-            raise InfeasibleError(
-                f"no plan found within {self.options.time_limit_s:g} s, and none excluded;"
-                " raise --time-limit or the budgets"
-            )
+            raise self._out_of_time()
         return result
+
+    def _out_of_time(self) -> OutOfTimeError:
+        return OutOfTimeError(
+            f"no plan found within {self.watch.limit_s:g} s, and none excluded;"
+            " raise --time-limit or the budgets"
+        )
 
 
 _MIXED: Precision = "mixed"

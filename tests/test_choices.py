@@ -44,6 +44,7 @@ from odt_plan.planner.pipeline import PlannedModel, Request, make_plan
 from odt_plan.planner.plan import ObjectiveName
 from odt_plan.planner.precision import choosable, unchosen
 from odt_plan.planner.problem import Limits, Problem
+from odt_plan.planner.progress import Watch
 from odt_plan.planner.schedule import Schedule
 from odt_plan.planner.stages import Decided, Stages
 
@@ -128,7 +129,7 @@ class Case:
         return Stages(
             self.forward, self.spec, self.cost, limits or self.limits,
             replace(EXACT, solver=solver), self.importance, self.noise,
-            lambda _: None,
+            Watch(),
         )  # fmt: skip
 
     @cache  # noqa: B019 - a few cases, each for the whole run
@@ -136,7 +137,7 @@ class Case:
         """The problem of all combinations, as ``Stages`` solves it."""
         stages = self.stages(replace(self.limits, cycles=10**12))
         training = build_training(self.lowered, self.spec, self.start.updates)
-        choices = stages._choices(self.start, self.lowered, self.free)
+        choices = stages.choices(self.start, self.lowered, self.free)
         parts = stages._parts(self.start, self.lowered, self.free)
         choices = replace(choices, parts=tuple(parts))
         return stages.problem(training, fixed=fixed, choices=choices)

@@ -27,7 +27,6 @@ from odt_plan.ir.errors import InfeasibleError
 from odt_plan.ir.graph import Graph, TensorType, Value
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.training import OptimizerName, TrainingSpec
-from odt_plan.planner import stages
 from odt_plan.planner.check import check
 from odt_plan.planner.device import load_device
 from odt_plan.planner.importance import ratio
@@ -291,17 +290,22 @@ def test_a_tightened_layout_keeps_the_bound_of_the_budget(
     most = best.claims.ram_bytes.total
     attempts = []
 
-    def wasteful(problem: Problem, solution: Solution, *, seed: int = 0) -> Schedule:
+    def wasteful(
+        problem: Problem, solution: Solution, *, seed: int = 0, quick: bool = False
+    ) -> Schedule:
         """A layout that is over the budget unless the limit is tightened to the least."""
         schedule = realize(problem, solution, seed=seed)
-        attempts.append(problem.limits.ram_bytes)
+        if not quick:  # by the solver, not by heuristics
+            attempts.append(problem.limits.ram_bytes)
         waste = 0 if problem.limits.ram_bytes < most else most - least
         return replace(schedule, arena_bytes=schedule.arena_bytes + waste)
 
-    monkeypatch.setattr(stages, "realize", wasteful)
+    for module in ("stages", "at_once"):
+        monkeypatch.setattr(f"odt_plan.planner.{module}.realize", wasteful)
     plan = make_plan(replace(request, ram_bytes=most)).plan
-    assert attempts == [most, least]
-    assert plan.claims.cycles == slowest.claims.cycles
+    assert attempts[0] == most
+    assert least <= attempts[1] < most
+    assert best.claims.cycles * 1.01 < plan.claims.cycles <= slowest.claims.cycles
     assert plan.status == "feasible"
     assert plan.objective[-1].bound == pytest.approx(best.objective[-1].bound)
     assert plan.objective[-1].gap > 0.01

@@ -5,6 +5,7 @@ Everything heavy (onnx, the solvers, pydantic) is imported inside the commands t
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from io import TextIOWrapper
@@ -34,7 +35,6 @@ _ClickError: type[Any] = next(
 Optimizer = Literal["sgd", "momentum", "adam"]
 Rounding = Literal["stochastic", "nearest"]
 Loss = Literal["cross-entropy", "mse"]
-Objective = Literal["learn", "latency", "energy", "ram"]
 CalibMethod = Literal["minmax", "percentile", "mse"]
 Solver = Literal["auto", "highs", "scip", "cp-sat"]
 
@@ -159,10 +159,25 @@ def plan(
     ] = 1,
     batch: Batch = 1,
     fold_batchnorm: Fold = None,
-    objective: Annotated[Objective, typer.Option(help="What to optimize.")] = "learn",
+    objective: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[=WEIGHT],...",
+            help="learn (then latency), latency, energy, ram, flash, or several with weights, each"
+            " relative to plain training, as latency=1,energy=0.5.",
+        ),
+    ] = "learn",
     solver: Annotated[Solver, typer.Option()] = "auto",
     gap: Gap = 1e-3,
-    time_limit: Annotated[float, typer.Option(min=0.0, max=1e6, metavar="SECONDS")] = 60.0,
+    time_limit: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1e6,
+            metavar="SECONDS",
+            help="For the whole run, which then returns the best plan so far.",
+        ),
+    ] = 60.0,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
     threads: Annotated[int, typer.Option(min=1, max=256)] = 1,
     emit: Annotated[
@@ -362,6 +377,18 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def main() -> None:
     """Entry point of ``odt-plan``: every failure is told in plain lines, with its exit code."""
+    try:
+        _main()
+    except SystemExit as e:
+        solving = sys.modules.get("odt_plan.planner.solving")
+        if solving is not None and solving.still_running():  # it would wake in a dying interpreter
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(e.code if isinstance(e.code, int) else 1)
+        raise
+
+
+def _main() -> NoReturn:
     debug = "--debug" in sys.argv[1:]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names from model files may not be encodable

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from rich.text import Text
 
+from .live import shown
 from .planner.explain import Decision, Explainer, Outcome, Price
 from .planner.plan import load_plan
 from .planner.sizes import format_bytes, format_seconds
-from .planning import device_of_plan, progress_line
+from .planning import device_of_plan
 from .report import console
 
 _LABEL = 12
@@ -51,7 +52,7 @@ def run_explain(options: ExplainOptions) -> list[dict[str, object]]:
     plan = load_plan(options.plan_file)
     device = device_of_plan(options.plan_file, plan.device.id, options.device)
     records: list[dict[str, object]] = []
-    with progress_line(quiet=options.as_json) as show:
+    with shown(options.as_json) as watch:
         explainer = Explainer(
             plan,
             options.plan_file,
@@ -59,7 +60,7 @@ def run_explain(options: ExplainOptions) -> list[dict[str, object]]:
             model_path=options.model,
             gap=options.gap,
             time_limit_s=options.time_limit_s,
-            on_progress=show,
+            watch=watch,
         )
         for layer in options.layers:
             for decision in explainer.explain(layer):

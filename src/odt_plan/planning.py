@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from .ir.onnx_external import external_files
 from .ir.onnx_import import import_model
 from .ir.ranges import Method
 from .ir.training import LossName, OptimizerName, RoundingName, TrainingSpec
+from .live import shown
 from .output import PLAN_FILE, OutputFolder
 from .planner.device import GENERIC_DEVICE, Device, load_device
 from .planner.linear import SolverName
+from .planner.objective import parse_objective
 from .planner.pipeline import PlannedModel, Request, make_plan
-from .planner.plan import ObjectiveName
 from .planner.sizes import parse_bytes, parse_joules, parse_seconds
 from .report import Budgeted, print_plan
 
@@ -54,7 +55,7 @@ class PlanOptions:
     micro_batches: int = 1
     batch: int = 1
     fold_batchnorm: bool = True
-    objective: ObjectiveName = "learn"
+    objective: str = "learn"
     solver: SolverName = "auto"
     gap: float = 1e-3
     time_limit_s: float = 60.0
@@ -80,10 +81,10 @@ def run_plan(options: PlanOptions) -> None:
     folder = options.output or (DEFAULT_OUTPUT if emitted else None)
     place = OutputFolder(folder, force=options.force) if folder else nullcontext()
     with place as output:
-        with progress_line(quiet=options.quiet) as show:
-            planned = make_plan(request, show)
+        with shown(options.quiet) as watch:
+            planned = make_plan(request, watch)
             if output is not None:
-                show("writing")
+                watch.stage("writing")
                 _write(planned, request, options.device, emitted, output)
         files = output.commit() if output is not None else []
     if folder is not None and folder / DEVICE_FILE not in files:
@@ -138,7 +139,7 @@ def make_request(options: PlanOptions) -> Request:
         calibration_method=options.calibration_method,
         batch=options.batch,
         fold_batchnorm=options.fold_batchnorm,
-        objective=options.objective,
+        objective=parse_objective(options.objective),
         solver=options.solver,
         gap=options.gap,
         time_limit_s=options.time_limit_s,
@@ -221,16 +222,3 @@ def _write(
 
         write_svg(planned.plan, planned.training, planned.report, folder / "plan.svg")
         write_memory_svg(planned.plan, planned.report, folder / "memory.svg")
-
-
-@contextmanager
-def progress_line(*, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Shows what goes on: one line on stderr, only on a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False)
-    if quiet or not console.is_terminal:
-        yield lambda _: None
-        return
-    with console.status("planning") as status:
-        yield lambda text: status.update(text)

@@ -243,14 +243,23 @@ def _few(names: Sequence[str]) -> str:
 def _solved(out: Console, planned: PlannedModel) -> None:
     plan = planned.plan
     for o in plan.objective:
-        value, bound = _amount(o.name, o.value), _amount(o.name, o.bound)
+        value, bound = amount(o.name, o.value), amount(o.name, o.bound)
         _line(out, "objective", f"{o.name} {value}, bound {bound}, gap {o.gap:.3%}")
+        for t in o.terms:
+            what = "of forgone importance" if t.name == "learn" else f"of {t.name}"
+            whole = amount(t.name, t.reference)
+            _line(out, "", f"  + {t.weight:g} x share {what}, where plain training takes {whole}")
     s = plan.solver
     where = f"{s.name} ({s.version}), seed {s.seed}, {format_seconds(s.time_s)}"
-    _line(out, "solver", f"{plan.status}, {where}; the plan has been replayed by the checker")
+    ended = f" ({s.stopped})" if s.stopped else ""
+    told = f"{plan.status}{ended}, {where}; the plan has been replayed by the checker"
+    _line(out, "solver", told)
 
 
-def _amount(objective: str, value: float) -> str:
+def amount(objective: str, value: float) -> str:
+    """A figure of an objective with its unit."""
+    if objective == "weighted":
+        return f"{value:.6g}"
     if objective == "energy":
         return format_joules(value)
     return f"{value:,.0f}{_UNITS.get(objective, '')}"

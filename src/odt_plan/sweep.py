@@ -18,7 +18,7 @@ from .ir.errors import InfeasibleError, OdtPlanError, Shortfall, UsageError
 
 if TYPE_CHECKING:
     from .planner.pipeline import PlannedModel, Request
-    from .planner.plan import ObjectiveName
+    from .planner.plan import StageName
 
 #: Told of each task that is done: its index and outcome, in the order of completion.
 OnDone = Callable[[int, "Outcome"], None]
@@ -68,7 +68,7 @@ class Figures:
     latency_s: float
     energy_j: float
     learn: float
-    stages: Mapping[ObjectiveName, Stage]
+    stages: Mapping[StageName, Stage]
     updates: tuple[str, ...]
     tensors: int
     mixed: tuple[str, ...]

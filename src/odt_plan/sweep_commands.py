@@ -30,7 +30,7 @@ Batch = Annotated[int, typer.Option(min=1, max=1024, help="Samples per micro-bat
 Limit = Annotated[str | None, typer.Option(metavar="LIMIT", help="As in plan.")]
 Gap = Annotated[float, typer.Option(min=0.0, max=1.0, help="Relative gap to prove.")]
 TimeLimit = Annotated[
-    float, typer.Option(min=0.0, max=1e6, metavar="SECONDS", help="Of one solve.")
+    float, typer.Option(min=0.0, max=1e6, metavar="SECONDS", help="Of one plan.")
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1)]
 Jobs = Annotated[

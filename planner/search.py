@@ -1,0 +1,198 @@
+"""The search for the best plan: a checked plan at once, then better ones until all is proven.
+
+Whatever ends the search early, the time limit or Ctrl-C, it returns the best plan that has passed
+the checker, with the bounds that are proven until then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from ..ir.errors import InfeasibleError
+from ..ir.training import Candidate
+from .assemble import ROUNDING
+from .at_once import at_once, bound_of_all, tightened
+from .check import CheckReport
+from .objective import Goal, Weighted
+from .plan import Plan, Stopped
+from .progress import Watch
+from .stages import Decided, LayoutError, OutOfTimeError, Scheduled, Stages
+
+#: Rounds of choosing updates again, with less RAM, where no layout was found for them.
+ROUNDS = 3
+#: A stage of the objective and the bound on it.
+Bounds = Sequence[tuple[Goal, float]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plan that passed the checker.
+
+    Attributes:
+        scheduled: What it was made from.
+        plan: The plan.
+        report: Of the checker.
+    """
+
+    scheduled: Scheduled
+    plan: Plan
+    report: CheckReport
+
+    @property
+    def merit(self) -> tuple[float, ...]:
+        """Larger is better, stage by stage."""
+        return tuple(o.value if o.name == "learn" else -o.value for o in self.plan.objective)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is known before anything is chosen.
+
+    Attributes:
+        decided: All candidates, or the update set that is given; precisions as far as given.
+        every: All candidates.
+        free: Layers whose precision is to be chosen.
+        fixed: The update set is given.
+        goals: Stages of the objective: one, or learn and what comes next.
+    """
+
+    decided: Decided
+    every: tuple[Candidate, ...]
+    free: tuple[str, ...]
+    fixed: bool
+    goals: tuple[Goal, ...]
+
+    @property
+    def learns(self) -> bool:
+        """The first stage chooses updates, or precisions that learning depends on."""
+        first = self.goals[0]
+        weighs = isinstance(first, Weighted) and "learn" in first.weights
+        return not self.fixed or bool(self.free and (first == "learn" or weighs))
+
+
+@dataclass
+class Search:
+    """One search.
+
+    Attributes:
+        stages: Solves and schedules.
+        start: What is known.
+        gap: Relative gap that counts as proven.
+        watch: Says when to end.
+        checked: Makes a plan of a schedule and has it checked.
+        best: Best plan so far.
+    """
+
+    stages: Stages
+    start: Start
+    gap: float
+    watch: Watch
+    checked: Callable[[Scheduled, Bounds, Stopped | None], Found]
+    best: Found | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Start from bounds that hold without any solver."""
+        start, first = self.start, self.start.goals[0]
+        self._bound = math.nan  # of the first stage, if that chooses updates or precisions
+        if first == "learn":
+            self._bound = self.stages.most_gain(start.free)
+        elif start.learns:
+            self._bound = bound_of_all(self.stages, start.decided, first, start.free)
+
+    def run(self) -> Found:
+        """Search until everything is proven or the run has to end.
+
+        Raises:
+            InfeasibleError: No plan keeps the limits, or none was found in time.
+            KeyboardInterrupt: Interrupted before there was any plan.
+        """
+        start, last = self.start, self.start.goals[-1]
+        self._offer(at_once(self.stages, start.decided, last, fixed=start.fixed, free=start.free))
+        if self.best is not None and self._proven(self.best, but_last=True):
+            self._tighten_last(self.best)
+        if self.best is None or not self._proven(self.best):
+            try:
+                self._improve()
+            except InfeasibleError:
+                if self.best is None:
+                    if self.watch.interrupted:
+                        raise KeyboardInterrupt from None
+                    raise
+        assert self.best is not None
+        self._tighten_last(self.best)
+        return self._check(self.best.scheduled)  # with the bounds as they are now
+
+    def _improve(self) -> None:
+        """All stages; an update set that fits but for its layout is chosen again with less RAM."""
+        start, last, stages = self.start, self.start.goals[-1], self.stages
+        if not start.learns:
+            self._offer(stages.schedule(start.decided, last, start.free))
+            return
+        limits = stages.limits
+        for is_last in (*[False] * (ROUNDS - 1), True):
+            decided, proven = stages.learn(
+                start.decided,
+                fixed=start.fixed,
+                free=start.free,
+                limits=limits,
+                goal=start.goals[0],
+                known=None if self.best is None else self.best.scheduled.decided,
+            )
+            if limits is stages.limits:
+                self._tighten(proven)
+            try:
+                self._offer(stages.schedule(decided, last, ()))
+                return
+            except OutOfTimeError:
+                if self.best is None or not decided.same_graph(self.best.scheduled.decided):
+                    self._offer(at_once(stages, decided, last, fixed=True))
+                raise
+            except LayoutError as e:
+                if is_last:
+                    raise
+                self.watch.stage(f"no layout, {e.over_bytes:,} B over: choosing updates again")
+                limits = replace(limits, ram_bytes=limits.ram_bytes - e.over_bytes)
+
+    def _tighten(self, proven: float) -> None:
+        tighter = min if self.start.goals[0] == "learn" else max
+        self._bound = tighter(self._bound, proven)
+
+    def _offer(self, scheduled: Scheduled | None) -> None:
+        """Keep a schedule if its plan is better than the best so far."""
+        if scheduled is None:
+            return
+        if self.best is not None:
+            before = self.best.scheduled
+            if not self.start.learns or scheduled.decided.same_graph(before.decided):
+                tightest = max(before.bound, scheduled.bound)
+                scheduled = replace(scheduled, bound=tightest)
+                loose = before.loose and scheduled.loose
+                self.best = replace(
+                    self.best, scheduled=replace(before, bound=tightest, loose=loose)
+                )
+        found = self._check(scheduled)
+        if self.best is None or found.merit > self.best.merit:
+            self.best = found
+        self.watch.has_plan = True
+
+    def _check(self, scheduled: Scheduled) -> Found:
+        bounds: list[tuple[Goal, float]] = [(self.start.goals[0], self._bound)]
+        if not self.start.learns:
+            bounds = [(self.start.goals[0], scheduled.bound)]
+        elif len(self.start.goals) > 1:
+            bounds.append((self.start.goals[-1], scheduled.bound))
+        stopped: Stopped | None = "time limit" if self.stages.cut_short else None
+        return self.checked(scheduled, bounds, self.watch.over() or stopped)
+
+    def _proven(self, found: Found, *, but_last: bool = False) -> bool:
+        """All stages are, or all but the last."""
+        stages = found.plan.objective[: -1 if but_last else None]
+        return all(o.gap <= max(self.gap, ROUNDING) for o in stages)
+
+    def _tighten_last(self, found: Found) -> None:
+        if found.scheduled.loose and not (self.start.learns and len(self.start.goals) == 1):
+            free = () if self.start.learns else self.start.free
+            tight = tightened(self.stages, found.scheduled, self.start.goals[-1], free)
+            self.best = self._check(tight)

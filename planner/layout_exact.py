@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from .blocks import Block, unit_bytes
 
-#: CP-SAT's deterministic time in a second of the processor, as measured on layouts (0.01 to 0.03): it
-#: counts little of what ``NoOverlap2D`` propagates.
+#: CP-SAT's deterministic time in a second of the processor, as measured on layouts (0.01 to 0.03):
+#: it counts little of what ``NoOverlap2D`` propagates.
 DETERMINISTIC_PER_SECOND = 0.02
 
 

@@ -27,6 +27,7 @@ bench-planner: $(VENV)/.test ## addresses (ODT_PLAN_LAYOUT_INSTANCES, own plans)
 	$(BIN)/python -m benchmarks.layout
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.budgets
+	$(BIN)/python -m benchmarks.activation_budget
 
 lint: style types imports ## ruff, mypy strict, import contracts
 style: $(VENV)/.lint

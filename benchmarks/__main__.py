@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from . import (
+    activation_budget,
     adaptation,
     budgets,
     head10,
@@ -34,6 +35,7 @@ TABLES = (
     layout.arena_table,
     sweeps.sweep_table,
     peers.peers_table,
+    activation_budget.activation_budget_table,
     instructions.instruction_table,
     kernels.kernel_table,
     kernels_int8.int8_table,

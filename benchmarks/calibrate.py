@@ -5,9 +5,9 @@ that there is) runs alone on the emulated core. Operators that no model needs ru
 Four figures per operator and cost class, instructions per unit of work, per pass and start of an
 inner loop and per result, are fitted to them by non-negative least squares; so are those of cost
 classes, for operators that are not measured. With ``--write`` the figures go into
-``specs/cores/<core>.yaml``.
+``specs/cores/<core>.yaml``; with ``--only``, only those of some operators, the others kept.
 
-    python -m benchmarks.calibrate [--core cortex-m7] [--write] [models...]
+    python -m benchmarks.calibrate [--core cortex-m7] [--only 'LayerNorm*'] [--write] [models...]
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -58,6 +59,7 @@ MODELS = (
     "mcunet-5fps-head10-qdq",
     "mbv2-w0.35-head10-qdq",
     "proxyless-w0.3-head10-qdq",
+    "kwt1_op17",
 )
 
 #: Instructions around a call in the generated schedule: addresses into registers, branch, return.
@@ -195,6 +197,39 @@ def copy_cases() -> list[Case]:
     border: dict[str, Attr] = {"begins": (0, 0, 1, 1), "ends": (0, 0, 1, 1), "value": 0.0}
     g.add_node("Pad", (x,), border, name="border")
     return [Case(n, None, "copies") for n in g.nodes]
+
+
+def row_cases() -> list[Case]:
+    """Layer normalization of long and short rows; models have rows of one length."""
+    result = []
+    for rows, size in ((64, 16), (30, 96), (5, 320)):
+        g = Graph("rows")
+        x = g.add_input("x", TensorType((rows, size)))
+        for name in ("first", "second"):
+            scale, bias = (
+                g.add_constant(f"{name}.{k}", np.ones(size, np.float32)) for k in ("scale", "bias")
+            )
+            x = g.add_node("LayerNormalization", (x, scale, bias), name=name).out
+        g.outputs = [x]
+        result += [c for c in _training_cases(g, "rows") if c.node.op.startswith("LayerNorm")]
+    return result
+
+
+def product_cases() -> list[Case]:
+    """Small products of batches of matrices; models have large ones."""
+    g = Graph("products")
+    for i, (a, b, flip) in enumerate(
+        (
+            ((4, 12, 8), (4, 8, 20), (0, 0)),
+            ((2, 3, 16, 9), (9, 6), (0, 0)),
+            ((3, 24, 10), (3, 24, 14), (1, 0)),
+            ((3, 11, 32), (3, 18, 32), (0, 1)),
+            ((1, 64), (64, 12), (0, 0)),
+        )
+    ):
+        operands = [g.add_input(f"{k}{i}", TensorType(s)) for k, s in (("a", a), ("b", b))]
+        g.add_node("MatMul", operands, {"trans_a": flip[0], "trans_b": flip[1]}, name=f"product{i}")
+    return [Case(n, None, "products") for n in g.nodes]
 
 
 def distinct(cases: Iterable[Case]) -> list[Case]:
@@ -431,8 +466,17 @@ DERIVED = {
 }
 
 
-def all_rates(measured: Sequence[Measured]) -> tuple[float, Rates, Rates]:
-    """Instructions of a call; rates of cost classes, and of operators."""
+def all_rates(
+    measured: Sequence[Measured], known_call: float | None = None
+) -> tuple[float, Rates, Rates]:
+    """Instructions of a call; rates of cost classes, and of operators.
+
+    Args:
+        measured: All cases; or, with ``known_call``, those of some operators.
+        known_call: Instructions of a call where these few cases can't tell them, nor any class.
+    """
+    if known_call is not None:
+        return known_call, {}, operator_rates(measured, {}, known_call)
     call = one_call(measured)
     classes = class_rates(measured, call)
     return call, classes, operator_rates(measured, classes, call)
@@ -440,7 +484,7 @@ def all_rates(measured: Sequence[Measured]) -> tuple[float, Rates, Rates]:
 
 def write_spec(core: str, call: float, classes: Rates, operators: Rates, source: str) -> None:
     """Replace the figures of ``specs/cores/<core>.yaml``, its comments kept."""
-    path = ROOT / "specs" / "cores" / f"{core}.yaml"
+    path = _path(core)
     text = _put(path.read_text(), "call", f"value: {_rounded(call)}", source)
     for (dtype, name), rate in classes.items():
         if not any(rate):  # lost in the noise of soft floats: what stands there stays
@@ -448,7 +492,14 @@ def write_spec(core: str, call: float, classes: Rates, operators: Rates, source:
         head, tail = text.split(f"\n  {dtype}:\n")
         own, rest = re.match(r"((?:    [^\n]*\n)*)(.*)", tail, re.DOTALL).groups()  # type: ignore[union-attr]
         text = f"{head}\n  {dtype}:\n{_put(own, name, _figures(rate), source)}{rest}"
-    text = text.split("# Operators that were measured on their own.\n")[0]
+    path.write_text(text)
+    write_operators(core, operators, source)
+
+
+def write_operators(core: str, operators: Rates, source: str) -> None:
+    """Replace the rates of operators of ``specs/cores/<core>.yaml``."""
+    path = _path(core)
+    text = path.read_text().split("# Operators that were measured on their own.\n")[0]
     text += "# Operators that were measured on their own.\noperators:\n"
     text += f'  source: "{source}"\n  rates:\n'
     for op in sorted({op for op, _ in operators}):
@@ -457,6 +508,34 @@ def write_spec(core: str, call: float, classes: Rates, operators: Rates, source:
             text += f"      {cost_class}: {{{_figures(rate)}}}\n" if name == op else ""
     path.write_text(text)
     load_core(core)
+
+
+def write(core: str, found: tuple[float, Rates, Rates], source: str, some: bool) -> None:
+    """All figures, or those of some operators: the rest stays."""
+    if some:
+        add_operators(core, found[2], source)
+    else:
+        write_spec(core, *found, source)
+
+
+def add_operators(core: str, operators: Rates, source: str) -> None:
+    """Put the rates of these operators among those that the core has."""
+    old = load_core(core).operators
+    assert old is not None, core
+    kept = {
+        (op, name): (r.value, r.per_pass, r.per_loop, r.per_output)
+        for op, rates in old.rates.items()
+        for name, r in rates.items()
+    }
+    new = {op for op, _ in operators}
+    parts = [part.partition(": ") for part in old.source.split("; ")]  # names: source
+    parts = [(", ".join(n for n in p[0].split(", ") if n not in new), *p[1:]) for p in parts]
+    parts = [p for p in parts if p[0]] + [(", ".join(sorted(new)), ": ", source)]
+    write_operators(core, kept | operators, "; ".join(map("".join, parts)))
+
+
+def _path(core: str) -> Path:
+    return ROOT / "specs" / "cores" / f"{core}.yaml"
 
 
 def _figures(rate: Rate) -> str:
@@ -479,15 +558,20 @@ def main() -> None:
     parser.add_argument("--compiler", default="gcc", choices=("gcc", "zig"))
     parser.add_argument("--flag", default="-O2")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--only", default="*", metavar="NAME*,...", help="operators")
     parser.add_argument("--all", action="store_true", help="print every case")
     options = parser.parse_args()
     paths = options.models or models(MODELS)
-    cases = thinned(distinct([*copy_cases(), *(c for m in paths for c in model_cases(m))]))
+    made = [*copy_cases(), *row_cases(), *product_cases()]
+    cases = thinned(distinct([*made, *(c for m in paths for c in model_cases(m))]))
     cases += distinct(sample_cases(cases))
+    cases = [c for c in cases if any(fnmatch(c.node.op, p) for p in options.only.split(","))]
     if options.core in SOFT_FLOAT:
         cases = [c for c in cases if _soft_float_work(c) <= SOFT_FLOAT_WORK]
     measured = measure(options.core, cases, options.compiler, options.flag)
-    call, classes, operators = all_rates(measured)
+    some = options.only != "*"
+    known = load_core(options.core).call.value if some else None
+    call, classes, operators = all_rates(measured, known)
     every = classes | operators
     if options.all:
         _print_all(measured, every, call)
@@ -504,18 +588,19 @@ def main() -> None:
             f"measured: {_compiler_name(options.compiler)} {options.flag}, emulated {options.core},"
             f" {len(measured)} kernel calls of {len(paths)} models"
         )
-        write_spec(options.core, call, classes, operators, source)
+        write(options.core, (call, classes, operators), source, some)
     if options.write and options.core == "cortex-m7":
         integers = [c for c in cases if any(w.dtype == "i8" for w in c.works)]
-        scalar = measure(options.core, integers, options.compiler, options.flag, packed=False)
+        compiled = (options.compiler, options.flag)
+        scalar = measure(options.core, integers, *compiled, packed=False) if integers else []
         rest = [m for m in measured if all(w.dtype != "i8" for w in m.case.works)]
-        call, classes, operators = all_rates([*rest, *scalar])
+        call, classes, operators = all_rates([*rest, *scalar], call if some else None)
         for core, (factor, why) in DERIVED.items():
             scaled = [
                 {key: tuple(factor * r for r in rate) for key, rate in rates.items()}
                 for rates in (classes, operators)
             ]
-            write_spec(core, call * factor, scaled[0], scaled[1], f"estimated: {why}")
+            write(core, (call * factor, scaled[0], scaled[1]), f"estimated: {why}", some)
 
 
 def _print_all(measured: Sequence[Measured], rates: Rates, call: float) -> None:

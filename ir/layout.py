@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from math import prod
 
 import numpy as np
 
-from .graph import Graph, TensorType, Value
+from .graph import Graph, Node, TensorType, Value
 from .surgery import (
     drop_unread,
     nodes_of,
@@ -18,7 +19,7 @@ from .surgery import (
 )
 
 #: Operators that treat each element by itself; layout does not matter to them.
-_ELEMENTWISE = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish")
+_ELEMENTWISE = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Gelu")
 
 
 def merge_reshapes(graph: Graph) -> bool:
@@ -153,3 +154,69 @@ def move_transpose_into_weight(graph: Graph) -> bool:
         drop_unread(graph, turn)
         changed = True
     return changed
+
+
+def flatten_products(graph: Graph) -> bool:
+    """A product of stacked rows with a constant matrix is one Gemm of all rows, between two views.
+
+    So it can take its bias, which is added behind it, and has integer twins.
+    """
+    changed = False
+    for node in nodes_of(graph, "MatMul"):
+        x, w = operand_of(node, 0), operand_of(node, 1)
+        matrix = len(w.type.shape) == 2 and w.name in graph.constants
+        if not matrix or len(x.type.shape) < 3 or len(node.inputs) > 2 or node.attrs:
+            continue
+        depth, outs = w.type.shape
+        rows = x.type.size // depth
+        flat = _of_rows(graph, node.name, x, (rows, depth))
+        _insert_view(graph, graph.nodes.index(node), f"{node.name}/rows", x, flat)
+        add = _bias_behind(graph, node, outs)
+        y = node.out
+        node.op, node.attrs, node.inputs = "Gemm", {"trans_b": 0}, (flat, w, None)
+        product = _of_rows(graph, y.name, y, (rows, outs))
+        node.outputs, product.producer = (product,), node
+        if add is not None:
+            add.inputs = tuple(product if v is y else v for v in add.inputs)
+            del graph.values[y.name]
+            y = add.out
+            product = _of_rows(graph, y.name, y, (rows, outs))
+            add.outputs, product.producer = (product,), add
+        _insert_view(graph, graph.nodes.index(add or node) + 1, f"{node.name}/stacked", product, y)
+        changed = True
+    return changed
+
+
+def _bias_behind(graph: Graph, product: Node, outs: int) -> Node | None:
+    """The Add of a constant per column that is all that reads the product."""
+    y = product.out
+    readers = [n for n in graph.nodes if y in n.inputs]
+    if len(readers) != 1 or readers[0].op != "Add" or y in graph.outputs:
+        return None
+    constants = [v for v in readers[0].operands() if v.name in graph.constants]
+    fits = [v.type.shape for v in constants] == [(outs,)] and y.name not in graph.quantization
+    return readers[0] if fits else None
+
+
+def _of_rows(graph: Graph, name: str, stacked: Value, shape: tuple[int, int]) -> Value:
+    """A value of all rows, annotated as the stacked one."""
+    free = _free(f"{name}/rows", graph.values)
+    new = graph.values[free] = Value(free, TensorType(shape), None)
+    if stacked.name in graph.quantization:
+        graph.quantization[free] = graph.quantization[stacked.name]
+    return new
+
+
+def _insert_view(graph: Graph, at: int, name: str, x: Value, y: Value) -> None:
+    """A Reshape that makes y of x, at a place among the nodes."""
+    free = _free(name, {n.name for n in graph.nodes})
+    y.producer = Node("Reshape", free, (x,), (y,), {"shape": y.type.shape})
+    graph.nodes.insert(at, y.producer)
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """The name, or the next one that nobody has."""
+    free, i = name, 2
+    while free in taken:
+        free, i = f"{name}~{i}", i + 1
+    return free

@@ -177,6 +177,13 @@ def _clip(s: Site) -> Value:
     return s.emit("Clip", (s.value(0),), {"min": low, "max": high})
 
 
+def _gelu(s: Site) -> Value:
+    form = s.text("approximate", "none")
+    if form != "tanh":
+        raise RejectedError(f"approximate {form} (by erf) is not supported; export it as tanh")
+    return s.emit("Gelu", (s.value(0),))
+
+
 def _softmax(s: Site) -> Value:
     x = s.value(0)
     shape, rank = x.type.shape, len(x.type.shape)
@@ -201,6 +208,36 @@ def _batchnorm(s: Site) -> Value:
         raise RejectedError("spatial=0 is not supported")
     operands = [s.value(i) for i in range(5)]
     return s.emit("BatchNormalization", operands, {"epsilon": s.real("epsilon", 1e-5)})
+
+
+def _layernorm(s: Site) -> Value:
+    if s.wanted(1) or s.wanted(2):
+        names = ", ".join(n for n in s.node.outputs[1:] if n)
+        raise RejectedError(f"the results Mean and InvStdDev ({names}) are not supported")
+    if s.integer("stash_type", 1) != 1:
+        raise RejectedError("stash_type must be 1: mean and deviation are float32")
+    x = s.value(0)
+    axis = positive_axis(s.integer("axis", -1), len(x.type.shape))
+    row = x.type.shape[axis:]
+    operands = [x, _of_shape(s, 1, row), _of_shape(s, 2, row) if s.present(2) else None]
+    attrs: dict[str, Attr] = {"axis": -len(row), "epsilon": s.real("epsilon", 1e-5)}
+    return s.emit("LayerNormalization", operands, attrs)
+
+
+def _of_shape(s: Site, index: int, shape: tuple[int, ...]) -> Value:
+    """An operand that must broadcast to ``shape``; a constant is written out."""
+    v, data = s.value(index), s.data(index)
+    if v.type.shape == shape:
+        return v
+    lead = len(v.type.shape) - len(shape)
+    if data is not None and set(data.shape[: max(lead, 0)]) <= {1}:
+        try:
+            whole = np.broadcast_to(data.reshape(data.shape[max(lead, 0) :]), shape)
+        except ValueError:
+            pass
+        else:
+            return s.derived(index, whole, "row")
+    raise RejectedError(f"operand {index}, {v.type}, is not of the normalized shape {list(shape)}")
 
 
 def _reduce_mean(s: Site) -> Value:
@@ -248,11 +285,14 @@ RULES: dict[str, Rule] = {
     "Div": _plain("Div", 2),
     "Dropout": _dropout,
     "Flatten": shapes.flatten,
+    "Gather": shapes.gather,
+    "Gelu": _gelu,
     "Gemm": _gemm,
     "GlobalAveragePool": _plain("GlobalAveragePool", 1),
     "HardSigmoid": _with_reals("HardSigmoid", alpha=0.2, beta=0.5),
     "HardSwish": _plain("HardSwish", 1),
     "Identity": lambda s: s.value(0),
+    "LayerNormalization": _layernorm,
     "LeakyRelu": _with_reals("LeakyRelu", alpha=0.01),
     "MatMul": _matmul,
     "MaxPool": _pool("MaxPool"),

@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .fusion import merge_gelu
 from .graph import Array, Graph, Node, Value
 from .layout import (
+    flatten_products,
     merge_reshapes,
     merge_transposes,
     move_transpose_into_weight,
@@ -48,7 +50,9 @@ def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
         sink_pads,
         move_transpose_into_weight,
         merge_pad,
+        flatten_products,
         merge_bias,
+        merge_gelu,
     ]
     if fold_batchnorm:
         passes.append(merge_batchnorm)

@@ -15,6 +15,7 @@ from typing import Literal
 
 from .blocks import Block, best_fit
 from .layout import lay_out
+from .layout_exact import DETERMINISTIC_PER_SECOND
 
 #: Assignments that are tried before giving up.
 MAX_ASSIGNMENTS = 200
@@ -139,7 +140,7 @@ class _Assignment:
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = seed
         if deterministic:
-            solver.parameters.max_deterministic_time = seconds
+            solver.parameters.max_deterministic_time = seconds * DETERMINISTIC_PER_SECOND
         else:
             solver.parameters.max_time_in_seconds = seconds
         proven = True  # every set was forbidden with a proof

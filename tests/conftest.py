@@ -27,3 +27,14 @@ def odt(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_COLOR", "1")
     return Cli(capfd, monkeypatch)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--graphs``: how many random networks."""
+    parser.addoption("--graphs", type=int, default=4, help="seeds of each test of random networks")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes ``graph_seed`` runs once per random network."""
+    if "graph_seed" in metafunc.fixturenames:
+        metafunc.parametrize("graph_seed", range(metafunc.config.getoption("graphs")))

@@ -68,6 +68,46 @@ def dense(g: Graph, rng: np.random.Generator, x: Value, name: str, units: int) -
     return g.add_node("Gemm", (x, w, b), {"trans_b": 1}, name=name).out
 
 
+def norm(g: Graph, rng: np.random.Generator, x: Value, name: str) -> Value:
+    """LayerNormalization of the last axis, with scales around 1."""
+    size = x.type.shape[-1]
+    scale = rng.uniform(0.5, 1.5, size).astype(np.float32)
+    operands = (x, g.add_constant(f"{name}.scale", scale), _weights(g, rng, f"{name}.bias", size))
+    attrs: dict[str, Attr] = {"axis": -1, "epsilon": 1e-5}
+    return g.add_node("LayerNormalization", operands, attrs, name=name).out
+
+
+def attention(g: Graph, rng: np.random.Generator, x: Value, name: str) -> Value:
+    """Self-attention of one head with its residual sum: [batch, rows, width]."""
+    width = x.type.shape[-1]
+    weights = ((n, _weights(g, rng, f"{name}.{n}.weight", width, width)) for n in "qkv")
+    q, k, v = (g.add_node("MatMul", (x, w), name=f"{name}.{n}").out for n, w in weights)
+    k = g.add_node("Transpose", (k,), {"perm": (0, 2, 1)}, name=f"{name}.turn").out
+    y = g.add_node("MatMul", (q, k), name=f"{name}.scores").out
+    y = g.add_node("Softmax", (y,), {"axis": -1}, name=f"{name}.softmax").out
+    y = g.add_node("MatMul", (y, v), name=f"{name}.mix").out
+    return g.add_node("Add", (product(g, rng, y, f"{name}.o", width), x), name=f"{name}.add").out
+
+
+def transformer(
+    blocks: int = 1, rows: int = 5, width: int = 8, seed: int = 0, batch: int = 1
+) -> Graph:
+    """Transformer blocks with normalization behind the sums, then Gemm of the first row."""
+    rng, g = np.random.default_rng(seed), Graph("transformer")
+    x = g.add_input("x", TensorType((batch, rows, 6)))
+    x = product(g, rng, x, "embed", width)
+    for i in range(blocks):
+        x = norm(g, rng, attention(g, rng, x, f"b{i}"), f"b{i}.norm1")
+        y = g.add_node("Tanh", (product(g, rng, x, f"b{i}.up", 2 * width),), name=f"b{i}.tanh").out
+        y = product(g, rng, y, f"b{i}.down", width)
+        x = norm(g, rng, g.add_node("Add", (x, y), name=f"b{i}.sum").out, f"b{i}.norm2")
+    first: dict[str, Attr] = {"starts": (0, 0, 0), "sizes": (batch, 1, width), "steps": (1, 1, 1)}
+    x = g.add_node("Slice", (x,), first, name="first").out
+    g.outputs = [dense(g, rng, flat(g, x), "fc", 3)]
+    g.verify()
+    return g
+
+
 def mlp(widths: tuple[int, ...] = (8, 16, 12, 4), seed: int = 0, batch: int = 1) -> Graph:
     """Gemm + Relu layers."""
     rng, g = np.random.default_rng(seed), Graph("mlp")

@@ -58,6 +58,20 @@ def _torch_op(node: Node, a: Sequence[torch.Tensor | None]) -> torch.Tensor:
             return x + rest[0]
         case "Mul":
             return x * rest[0]
+        case "LayerNormalization":
+            shape = list(x.shape[node.int_attr("axis") % x.ndim :])
+            return f.layer_norm(x, shape, rest[0], rest[1], node.float_attr("epsilon"))
+        case "Tanh":
+            return torch.tanh(x)
+        case "Gelu":
+            return f.gelu(x, approximate="tanh")
+        case "Concat":
+            return torch.cat([t for t in a if t is not None], node.int_attr("axis"))
+        case "Slice":
+            assert set(node.ints_attr("steps")) == {1}
+            for i, n in enumerate(node.ints_attr("sizes")):
+                x = x.narrow(i, node.ints_attr("starts")[i], n)
+            return x
         case "Relu":
             return f.relu(x)
         case "Sigmoid":
@@ -300,6 +314,7 @@ SPECS = [
         nets.cnn(batch=2),
         nets.resnet(batch=2),
         depthwise_net(),
+        nets.transformer(blocks=2, batch=2),
     ],
     ids=lambda g: g.name,
 )
@@ -310,7 +325,7 @@ def test_full_update_equals_torch(graph: Graph, spec: TrainingSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["mlperf_resnet8_bn", "st_har", "cntk_mnist", "tinymaix_mnist_cnn"]
+    "model", ["mlperf_resnet8_bn", "st_har", "cntk_mnist", "tinymaix_mnist_cnn", "kwt1_op17"]
 )
 def test_full_update_of_a_pretrained_model_equals_torch(model: str, shared: Path) -> None:
     graph = import_model(shared / "models" / f"{model}.onnx")
@@ -352,7 +367,7 @@ def test_random_choices_equal_torch(seed: int) -> None:
 
 def test_nothing_reads_a_parameter_after_its_update() -> None:
     """Updates are in place: a later reader would see the new value."""
-    for graph in (nets.resnet(), depthwise_net(), affine_net(), tied_net()):
+    for graph in (nets.resnet(), depthwise_net(), affine_net(), tied_net(), nets.transformer()):
         loss = "mse" if len(graph.outputs[0].type.shape) != 2 else "cross_entropy"
         training = build_training(graph, TrainingSpec(loss), whole(graph))
         position = {n: i for i, n in enumerate(training.graph.nodes)}
@@ -389,6 +404,20 @@ def test_bias_only_update_saves_no_inputs() -> None:
         if v.producer is not None and v.producer.phase == "forward" and v.type.dtype == "f32"
     }
     assert saved == set(), "masks (bits) and frozen weights are all that backward needs"
+
+
+def test_layer_normalization_saves_its_input_only() -> None:
+    graph = nets.transformer()
+    for trained, saved in (("b0.norm2.scale", {"b0.sum"}), ("b0.norm2.bias", set())):
+        training = build_training(graph, TrainingSpec(), [Candidate(trained)])
+        read = {
+            v.name
+            for node in training.graph.nodes
+            if node.phase == "backward"
+            for v in node.operands()
+            if v.producer is not None and v.producer.phase == "forward"
+        }
+        assert read == saved
 
 
 def test_backward_stops_at_the_first_trained_layer() -> None:

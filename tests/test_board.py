@@ -89,7 +89,11 @@ def check_prediction(case: Planned, result: BoardResult, compiler: Compiler) -> 
     ],
 )
 @pytest.mark.parametrize(
-    "case", ["mlp-sgd", "cnn-momentum-batch2", "cnn-partly", "cnn-i8-input", "resnet-i8-middle"]
+    "case",
+    [
+        *("mlp-sgd", "cnn-momentum-batch2", "cnn-partly", "cnn-i8-input", "resnet-i8-middle"),
+        "transformer",
+    ],
 )
 def test_instructions_are_predicted(case: str, compiler: Compiler, tmp_path: Path) -> None:
     """Of small networks, where loops are short and starts and calls weigh most."""

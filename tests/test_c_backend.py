@@ -83,6 +83,7 @@ CASES: dict[str, Callable[[], Planned]] = {
     "mlp-mse": lambda: planned(nets.mlp(), TrainingSpec(loss="mse")),
     "cnn-momentum-batch2": lambda: planned(nets.cnn(batch=2), TrainingSpec(optimizer="momentum")),
     "resnet-adam": lambda: planned(nets.resnet(), TrainingSpec(optimizer="adam")),
+    "transformer": lambda: planned(nets.transformer(rows=9, width=16)),
     "cnn-micro": lambda: planned(nets.cnn(), TrainingSpec(optimizer="adam", micro_batches=2)),
     "cnn-partly": lambda: partly(nets.cnn(channels=8)),
     "cnn-paged": lambda: paged(nets.cnn(size=8)),

@@ -66,7 +66,7 @@ class Case:
 cases = st.builds(
     Case,
     family=st.sampled_from(
-        ["chain", "residual", "depthwise", "pooling", "dense", "sequence", "products"]
+        ["chain", "residual", "depthwise", "pooling", "dense", "sequence", "products", "attention"]
     ),
     depth=st.integers(1, 3),
     channels=st.integers(2, 6),
@@ -138,6 +138,12 @@ def _products(g: Graph, rng: np.random.Generator, c: Case) -> Value:
     return nets.product(g, rng, nets.flat(g, x), "head", 3)
 
 
+def _attention(g: Graph, rng: np.random.Generator, c: Case) -> Value:
+    x = nets.product(g, rng, g.add_input("x", TensorType((c.batch, 3, 4))), "embed", c.channels)
+    x = nets.norm(g, rng, nets.attention(g, rng, x, "attention"), "norm")
+    return nets.dense(g, rng, nets.flat(g, x), "head", 3)
+
+
 FAMILIES: dict[str, Callable[[Graph, np.random.Generator, Case], Value]] = {
     "chain": _chain,
     "residual": _residual,
@@ -146,6 +152,7 @@ FAMILIES: dict[str, Callable[[Graph, np.random.Generator, Case], Value]] = {
     "dense": _dense,
     "sequence": _sequence,
     "products": _products,
+    "attention": _attention,
 }
 
 

@@ -30,6 +30,7 @@ MODELS = {  # file in the folder of models: input shape, opset and size are the 
     "mbv2-w0.35-head10-relu6",
     "mcunet-5fps-head10-relu6",
     "proxyless-w0.3-head10-relu6",
+    "kwt1_op17",
 }
 
 
@@ -116,7 +117,10 @@ REFUSED = (
     "does not fit the shape [3, 4, 0]",  # a tensor without elements
     "is empty",
     "only positive steps are supported",
+    "by erf",
 )
+#: Results beyond the first that can't be had; the cases run without them.
+FIRST_RESULT = {"LayerNormalization"}
 #: These annotate; the graph itself computes with real numbers (test_qdq_import.py).
 QUANTIZATION = {"DequantizeLinear", "QLinearConv", "QLinearMatMul", "QuantizeLinear"}
 #: Cases whose expected values are rounded by hand to 4 digits.
@@ -143,6 +147,8 @@ def test_backend_node_cases(tmp_path: Path) -> None:
             continue
         bound = onnx.ModelProto()
         bound.CopyFrom(proto)
+        if ops <= FIRST_RESULT:
+            del bound.graph.node[0].output[1:], bound.graph.output[1:], outs[1:]
         for v, a in zip(values[limit:], ins[limit:], strict=True):
             t = a if isinstance(a, TensorProto) else numpy_helper.from_array(np.asarray(a))
             bound.graph.initializer.append(t)

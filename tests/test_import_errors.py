@@ -270,6 +270,37 @@ CASES: dict[str, tuple[list[NodeProto], dict[str, NDArray[Any]], str]] = {
         {"s": ONES},
         "is in training mode",
     ),
+    "row statistics": (
+        [node("LayerNormalization", "x four", "y mean")],
+        {"four": np.ones(4, np.float32)},
+        "the results Mean and InvStdDev (mean) are not supported",
+    ),
+    "row precision": (
+        [node("LayerNormalization", "x four", "y", stash_type=11)],
+        {"four": np.ones(4, np.float32)},
+        "stash_type must be 1",
+    ),
+    "row shape": (
+        [node("LayerNormalization", "x s", "y", axis=2)],
+        {"s": ONES},
+        "operand 1, f32[2], is not of the normalized shape [4, 4]",
+    ),
+    "gather outside": (
+        [node("Gather", "x i", "y", axis=3)],
+        {"i": _ints(0, 4)},
+        "indices [0, 4] leave axis 3",
+    ),
+    "gather at run time": (
+        [node("Gather", "s x", "y")],
+        {"s": ONES},
+        "index x is not constant",
+    ),
+    "many gathers": (
+        [node("Gather", "x i", "y", axis=3)],
+        {"i": _ints(*[1] * 17)},
+        "17 operands; 1 to 16 can be concatenated",
+    ),
+    "erf": ([node("Gelu", "x", "y")], {}, "approximate none (by erf) is not supported"),
     "drop": (
         [node("Dropout", "x r t", "y")],
         {"r": np.array(0.5, np.float32), "t": np.array(True)},
@@ -312,7 +343,8 @@ CASES: dict[str, tuple[list[NodeProto], dict[str, NDArray[Any]], str]] = {
 def test_nodes_that_are_not_supported(tmp_path: Path, name: str) -> None:
     nodes, constants, reason = CASES[name]
     nodes[-1].name = "culprit"
-    proto = model(nodes, {"x": [1, 2, 4, 4]}, ["y"], constants)
+    opset = 20 if name == "erf" else 17
+    proto = model(nodes, {"x": [1, 2, 4, 4]}, ["y"], constants, opset=opset)
     proto.opset_import.append(helper.make_opsetid("com.example", 1))
     refused(save(proto, tmp_path), "culprit", reason)
 

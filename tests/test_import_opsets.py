@@ -48,6 +48,18 @@ def _opset_cases(opset: int) -> list[tuple[list[onnx.NodeProto], dict[str, Array
         [node("Conv", "x w", "y", auto_pad="SAME_UPPER", strides=[2, 3], group=2)],
         [node("Flatten", "x", "a", axis=2), node("Gemm", "a g h", "y", alpha=0.5, transB=1)],
     ]
+    for i, at in enumerate((np.array(2), np.array([-1, 0, 0, 1]), np.array([[0, 2], [3, 1]]))):
+        ints[f"at{i}"] = at
+        cases.append([node("Gather", f"x at{i}", "y", axis=1)])
+    if opset >= 17:
+        cases += [
+            [node("LayerNormalization", "x s7 b7", "y", epsilon=1e-3)],
+            [node("LayerNormalization", "x s57", "y", axis=2)],
+            [node("LayerNormalization", "x s57 b7", "y", axis=-2)],
+            [node("LayerNormalization", "x s157 one", "y", axis=-2)],
+        ]
+    if opset >= 20:
+        cases.append([node("Gelu", "x", "y", approximate="tanh")])
     if opset < 11:
         cases.append([node("Clip", "x", "y", min=-0.5, max=0.7)])
     else:
@@ -62,6 +74,11 @@ def _opset_cases(opset: int) -> list[tuple[list[onnx.NodeProto], dict[str, Array
         "b": floats(rng, 4),
         "m": floats(rng, 4),
         "v": np.abs(floats(rng, 4)) + 1,
+        "s7": floats(rng, 7),
+        "b7": floats(rng, 7),
+        "s57": floats(rng, 5, 7),
+        "s157": floats(rng, 1, 5, 7),
+        "one": floats(rng, 1),
         **ints,
     }
     return [(nodes, constants) for nodes in cases]

@@ -39,6 +39,7 @@ UNARY: dict[str, tuple[dict[str, Attr], Callable[[torch.Tensor], torch.Tensor]]]
     "Tanh": ({}, torch.tanh),
     "HardSigmoid": ({"alpha": 1 / 6, "beta": 0.5}, lambda x: torch.clamp(x / 6 + 0.5, 0, 1)),
     "HardSwish": ({}, torch.nn.functional.hardswish),
+    "Gelu": ({}, lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
 }
 
 

@@ -14,6 +14,7 @@ from odt_plan.ir.autodiff import param_slots
 from odt_plan.ir.graph import Array, Attr, Graph, TensorType, Value
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.onnx_import import import_model
+from odt_plan.ir.quantization import Quantization
 
 
 class Net:
@@ -285,3 +286,84 @@ def test_clean_models_of_channels_last_exporters(tmp_path: Path) -> None:
     constants = {"w": floats(rng, 4, 3, 3, 3), "s": np.array([-1, 36]), "m": floats(rng, 36, 5)}
     graph = import_model(save(model(nodes, {"x": ["N", 5, 5, 3]}, ["y"], constants), tmp_path))
     assert Counter(n.op for n in graph.nodes)["Transpose"] == 1
+
+
+def _gelu(net: Net, x: Value, order: int, cube: float = 0.044715) -> Value:
+    """The ways in which GELU is written: powers by products, the half before or behind."""
+    number = {
+        k: net.graph.add_constant(f"{k}{order}", np.array(v, np.float32))
+        for k, v in (("half", 0.5), ("cube", cube), ("root", 0.7978846), ("one", 1), ("two", 2))
+    }
+    count = iter(range(100))
+
+    def op(name: str, a: Value, b: Value) -> Value:
+        a, b = (b, a) if order % 2 and name != "Div" else (a, b)
+        return net.add(name, a, b, name=f"g{order}.{next(count)}")
+
+    square = op("Mul", x, x)
+    if order < 2:  # x + c * x * x * x
+        inner = op(
+            "Mul", op("Add", x, op("Mul", op("Mul", square, x), number["cube"])), number["root"]
+        )
+    else:  # x * (1 + c * x * x)
+        factor = op("Add", number["one"], op("Mul", number["cube"], square))
+        inner = op("Mul", number["root"], op("Mul", x, factor))
+    t = net.add("Tanh", inner, name=f"g{order}.tanh")
+    if order == 3:
+        return op("Mul", op("Div", x, number["two"]), op("Add", t, number["one"]))
+    return op("Mul", op("Mul", x, op("Add", t, number["one"])), number["half"])
+
+
+@pytest.mark.parametrize("order", range(4))
+def test_gelu_is_found_in_any_order(order: int) -> None:
+    net = Net(2, 3, 9)
+    x = net.add("Mul", net.x, net.constant("scale", 9), name="before")
+    y = net.add("Relu", _gelu(net, x, order), name="behind")
+    assert cleaned(net.done(y)) == {"Mul": 1, "Gelu": 1, "Relu": 1}
+    assert set(net.graph.constants) == {"scale"}
+
+
+def test_what_is_not_gelu_stays() -> None:
+    for name in ("another number", "read elsewhere", "an output", "annotated"):
+        net = Net(2, 3, 9)
+        y = _gelu(net, net.x, 0, 0.05 if name == "another number" else 0.044715)
+        inner = net.graph.values["g0.tanh.out"]
+        outputs = [net.add("Relu", y, name="behind")]
+        if name == "read elsewhere":
+            outputs.append(net.add("Neg", inner, name="reader"))
+        if name == "an output":
+            outputs.append(inner)
+        graph = net.done(*outputs)
+        if name == "annotated":
+            graph.quantization[inner.name] = Quantization((0.01,), 0)
+        assert cleaned(graph)["Tanh"] == 1, name
+
+
+def test_products_of_stacked_rows_become_gemm_with_their_bias() -> None:
+    net = Net(2, 3, 9)
+    y = net.add("MatMul", net.x, net.constant("first.w", 9, 5), name="first")
+    y = net.add("Add", net.constant("first.b", 5), y, name="first.add")
+    z = net.add("MatMul", y, net.constant("second.w", 5, 4), name="second")
+    other = net.add("Add", net.constant("b", 3, 1), z, name="per row")
+    graph = net.done(other, net.add("Relu", z, name="relu"))
+    assert cleaned(graph) == {"Reshape": 2, "Gemm": 2, "Add": 1, "Relu": 1}
+    first = next(n for n in graph.nodes if n.name == "first")
+    assert [v.name for v in first.operands()][1:] == ["first.w", "first.b"]
+    assert set(param_slots(graph)) == {"first.w", "first.b", "second.w", "b"}
+
+
+def test_views_of_rows_have_free_names() -> None:
+    """Nodes and their results may have one name, as PyTorch's do not and others' do."""
+    net = Net(1, 3, 4)
+    w = net.constant("w", 4, 4)
+    x = net.x
+    for name in ("a", "b"):
+        x = net.graph.add_node("MatMul", (x, w), name=name).out
+    x = net.graph.add_node("Relu", (x,), name="b/rows").out
+    assert cleaned(net.done(x)) == {"Reshape": 2, "Gemm": 2, "Relu": 1}
+
+
+def test_products_of_computed_matrices_stay() -> None:
+    net = Net(2, 3, 3)
+    y = net.add("MatMul", net.x, net.x, name="square")
+    assert cleaned(net.done(net.add("Relu", y, name="relu"))) == {"MatMul": 1, "Relu": 1}

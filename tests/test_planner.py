@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from itertools import combinations, product
 
@@ -60,12 +60,31 @@ def ram_of(schedule: Schedule) -> int:
     return max(schedule.live) + schedule.state_bytes
 
 
-def every_schedule(problem: Problem) -> list[Schedule]:
-    """All schedules of a small problem: each set of rebuilds, auxiliary nodes and page-ins."""
-    free = [a.index for a in problem.activities if a.kind in ("auxiliary", "rebuild")]
-    loads = [(r.tensor.index, e.slot) for r in problem.retentions for e in r.events if e.may_load]
-    assert len(free) + len(loads) <= 14, "too large for brute force"
-    result = []
+def free_activities(problem: Problem) -> list[int]:
+    """Auxiliary nodes and rebuilds."""
+    return [a.index for a in problem.activities if a.kind in ("auxiliary", "rebuild")]
+
+
+def page_ins(problem: Problem) -> list[tuple[int, int]]:
+    """(tensor, slot) of every page-in that is offered."""
+    return [(r.tensor.index, e.slot) for r in problem.retentions for e in r.events if e.may_load]
+
+
+def free_bits(problem: Problem) -> int:
+    """Choices that ``every_schedule`` goes through."""
+    return len(free_activities(problem)) + len(page_ins(problem))
+
+
+def every_schedule(problem: Problem, without: Collection[int] = ()) -> list[Schedule]:
+    """All schedules of a small problem: each set of rebuilds, auxiliary nodes and page-ins.
+
+    Args:
+        problem: With all updates fixed.
+        without: Activities that no schedule may have.
+    """
+    assert free_bits(problem) <= 14, "too large for brute force"
+    free = [a for a in free_activities(problem) if a not in without]
+    loads, result = page_ins(problem), []
     for bits in product((False, True), repeat=len(free) + len(loads)):
         active = frozenset(a for a, b in zip(free, bits, strict=False) if b) | {ALWAYS}
         paged = frozenset(x for x, b in zip(loads, bits[len(free) :], strict=True) if b)

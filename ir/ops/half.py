@@ -30,7 +30,6 @@ from .gemm import (
     grad_weight_product_samples,
     grad_weight_rows,
     grad_weight_type,
-    product_work,
 )
 
 #: Largest finite half.
@@ -193,8 +192,10 @@ def _rows_gemm(node: Node, inputs: Sequence[Array | None], begin: int, end: int)
 
 
 def _work_gemm(node: Node) -> Work:
+    """A row of the input is widened for every row of the result, or only an element of it."""
     (rows, outs), m = node.out.type.shape, prod(operand(node, 0).shape[:-1])
-    return product_work(rows, outs, (m,), "gemm_grad_weight")
+    widened = rows * m * (outs if node.int_attr("trans_b", 0) else 1)
+    return Work("gemm_grad_weight", rows * outs * m, loops=rows * m, passes=widened)
 
 
 register(

@@ -155,8 +155,12 @@ def plan(
         Loss | None, typer.Option(help="[default: mse if prediction and input are alike]")
     ] = None,
     micro_batches: Annotated[
-        int, typer.Option(min=1, max=65536, help="Accumulated per update.")
-    ] = 1,
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="Accumulated per update; auto: --batch is all of an update, split as is best.",
+        ),
+    ] = "1",
     batch: Batch = 1,
     fold_batchnorm: Fold = None,
     objective: Annotated[
@@ -196,7 +200,7 @@ def plan(
 ) -> None:
     """Plan the training of a model (the default command)."""
     from .planner.infeasible import infeasible_record
-    from .planning import PlanOptions, run_plan
+    from .planning import PlanOptions, parse_micro_batches, run_plan
 
     options = PlanOptions(
         model=model,
@@ -214,7 +218,7 @@ def plan(
         qas=qas,
         rounding=rounding,
         loss="cross_entropy" if loss == "cross-entropy" else loss,
-        micro_batches=micro_batches,
+        micro_batches=parse_micro_batches(micro_batches),
         batch=batch,
         fold_batchnorm=batch == 1 if fold_batchnorm is None else fold_batchnorm,
         objective=objective,

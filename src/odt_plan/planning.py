@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from .ir.calibrate import SYNTHETIC
 from .ir.errors import UsageError
@@ -20,6 +21,7 @@ from .live import shown
 from .output import PLAN_FILE, OutputFolder
 from .planner.device import GENERIC_DEVICE, Device, load_device
 from .planner.linear import SolverName
+from .planner.micro_batches import plan_every_split
 from .planner.objective import parse_objective
 from .planner.pipeline import PlannedModel, Request, make_plan
 from .planner.sizes import parse_bytes, parse_joules, parse_seconds
@@ -29,6 +31,8 @@ from .report import Budgeted, print_plan
 DEFAULT_OUTPUT = Path("out")
 #: Copy of the user's own device file in the output folder, for ``verify`` and ``run``.
 DEVICE_FILE = "plan.device.yaml"
+#: More are a mistake.
+MOST_MICRO_BATCHES = 65536
 #: What --emit knows.
 EMITTED = ("c", "dot", "svg")
 
@@ -52,7 +56,7 @@ class PlanOptions:
     qas: bool = True
     rounding: RoundingName = "stochastic"
     loss: LossName | None = None
-    micro_batches: int = 1
+    micro_batches: int | Literal["auto"] = 1
     batch: int = 1
     fold_batchnorm: bool = True
     objective: str = "learn"
@@ -82,7 +86,8 @@ def run_plan(options: PlanOptions) -> None:
     place = OutputFolder(folder, force=options.force) if folder else nullcontext()
     with place as output:
         with shown(options.quiet) as watch:
-            planned = make_plan(request, watch)
+            every = options.micro_batches == "auto"
+            planned = (plan_every_split if every else make_plan)(request, watch)
             if output is not None:
                 watch.stage("writing")
                 _write(planned, request, options.device, emitted, output)
@@ -120,7 +125,7 @@ def make_request(options: PlanOptions) -> Request:
     spec = TrainingSpec(
         loss=spec_loss,
         optimizer=options.optimizer,
-        micro_batches=options.micro_batches,
+        micro_batches=1 if options.micro_batches == "auto" else options.micro_batches,
         qas=options.qas,
         rounding=options.rounding,
     )
@@ -146,6 +151,21 @@ def make_request(options: PlanOptions) -> Request:
         seed=options.seed,
         threads=options.threads,
         with_baselines=not (options.quiet or options.as_json),
+    )
+
+
+def parse_micro_batches(text: str) -> int | Literal["auto"]:
+    """A number of micro-batches per update, or ``auto``: whatever split of a batch is best.
+
+    Raises:
+        UsageError: Neither.
+    """
+    if text == "auto":
+        return "auto"
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_MICRO_BATCHES:
+        return int(text)
+    raise UsageError(
+        f"--micro-batches: {text!r} is neither auto nor a number from 1 to {MOST_MICRO_BATCHES}"
     )
 
 

@@ -1,0 +1,167 @@
+"""Random networks: the planner against brute force, and the laws that every plan obeys.
+
+``--graphs N`` tries so many seeds of each test; the default is a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import plans
+import pytest
+from onnx_files import export
+from random_nets import random_net
+from test_choices import WIDE, Case, Combination
+from test_planner import every_schedule, free_bits, ram_of
+
+from odt_plan.ir.autodiff import candidates
+from odt_plan.ir.errors import InfeasibleError
+from odt_plan.ir.graph import Graph
+from odt_plan.ir.training import Candidate
+from odt_plan.planner.check import check
+from odt_plan.planner.device import load_device
+from odt_plan.planner.pipeline import PlannedModel, Request, make_plan
+from odt_plan.planner.schedule import Schedule
+
+BOARD = load_device(plans.BOARD)
+#: Choices of one schedule, and schedules of one network, that brute force goes through.
+MOST_BITS, MOST_SCHEDULES = 12, 3000
+#: Parameters that may be updated there.
+MOST_PARAMETERS = 4
+
+
+# --- brute force ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A combination and one way to keep, rebuild and page under it."""
+
+    combination: Combination
+    score: int
+    schedule: Schedule
+
+
+def every_decision(case: Case) -> list[Decision]:
+    """All decisions of a case."""
+    result = []
+    for c in case.combinations():
+        problem = case.stages().problem(case.graph(c), fixed=True)
+        again = [s.activity for s in problem.slots if s.rebuild and s.node.name in c.mixed]
+        for schedule in every_schedule(problem, without=again):
+            result.append(Decision(c, case.score(c), schedule))
+    return result
+
+
+def small_case(seed: int) -> Case:
+    """At most six nodes; as many parameters to choose from as brute force can take."""
+    for nodes in range(3 + seed % 4, 1, -1):
+        forward = random_net(seed, nodes, quantized=True)
+        for storage in ("sdcard", None)[seed % 3 > 0 :]:
+            if offered := offers(forward, storage, seed):
+                return Case(forward, offered, noise=0.02, storage=storage)
+    raise AssertionError(f"seed {seed}: too large for brute force")
+
+
+def offers(forward: Graph, storage: str | None, seed: int) -> list[Candidate]:
+    """Candidates of parameters in random order, as long as brute force can take more."""
+    lowered = Case(forward, ()).lowered
+    every = [c for c in candidates(lowered, imported=forward) if c.saved == "f32"]
+    names = np.random.default_rng(seed).permutation(list(dict.fromkeys(c.param for c in every)))
+    offered: list[Candidate] = []
+    for name in names:
+        more = [*offered, *[c for c in every if c.param == name][-2:]]
+        few = len({c.param for c in more}) <= MOST_PARAMETERS
+        if few and tractable(Case(forward, more, noise=0.02, storage=storage)):
+            offered = more
+    return offered
+
+
+def tractable(case: Case) -> bool:
+    """Brute force makes a few thousand schedules at most."""
+    bits = [
+        free_bits(case.stages().problem(case.graph(c), fixed=True)) for c in case.combinations()
+    ]
+    return max(bits) <= MOST_BITS and sum(2**b for b in bits) <= MOST_SCHEDULES
+
+
+def alike(a: Combination, b: Combination) -> bool:
+    """The same updates and precisions."""
+    return set(a.updates) == set(b.updates) and set(a.mixed) == set(b.mixed)
+
+
+def spread(values: Sequence[int], n: int) -> list[int]:
+    """The smallest, the largest, and some between."""
+    every = sorted(set(values))
+    return sorted({every[i * (len(every) - 1) // (n - 1)] for i in range(n)})
+
+
+def test_brute_force_agrees(graph_seed: int) -> None:
+    """The most learning, and with its updates and precisions the least time, at every budget."""
+    case = small_case(graph_seed)
+    decisions = every_decision(case)
+    for ram in spread([ram_of(d.schedule) for d in decisions], 4):
+        fitting = [d for d in decisions if ram_of(d.schedule) <= ram]
+        stages = case.stages(replace(case.limits, ram_bytes=ram))
+        decided, bound = stages.learn(case.start, fixed=False, free=case.free)
+        best = max(d.score for d in fitting)
+        assert round(bound) == best, (ram, decided)
+        mixed = tuple(n for n in case.free if decided.precision[n] == "mixed")
+        found = Combination(decided.updates, mixed)
+        assert case.score(found) == best
+        same = [d for d in fitting if alike(d.combination, found)]
+        done = stages.schedule(decided, "latency", ())
+        assert round(done.bound) == min(d.schedule.cycles for d in same), (ram, found)
+        assert done.schedule.cycles >= round(done.bound)
+    least = min(ram_of(d.schedule) for d in decisions)
+    with pytest.raises(InfeasibleError):
+        case.stages(replace(WIDE, ram_bytes=least - 4)).learn(
+            case.start, fixed=False, free=case.free
+        )
+
+
+# --- laws -----------------------------------------------------------------------------------------
+
+
+def planned(path: Path, ram_bytes: int | None, *, rivals: bool = False) -> PlannedModel | None:
+    """A plan of a float network within so much RAM; None: proven that there is none."""
+    request = Request(path, BOARD, ram_bytes=ram_bytes, with_baselines=rivals, time_limit_s=20)
+    try:
+        return make_plan(request)
+    except InfeasibleError:
+        return None
+
+
+def learned(model: PlannedModel) -> tuple[float, float]:
+    """What is learned, and its bound."""
+    (learn,) = (o for o in model.plan.objective if o.name == "learn")
+    return learn.value, learn.bound
+
+
+def test_plans_keep_their_promises(graph_seed: int, tmp_path: Path) -> None:
+    """Checked; bound >= learning >= the baselines that fit; more RAM is never worse."""
+    nodes = 4 + graph_seed * 7 % 57
+    path = export(random_net(graph_seed, nodes), tmp_path)
+    most = planned(path, 10**7)
+    assert most is not None
+    need = most.plan.claims.ram_bytes.total
+    before: tuple[float, float] | None = None
+    for ram in (need // 3, need * 2 // 3, need):
+        model = planned(path, ram, rivals=True)
+        if model is None:
+            assert before is None, "less RAM was enough"
+            continue
+        check(model.plan, model.training, BOARD)
+        assert model.plan.claims.ram_bytes.total <= ram
+        value, bound = learned(model)
+        assert value <= bound * (1 + 1e-9)
+        assert all(b.importance <= bound * (1 + 1e-9) for b in model.baselines if b.fits)
+        if before is not None:
+            assert bound >= before[0] * (1 - 1e-9), "the bound excludes a plan of less RAM"
+            assert value >= before[0] * (1 - 1e-3), "more RAM learns less, beyond the gap"
+        before = value, bound
+    assert before is not None
+    assert before[0] >= learned(most)[0] * (1 - 1e-3)

@@ -291,10 +291,15 @@ def test_a_tightened_layout_keeps_the_bound_of_the_budget(
     attempts = []
 
     def wasteful(
-        problem: Problem, solution: Solution, *, seed: int = 0, quick: bool = False
+        problem: Problem,
+        solution: Solution,
+        *,
+        seed: int = 0,
+        enough_bytes: int | None = None,
+        quick: bool = False,
     ) -> Schedule:
         """A layout that is over the budget unless the limit is tightened to the least."""
-        schedule = realize(problem, solution, seed=seed)
+        schedule = realize(problem, solution, seed=seed, enough_bytes=enough_bytes)
         if not quick:  # by the solver, not by heuristics
             attempts.append(problem.limits.ram_bytes)
         waste = 0 if problem.limits.ram_bytes < most else most - least

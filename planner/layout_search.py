@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import Block, unit_bytes
+from .blocks import Block, components, unit_bytes
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -189,10 +189,11 @@ def search(blocks: Sequence[Block], capacity: int, *, stop: Callable[[int], bool
         np.array([max(b.alignment // unit, 1) for b in blocks], np.int64),
         capacity // unit,
     )
+    groups = [np.array(group, np.int64) for group in components(blocks)]
     nodes = 0
     for limit in (FIRST_NODES * NODE_GROWTH**k for k in count()):
         for priority in map(_by, ORDERS):
-            found = _descend(problem, priority, nodes, nodes + limit, stop)
+            found = _descend(problem, groups, priority, nodes, nodes + limit, stop)
             nodes = found.nodes
             if found.offsets is not None:
                 return Search(found.answer, found.offsets * unit, nodes)
@@ -210,13 +211,17 @@ def _by(order: str) -> Priority:
 
 
 def _descend(
-    problem: _Problem, priority: Priority, nodes: int, limit: int, stop: Callable[[int], bool]
+    problem: _Problem,
+    groups: Sequence[Ints],
+    priority: Priority,
+    nodes: int,
+    limit: int,
+    stop: Callable[[int], bool],
 ) -> Search:
     """Depth first by one order, until ``nodes`` reaches the limit."""
-    n = len(problem.size)
-    offsets = np.zeros(n, np.int64)
-    whole = _Part(np.arange(n), problem, np.zeros(n, np.int64), priority)
-    stack: list[_Choice | _Split] = [_Split([whole], 0)]
+    offsets = np.zeros(len(problem.size), np.int64)
+    parts = [_Part(ids, problem, np.zeros(len(ids), np.int64), priority) for ids in groups]
+    stack: list[_Choice | _Split] = [_Split(parts, 0)]
     solved = True  # the part on top, or nothing is wrong yet; else go back
     while stack:
         node = stack[-1]

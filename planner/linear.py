@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from ortools.math_opt import model_pb2
 from ortools.math_opt.python import mathopt
 
@@ -25,7 +25,7 @@ _SOLVERS = {
     "cp-sat": mathopt.SolverType.CP_SAT,
 }
 #: ``auto`` is CP-SAT up to so many columns, beyond HiGHS (benchmarks/RESULTS.md).
-LARGE = 2000
+LARGE = 1600
 INF = float("inf")
 #: A linear expression: (column, coefficient) terms; columns may repeat.
 Terms = Iterable[tuple[int, float]]
@@ -61,12 +61,14 @@ class LinearResult:
         bound: Proven bound on the objective.
         values: Value per column, None without a solution.
         time_s: Solve time.
+        reduced_costs: Per column; None for programs with integers.
     """
 
     status: Status
     bound: float
     values: NDArray[np.float64] | None
     time_s: float
+    reduced_costs: NDArray[np.float64] | None = None
 
 
 @dataclass
@@ -97,6 +99,19 @@ class LinearProgram:
         self.coefficients += total.values()
         self.row_lower.append(lower)
         self.row_upper.append(upper)
+
+    def empty_rows(self, count: int, lower: float = -INF, upper: float = INF) -> int:
+        """Add empty rows with equal bounds and return the index of the first."""
+        first = len(self.row_lower)
+        self.row_lower += [lower] * count
+        self.row_upper += [upper] * count
+        return first
+
+    def terms(self, rows: ArrayLike, columns: ArrayLike, coefficients: ArrayLike) -> None:
+        """Add terms to rows that exist; no column may occur in a row twice."""
+        self.rows += np.asarray(rows).tolist()
+        self.columns += np.asarray(columns).tolist()
+        self.coefficients += np.asarray(coefficients, float).tolist()
 
     def solve(
         self,
@@ -155,11 +170,18 @@ class LinearProgram:
         if not result.has_primal_feasible_solution():
             proven = reason == mathopt.TerminationReason.INFEASIBLE
             return LinearResult("infeasible" if proven else "unknown", bound, None, seconds)
-        values = np.zeros(len(self.lower))
-        for variable, x in result.variable_values().items():
-            values[variable.id] = x
+        values = self._per_column(result.variable_values())
+        costs = None
+        if result.has_dual_feasible_solution():
+            costs = self._per_column(result.reduced_costs())
         optimal = reason == mathopt.TerminationReason.OPTIMAL
-        return LinearResult("optimal" if optimal else "feasible", bound, values, seconds)
+        return LinearResult("optimal" if optimal else "feasible", bound, values, seconds, costs)
+
+    def _per_column(self, found: Mapping[mathopt.Variable, float]) -> NDArray[np.float64]:
+        values = np.zeros(len(self.lower))
+        for variable, x in found.items():
+            values[variable.id] = x
+        return values
 
     def _box_bound(self, objective: Mapping[int, float], maximize: bool) -> float:
         """Bound on the objective by the bounds of its columns alone."""

@@ -9,27 +9,48 @@ All memory rows are linear: update choice is a knapsack, and it needs their LP b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .bounds import most_gain
+from .core import optimize
 from .hint import hint
-from .linear import LARGE, LinearProgram, SolverOptions, Status, Terms, summed
+from .linear import INF, LARGE, LinearProgram, SolverOptions, Status, Terms
 from .objective import Goal, Weighted
+from .occupancy import Occupancy
 from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP
-from .problem import ALWAYS, Problem, Retention, Slot
+from .problem import ALWAYS, Event, Problem, Retention, Slot, Transient
 from .progress import Watch
 from .solution import Solution
 from .tensors import Tensor
 
 #: A weighted objective counts in millionths: solvers take differences of 1e-6 for rounding.
 WEIGHTED_SCALE = 1e6
-#: A column, and columns that exclude each other: used where the first is 1 and the others are 0.
-_Use = tuple[int, tuple[int, ...]]
+
+
+@dataclass
+class _Uses:
+    """What reads or calls something.
+
+    Attributes:
+        plain: Activities that do if they hold.
+        unless: (activity, columns): only where the columns are 0.
+        mixed: (activity, choice of a layer): only where both hold.
+    """
+
+    plain: set[int] = field(default_factory=set)
+    unless: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
+    mixed: set[tuple[int, int]] = field(default_factory=set)
+
+    def add(self, activity: int, absent: Sequence[int] = ()) -> None:
+        if absent:
+            self.unless.add((activity, tuple(absent)))
+        else:
+            self.plain.add(activity)
 
 
 @dataclass(frozen=True)
@@ -57,9 +78,17 @@ class SolveResult:
 class Milp:
     """The program of one problem; constraints are methods, one each."""
 
-    def __init__(self, problem: Problem) -> None:
-        """Build variables and constraints."""
+    def __init__(self, problem: Problem, *, relaxed: bool = False) -> None:
+        """Build variables and constraints.
+
+        Args:
+            problem: What to decide.
+            relaxed: Keeping and rebuilding take nothing: a tensor is there whenever a slot reads
+                it, and takes RAM then only. The optimum is a bound for the problem with any
+                rebuilds.
+        """
         self.problem = problem
+        self.relaxed = relaxed
         self.c = LinearProgram()
         self.one = self.c.column(integer=False, lower=1.0)
         self.a = [
@@ -67,7 +96,6 @@ class Milp:
             for a in problem.activities
         ]
         self.held: list[list[int]] = []
-        self.resident: list[list[int]] = []
         self.loaded: list[dict[int, int]] = []
         self.stored: list[int | None] = []
         for r in problem.retentions:
@@ -78,13 +106,18 @@ class Milp:
         }
         self.products: dict[tuple[int, ...], int] = {}
         self.block_of = {k: self.a[b.activity] for b in problem.streams for k in b.slots}
+        self.maker = self._makers()
+        self.implied = self._implications()
         self._activities()
         self._one_candidate_each()
-        self._one_precision_each()
         self._made_for_one_candidate()
+        self._one_precision_each()
         self._forced()
         for i, r in enumerate(problem.retentions):
-            self._supply(i, r)
+            if relaxed:
+                self._made(r)
+            else:
+                self._supply(i, r)
         self._memory_rows()
         self._flash_row()
         self._storage_row()
@@ -93,10 +126,14 @@ class Milp:
     # -- variables --------------------------------------------------------------------------------
 
     def _retention_variables(self, r: Retention) -> None:
-        n = len(r.events)
+        n = 0 if self.relaxed else len(r.events)
+        if n == 0:
+            self.held.append([])
+            self.loaded.append({})
+            self.stored.append(None)
+            return
         first = self.c.column(integer=True, upper=1.0 if r.window is not None else 0.0)
         self.held.append([first, *(self.c.column(integer=True) for _ in range(n - 1))])
-        self.resident.append([self.c.column(integer=False) for _ in range(n)])
         loads = {j: self.c.column(integer=True) for j, e in enumerate(r.events) if e.may_load}
         self.loaded.append(loads)
         self.stored.append(self.c.column(integer=True) if loads else None)
@@ -105,8 +142,11 @@ class Milp:
 
     def _activities(self) -> None:
         """A needed backward node runs if one of its readers runs."""
+        self.any_of: dict[tuple[int, ...], int] = {}
         for a in self.problem.activities:
             self._at_least(self.a[a.index], a.implied_by)
+            if a.kind == "needed":
+                self.any_of[tuple(self._weakest(a.implied_by))] = self.a[a.index]
 
     def _at_least(self, column: int, activities: Iterable[int]) -> None:
         """The column is 1 if one of these activities holds."""
@@ -116,12 +156,31 @@ class Milp:
     def _alternatives(self, activities: Iterable[int]) -> Iterable[list[int]]:
         """Activities of which at most one holds, together: candidates of one parameter.
 
-        Rows with their sum are much tighter in the LP than one row each.
+        Rows with their sum are much tighter in the LP than one row each. An activity that implies
+        another one of them is left out.
         """
         groups: dict[str | int, list[int]] = {}
-        for a in activities:
+        for a in self._weakest(activities):
             groups.setdefault(self.parameter.get(a, a), []).append(a)
         return groups.values()
+
+    def _weakest(self, activities: Iterable[int]) -> list[int]:
+        """Those that don't imply another one: if any activity holds, one of them does."""
+        every = dict.fromkeys(activities)
+        mask = sum(1 << a for a in every)
+        return [a for a in every if self.implied[a] & mask == 1 << a]
+
+    def _implications(self) -> list[int]:
+        """Activity -> bit set of the activities that hold if it does, itself included."""
+        activities = self.problem.activities
+        implied = [1 << a.index for a in activities]
+        for a in reversed(activities):  # what implies a needed one comes before it
+            if a.kind == "needed":
+                for cause in a.implied_by:
+                    implied[cause] |= implied[a.index]
+        for maker, reader in self.maker.items():
+            implied[maker] |= implied[reader]
+        return implied
 
     def _one_candidate_each(self) -> None:
         """At most one candidate per parameter, and at least one update in all."""
@@ -147,7 +206,7 @@ class Milp:
                 sums.setdefault((self.parameter[u.activity], u.choice), []).append(u.activity)
         for (_, choice), acts in sums.items():
             v = self.a[choice]
-            both = [self._both(a, choice) for a in acts]
+            both = [self._both_in_sum(a, choice) for a in acts]
             self.c.row([*((w, 1.0) for w in both), (v, -1.0)], upper=0.0)
             i8 = [*((self.a[a], 1.0) for a in acts), *((w, -1.0) for w in both)]
             self.c.row([*i8, (v, 1.0)], upper=1.0)
@@ -157,6 +216,13 @@ class Milp:
         for f in self.problem.forced:
             bound = {"lower": 1.0} if f.holds else {"upper": 0.0}
             self.c.row([(self.a[a], 1.0) for a in f.activities], **bound)
+
+    def _both_in_sum(self, update: int, choice: int) -> int:
+        """The product of an update and its layer's choice, which the rows of their sums force."""
+        key = tuple(sorted((update, choice)))
+        w = self.products[key] = self.c.column(integer=False)
+        self.c.row([(w, 1.0), (self.a[update], -1.0)], upper=0.0)
+        return w
 
     def _both(self, *activities: int) -> int:
         """1 where these activities hold, of which one may be that of a mixed layer."""
@@ -182,13 +248,15 @@ class Milp:
                 sources.append((self.loaded[i][j], 1.0))
             if not e.writes:
                 self.c.row([*sources, (self.a[e.activity], -1.0)], lower=0.0)
-            x = self.resident[i][j]
-            self.c.row([(x, 1.0), (self.a[e.activity], -1.0)], lower=0.0)
+            elif self._makes(i, e):
+                if j + 1 < n:
+                    self.c.row([(self.held[i][j + 1], 1.0), (self.a[e.activity], -1.0)], lower=0.0)
+                else:
+                    self.c.upper[self.a[e.activity]] = 0.0
             if j + 1 < n:
                 held_on = self.held[i][j + 1]
                 made = [(self.a[e.activity], 1.0)] if e.writes else []
                 self.c.row([*sources, *made, (held_on, -1.0)], lower=0.0)
-                self.c.row([(x, 1.0), (held_on, -1.0)], lower=0.0)
         stored = self.stored[i]
         if stored is not None:
             for load in self.loaded[i].values():
@@ -196,13 +264,18 @@ class Milp:
             self.c.row([(self.a[r.page_out_activity], 1.0), (stored, -1.0)], lower=0.0)
         self._supply_of_alternatives(i, r)
 
-    def _made_for_one_candidate(self) -> None:
-        """Leading channels that only one candidate reads are made once, and only for it.
+    def _made(self, r: Retention) -> None:
+        """An auxiliary tensor that is read has been made, by any of its slots."""
+        if r.window is None:
+            makers = dict.fromkeys(e.activity for e in r.events if e.writes)
+            for acts in self._alternatives(e.activity for e in r.events if not e.writes):
+                terms = [*((self.a[m], 1.0) for m in makers), *((self.a[a], -1.0) for a in acts)]
+                self.c.row(terms, lower=0.0)
 
-        It never pays to make them otherwise. ``maker`` holds the activities that make them.
-        """
+    def _makers(self) -> dict[int, int]:
+        """Activities that make what only one candidate reads -> the candidate."""
         p = self.problem
-        self.maker: dict[int, int] = {}
+        maker: dict[int, int] = {}
         reads: dict[int, list[Slot]] = {}
         makes: dict[int, set[int]] = {}
         for s in p.slots:
@@ -215,9 +288,44 @@ class Milp:
             reader, makers = slots[0].activity, makes.get(index, set())
             only = len(slots) == 1 and reader in self.parameter
             if only and all(p.activities[m].kind in ("auxiliary", "rebuild") for m in makers):
-                self.maker |= dict.fromkeys(makers, reader)
-                made = ((self.a[m], -1.0) for m in makers)
-                self.c.row([(self.a[reader], 1.0), *made], lower=0.0)
+                maker |= dict.fromkeys(makers, reader)
+        return maker
+
+    def _made_for_one_candidate(self) -> None:
+        """Leading channels that only one candidate reads are made once, and only for it.
+
+        It never pays to make them otherwise.
+        """
+        makers: dict[tuple[int, int], list[int]] = {}
+        for maker, reader in self.maker.items():
+            made = self.problem.activities[maker].tensor
+            assert made is not None
+            makers.setdefault((reader, made.index), []).append(maker)
+        for (reader, _), acts in makers.items():
+            self.c.row([(self.a[reader], 1.0), *((self.a[m], -1.0) for m in acts)], lower=0.0)
+
+    def _makes(self, i: int, e: Event) -> bool:
+        """The slots of this event run to hold this tensor: not for another one, not to page it."""
+        made = self.problem.activities[e.activity].tensor
+        return made is self.problem.retentions[i].tensor and not self.loaded[i]
+
+    def _resident(self, i: int, j: int) -> list[int]:
+        """Columns whose sum says whether a tensor occupies its bytes during the slot of an event.
+
+        What is held or paged in for a read stays for it; what is made is held on. Only a tensor
+        that is made beside another one, or to be paged out, needs a column of its own.
+        """
+        r = self.problem.retentions[i]
+        e = r.events[j]
+        if not e.writes:
+            return [self.held[i][j], *((self.loaded[i][j],) if j in self.loaded[i] else ())]
+        later = [self.held[i][j + 1]] if j + 1 < len(r.events) else []
+        if self._makes(i, e):
+            return later or [self.a[e.activity]]
+        x = self.c.column(integer=False)
+        for v in (self.a[e.activity], *later):
+            self.c.row([(x, 1.0), (v, -1.0)], lower=0.0)
+        return [x]
 
     def _supply_of_alternatives(self, i: int, r: Retention) -> None:
         """Reads for the candidates of one parameter, of which one is chosen, need a tensor in sum.
@@ -240,50 +348,51 @@ class Milp:
             if len(reads) > 1 and (len(once) == len(reads) or not once.intersection(reads)):
                 terms = [(self.a[a], -1.0) for a in reads]
                 self.c.row([(self.held[i][j], 1.0), *terms], lower=0.0)
-                self.c.row([(self.resident[i][j], 1.0), *terms], lower=0.0)
 
     def _memory_rows(self) -> None:
-        """Live arena bytes + state bytes <= peak <= RAM, at every slot."""
+        """Live arena bytes + state bytes <= peak <= RAM, at every slot that can be a peak."""
         p = self.problem
-        live: list[list[tuple[int, float]]] = [[] for _ in p.slots]
+        self.occupancy = Occupancy(len(p.slots))
         for s in p.slots:
-            live[s.index] += self._of_slot(
-                s, s.scratch_bytes, None if s.mixed is None else s.mixed.scratch_bytes
-            )
+            mixed = None if s.mixed is None else s.mixed.scratch_bytes
+            for column, size in self._of_slot(s, s.scratch_bytes, mixed):
+                self.occupancy.add(s.index, s.index, column, size)
         for begin, end, tensor in p.fixed:
-            self._window_rows(tensor, begin, end, live)
+            self._occupy_window(tensor, begin, end)
         for b in p.streams:
-            live[b.slots[0]].append((self.a[b.activity], b.scratch_bytes))
+            self.occupancy.add(b.slots[0], b.slots[0], self.a[b.activity], b.scratch_bytes)
         for t in p.transients:
-            self._transient_rows(t.begin, t.segments, t.tensor.bytes, live)
+            self._occupy_transient(t)
         for i, r in enumerate(p.retentions):
-            self._retention_rows(i, r, live)
-        self.live = live
+            self._occupy_retained(i, r)
         state = [(self.a[a], float(b)) for a, b in p.state_bytes.items()]
         state += [(self._both(u.activity, u.choice), float(u.state_bytes)) for u in p.mixed_updates]
+        slots = self.occupancy.peaks()
         if len(self.c.lower) > LARGE:
-            self._running_sum(live, state)
+            self._running_sum(slots, state)
         else:
-            for terms in live:
-                self.c.row([*terms, *state, (self.peak, -1.0)], upper=0.0)
+            for column, size in (*state, (self.peak, -1.0)):
+                self.occupancy.add(0, len(p.slots) - 1, column, size)
+            rows, columns, sizes = self.occupancy.held(slots)
+            self.c.terms(self.c.empty_rows(len(slots), upper=0.0) + rows, columns, sizes)
         self.c.row([(self.peak, 1.0)], upper=p.limits.ram_bytes)
 
-    def _running_sum(self, live: list[list[tuple[int, float]]], state: Terms) -> None:
+    def _running_sum(self, slots: NDArray[np.int64], state: Terms) -> None:
         """Live bytes of a slot as those of the slot before and what changes.
 
         A tensor then stands in two rows instead of one per slot that it is live at: far sparser,
         and faster in HiGHS. Small problems are better off with the knapsacks in plain sight.
         """
-        kept, total = self._sum(state), None
-        before: dict[int, float] = {}
-        for terms in live:
-            now = summed(terms)
-            change = [(c, now.get(c, 0.0) - before.get(c, 0.0)) for c in {**before, **now}]
-            change = [(c, x) for c, x in change if x]
-            if change or total is None:
-                total = self._sum([*change, *([] if total is None else [(total, 1.0)])])
-                self.c.row([(total, 1.0), (kept, 1.0), (self.peak, -1.0)], upper=0.0)
-            before = now
+        kept, n = self._sum(state), np.arange(len(slots))
+        live = np.asarray([self.c.column(integer=False, upper=INF) for _ in n])
+        rows, columns, size = self.occupancy.changes(slots)
+        first = self.c.empty_rows(len(n), 0.0, 0.0)
+        self.c.terms(first + rows, columns, -size)
+        self.c.terms(first + n, live, np.ones(len(n)))
+        self.c.terms(first + n[1:], live[:-1], -np.ones(len(n) - 1))
+        first = self.c.empty_rows(len(n), upper=0.0)
+        for column, a in ((live, 1.0), (kept, 1.0), (self.peak, -1.0)):
+            self.c.terms(first + n, np.broadcast_to(column, n.shape), np.full(len(n), a))
 
     def _sum(self, terms: Terms) -> int:
         """A column that is the sum of terms, in bytes."""
@@ -300,66 +409,63 @@ class Milp:
             terms.append((self._both(s.activity, s.mixed.choice), mixed - value))
         return terms
 
-    def _window_rows(
-        self, tensor: Tensor, begin: int, end: int, live: list[list[tuple[int, float]]]
-    ) -> None:
+    def _occupy_window(self, tensor: Tensor, begin: int, end: int) -> None:
         """A forward tensor is live in its window, but for what streamed blocks change."""
-        size = tensor.bytes
-        for k in range(begin, end + 1):
-            live[k].append((self.one, size))
+        size, add = tensor.bytes, self.occupancy.add
+        add(begin, end, self.one, size)
         for b in self.problem.streams:
             v = self.a[b.activity]
             if tensor in b.inner:
-                for k in range(begin, end + 1):
-                    live[k].append((v, -size))
+                add(begin, end, v, -size)
             elif tensor is b.result:
-                for k in range(b.slots[0], begin):
-                    live[k].append((v, size))
+                add(b.slots[0], begin - 1, v, size)
             elif tensor is b.frees:
-                for k in range(b.slots[0] + 1, end + 1):
-                    live[k].append((v, -size))
+                add(b.slots[0] + 1, end, v, -size)
 
-    def _transient_rows(
-        self,
-        begin: int,
-        segments: tuple[tuple[int, tuple[int, ...]], ...],
-        size: int,
-        live: list[list[tuple[int, float]]],
-    ) -> None:
-        k = begin
-        known: dict[tuple[int, ...], int] = {}
-        for last, acts in segments:
-            if len(acts) == 1:
-                v = self.a[acts[0]]
-            elif acts in known:
-                v = known[acts]
-            else:
-                v = known[acts] = self.c.column(integer=False)
-                self._at_least(v, acts)
-            for slot in range(k, last + 1):
-                live[slot].append((v, size))
-            k = last + 1
+    def _occupy_transient(self, t: Transient) -> None:
+        begin = t.begin
+        for last, acts in t.segments:
+            v = self._one_of(acts)
+            self.occupancy.add(begin, last, v, t.tensor.bytes, continues=begin > t.begin)
+            begin = last + 1
 
-    def _retention_rows(self, i: int, r: Retention, live: list[list[tuple[int, float]]]) -> None:
-        size = r.tensor.bytes
-        k = 0
+    def _one_of(self, activities: tuple[int, ...]) -> int:
+        """1 where any of these activities holds: a needed node's activity, if these cause it."""
+        acts = tuple(self._weakest(activities))
+        if len(acts) == 1:
+            return self.a[acts[0]]
+        if acts not in self.any_of:
+            v = self.any_of[acts] = self.c.column(integer=False)
+            self._at_least(v, acts)
+        return self.any_of[acts]
+
+    def _occupy_retained(self, i: int, r: Retention) -> None:
+        size, add = r.tensor.bytes, self.occupancy.add
+        begin = 0
         if r.window is not None:
-            self._window_rows(r.tensor, *r.window, live)
-            k = r.window[1] + 1
+            self._occupy_window(r.tensor, *r.window)
+            begin = r.window[1] + 1
+        if self.relaxed:
+            for e in r.events:
+                if not e.writes:
+                    add(e.slot, e.slot, self.a[e.activity], size)
+            return
         for j, e in enumerate(r.events):
-            for slot in range(k, e.slot):
-                live[slot].append((self.held[i][j], size))
-            if e.writes:
-                for slot in range(e.begin, e.slot):
-                    live[slot].append((self.a[e.activity], size))
-            live[e.slot].append((self.resident[i][j], size))
-            k = e.slot + 1
+            add(begin, e.slot - 1, self.held[i][j], size, continues=True)
+            again = e.writes and e.begin < e.slot
+            if again:
+                add(e.begin, e.slot - 1, self.a[e.activity], size)
+            held, *loaded = self._resident(i, j)
+            add(e.slot, e.slot, held, size, continues=again or not e.writes)
+            for v in loaded:
+                add(e.slot, e.slot, v, size)
+            begin = e.slot + 1
 
     def _flash_row(self) -> None:
         """Weights + code of the kernels and steps that are used <= flash."""
         p = self.problem
         terms: list[tuple[int, float]] = []
-        kernels: dict[str, set[_Use]] = {}
+        kernels: dict[str, _Uses] = {}
         for s in p.slots:
             steps = CODE_BYTES_PER_STEP * (1 + len(p.storage.followers.get(s.node, ())))
             terms += self._of_slot(s, steps, None)
@@ -368,19 +474,20 @@ class Milp:
                 absent = list(streamed)
                 if s.mixed is not None and symbol not in s.mixed.kernels:
                     absent.append(self.a[s.mixed.choice])
-                kernels.setdefault(symbol, set()).add((self.a[s.activity], tuple(absent)))
-            if s.mixed is not None:
-                used = self._both(s.activity, s.mixed.choice)
-                for symbol in s.mixed.kernels:
-                    kernels.setdefault(symbol, set()).add((used, ()))
+                kernels.setdefault(symbol, _Uses()).add(s.activity, absent)
+            for symbol in () if s.mixed is None else s.mixed.kernels:
+                assert s.mixed is not None
+                kernels.setdefault(symbol, _Uses()).mixed.add((s.activity, s.mixed.choice))
         for b in p.streams:
             terms.append((self.a[b.activity], CODE_BYTES_PER_STEP))
             for symbol in b.kernels:
-                kernels.setdefault(symbol, set()).add((self.a[b.activity], ()))
+                kernels.setdefault(symbol, _Uses()).add(b.activity)
         terms += [(self._any(uses), CODE_BYTES_PER_KERNEL) for uses in kernels.values()]
         for c in p.constants:
-            gone = () if c.absent is None else (self.a[c.absent],)
-            terms.append((self._any({(self.a[a], gone) for a in c.readers}), float(c.bytes)))
+            uses = _Uses()
+            for a in c.readers:
+                uses.add(a, () if c.absent is None else (self.a[c.absent],))
+            terms.append((self._any(uses), float(c.bytes)))
         terms += [(self.a[m.activity], float(m.flash_bytes)) for m in p.mixed_layers]
         terms += [(self.a[a], float(b)) for a, b in p.flash_bytes.items()]
         terms += [
@@ -398,16 +505,29 @@ class Milp:
         self.flash = [*terms, (self.one, float(fixed))]
         self.c.row(self.flash, upper=p.limits.flash_bytes)
 
-    def _any(self, uses: set[_Use]) -> int:
+    def _any(self, uses: _Uses) -> int:
         """1 where one of the uses takes place."""
-        if (self.one, ()) in uses:
+        plain = uses.plain | {choice for a, choice in uses.mixed if a == ALWAYS}
+        if ALWAYS in plain:
             return self.one
-        if len(uses) == 1 and not (only := next(iter(uses)))[1]:
-            return only[0]
+        known = sum(1 << a for a in plain)
+        # What is left, summed up over the candidates of a parameter, of which one is chosen.
+        groups: dict[tuple[str | int, tuple[int, ...]], list[int]] = {}
+        for a, absent in sorted(uses.unless):
+            if not self.implied[a] & known:
+                groups.setdefault((self.parameter.get(a, a), absent), []).append(self.a[a])
+        for a, choice in sorted(uses.mixed):
+            if a != ALWAYS and not (self.implied[a] | 1 << choice) & known:
+                key = (self.parameter.get(a, a), (-choice,))
+                groups.setdefault(key, []).append(self._both(a, choice))
+        weakest = self._weakest(sorted(plain))
+        if len(weakest) == 1 and not groups:
+            return self.a[weakest[0]]
         result = self.c.column(integer=False)
-        for a, absent in sorted(uses):
-            minus = ((b, 1.0) for b in absent)
-            self.c.row([(result, 1.0), (a, -1.0), *minus], lower=0.0)
+        self._at_least(result, weakest)
+        for (_, absent), columns in groups.items():
+            terms = [(result, 1.0), *((c, -1.0) for c in columns)]
+            self.c.row([*terms, *((c, 1.0) for c in absent if c >= 0)], lower=0.0)
         return result
 
     def _storage_row(self) -> None:
@@ -523,15 +643,18 @@ class Milp:
             OdtPlanError: The solver failed.
         """
         objective, unit = self.objective(goal), self._unit(goal)
-        r = self.c.solve(
-            objective,
-            options,
-            maximize=goal == "learn",
-            watch=watch,
-            unit=unit,
-            hint=None if start is None else hint(self, start),
-        )
         learns = goal == "learn"
+        begin = None if start is None else hint(self, start)
+        if options.solver == "auto" and len(self.c.lower) > LARGE and self._tight():
+            needed = [self.a[a.index] for a in self.problem.activities if a.kind == "needed"]
+            r = optimize(
+                self.c, objective, options, maximize=learns, branch=needed, watch=watch, unit=unit,
+                hint=begin,
+            )  # fmt: skip
+        else:
+            r = self.c.solve(
+                objective, options, maximize=learns, watch=watch, unit=unit, hint=begin
+            )
         bound = unit * (min(r.bound, most_gain(self.problem)) if learns else max(r.bound, 0.0))
         if r.values is None:
             return SolveResult(r.status, float("nan"), bound, None, "", r.time_s)
@@ -545,9 +668,14 @@ class Milp:
             return 1.0 / WEIGHTED_SCALE
         return self.joules_per_unit if goal == "energy" else 1.0
 
+    def _tight(self) -> bool:
+        """Only auxiliary tensors may be made late: LPs with rebuilds or page-ins are loose."""
+        return not any(self.loaded) and not any(
+            e.writes for r in self.problem.retentions if r.window is not None for e in r.events
+        )
+
     def _peak_node(self, values: NDArray[np.float64]) -> str:
-        live = [sum(b * values[v] for v, b in terms) for terms in self.live]
-        return self.problem.slots[int(np.argmax(live))].node.name
+        return self.problem.slots[int(np.argmax(self.occupancy.live(values)))].node.name
 
     def _solution(self, values: NDArray[np.float64]) -> Solution:
         p = self.problem

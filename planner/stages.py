@@ -300,29 +300,47 @@ class Stages:
     def _keep(
         self, training: TrainingGraph, goal: Goal, limits: Limits, proven: float | None
     ) -> tuple[Problem, SolveResult]:
-        """Choose what is kept, rebuilt and paged.
+        """Choose what is kept, rebuilt and paged; with a bound that is known, or a new one.
 
-        Where a bound is known already, the much smaller problem without rebuilding comes first: if
-        its value is within the gap of the bound, rebuilding has nothing to add.
+        The much smaller problem without rebuilding comes first: if its value is within the gap of
+        the bound, rebuilding has nothing to add.
         """
-        if proven is not None:
-            problem = self.problem(training, fixed=True, limits=limits, rebuild=False)
-            result = self._attempt(problem, goal)
-            if result.solution is not None and result.value <= proven * (1 + self.options.gap):
-                return problem, result
+        problem = self.problem(training, fixed=True, limits=limits, rebuild=False)
+        result = self._without_rebuilds(problem, goal, proven)
+        if result is not None:
+            return problem, result
         problem = self.problem(training, fixed=True, limits=limits)
         self.tell(f"choosing what is kept: {len(problem.slots)} slots", goal)
         return problem, (self._solve if proven is None else self._attempt)(problem, goal)
+
+    def _without_rebuilds(
+        self, problem: Problem, goal: Goal, proven: float | None = None
+    ) -> SolveResult | None:
+        """Decide without rebuilding activations; no result where rebuilding might be better.
+
+        Unless a bound is known, it is that of the problem in which rebuilding takes nothing.
+        """
+        self.tell(f"without rebuilding: {len(problem.slots)} slots", goal)
+        result = self._attempt(problem, goal)
+        if result.solution is not None and proven is None:
+            proven = self._attempt(problem, goal, relaxed=True).bound
+        if proven is None or not result.value <= proven * (1 + self.options.gap):
+            return None
+        return replace(result, bound=proven)
 
     def _streaming(
         self, start: Decided, goal: Goal, free: Sequence[str], limits: Limits
     ) -> tuple[Decided, float | None]:
         """Choose what is streamed, and precisions that are left; nothing in a float graph."""
-        problem = self._streaming_problem(start, free, limits)
+        problem = self._streaming_problem(start, free, limits, rebuild=False)
         if problem is None:
             return start, None
-        self.tell(f"choosing what is streamed by rows: {len(problem.slots)} slots", goal)
-        result = self._solve(problem, goal, share=STREAMING_SHARE)
+        result = self._without_rebuilds(problem, goal)
+        if result is None:
+            problem = self._streaming_problem(start, free, limits)
+            assert problem is not None
+            self.tell(f"choosing what is streamed by rows: {len(problem.slots)} slots", goal)
+            result = self._solve(problem, goal, share=STREAMING_SHARE)
         assert result.solution is not None
         active = result.solution.active
         streamed = tuple(b.name for b in problem.streams if b.activity in active)
@@ -330,7 +348,7 @@ class Stages:
         return decided.taking(problem, result.solution), result.bound
 
     def _streaming_problem(
-        self, start: Decided, free: Sequence[str], limits: Limits
+        self, start: Decided, free: Sequence[str], limits: Limits, *, rebuild: bool = True
     ) -> Problem | None:
         """What ``_streaming`` solves, if there is anything to choose."""
         lowered = self.lowered(start)
@@ -338,7 +356,7 @@ class Stages:
         if not choices.blocks and not free:
             return None
         training = build_training(lowered, self.spec, start.updates)
-        return self.problem(training, fixed=True, limits=limits, choices=choices)
+        return self.problem(training, fixed=True, limits=limits, choices=choices, rebuild=rebuild)
 
     def choices(self, start: Decided, lowered: Graph, layers: Sequence[str]) -> Choices:
         """Layers that may be mixed and blocks that may be streamed."""
@@ -396,12 +414,18 @@ class Stages:
         return result
 
     def _attempt(
-        self, problem: Problem, goal: Goal, share: float = 1.0, begin: Solution | None = None
+        self,
+        problem: Problem,
+        goal: Goal,
+        share: float = 1.0,
+        begin: Solution | None = None,
+        *,
+        relaxed: bool = False,
     ) -> SolveResult:
         """Solve in a share of the time that is left; else the problem is proven infeasible."""
         if self.watch.over():
             raise self._out_of_time()
-        program = Milp(problem)
+        program = Milp(problem, relaxed=relaxed)
         left_s = max(share * self.watch.left_s, 0.01)
         options = replace(self.options, time_limit_s=min(self.options.time_limit_s, left_s))
         result = program.solve(goal, options, self.watch, begin)

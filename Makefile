@@ -23,10 +23,11 @@ test: $(VENV)/.test ## set up, then run the tests
 bench: $(VENV)/.test ## solve times, gaps, peaks and instruction counts into benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
 
-bench-planner: $(VENV)/.test ## addresses (ODT_PLAN_LAYOUT_INSTANCES, own plans), schedules against other planners
+bench-planner: $(VENV)/.test ## addresses (ODT_PLAN_LAYOUT_INSTANCES, own plans), other planners, RAM budgets
 	$(BIN)/python -m benchmarks.layout
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.activation_budget
+	$(BIN)/python -m benchmarks.budgets
 
 lint: style types imports ## ruff, mypy strict, import contracts
 style: $(VENV)/.lint

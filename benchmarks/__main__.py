@@ -12,6 +12,7 @@ from pathlib import Path
 from . import (
     activation_budget,
     adaptation,
+    budgets,
     head10,
     instructions,
     kernels,
@@ -29,6 +30,7 @@ TABLES = (
     planning.solver_table,
     planning.baseline_table,
     planning.squeeze_table,
+    budgets.budgets_table,
     layout.instance_table,
     layout.arena_table,
     sweeps.sweep_table,

@@ -460,6 +460,7 @@ def planned(**options: Any) -> PlannedModel:
             BOARD,
             calibration=folder / "calib.npz",
             with_baselines=False,
+            time_limit_s=600.0,  # a plan that is cut short may lack something
             **options,
         )
         return make_plan(request)

@@ -75,6 +75,7 @@ def test_updates_weighed_against_latency_equal_brute_force(weight: float, tmp_pa
         ram_bytes=10**6,
         objective={"learn": 1.0, "latency": weight},
         gap=0.0,
+        time_limit_s=600.0,
         with_baselines=False,
     )
     plan = make_plan(request).plan

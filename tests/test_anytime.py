@@ -51,8 +51,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def request_of(folder: Path, net: Graph, **options: object) -> Request:
-    base: dict[str, object] = {"ram_bytes": 10**6, "with_baselines": False, "gap": 0.0}
-    base["time_limit_s"] = 600.0
+    base: dict[str, object] = {
+        "ram_bytes": 10**6, "with_baselines": False, "gap": 0.0, "time_limit_s": 600.0,
+    }  # fmt: skip
     return Request(export(net, folder), load_device(plans.BOARD), **{**base, **options})  # type: ignore[arg-type]
 
 

@@ -67,7 +67,7 @@ def learning() -> Problem:
     case = small()
     stages = case.stages()
     training = build_training(case.lowered, case.spec, case.start.updates)
-    choices = stages._choices(case.start, case.lowered, case.free)
+    choices = stages.choices(case.start, case.lowered, case.free)
     return stages.problem(training, fixed=False, choices=choices)
 
 

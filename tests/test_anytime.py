@@ -222,12 +222,12 @@ def test_a_stopped_solver_returns_its_best_solution(solver: SolverName) -> None:
     program, gains = knapsacks(size, rows)
     watch = stopped_by_a_solution()
     result = program.solve(
-        gains, SolverOptions(solver, gap=0.0, time_limit_s=30), maximize=True, watch=watch
+        gains, SolverOptions(solver, gap=0.0, time_limit_s=15), maximize=True, watch=watch
     )
     assert watch.interrupted
     assert result.status == "feasible"
     assert result.values is not None
-    assert result.time_s < 25
+    assert result.time_s < 14
     assert np.allclose(result.values, np.round(result.values))
     matrix = np.zeros((rows, size))
     matrix[program.rows, program.columns] = program.coefficients

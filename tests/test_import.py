@@ -70,17 +70,20 @@ def test_exporter_noise_of_real_models_vanishes(shared: Path) -> None:
     assert resnet == {"Relu": 7, "Add": 3, "AveragePool": 1, "Reshape": 1, "Gemm": 1}
 
 
-def test_every_obstacle_of_a_real_model_is_named(shared: Path) -> None:
-    path = shared / "models" / "kwt1_op17.onnx"
+def test_every_obstacle_of_a_real_model_is_named(shared: Path, tmp_path: Path) -> None:
+    """A transformer whose normalizations and attention are of unknown operators."""
+    proto = onnx.load(shared / "models" / "kwt1_op17.onnx")
+    renamed = [n for n in proto.graph.node if n.op_type in ("LayerNormalization", "Softmax")]
+    assert len(renamed) == 36
+    for n in renamed:
+        n.op_type = f"Unknown{n.op_type}"
     with pytest.raises(UnsupportedModelError) as e:
-        import_model(path)
+        import_model(save(proto, tmp_path))
     text = str(e.value)
-    proto = onnx.load(path)
-    norms = [n.name for n in proto.graph.node if n.op_type == "LayerNormalization"]
-    assert len(norms) == 24
-    assert all(name in text for name in norms)
-    assert "/Gather_1 (Gather)" in text
-    assert "25 obstacles" in text
+    assert all(n.name in text for n in renamed)
+    assert "(UnknownLayerNormalization): the operator is not supported" in text
+    assert "(UnknownSoftmax): the operator is not supported" in text
+    assert "36 obstacles" in text
     assert e.value.exit_code == 4
 
 

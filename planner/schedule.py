@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ..ir.graph import Node, Value
 from ..ir.opdef import get_op
 from ..ir.training import Update
-from .blocks import arena_bytes, live_bytes
+from .blocks import arena_bytes, live_bytes, peak_bytes
 from .layout import place
 from .plan import Action, Buffer, Step
 from .problem import ALWAYS, Problem, Slot
@@ -242,13 +242,19 @@ class _Realizer:
     # -- layout -----------------------------------------------------------------------------------
 
     def _place(self, seed: int, enough_bytes: int | None, quick: bool) -> Schedule:
-        n, blocks = len(self.steps), self.stays.blocks()
-        enough = 0 if enough_bytes is None else enough_bytes - self.stays.state_bytes
+        n, stays = len(self.steps), self.stays
+        blocks = stays.blocks()
+        peak = peak_bytes(blocks)
+        room = peak if enough_bytes is None else max(peak, enough_bytes - stays.state_bytes)
         offsets = place(blocks, n, exact_time_s=QUICK_S, seed=seed)
-        if arena_bytes(blocks, offsets) > enough and not quick:
-            goal = None if enough_bytes is None else enough
-            offsets = place(blocks, n, enough_bytes=goal, exact_time_s=THOROUGH_S, seed=seed)
-        buffers = self.stays.buffers(n, offsets)
+        if arena_bytes(blocks, offsets) > room:
+            other = stays.apart(n, room)
+            elsewhere = place(other.blocks(), n, enough_bytes=room, exact_time_s=QUICK_S, seed=seed)
+            if arena_bytes(other.blocks(), elsewhere) < arena_bytes(blocks, offsets):
+                stays, blocks, offsets = other, other.blocks(), elsewhere
+        if arena_bytes(blocks, offsets) > room and not quick:
+            offsets = place(blocks, n, enough_bytes=room, exact_time_s=THOROUGH_S, seed=seed)
+        buffers = stays.buffers(n, offsets)
         micro = self.problem.micro_batches
         cycles = sum(s.cycles * (1 if s.last_micro else micro) for s in self.steps)
         return Schedule(

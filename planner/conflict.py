@@ -145,7 +145,7 @@ class ConflictSearch:
             one = replace(r, storage=storage)
             limits = self.planning(one).limits
             if "ram" in kinds:
-                limits = replace(limits, ram_bytes=NO_LIMIT)
+                limits = limits.in_one_region(NO_LIMIT)
             if "flash" in kinds:
                 limits = replace(limits, flash_bytes=NO_LIMIT)
             if "latency" in kinds:

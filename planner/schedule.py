@@ -5,15 +5,17 @@ Residency is not taken from the solver: it follows from which steps run (``plann
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from ..ir.graph import Node, Value
 from ..ir.opdef import get_op
 from ..ir.training import Update
 from .blocks import arena_bytes, live_bytes
 from .layout import place
-from .plan import Action, Buffer, Step
-from .problem import ALWAYS, Problem, Slot
+from .placement import extra_cycles, place_all
+from .plan import Action, Buffer, RegionClaim, Space, Step
+from .problem import ALWAYS, Limits, Problem, Slot
 from .solution import Solution
 from .stays import Stays
 from .tensors import Tensor
@@ -36,6 +38,9 @@ class Schedule:
         cycles: Cycles of a training step (all micro-steps), page transfers included.
         transfer_cycles: Part of ``cycles`` that is page transfers.
         actions: Forward tensor name -> keep, recompute or page, for those that backward reads.
+        regions: What each RAM region holds, where there are several; empty if the buffers did not
+            find room in them: then they lie in one large region instead.
+        missing_bytes: What one of several regions lacks then; an estimate.
     """
 
     steps: tuple[Step, ...]
@@ -47,6 +52,14 @@ class Schedule:
     cycles: int
     transfer_cycles: int
     actions: dict[str, tuple[int, Action]]
+    regions: tuple[RegionClaim, ...] = ()
+    missing_bytes: int = 0
+
+    def over_bytes(self, limits: Limits) -> int:
+        """Bytes of RAM beyond the budget; 0 or less if it is kept."""
+        if limits.regions:
+            return self.missing_bytes
+        return self.arena_bytes + self.state_bytes - limits.ram_bytes
 
 
 def realize(
@@ -242,12 +255,40 @@ class _Realizer:
     # -- layout -----------------------------------------------------------------------------------
 
     def _place(self, seed: int, enough_bytes: int | None, quick: bool) -> Schedule:
+        regions = self.problem.limits.regions
+        if not regions:
+            return self._in_one_region(seed, enough_bytes, quick)
+        touched = self._touched()
+        placed = place_all(
+            self.stays.blocks(),
+            self.stays.state_blocks(len(self.steps)),
+            self._traffic(touched),
+            regions,
+            seconds=QUICK_S if quick else THOROUGH_S,
+            seed=seed,
+        )
+        if isinstance(placed, int):
+            return replace(self._in_one_region(seed, None, quick=True), missing_bytes=placed)
+        self.stays.move_state(placed.state)
+        where = {"arena": placed.arena_regions, "state": placed.state_regions}
+        for k, blocks in enumerate(touched):
+            more = extra_cycles(
+                [(n, regions[where[space][i]].extra_cycles_per_byte) for space, i, n in blocks]
+            )
+            self.steps[k] = self.steps[k].model_copy(update={"cycles": self.steps[k].cycles + more})
+        return replace(self._schedule(placed.arena), regions=placed.regions)
+
+    def _in_one_region(self, seed: int, enough_bytes: int | None, quick: bool) -> Schedule:
         n, blocks = len(self.steps), self.stays.blocks()
         enough = 0 if enough_bytes is None else enough_bytes - self.stays.state_bytes
         offsets = place(blocks, n, exact_time_s=QUICK_S, seed=seed)
         if arena_bytes(blocks, offsets) > enough and not quick:
             goal = None if enough_bytes is None else enough
             offsets = place(blocks, n, enough_bytes=goal, exact_time_s=THOROUGH_S, seed=seed)
+        return self._schedule(offsets)
+
+    def _schedule(self, offsets: Sequence[int]) -> Schedule:
+        n, blocks = len(self.steps), self.stays.blocks()
         buffers = self.stays.buffers(n, offsets)
         micro = self.problem.micro_batches
         cycles = sum(s.cycles * (1 if s.last_micro else micro) for s in self.steps)
@@ -262,6 +303,27 @@ class _Realizer:
             self.transfer * micro,
             {self._paged_value(t).name: (t.bytes, self._action(t)) for t in self.read_late},
         )
+
+    def _touched(self) -> list[list[tuple[Space, int, int]]]:
+        """What the kernel of each step touches: space, index and bytes per operand and result."""
+        index, size = self.stays.indices(), self.stays.sizes()
+        views = {n.name for n in self.problem.training.graph.nodes if get_op(n.op).view}
+        result: list[list[tuple[Space, int, int]]] = []
+        for s in self.steps:
+            runs = s.nodes and s.nodes[0] not in views
+            named = (*s.reads, *s.writes, s.workspace, s.tile) if runs else ()
+            result.append([(*index[b], size[b]) for b in named if b is not None and b in index])
+        return result
+
+    def _traffic(self, touched: list[list[tuple[Space, int, int]]]) -> list[int]:
+        """Bytes per training step, for each block of the arena, then for each of the state."""
+        arena, state = len(self.stays.blocks()), len(self.stays.state_blocks(len(self.steps)))
+        result = [0] * (arena + state)
+        for s, blocks in zip(self.steps, touched, strict=True):
+            times = 1 if s.last_micro else self.problem.micro_batches
+            for space, i, n in blocks:
+                result[i if space == "arena" else arena + i] += n * times
+        return result
 
     def _action(self, tensor: Tensor) -> Action:
         if tensor in self.loaded:

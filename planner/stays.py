@@ -6,6 +6,7 @@ bytes of their operand; a block lives from its first write to its last read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..ir.graph import Node, TensorType, Value
@@ -99,7 +100,34 @@ class Stays:
         """What is to be placed in the arena."""
         return [Block(b.size, b.first, b.last) for b in self._blocks]
 
-    def buffers(self, steps: int, offsets: list[int]) -> list[Buffer]:
+    def state_blocks(self, steps: int) -> list[Block]:
+        """The tensors of the state, which live in all of so many steps."""
+        return [
+            Block(aligned(v.type.nbytes), 0, steps - 1)
+            for v, space, _ in self._fixed
+            if space == "state"
+        ]
+
+    def indices(self) -> dict[str, tuple[Space, int]]:
+        """Id of a buffer in arena or state -> its space, and its index in the blocks of that."""
+        state = [v.name for v, space, _ in self._fixed if space == "state"]
+        found: dict[str, tuple[Space, int]] = {s.id: ("arena", s.block) for s in self._stays}
+        return found | {name: ("state", i) for i, name in enumerate(state)}
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each buffer by id."""
+        found = {v.name: v.type.nbytes for v, _, _ in self._fixed}
+        return found | {s.id: s.type.nbytes for s in self._stays}
+
+    def move_state(self, offsets: Sequence[int]) -> None:
+        """Put the tensors of the state elsewhere, an offset each."""
+        places = iter(offsets)
+        self._fixed = [
+            (v, space, next(places) if space == "state" else offset)
+            for v, space, offset in self._fixed
+        ]
+
+    def buffers(self, steps: int, offsets: Sequence[int]) -> list[Buffer]:
         """The buffers of a plan of so many steps, with an arena offset per block."""
         fixed = [
             Buffer(

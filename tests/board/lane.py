@@ -74,11 +74,30 @@ CORES = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Exact memory of the board; ``stack_bytes`` are a part of the RAM."""
+    """Exact memory of the board; ``stack_bytes`` are a part of the RAM.
+
+    ``regions`` are more RAM: name, origin and bytes, each for the section of that name.
+    """
 
     flash_bytes: int = 1 << 20
     ram_bytes: int = 320 << 10
     stack_bytes: int = 6 << 10
+    regions: tuple[tuple[str, int, int], ...] = ()
+
+    def linked(self) -> dict[str, str]:
+        """What the linker script is filled in with."""
+        names = ("flash_bytes", "ram_bytes", "stack_bytes")
+        memory = [f"  {n} (rw) : ORIGIN = {at:#x}, LENGTH = {b}\n" for n, at, b in self.regions]
+        sections = [
+            f"  .odt_plan_{n} (NOLOAD) : {{ *(.odt_plan_{n}) }} > {n}\n" for n, _, _ in self.regions
+        ]
+        return {
+            "flash_origin": hex(FLASH_ORIGIN),
+            "ram_origin": hex(RAM_ORIGIN),
+            **{n: str(getattr(self, n)) for n in names},
+            "more_memory": "".join(memory),
+            "more_sections": "".join(sections),
+        }
 
 
 def has_zig_lane() -> bool:
@@ -154,9 +173,7 @@ def build_program(
     """Compile and link sources with the board's start-up; ``folder`` is searched for headers."""
     tag = f"{core}-{compiler}{'-mpu' if 'BOARD_MPU' in defines else ''}"
     script = folder / f"{tag}.ld"
-    values = {"flash_origin": hex(FLASH_ORIGIN), "ram_origin": hex(RAM_ORIGIN)}
-    values |= {k: str(v) for k, v in vars(limits).items()}
-    script.write_text(Template((FIRMWARE / "link.ld").read_text()).substitute(values))
+    script.write_text(Template((FIRMWARE / "link.ld").read_text()).substitute(limits.linked()))
     macros = [f"BOARD_FLASH_ORIGIN={FLASH_ORIGIN}u", f"BOARD_FLASH_BYTES={limits.flash_bytes}u"]
     macros += [f"BOARD_RAM_ORIGIN={RAM_ORIGIN}u", f"BOARD_RAM_BYTES={limits.ram_bytes}u"]
     command = _driver(core, compiler)
@@ -206,7 +223,8 @@ def run(
         machine = CORES[core].machine
         assert machine is not None, f"QEMU has no board with {core}"
         return run_qemu(elf, machine, given)
-    flash, ram = (FLASH_ORIGIN, limits.flash_bytes), (RAM_ORIGIN, limits.ram_bytes)
+    ram = [(RAM_ORIGIN, limits.ram_bytes), *((at, b) for _, at, b in limits.regions)]
+    flash = FLASH_ORIGIN, limits.flash_bytes
     return run_unicorn(elf, CORES[core].unicorn, given, flash=flash, ram=ram)
 
 

@@ -82,10 +82,11 @@ class LayoutError(InfeasibleError):
 
     def __init__(self, limits: Limits, excess: Excess) -> None:
         """Say what to add."""
-        where = f"{limits.ram_bytes:,} B of RAM"
+        where, there = f"{limits.ram_bytes:,} B of RAM", ""
         if limits.regions:
             where = ", ".join(f"{r.bytes:,} B of {r.name}" for r in limits.regions)
-        more = f"{excess.ram_bytes:,} B more{' in one of them' * bool(limits.regions[1:])} with --ram"
+            there = " in one of them"
+        more = f"{excess.ram_bytes:,} B more{there} with --ram"
         if not excess.ram_bytes:
             more = "a longer --latency" if excess.cycles else "a larger --energy"
         super().__init__(

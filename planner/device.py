@@ -115,9 +115,9 @@ class Core(_Spec):
 class Region(_Spec):
     """A memory region. Adjacent RAM regions of one speed count as one (``RamRun``).
 
-    ``code`` is RAM for instructions, which no plan uses. ``extra_cycles_per_byte`` is what a byte of
-    RAM costs a kernel beyond ``cycles_per_instruction``, once for each operand, result and scratch
-    buffer of a step, however often the kernel reads it.
+    ``code`` is RAM for instructions, which no plan uses. ``extra_cycles_per_byte`` is what a byte
+    of RAM costs a kernel beyond ``cycles_per_instruction``, once for each operand, result and
+    scratch buffer of a step, however often the kernel reads it.
     """
 
     name: str
@@ -139,7 +139,7 @@ class Region(_Spec):
         if self.sectors and total != self.bytes:
             raise ValueError(f"sectors: add up to {total:,} bytes, the region has {self.bytes:,}")
         if self.extra_cycles_per_byte is not None and self.kind != "ram":
-            raise ValueError("extra_cycles_per_byte: plans place buffers in regions of kind ram only")
+            raise ValueError("extra_cycles_per_byte: plans place buffers in kind ram only")
         return self
 
 
@@ -230,7 +230,8 @@ class Device(_Spec):
         ram = [r.name for r in self.regions if r.kind == "ram"]
         if self.reserve.region is not None and self.reserve.region not in ram:
             raise ValueError(
-                f"reserve.region: {self.reserve.region!r} is none of the RAM regions {', '.join(ram)}"
+                f"reserve.region: {self.reserve.region!r} is none of the RAM regions"
+                f" {', '.join(ram)}"
             )
         ids = [s.id for s in self.storage]
         if twice := {i for i in ids if ids.count(i) > 1}:

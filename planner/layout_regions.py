@@ -18,7 +18,7 @@ from .blocks import Block, best_fit
 from .layout import lay_out
 from .layout_exact import DETERMINISTIC_PER_SECOND
 
-#: Share of the limit that one search for a region's layout may take.
+#: Share of the limit that one search for the layout of one of several regions may take.
 LAYOUT_SHARE = 0.1
 #: CP-SAT's deterministic time in a second of the processor where assignments have costs.
 COSTED_PER_SECOND = 0.2
@@ -105,7 +105,7 @@ def place_in_regions(
 
 
 def missing_bytes(blocks: Sequence[Block], regions: Sequence[Region]) -> int:
-    """Bytes that one region lacks for best fit to place all blocks: the fewest, 0 if it places them.
+    """The fewest bytes that one region lacks for best fit to place all blocks; 0 if none lacks any.
 
     An upper bound: a better layout may need fewer.
     """
@@ -225,6 +225,7 @@ class _Assignment:
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = seed
+        share = LAYOUT_SHARE if len(self.regions) > 1 else 1.0
         proven = True  # every set was forbidden with a proof
         left, begin = seconds, time.monotonic()
         for _ in range(MAX_ASSIGNMENTS):
@@ -246,9 +247,9 @@ class _Assignment:
                 inside = [i for i in sorted(chosen) if chosen[i] == r]
                 layout = lay_out(
                     [self.blocks[i] for i in inside], region.bytes,
-                    seconds=LAYOUT_SHARE * seconds, deterministic=deterministic, seed=seed,
+                    seconds=share * seconds, deterministic=deterministic, seed=seed,
                 )  # fmt: skip
-                left -= LAYOUT_SHARE * seconds * (layout.nodes > 0)
+                left -= share * seconds * (layout.nodes > 0)
                 if layout.arena_bytes <= region.bytes:
                     spots |= {i: Spot(r, o) for i, o in zip(inside, layout.offsets, strict=True)}
                 else:

@@ -380,7 +380,7 @@ class Milp:
             self._region_rows(p.limits.largest_bytes)
 
     def _region_rows(self, largest: int) -> None:
-        """What needs a tensor that no RAM region can hold does not run; all else the layout decides."""
+        """What needs a tensor that no region can hold does not run; the layout decides the rest."""
         for s in self.problem.slots:
             sizes = [t.bytes for t in (*s.reads, *s.writes)]
             if s.update is not None:

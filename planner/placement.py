@@ -7,15 +7,16 @@ lies above it only slides down.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import ceil
 
 from .blocks import Block
 from .layout_regions import Region, missing_bytes, place_in_regions
-from .plan import RegionClaim
+from .plan import RegionClaim, Step
 from .problem import RamRegion
+from .stays import Share
 
 #: Costs of placements are integers, in this part of a cycle.
 _CYCLE = 1024
@@ -28,15 +29,13 @@ class Placed:
     Attributes:
         arena: Per block.
         state: Per tensor.
-        arena_regions: Index of the region per block.
-        state_regions: Index of the region per tensor.
+        where: Index of the region per block, then per tensor.
         regions: What each region holds.
     """
 
     arena: tuple[int, ...]
     state: tuple[int, ...]
-    arena_regions: tuple[int, ...]
-    state_regions: tuple[int, ...]
+    where: tuple[int, ...]
     regions: tuple[RegionClaim, ...]
 
 
@@ -91,8 +90,7 @@ def place_all(
     return Placed(
         tuple(begins[r] + o for r, o in zip(where[:n], offsets, strict=True)),
         tuple(places),
-        tuple(where[:n]),
-        tuple(where[n:]),
+        tuple(where),
         tuple(
             RegionClaim(name=r.name, budget=r.bytes, arena=a, state=s)
             for r, a, s in zip(regions, parts, kept, strict=True)
@@ -100,7 +98,23 @@ def place_all(
     )
 
 
-def extra_cycles(touched: Sequence[tuple[int, float]]) -> int:
-    """Cycles that a step takes more: (bytes, extra cycles per byte) of what it touches."""
+def touches(step: Step, shares: Mapping[str, Share]) -> list[Share]:
+    """What of arena and state a step touches."""
+    named = (*step.reads, *step.writes, step.workspace, step.tile)
+    return [shares[b] for b in named if b is not None and b in shares]
+
+
+def traffic(touched: Sequence[Sequence[Share]], times: Sequence[int], blocks: int) -> list[int]:
+    """Bytes of each block that the steps of a training step touch, each so many times."""
+    result = [0] * blocks
+    for shares, n in zip(touched, times, strict=True):
+        for s in shares:
+            result[s.block] += s.bytes * n
+    return result
+
+
+def extra_cycles(touched: Sequence[Share], where: Sequence[RamRegion]) -> int:
+    """Cycles that a step takes more, with the region of every block."""
+    more = sum(s.bytes * where[s.block].extra_cycles_per_byte for s in touched)
     # A millionth is the rounding of sums in another order, not a cycle.
-    return ceil(round(sum(n * extra for n, extra in touched), 6))
+    return ceil(round(more, 6))

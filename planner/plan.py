@@ -344,9 +344,9 @@ class Plan(_Record):
     """A checked training plan.
 
     ``regions`` are the RAM regions that the plan may use; it is left out of the file where it is
-    empty, which stands for the device's largest one. ``quantization`` holds the scales that calibration found, by value of the imported graph; it is
-    empty where the model file brings its own, or has none. ``asked`` is null in plans that were not
-    made by the planner.
+    empty, which stands for the device's largest one. ``quantization`` holds the scales that
+    calibration found, by value of the imported graph; it is empty where the model file brings its
+    own, or has none. ``asked`` is null in plans that were not made by the planner.
     """
 
     schema_version: Literal[1]
@@ -369,8 +369,8 @@ class Plan(_Record):
         """The parts of a space, one per region, in the order of their bytes."""
         ram = self.claims.ram_bytes
         if not self.regions:
-            whole = ram.arena if space == "arena" else ram.weights + ram.optimizer + ram.accumulators
-            return (Part("", 0, whole),)
+            state = ram.weights + ram.optimizer + ram.accumulators
+            return (Part("", 0, ram.arena if space == "arena" else state),)
         sizes = [r.arena if space == "arena" else r.state for r in self.regions]
         ends = list(accumulate(sizes))
         return tuple(

@@ -13,8 +13,8 @@ from ..ir.opdef import get_op
 from ..ir.training import Update
 from .blocks import arena_bytes, live_bytes
 from .layout import place
-from .placement import extra_cycles, place_all
-from .plan import Action, Buffer, RegionClaim, Space, Step
+from .placement import extra_cycles, place_all, touches, traffic
+from .plan import Action, Buffer, RegionClaim, Step
 from .problem import ALWAYS, Limits, Problem, Slot
 from .solution import Solution
 from .stays import Stays
@@ -258,11 +258,17 @@ class _Realizer:
         regions = self.problem.limits.regions
         if not regions:
             return self._in_one_region(seed, enough_bytes, quick)
-        touched = self._touched()
+        n, shares = len(self.steps), self.stays.in_ram()
+        views = {v.name for v in self.problem.training.graph.nodes if get_op(v.op).view}
+        # No kernel runs in views and transfers; transfers have times of their own.
+        touched = [[] if views.issuperset(s.nodes) else touches(s, shares) for s in self.steps]
+        micro = self.problem.micro_batches
+        times = [1 if s.last_micro else micro for s in self.steps]
+        arena, state = self.stays.blocks(), self.stays.state_blocks(n)
         placed = place_all(
-            self.stays.blocks(),
-            self.stays.state_blocks(len(self.steps)),
-            self._traffic(touched),
+            arena,
+            state,
+            traffic(touched, times, len(arena) + len(state)),
             regions,
             seconds=QUICK_S if quick else THOROUGH_S,
             seed=seed,
@@ -270,12 +276,9 @@ class _Realizer:
         if isinstance(placed, int):
             return replace(self._in_one_region(seed, None, quick=True), missing_bytes=placed)
         self.stays.move_state(placed.state)
-        where = {"arena": placed.arena_regions, "state": placed.state_regions}
-        for k, blocks in enumerate(touched):
-            more = extra_cycles(
-                [(n, regions[where[space][i]].extra_cycles_per_byte) for space, i, n in blocks]
-            )
-            self.steps[k] = self.steps[k].model_copy(update={"cycles": self.steps[k].cycles + more})
+        for k, (s, found) in enumerate(zip(self.steps, touched, strict=True)):
+            more = extra_cycles(found, [regions[r] for r in placed.where])
+            self.steps[k] = s.model_copy(update={"cycles": s.cycles + more})
         return replace(self._schedule(placed.arena), regions=placed.regions)
 
     def _in_one_region(self, seed: int, enough_bytes: int | None, quick: bool) -> Schedule:
@@ -303,27 +306,6 @@ class _Realizer:
             self.transfer * micro,
             {self._paged_value(t).name: (t.bytes, self._action(t)) for t in self.read_late},
         )
-
-    def _touched(self) -> list[list[tuple[Space, int, int]]]:
-        """What the kernel of each step touches: space, index and bytes per operand and result."""
-        index, size = self.stays.indices(), self.stays.sizes()
-        views = {n.name for n in self.problem.training.graph.nodes if get_op(n.op).view}
-        result: list[list[tuple[Space, int, int]]] = []
-        for s in self.steps:
-            runs = s.nodes and s.nodes[0] not in views
-            named = (*s.reads, *s.writes, s.workspace, s.tile) if runs else ()
-            result.append([(*index[b], size[b]) for b in named if b is not None and b in index])
-        return result
-
-    def _traffic(self, touched: list[list[tuple[Space, int, int]]]) -> list[int]:
-        """Bytes per training step, for each block of the arena, then for each of the state."""
-        arena, state = len(self.stays.blocks()), len(self.stays.state_blocks(len(self.steps)))
-        result = [0] * (arena + state)
-        for s, blocks in zip(self.steps, touched, strict=True):
-            times = 1 if s.last_micro else self.problem.micro_batches
-            for space, i, n in blocks:
-                result[i if space == "arena" else arena + i] += n * times
-        return result
 
     def _action(self, tensor: Tensor) -> Action:
         if tensor in self.loaded:

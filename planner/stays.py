@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..ir.graph import Node, TensorType, Value
 from .blocks import Block
@@ -32,6 +33,18 @@ class _Bytes:
     size: int
     first: int
     last: int
+
+
+class Share(NamedTuple):
+    """What of a block a buffer touches.
+
+    Attributes:
+        block: Index in the blocks of the arena, then those of the state.
+        bytes: Size of the buffer.
+    """
+
+    block: int
+    bytes: int
 
 
 class Stays:
@@ -108,16 +121,15 @@ class Stays:
             if space == "state"
         ]
 
-    def indices(self) -> dict[str, tuple[Space, int]]:
-        """Id of a buffer in arena or state -> its space, and its index in the blocks of that."""
-        state = [v.name for v, space, _ in self._fixed if space == "state"]
-        found: dict[str, tuple[Space, int]] = {s.id: ("arena", s.block) for s in self._stays}
-        return found | {name: ("state", i) for i, name in enumerate(state)}
-
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each buffer by id."""
-        found = {v.name: v.type.nbytes for v, _, _ in self._fixed}
-        return found | {s.id: s.type.nbytes for s in self._stays}
+    def in_ram(self) -> dict[str, Share]:
+        """Id of a buffer in arena or state -> the bytes that it is part of."""
+        arena, count = len(self._blocks), 0
+        found = {s.id: Share(s.block, s.type.nbytes) for s in self._stays}
+        for v, space, _ in self._fixed:
+            if space == "state":
+                found[v.name] = Share(arena + count, v.type.nbytes)
+                count += 1
+        return found
 
     def move_state(self, offsets: Sequence[int]) -> None:
         """Put the tensors of the state elsewhere, an offset each."""

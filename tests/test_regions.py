@@ -1,11 +1,13 @@
-"""Plans over several RAM regions: placed, checked, run by NumPy and C, on a board of two regions."""
+"""Plans over several RAM regions: placed, checked, run by NumPy and C, and on a board of two."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nets
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from board import lane
 from board.elf import Elf
 from board.objects import BuildError
+from cli_run import Cli
 from oracle import Unconstrained, batch
 from test_c_backend import check_api, needs_gcc, reference, samples
 
@@ -26,7 +29,7 @@ from odt_plan.ir.training import TrainingGraph, TrainingSpec
 from odt_plan.planner.check import CheckError, check
 from odt_plan.planner.device import Device, load_device
 from odt_plan.planner.pipeline import PlannedModel, Request, make_plan
-from odt_plan.planner.plan import Plan
+from odt_plan.planner.plan import Plan, load_plan
 from odt_plan.planner.problem import RamRegion
 
 BOARD = load_device("stm32h743")
@@ -177,12 +180,12 @@ def test_all_regions_are_on_offer_and_the_first_is_enough() -> None:
         (r.name, n) for r, n in BOARD.ram_budgets
     ]
     assert [r.name for r in plan.regions if r.arena + r.state] == ["AXI"]
-    one = planned(ram_bytes=dict((r.name, n) for r, n in BOARD.ram_budgets)["AXI"]).plan
+    one = planned(ram_bytes={r.name: n for r, n in BOARD.ram_budgets}["AXI"]).plan
     assert (plan.claims.cycles, plan.steps) == (one.claims.cycles, one.steps)
 
 
 def test_slow_regions_cost_what_is_told() -> None:
-    """Claimed cycles are those of one region plus bytes x rate, counted here from the file alone."""
+    """Claimed cycles are those of one region plus bytes x rate, counted from the file alone."""
     done = planned(ram_regions=(("DTCM", 100 << 10), ("SRAM1", 100 << 10)))
     plan, nodes = done.plan, {n.name: n for n in done.training.graph.nodes}
     sizes = {b.id: b.bytes for b in plan.buffers if b.space in ("arena", "state")}
@@ -387,7 +390,7 @@ def test_a_state_in_two_regions_is_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def two_regions(plan: Plan) -> lane.Limits:
-    """The board's RAM is the fast region, with stack and data; the slow one is exactly as planned."""
+    """The board's RAM is the fast region, with stack and data; the slow one is as planned."""
     slow = next(r for r in BOARD.ram_runs if r.name == "SRAM1")
     budget = next(r.budget for r in plan.regions if r.name == "SRAM1")
     return lane.Limits(
@@ -428,3 +431,56 @@ def test_a_region_that_is_too_small_fails_at_link(tmp_path: Path) -> None:
         lane.build(
             tmp_path, "cnn", limits=replace(limits, regions=((region, origin, used // 8 * 8 - 8),))
         )
+
+
+# ---- command line and pictures
+
+
+def test_regions_on_the_command_line(odt: Cli, tmp_path: Path) -> None:
+    words = (DIGITS, "--device", "stm32h743", "--ram", "DTCM=100KB,SRAM1=100,000")
+    done = odt(*words, "--emit", "svg,c", "-o", "out")
+    assert done.code == 0, done.err
+    assert "RAM 202,400 B (197.66 KiB) = DTCM 102,400 + SRAM1 100,000 as given" in done.out
+    plan = load_plan(tmp_path / "out" / "plan.json")
+    dtcm, sram = plan.regions
+    assert (dtcm.name, dtcm.budget, sram.name, sram.budget) == ("DTCM", 102400, "SRAM1", 100000)
+    told = f"SRAM1 {sram.arena + sram.state:,} B of 100,000 B (97.66 KiB): arena {sram.arena:,}"
+    assert told in done.out
+    assert told in odt("verify", "out/plan.json").out
+    record = odt("verify", "out/plan.json", "--json").json
+    assert record["regions"] == [r.model_dump() for r in plan.regions]
+    header = (tmp_path / "out" / "digits_cnn.h").read_text()
+    assert f"#define DIGITS_CNN_STATE_SRAM1_BYTES {sram.state}u" in header
+    picture = ElementTree.parse(tmp_path / "out" / "memory.svg")
+    texts = [t.text or "" for t in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert f"DTCM: arena {dtcm.arena:,} B, state {dtcm.state:,} B of 102,400 B" in texts
+    given = odt("explain", "out/plan.json", "conv2.bias", "--json")
+    assert given.code == 0, given.err
+    shown = odt("devices", "show", "stm32h743").out
+    assert "294,912 B (288.00 KiB) of RAM from 0x30000000 (SRAM1), 0.6 cycles per byte" in shown
+
+
+@pytest.mark.parametrize(
+    ("ram", "message"),
+    [
+        ("DTCM=100KB,DTCM=1KB", "--ram: DTCM is given twice"),
+        ("CCM=64KB", "--ram: stm32h743 has no RAM region 'CCM'; it has AXI, DTCM, SRAM1, SRAM4"),
+        ("DTCM=many", "--ram DTCM: 'many' is not a size; write for example 320KB, 1.5MB, 327680"),
+        ("DTCM=", "--ram DTCM: '' is not a size"),
+    ],
+)
+def test_wrong_regions_on_the_command_line(ram: str, message: str, odt: Cli) -> None:
+    done = odt(DIGITS, "--device", "stm32h743", "--ram", ram)
+    assert done.code == 2
+    assert done.error.startswith(message)
+
+
+def test_too_little_in_every_region(odt: Cli) -> None:
+    """The value that is told is one for one region, and works."""
+    words = (DIGITS, "--device", "stm32h743", "--train", "last", "-q", "--ram")
+    refused = odt(*words, "DTCM=16KB,AXI=20KB").refusal
+    assert "--ram DTCM=16384,AXI=20480" in refused[0]
+    need = re.search(r"has 20,480 B .*; the smallest --ram that works is (\d+)", "".join(refused))
+    assert need
+    assert odt(*words, need[1]).code == 0
+    assert odt(*words, str(int(need[1]) - 4)).code == 3

@@ -17,7 +17,7 @@ from ...planner.plan import ALIGNMENT_BYTES, Buffer, Plan
 from .ctext import array, block, c_type, comment, identifier, symbol
 from .emit_call import float_literal
 from .golden import SEED, golden_arrays, golden_table, run_golden
-from .parts import Parts
+from .parts import Part, Parts
 from .sample import sample_declaration, sample_definition, sample_sizes, sample_sources
 from .schedule import emit_schedule
 
@@ -168,8 +168,8 @@ class _Library:
             "statics": "".join(parts.statics(self.model, self.macro)),
             "defaults": "".join(parts.defaults(self.model)),
             "unusable": parts.unusable(),
-            "locals": _lines(f"uint8_t *const {p.name} = net->{p.name};" for p in parts.all),
-            "arena_locals": _lines(f"uint8_t *const {p.name} = net->{p.name};" for p in parts.arena),
+            "locals": _locals(parts.all),
+            "arena_locals": _locals(parts.arena),
             "voids": _lines(f"(void){p.name};" for p in parts.all),
             "arena_voids": _lines(f"(void){p.name};" for p in parts.arena),
             "all_dead": self._dead(0, 0),
@@ -269,6 +269,10 @@ class _Library:
             note = f"{name}: {values[name].type}"
             parts.append(array(self.weights[name], data, values[name].type.dtype, note=note))
         return "\n".join(parts)
+
+
+def _locals(parts: Iterable[Part]) -> str:
+    return _lines(f"uint8_t *const {p.name} = net->{p.name};" for p in parts)
 
 
 def _lines(statements: Iterable[str], indent: int = 4) -> str:

@@ -98,7 +98,7 @@ def plan(
     ram: Annotated[
         str | None, typer.Option(
             metavar="SIZE|REGION=SIZE,...",
-            help="RAM for the plan, as 320KB: in one region, or as DTCM=128KB,AXI=500KB in those named."
+            help="RAM for the plan, as 320KB in one region, or DTCM=128KB,AXI=500KB in those named."
             "  [default: all of the device's less its reserve]",
         )
     ] = None,

@@ -98,11 +98,8 @@ def run_plan(options: PlanOptions) -> None:
     if options.as_json:
         sys.stdout.write(planned.plan.model_dump_json(indent=2) + "\n")
     elif not options.quiet:
-        print_plan(
-            planned,
-            Budgeted(request.ram_bytes, request.flash_bytes, given_regions=bool(request.ram_regions)),
-            files,
-        )
+        given = Budgeted(request.ram_bytes, request.flash_bytes, bool(request.ram_regions))
+        print_plan(planned, given, files)
 
 
 def make_request(options: PlanOptions) -> Request:

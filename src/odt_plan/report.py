@@ -365,10 +365,11 @@ def print_device(device: Device) -> None:
     for label, value, source in rows:
         told = Text(f"{label:<24}{value}")
         out.print(told.append(f"  ({source})" if source else "", "dim"), soft_wrap=True)
-    for r, left in device.ram_budgets:
-        less = ", less the reserve" * (left < r.bytes)
-        slow = f", {r.extra_cycles_per_byte:g} cycles per byte slower" * (r.extra_cycles_per_byte > 0)
-        whole = f"{format_bytes(r.bytes)} of RAM from {r.origin:#010x} ({r.name}){slow}{less}"
+    for run, left in device.ram_budgets:
+        less = ", less the reserve" * (left < run.bytes)
+        extra = run.extra_cycles_per_byte
+        slow = f", {extra:g} cycles per byte slower" if extra else ""
+        whole = f"{format_bytes(run.bytes)} of RAM from {run.origin:#010x} ({run.name}){slow}{less}"
         out.print(Text(f"{'a plan uses':<24}{whole}"), soft_wrap=True)
     out.print(Text(f"{'':<24}all flash, less the reserve"), soft_wrap=True)
 

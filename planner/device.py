@@ -271,9 +271,7 @@ class Device(_Spec):
         """Bytes of each run that a plan may use: its size, less the reserve where the stack is."""
         runs, kept = self.ram_runs, self.reserve
         stack = next((r for r in runs if kept.region in r.regions), self.main_run)
-        return tuple(
-            (r, max(0, r.bytes - (kept.ram_bytes if r == stack else 0))) for r in runs
-        )
+        return tuple((r, max(0, r.bytes - (kept.ram_bytes if r == stack else 0))) for r in runs)
 
     @property
     def flash_bytes(self) -> int:

@@ -62,9 +62,7 @@ def place_all(
     spaces = [Region(r.name, 0, r.bytes) for r in regions]
     costs = None
     if len({r.extra_cycles_per_byte for r in regions}) > 1:
-        costs = [
-            [round(_CYCLE * r.extra_cycles_per_byte * n) for r in regions] for n in traffic
-        ]
+        costs = [[round(_CYCLE * r.extra_cycles_per_byte * n) for r in regions] for n in traffic]
     found = place_in_regions(blocks, spaces, costs=costs, seconds=seconds, seed=seed)
     if found.answer != "fits":
         return max(missing_bytes(blocks, spaces), min(b.bytes for b in blocks if b.bytes))

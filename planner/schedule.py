@@ -279,7 +279,7 @@ class _Realizer:
         for k, (s, found) in enumerate(zip(self.steps, touched, strict=True)):
             more = extra_cycles(found, [regions[r] for r in placed.where])
             self.steps[k] = s.model_copy(update={"cycles": s.cycles + more})
-        return replace(self._schedule(placed.arena), regions=placed.regions)
+        return replace(self._schedule(self.stays, placed.arena), regions=placed.regions)
 
     def _in_one_region(self, seed: int, enough_bytes: int | None, quick: bool) -> Schedule:
         n, blocks = len(self.steps), self.stays.blocks()
@@ -288,18 +288,18 @@ class _Realizer:
         if arena_bytes(blocks, offsets) > enough and not quick:
             goal = None if enough_bytes is None else enough
             offsets = place(blocks, n, enough_bytes=goal, exact_time_s=THOROUGH_S, seed=seed)
-        return self._schedule(offsets)
+        return self._schedule(self.stays, offsets)
 
-    def _schedule(self, offsets: Sequence[int]) -> Schedule:
-        n, blocks = len(self.steps), self.stays.blocks()
-        buffers = self.stays.buffers(n, offsets)
+    def _schedule(self, stays: Stays, offsets: Sequence[int]) -> Schedule:
+        n, blocks = len(self.steps), stays.blocks()
+        buffers = stays.buffers(n, offsets)
         micro = self.problem.micro_batches
         cycles = sum(s.cycles * (1 if s.last_micro else micro) for s in self.steps)
         return Schedule(
             tuple(self.steps),
             (*buffers, *self.extra),
             arena_bytes(blocks, offsets),
-            self.stays.state_bytes,
+            stays.state_bytes,
             self.storage_top,
             tuple(live_bytes(blocks, n)),
             cycles,

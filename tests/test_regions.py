@@ -176,9 +176,7 @@ def test_a_net_fits_only_with_two_regions() -> None:
 
 def test_all_regions_are_on_offer_and_the_first_is_enough() -> None:
     plan = planned().plan
-    assert [(r.name, r.budget) for r in plan.regions] == [
-        (r.name, n) for r, n in BOARD.ram_budgets
-    ]
+    assert [(r.name, r.budget) for r in plan.regions] == [(r.name, n) for r, n in BOARD.ram_budgets]
     assert [r.name for r in plan.regions if r.arena + r.state] == ["AXI"]
     one = planned(ram_bytes={r.name: n for r, n in BOARD.ram_budgets}["AXI"]).plan
     assert (plan.claims.cycles, plan.steps) == (one.claims.cycles, one.steps)
@@ -232,9 +230,7 @@ def test_a_tensor_larger_than_any_region_is_not_updated() -> None:
     sizes = {u.param: u.ratio for u in plan.decisions.updates}
     assert 0 < sizes["conv3.weight"] < 1, "some of its channels"
     with pytest.raises(InfeasibleError, match=r"RAM: needs .* at step") as e:
-        planned(
-            train=("conv3.weight",), ram_regions=(("DTCM", 124 << 10), ("AXI", 124 << 10))
-        )
+        planned(train=("conv3.weight",), ram_regions=(("DTCM", 124 << 10), ("AXI", 124 << 10)))
     (short,) = e.value.shortfalls
     assert short.has == 124 << 10
     assert short.works is not None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .blocks import Block, best_fit
-from .layout import lay_out
+from .layout import NODES_PER_SECOND, lay_out
 from .layout_exact import DETERMINISTIC_PER_SECOND
 
 #: Share of the limit that one search for the layout of one of several regions may take.
@@ -249,7 +249,7 @@ class _Assignment:
                     [self.blocks[i] for i in inside], region.bytes,
                     seconds=share * seconds, deterministic=deterministic, seed=seed,
                 )  # fmt: skip
-                left -= share * seconds * (layout.nodes > 0)
+                left -= 2 * layout.nodes / NODES_PER_SECOND  # CP-SAT has turns as long as these
                 if layout.arena_bytes <= region.bytes:
                     spots |= {i: Spot(r, o) for i, o in zip(inside, layout.offsets, strict=True)}
                 else:

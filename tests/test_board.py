@@ -188,7 +188,7 @@ def test_a_store_outside_ram_faults(
 def test_real_models_on_the_disco_board(model: str, shared: Path, tmp_path: Path) -> None:
     device = load_device("stm32f746g-disco")
     done = make_plan(Request(shared / "models" / f"{model}.onnx", device, with_baselines=False))
-    limits = Limits(device.flash_bytes, device.ram_region()[1])
+    limits = Limits.of(device)
     case = (done.plan, done.training)
     _, result = on_board(case, tmp_path, compiler=COMPILER, limits=limits)
     check_prediction(case, result, COMPILER)
@@ -202,7 +202,7 @@ def test_int8_models_on_the_disco_board(model: str, shared: Path, tmp_path: Path
     device = load_device("stm32f746g-disco")
     file = shared / "models" / f"{model}.onnx"
     done = make_plan(Request(file, device, train=("last",), with_baselines=False))
-    limits = Limits(device.flash_bytes, device.ram_region()[1])
+    limits = Limits.of(device)
     case = (done.plan, done.training)
     _, result = on_board(case, tmp_path, compiler=COMPILER, limits=limits)
     check_prediction(case, result, COMPILER)

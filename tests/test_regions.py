@@ -46,7 +46,7 @@ def split(forward: Graph, spec: TrainingSpec, share: float, storage: str | None 
     ram = plans.squeezed(forward, training, ram_bytes=10**6).claims.ram_bytes
     total = ram.total if storage is None else ram.total - ram.arena // 3
     # A region is as large as its largest tensor at least; then a little more than all live bytes.
-    for more in range(0, total, 64):
+    for more in range(0, total, max(4, total // 160 * 4)):
         fast = int(share * total) // 4 * 4
         regions = RamRegion("DTCM", fast), RamRegion("SRAM1", total + more - fast, SLOW)
         try:
@@ -366,7 +366,7 @@ def test_a_plan_file_comes_back() -> None:
 
 
 @needs_gcc
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["mlp-sgd", "cnn-momentum", "cnn-paged"])
 def test_host_equals_numpy_bit_for_bit(name: str, tmp_path: Path) -> None:
     plan, training = case(name)
     prefix = emit_c(plan, training, tmp_path)[0].stem
@@ -387,10 +387,10 @@ def test_a_state_in_two_regions_is_saved_and_loaded(tmp_path: Path) -> None:
 
 def two_regions(plan: Plan) -> lane.Limits:
     """The board's RAM is the fast region, with stack and data; the slow one is as planned."""
-    slow = next(r for r in BOARD.ram_runs if r.name == "SRAM1")
-    budget = next(r.budget for r in plan.regions if r.name == "SRAM1")
+    fast, slow = (next(r for r in BOARD.ram_runs if r.name == p.name) for p in plan.regions)
+    bytes_ = -(-plan.regions[1].budget // 8) * 8
     return lane.Limits(
-        ram_bytes=BOARD.main_run.bytes, regions=(("sram1", slow.origin, -(-budget // 8) * 8),)
+        ram_bytes=fast.bytes, ram_origin=fast.origin, regions=(("sram1", slow.origin, bytes_),)
     )
 
 
@@ -409,7 +409,7 @@ def test_a_board_with_two_regions(name: str, tmp_path: Path) -> None:
     assert result.files["output.bin"] == reference(plan, training, steps, 0.05)
     symbols = Elf(image).symbols
     for r in plan.regions:
-        origin = lane.RAM_ORIGIN if r.name == "DTCM" else limits.regions[0][1]
+        origin = next(x.origin for x in BOARD.ram_runs if x.name == r.name)
         for space, size in (("arena", r.arena), ("state", r.state)):
             if size:
                 s = symbols[f"{prefix}_{space}_{r.name.lower()}"]

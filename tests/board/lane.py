@@ -19,6 +19,8 @@ from typing import Literal
 
 import numpy as np
 
+from odt_plan.planner.device import Device
+
 from .emulate import FIRMWARE, ZIG, BoardResult, run_qemu
 from .objects import link
 from .unicorn_board import run_unicorn
@@ -82,7 +84,21 @@ class Limits:
     flash_bytes: int = 1 << 20
     ram_bytes: int = 320 << 10
     stack_bytes: int = 6 << 10
+    ram_origin: int = RAM_ORIGIN
     regions: tuple[tuple[str, int, int], ...] = ()
+
+    @classmethod
+    def of(cls, device: Device) -> Limits:
+        """The memory map of a device; stack and data lie in its largest run of RAM."""
+        main = device.main_run
+        return cls(
+            device.flash_bytes,
+            main.bytes,
+            ram_origin=main.origin,
+            regions=tuple(
+                (r.name.lower(), r.origin, r.bytes) for r in device.ram_runs if r != main
+            ),
+        )
 
     def linked(self) -> dict[str, str]:
         """What the linker script is filled in with."""
@@ -93,7 +109,7 @@ class Limits:
         ]
         return {
             "flash_origin": hex(FLASH_ORIGIN),
-            "ram_origin": hex(RAM_ORIGIN),
+            "ram_origin": hex(self.ram_origin),
             **{n: str(getattr(self, n)) for n in names},
             "more_memory": "".join(memory),
             "more_sections": "".join(sections),
@@ -175,7 +191,7 @@ def build_program(
     script = folder / f"{tag}.ld"
     script.write_text(Template((FIRMWARE / "link.ld").read_text()).substitute(limits.linked()))
     macros = [f"BOARD_FLASH_ORIGIN={FLASH_ORIGIN}u", f"BOARD_FLASH_BYTES={limits.flash_bytes}u"]
-    macros += [f"BOARD_RAM_ORIGIN={RAM_ORIGIN}u", f"BOARD_RAM_BYTES={limits.ram_bytes}u"]
+    macros += [f"BOARD_RAM_ORIGIN={limits.ram_origin}u", f"BOARD_RAM_BYTES={limits.ram_bytes}u"]
     command = _driver(core, compiler)
     command += ["-std=c99", optimise, "-ffp-contract=off", "-ffreestanding", "-fno-math-errno"]
     command += ["-Wdouble-promotion", "-ffunction-sections", "-fdata-sections"]
@@ -223,7 +239,7 @@ def run(
         machine = CORES[core].machine
         assert machine is not None, f"QEMU has no board with {core}"
         return run_qemu(elf, machine, given)
-    ram = [(RAM_ORIGIN, limits.ram_bytes), *((at, b) for _, at, b in limits.regions)]
+    ram = [(limits.ram_origin, limits.ram_bytes), *((at, b) for _, at, b in limits.regions)]
     flash = FLASH_ORIGIN, limits.flash_bytes
     return run_unicorn(elf, CORES[core].unicorn, given, flash=flash, ram=ram)
 

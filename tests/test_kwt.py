@@ -91,7 +91,7 @@ def test_plan_and_its_c(model: Path, tmp_path: Path) -> None:
 
 @needs_zig
 def test_last_block_on_the_board(last_block: Path, tmp_path: Path) -> None:
-    """All of it trained, in two RAM regions: the bits of NumPy, the predicted instructions."""
+    """All of it trained, in three RAM regions: the bits of NumPy, the predicted instructions."""
     device = load_device("stm32h743")
     done = make_plan(Request(last_block, device, train=("all",), with_baselines=False))
     limits = lane.Limits.of(device)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from ..ir.graph import Node, Value
 from ..ir.opdef import get_op
 from ..ir.training import Update
-from .blocks import arena_bytes, live_bytes
+from .blocks import arena_bytes, live_bytes, peak_bytes
 from .layout import place
 from .placement import extra_cycles, place_all, touches, traffic
 from .plan import Action, Buffer, RegionClaim, Step
@@ -258,13 +258,24 @@ class _Realizer:
         regions = self.problem.limits.regions
         if not regions:
             return self._in_one_region(seed, enough_bytes, quick)
-        n, shares = len(self.steps), self.stays.in_ram()
+        n = len(self.steps)
+        found = self._in_regions(self.stays, seed, quick)
+        if not isinstance(found, Schedule):
+            room = sum(r.bytes for r in regions) - self.stays.state_bytes
+            found = self._in_regions(self.stays.apart(n, room), seed, quick)
+        if isinstance(found, Schedule):
+            return found
+        return replace(self._in_one_region(seed, None, quick=True), missing_bytes=found)
+
+    def _in_regions(self, stays: Stays, seed: int, quick: bool) -> Schedule | int:
+        """All buffers in several RAM regions, or the bytes that one of them lacks."""
+        regions, micro = self.problem.limits.regions, self.problem.micro_batches
+        shares = stays.in_ram()
         views = {v.name for v in self.problem.training.graph.nodes if get_op(v.op).view}
         # No kernel runs in views and transfers; transfers have times of their own.
         touched = [[] if views.issuperset(s.nodes) else touches(s, shares) for s in self.steps]
-        micro = self.problem.micro_batches
         times = [1 if s.last_micro else micro for s in self.steps]
-        arena, state = self.stays.blocks(), self.stays.state_blocks(n)
+        arena, state = stays.blocks(), stays.state_blocks(len(self.steps))
         placed = place_all(
             arena,
             state,
@@ -274,21 +285,27 @@ class _Realizer:
             seed=seed,
         )
         if isinstance(placed, int):
-            return replace(self._in_one_region(seed, None, quick=True), missing_bytes=placed)
-        self.stays.move_state(placed.state)
-        for k, (s, found) in enumerate(zip(self.steps, touched, strict=True)):
-            more = extra_cycles(found, [regions[r] for r in placed.where])
+            return placed
+        stays.move_state(placed.state)
+        for k, (s, shared) in enumerate(zip(self.steps, touched, strict=True)):
+            more = extra_cycles(shared, [regions[r] for r in placed.where])
             self.steps[k] = s.model_copy(update={"cycles": s.cycles + more})
-        return replace(self._schedule(self.stays, placed.arena), regions=placed.regions)
+        return replace(self._schedule(stays, placed.arena), regions=placed.regions)
 
     def _in_one_region(self, seed: int, enough_bytes: int | None, quick: bool) -> Schedule:
-        n, blocks = len(self.steps), self.stays.blocks()
-        enough = 0 if enough_bytes is None else enough_bytes - self.stays.state_bytes
+        n, stays = len(self.steps), self.stays
+        blocks = stays.blocks()
+        peak = peak_bytes(blocks)
+        room = peak if enough_bytes is None else max(peak, enough_bytes - stays.state_bytes)
         offsets = place(blocks, n, exact_time_s=QUICK_S, seed=seed)
-        if arena_bytes(blocks, offsets) > enough and not quick:
-            goal = None if enough_bytes is None else enough
-            offsets = place(blocks, n, enough_bytes=goal, exact_time_s=THOROUGH_S, seed=seed)
-        return self._schedule(self.stays, offsets)
+        if arena_bytes(blocks, offsets) > room:
+            other = stays.apart(n, room)
+            elsewhere = place(other.blocks(), n, enough_bytes=room, exact_time_s=QUICK_S, seed=seed)
+            if arena_bytes(other.blocks(), elsewhere) < arena_bytes(blocks, offsets):
+                stays, blocks, offsets = other, other.blocks(), elsewhere
+        if arena_bytes(blocks, offsets) > room and not quick:
+            offsets = place(blocks, n, enough_bytes=room, exact_time_s=THOROUGH_S, seed=seed)
+        return self._schedule(stays, offsets)
 
     def _schedule(self, stays: Stays, offsets: Sequence[int]) -> Schedule:
         n, blocks = len(self.steps), stays.blocks()

@@ -260,7 +260,10 @@ def _regions(plan: Plan, scale: _Scale) -> Iterator[str]:
             stroke_dasharray="9 5",
         )  # fmt: skip
         yield element("g", [tooltip(label), line], _class="region")
-        yield text(LEFT + 6, y + 13, label, 11, fill="#a34700", font_weight="bold")
+        yield text(
+            LEFT + 6, y + 13, label, 11, fill="#a34700", font_weight="bold", stroke="#ffffff",
+            stroke_width=4, paint_order="stroke",
+        )  # fmt: skip
 
 
 def _phases(report: CheckReport, scale: _Scale) -> Iterator[str]:

@@ -10,7 +10,8 @@ solver, problem, cost, schedule or layout module. In this order it demands that
    chosen parameter is updated exactly once by its own gradient, and nothing else is
    (``check_machine``);
 3. every claim is what the steps cost, and the budgets are kept (``check_claims``);
-4. the decisions are what the steps do (``check_decisions``).
+4. the decisions are what the steps do (``check_decisions``);
+5. the steps behind a replayed front need nothing of it but what is kept (``check_replay``).
 
 Reports and drawings are made from its result, never from solver variables.
 """
@@ -25,6 +26,7 @@ from .check_decisions import decisions
 from .check_layout import layout
 from .check_machine import Machine
 from .check_program import CheckError, Program, resolve
+from .check_replay import replayed
 from .device import Core, Device, load_core
 from .plan import Plan, StepKind
 
@@ -136,6 +138,7 @@ def check(
     check_claims.compare(program, figures)
     check_claims.storage_capacity(program, figures, device)
     decisions(program, machine)
+    replayed(program, figures, device, core or load_core(device.core))
     peak = max(figures.live_bytes)
     return CheckReport(
         steps=tuple(

@@ -233,7 +233,7 @@ def compare(p: Program, f: Figures) -> None:
     claims, budget = p.plan.claims, p.plan.device.budget
     ram, flash = claims.ram_bytes, claims.flash_bytes
     peak = max(f.live_bytes)
-    ram_total = f.arena_bytes + sum(f.state_bytes.values())
+    ram_total = f.arena_bytes + sum(f.state_bytes.values()) + p.plan.replay_bytes("ram")
     flash_total = f.flash_weights_bytes + f.flash_code_bytes
     for name, said, is_ in (
         ("ram_bytes.arena", ram.arena, f.arena_bytes),

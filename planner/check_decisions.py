@@ -68,11 +68,12 @@ def _computes_in(node: Node) -> str:
 def _objective(p: Program) -> None:
     """Values are what steps and decisions give, bounds are on their side, gaps are as they say."""
     claims, decisions = p.plan.claims, p.plan.decisions
+    ram = claims.ram_bytes
     facts = {
         "learn": sum(u.importance for u in decisions.updates) + decisions.noise_avoided,
         "latency": float(claims.cycles),
         "energy": claims.energy_j,
-        "ram": claims.ram_bytes.live_peak + claims.ram_bytes.total - claims.ram_bytes.arena,
+        "ram": ram.live_peak + ram.weights + ram.optimizer + ram.accumulators,
         "flash": claims.flash_bytes.total,
     }
     names = [o.name for o in p.plan.objective]

@@ -51,14 +51,18 @@ class Machine:
             self._micro_step(last=micro == self._micro_steps - 1)
         self._closed()
 
-    def _micro_step(self, *, last: bool) -> None:
-        p = self.program
+    def _begin(self) -> int:
+        """Nothing is there but the sample; returns the first step to run."""
         self._memory.forget("arena")
         self._memory.forget("storage")
         self._done.clear()
-        self._write(p.given, (p.given.value, self._micro))
+        self._write(self.program.given, (self.program.given.value, self._micro))
+        return 0
+
+    def _micro_step(self, *, last: bool) -> None:
+        p, begin = self.program, self._begin()
         for index, step in enumerate(p.plan.steps):
-            if last or not step.last_micro:
+            if index >= begin and (last or not step.last_micro):
                 self._step(index, step)
         for v in p.training.graph.outputs:
             if v.producer is not None and v.producer not in self._done:

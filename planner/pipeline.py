@@ -32,6 +32,7 @@ from .plan import Asked, Budget, DeviceInfo, ObjectiveName, Plan, SolverInfo, St
 from .precision import choosable, pinned, unchosen
 from .problem import Limits, Problem, RamRegion
 from .progress import Watch
+from .replay import RAM, Wanted, with_replay
 from .search import Bounds, Found, Search, Start
 from .sizes import LARGEST_BYTES
 from .stages import Stages
@@ -68,6 +69,7 @@ class Request:
             the update set; without it there must be a fixed one.
         time_limit_s: Wall clock limit of the whole run. A first plan is made in any case, if
             heuristics find one; where there is none, finding out why takes as long again.
+        replay: Keep what the frozen front makes of the samples; see ``planner.replay``.
         with_relaxations: If no plan keeps the limits, also plan what else would work.
         demands: Decisions that are given; ``planner.explain`` asks what they would cost.
     """
@@ -93,6 +95,7 @@ class Request:
     time_limit_s: float = 60.0
     seed: int = 0
     threads: int = 1
+    replay: Wanted | None = None
     with_baselines: bool = True
     with_relaxations: bool = True
     demands: tuple[Demand, ...] = ()
@@ -107,6 +110,18 @@ class Request:
         for what, x in (("latency", self.latency_s), ("energy", self.energy_j)):
             if x is not None and not 0 < x < LARGEST_AMOUNT:
                 raise UsageError(f"{what} limit {x:g} can't be kept by any plan")
+        self._check_replay()
+
+    def _check_replay(self) -> None:
+        place = None if self.replay is None else self.replay.place
+        if place in (None, RAM):
+            return
+        self.device.find_storage(place)
+        if self.storage not in (None, place):
+            raise UsageError(
+                f"--replay-in {place}: the plan pages to {self.storage}, and firmware knows one"
+                f" storage; give --replay-in {self.storage} or ram"
+            )
 
     @property
     def weights(self) -> Mapping[ObjectiveName, float]:
@@ -120,6 +135,7 @@ class PlannedModel:
 
     Attributes:
         scales: Where the scales of i8 come from; empty for a model without.
+        no_replay: Why the plan has no replay that was asked for.
     """
 
     plan: Plan
@@ -128,6 +144,7 @@ class PlannedModel:
     report: CheckReport
     baselines: tuple[Baseline, ...]
     scales: str = ""
+    no_replay: str = ""
 
 
 def make_plan(
@@ -307,13 +324,12 @@ class Planner:
         rivals: tuple[Baseline, ...] = ()
         if r.with_baselines and not self.watch.interrupted:
             rivals = self._baselines(stages, start)
+        plan, training, report, reason = found.plan, found.scheduled.training, found.report, ""
+        if r.replay is not None:
+            plan, reason = with_replay(plan, training, r.replay, self.cost)
+            report = check(plan, training, r.device)
         return PlannedModel(
-            found.plan,
-            found.scheduled.training,
-            r.device,
-            found.report,
-            rivals,
-            self.imported.scales,
+            plan, training, r.device, report, rivals, self.imported.scales, reason
         )
 
     def _checked(self, done: Scheduled, bounds: Bounds, stopped: Stopped | None) -> Found:

@@ -140,7 +140,10 @@ class Objective(_Record):
 
 
 class RamClaim(_Record):
-    """RAM in bytes. ``total = arena + weights + optimizer + accumulators``."""
+    """RAM in bytes.
+
+    ``total = arena + weights + optimizer + accumulators``, and a replay cache that lies in RAM.
+    """
 
     total: NonNegativeInt
     arena: NonNegativeInt
@@ -203,6 +206,61 @@ class Claims(_Record):
     cycles: NonNegativeInt
     latency_s: NonNegativeFloat
     energy_j: NonNegativeFloat
+
+
+class Replay(_Record):
+    """A cache of what the frozen front of the network makes of the samples.
+
+    The first ``front`` steps, the *front*, depend on nothing that training changes. They run once
+    per micro-batch; its boundary, one arena buffer, is all that the other steps need of them. A
+    cached step copies it back and runs only those. The cache has an entry of ``entry_bytes``, padded
+    to the alignment, for each micro-batch.
+
+    Attributes:
+        samples: Samples that are kept.
+        epochs: How often a training step uses each of them.
+        place: ``ram``, or the id of a storage: behind the bytes that the plan pages.
+        region: RAM region of the cache, where the plan names any.
+        front: Number of leading steps that run once per micro-batch.
+        value: Tensor that is kept.
+        buffer: Its buffer when the front has run.
+        entry_bytes: Bytes of one micro-batch.
+        cache_bytes: Bytes of all entries.
+        capture_cycles: Front and copies to the cache, for the samples of one training step.
+        cached_cycles: A training step from the cache.
+        average_cycles: A training step, with its share of the capture: ``cached_cycles +
+            capture_cycles / epochs``, rounded up.
+        bound: Proven for any cache, place and schedule with these updates, precisions and streamed
+            blocks, in cycles.
+        latency_s: Average of a training step.
+        energy_j: Average of a training step.
+    """
+
+    samples: PositiveInt
+    epochs: int = Field(ge=2)
+    place: str = Field(min_length=1)
+    region: str = ""
+    front: PositiveInt
+    value: str
+    buffer: str
+    entry_bytes: PositiveInt
+    cache_bytes: PositiveInt
+    capture_cycles: NonNegativeInt
+    cached_cycles: NonNegativeInt
+    average_cycles: NonNegativeInt
+    bound: NonNegativeFloat
+    latency_s: NonNegativeFloat
+    energy_j: NonNegativeFloat
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one entry to the next."""
+        return -(-self.entry_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+    @property
+    def entries(self) -> int:
+        """Micro-batches that the cache holds."""
+        return self.cache_bytes // self.stride
 
 
 class UpdateDecision(_Record):
@@ -344,7 +402,8 @@ class Plan(_Record):
     """A checked training plan.
 
     ``regions`` are the RAM regions that the plan may use; it is left out of the file where it is
-    empty, which stands for the device's largest one. ``quantization`` holds the scales that
+    empty, which stands for the device's largest one. So is ``replay``, where nothing is replayed;
+    all other figures are those of a training step without it. ``quantization`` holds the scales that
     calibration found, by value of the imported graph; it is empty where the model file brings its
     own, or has none. ``asked`` is null in plans that were not made by the planner.
     """
@@ -358,6 +417,7 @@ class Plan(_Record):
     objective: tuple[Objective, ...] = Field(min_length=1)
     claims: Claims
     regions: tuple[RegionClaim, ...] = ()
+    replay: Replay | None = None
     decisions: Decisions
     quantization: dict[str, QuantizationRecord] = {}
     asked: Asked | None = None
@@ -378,12 +438,19 @@ class Plan(_Record):
             for r, size, end in zip(self.regions, sizes, ends, strict=True)
         )
 
+    def replay_bytes(self, kind: Literal["ram", "storage"]) -> int:
+        """Bytes of the replay cache in RAM or in a storage."""
+        r = self.replay
+        return r.cache_bytes if r is not None and (r.place == "ram") == (kind == "ram") else 0
+
     @model_serializer(mode="wrap")
-    def _without_no_regions(self, plain: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """A plan for one region is the same file whether this version knows regions or not."""
+    def _without_what_is_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """A plan is the same file whether this version knows what it does without or not."""
         record: dict[str, object] = plain(self)
         if not self.regions:
             record.pop("regions", None)
+        if self.replay is None:
+            record.pop("replay", None)
         return record
 
 

@@ -11,7 +11,7 @@ from ...ir.errors import UsageError
 from ...ir.graph import Array, Node, Value
 from ...ir.opdef import get_op
 from ...ir.training import TrainingGraph, Update
-from ...planner.plan import Plan, Step
+from ...planner.plan import Plan, Replay, Step
 from .data import check_labels, fitted, stored_sample
 from .memory import Memory
 from .parameters import merged, split
@@ -114,13 +114,61 @@ class Runtime:
             UsageError: ``x`` or ``target`` does not fit the model.
         """
         self._feed(x)
+        return self._train(0, target, lr)
+
+    def capture(self, x: ArrayLike) -> Array:
+        """What the frozen front makes of one batch, for ``train_cached``; the plan has replay.
+
+        It stays right for good: nothing that training changes has a part in it.
+
+        Args:
+            x: Samples, as in ``infer``.
+
+        Returns:
+            The entry of the cache: a copy of the boundary tensor, as it is stored.
+
+        Raises:
+            UsageError: ``x`` is not a batch of samples.
+        """
+        replay = self._replay
+        self._feed(x)
+        with np.errstate(all="ignore"):
+            for index, step in enumerate(self.plan.steps[: replay.front]):
+                self._step(step)
+                self._memory.retire(index)
+        return self._arrays[replay.buffer].copy()
+
+    def train_cached(self, entry: Array, target: ArrayLike, lr: float) -> float:
+        """``train_step`` for the batch that ``capture`` made an entry of, without its front.
+
+        Raises:
+            UsageError: ``target`` does not fit the model, or ``entry`` is none of this plan.
+        """
+        replay = self._replay
+        boundary = self._arrays[replay.buffer]
+        if (entry.dtype, entry.shape) != (boundary.dtype, boundary.shape):
+            raise UsageError(
+                f"an entry is {boundary.dtype}{boundary.shape}, not {entry.dtype}{entry.shape}"
+            )
+        self._memory.clear()
+        boundary[...] = entry
+        return self._train(replay.front, target, lr)
+
+    @property
+    def _replay(self) -> Replay:
+        if self.plan.replay is None:
+            raise UsageError("this plan replays nothing; plan again with --replay")
+        return self.plan.replay
+
+    def _train(self, begin: int, target: ArrayLike, lr: float) -> float:
+        """The steps from ``begin`` on; what they need of those before is in the arena."""
         t = self.training
         self._arrays[self._io[t.target.name]] = self._target(target)
         if t.hyper.name in self._io:
             self._arrays[self._io[t.hyper.name]] = self._hyper(lr)
         last = self.micro_steps + 1 == t.spec.micro_batches
         loss: Array | None = None
-        for index, step in enumerate(self.plan.steps):
+        for index, step in enumerate(self.plan.steps[begin:], begin):
             if last or not step.last_micro:
                 self._step(step)
                 loss = self._captured(step, t.loss, loss)

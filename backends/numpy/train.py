@@ -14,6 +14,7 @@ import numpy as np
 from ...ir.errors import OdtPlanError, UsageError
 from ...ir.graph import Array
 from .data import checked_samples, checked_targets
+from .replay import Replayed
 from .runtime import Runtime
 
 
@@ -26,10 +27,12 @@ class History:
         stopped: None when all steps were done; ``not_finite`` when a loss or a parameter became
             NaN or infinite, ``interrupted`` by Ctrl-C. The runtime then holds the state of the last
             good update.
+        replayed: Micro-steps that were trained from the replay cache.
     """
 
     losses: tuple[float, ...]
     stopped: Literal["not_finite", "interrupted"] | None
+    replayed: int = 0
 
     @property
     def message(self) -> str:
@@ -58,6 +61,9 @@ def train(
     on_step: Callable[[int, float], None] | None = None,
 ) -> History:
     """Train on a data set.
+
+    With replay in the plan, samples stay in the same micro-batches for good, in a new order in each
+    pass; as long as the cache has room, each passes the frozen front only once.
 
     Args:
         runtime: Trains by its plan.
@@ -90,7 +96,9 @@ def train(
         steps = -(-epochs * len(x) // group)
     if steps < 1:
         raise UsageError(f"there is nothing to train: {steps} steps")
-    order = _order(len(x), seed)
+    replay = runtime.plan.replay
+    cache = None if replay is None else Replayed(runtime, replay)
+    batches = _batches(len(x), size, seed, fixed=cache is not None)
     losses: list[float] = []
     good, counted = runtime.state_bytes(), runtime.updates
     stopped: Literal["not_finite", "interrupted"] | None = None
@@ -99,8 +107,11 @@ def train(
             total = 0.0
             with np.errstate(all="ignore"):  # what overflows is found and told below
                 for _ in range(micro):
-                    chosen = [next(order) for _ in range(size)]
-                    total += runtime.train_step(x[chosen], y[chosen], lr)
+                    chosen = next(batches)
+                    if cache is None:
+                        total += runtime.train_step(x[chosen], y[chosen], lr)
+                    else:
+                        total += cache.train(chosen, x, y, lr)
             if not (np.isfinite(total) and runtime.is_finite()):
                 stopped = "not_finite"
                 break
@@ -112,7 +123,7 @@ def train(
         stopped = "interrupted"
     if stopped is not None:
         runtime.load_state(good, updates=counted)
-    return History(tuple(losses), stopped)
+    return History(tuple(losses), stopped, cache.replayed if cache is not None else 0)
 
 
 def save_learned(runtime: Runtime, path: Path) -> None:
@@ -143,8 +154,23 @@ def save_learned(runtime: Runtime, path: Path) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def _order(count: int, seed: int) -> Iterator[int]:
-    """Sample numbers without end, each pass shuffled anew."""
+def _batches(count: int, size: int, seed: int, *, fixed: bool) -> Iterator[list[int]]:
+    """Micro-batches of sample numbers without end, each pass over all samples in a new order.
+
+    Fixed ones are made of the same samples in each pass; the last is filled from the first.
+    """
     rng = np.random.default_rng(seed)
+    if not fixed or size == 1:
+        order = _order(count, rng)
+        while True:
+            yield [next(order) for _ in range(size)]
+    mixed = rng.permutation(count)
+    batches = np.resize(mixed, (-(-count // size), size)).tolist()
+    for i in _order(len(batches), rng):
+        yield batches[i]
+
+
+def _order(count: int, rng: np.random.Generator) -> Iterator[int]:
+    """Numbers without end, each pass shuffled anew."""
     while True:
         yield from rng.permutation(count).tolist()

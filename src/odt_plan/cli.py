@@ -111,6 +111,24 @@ def plan(
     storage: Annotated[
         str, typer.Option(metavar="NAME|none", help="Storage of the device to page to.")
     ] = "none",
+    replay: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Keep what the frozen layers make of N samples, to train from that.",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(metavar="E", help="How often each of these is used.  [default: 10]"),
+    ] = None,
+    replay_in: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|ram|NAME",
+            help="Where they are kept; auto: in RAM that is left or in --storage.",
+        ),
+    ] = None,
     latency: Annotated[
         str | None, typer.Option(metavar="TIME", help="Limit per training step, as 0.5s.")
     ] = None,
@@ -209,6 +227,9 @@ def plan(
         ram=ram,
         flash=flash,
         storage=storage,
+        replay=replay,
+        epochs=epochs,
+        replay_in=replay_in,
         latency=latency,
         energy=energy,
         train=tuple(train or ()),

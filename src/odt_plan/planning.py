@@ -25,6 +25,7 @@ from .planner.linear import SolverName
 from .planner.micro_batches import plan_every_split
 from .planner.objective import parse_objective
 from .planner.pipeline import PlannedModel, Request, make_plan
+from .planner.replay import Wanted
 from .planner.sizes import parse_bytes, parse_joules, parse_seconds
 from .report import Budgeted, print_plan
 
@@ -47,6 +48,9 @@ class PlanOptions:
     ram: str | None = None
     flash: str | None = None
     storage: str = "none"
+    replay: int | None = None
+    epochs: int | None = None
+    replay_in: str | None = None
     latency: str | None = None
     energy: str | None = None
     train: tuple[str, ...] = ()
@@ -135,6 +139,7 @@ def make_request(options: PlanOptions) -> Request:
         model=options.model,
         device=device,
         storage=storage,
+        replay=_replay(options),
         ram_bytes=ram,
         ram_regions=regions,
         flash_bytes=flash,
@@ -155,6 +160,18 @@ def make_request(options: PlanOptions) -> Request:
         threads=options.threads,
         with_baselines=not (options.quiet or options.as_json),
     )
+
+
+def _replay(options: PlanOptions) -> Wanted | None:
+    if options.replay is None:
+        for name, value in (("--epochs", options.epochs), ("--replay-in", options.replay_in)):
+            if value is not None:
+                raise UsageError(f"{name} is about samples that are kept; give --replay N, too")
+        return None
+    place = None if options.replay_in == "auto" else options.replay_in
+    if options.epochs is None:
+        return Wanted(options.replay, place=place)
+    return Wanted(options.replay, options.epochs, place)
 
 
 def parse_ram(text: str) -> tuple[int | None, tuple[tuple[str, int], ...]]:

@@ -56,6 +56,9 @@ def print_plan(planned: PlannedModel, budgeted: Budgeted, files: Sequence[Path])
     _head(out, planned, budgeted)
     _memory(out, planned.plan, planned.device, budgeted)
     _time(out, planned.report)
+    _replayed(out, planned.plan)
+    if planned.no_replay:
+        _line(out, "replay", f"none: {planned.no_replay}")
     _updates(out, planned.plan)
     _activations(out, planned.plan)
     _precisions(out, planned)
@@ -68,7 +71,7 @@ def print_plan(planned: PlannedModel, budgeted: Budgeted, files: Sequence[Path])
 def print_verified(plan_file: Path, plan: Plan, report: CheckReport) -> None:
     """Print what the replay of a plan file found."""
     out = console()
-    ram = report.arena_bytes + report.state_bytes
+    ram = plan.claims.ram_bytes.total
     found = f"{plan_file}: {len(plan.steps)} steps replayed, all claims confirmed"
     _line(out, "ok", found, "green")
     _line(out, "RAM", f"{format_bytes(ram)} of {format_bytes(plan.device.budget.ram_bytes)}")
@@ -78,6 +81,7 @@ def print_verified(plan_file: Path, plan: Plan, report: CheckReport) -> None:
     _line(out, "peak", _peak(report))
     _line(out, "time", f"{format_seconds(report.latency_s)} predicted per training step")
     _line(out, "energy", f"{format_joules(report.energy_j)} predicted per training step")
+    _replayed(out, plan)
 
 
 def verified_record(plan: Plan, report: CheckReport) -> dict[str, object]:
@@ -85,7 +89,7 @@ def verified_record(plan: Plan, report: CheckReport) -> dict[str, object]:
     return {
         "ok": True,
         "steps": len(plan.steps),
-        "ram_bytes": report.arena_bytes + report.state_bytes,
+        "ram_bytes": plan.claims.ram_bytes.total,
         "arena_bytes": report.arena_bytes,
         "state_bytes": report.state_bytes,
         "regions": [r.model_dump() for r in plan.regions],
@@ -96,6 +100,7 @@ def verified_record(plan: Plan, report: CheckReport) -> dict[str, object]:
         "cycles": report.cycles,
         "latency_s": report.latency_s,
         "energy_j": report.energy_j,
+        "replay": None if plan.replay is None else plan.replay.model_dump(),
     }
 
 
@@ -170,6 +175,7 @@ def _memory(out: Console, plan: Plan, device: Device, budgeted: Budgeted) -> Non
         ("weights", ram.weights),
         ("optimizer", ram.optimizer),
         ("accumulators", ram.accumulators),
+        *([("replay", kept)] if (kept := plan.replay_bytes("ram")) else []),
     ]
     out.print()
     _bar(out, "RAM", ram.total + kept_ram, plan.device.budget.ram_bytes + kept_ram)
@@ -178,7 +184,11 @@ def _memory(out: Console, plan: Plan, device: Device, budgeted: Budgeted) -> Non
     _bar(out, "flash", flash.total + kept_flash, plan.device.budget.flash_bytes + kept_flash)
     code = ("code (estimated)", flash.code)
     _line(out, "", _sum([("weights", flash.weights), code, ("reserve", kept_flash)]))
-    if plan.device.storage:
+    if r := plan.replay_bytes("storage"):
+        assert plan.replay is not None
+        used = f"{plan.claims.storage_bytes:,} paged + {r:,} replay"
+        _line(out, "storage", f"{used} B of {plan.replay.place}")
+    elif plan.device.storage:
         size = format_bytes(plan.claims.storage_bytes)
         _line(out, "storage", f"{size} of {plan.device.storage}")
 
@@ -213,6 +223,24 @@ def _time(out: Console, report: CheckReport) -> None:
     latency = f"{format_seconds(report.latency_s)} predicted per training step"
     _line(out, "latency", f"{latency} ({report.cycles:,} cycles): {split}")
     _line(out, "energy", f"{format_joules(report.energy_j)} predicted per training step")
+
+
+def _replayed(out: Console, plan: Plan) -> None:
+    """What is kept per sample, where, and what it saves."""
+    r = plan.replay
+    if r is None:
+        return
+    where = f"RAM{f' ({r.region})' if r.region else ''}" if r.place == "ram" else r.place
+    each = f"{r.entry_bytes:,} B per {'sample' if plan.model.batch == 1 else 'micro-batch'}"
+    kept = f"{r.samples:,} samples as {r.value} in {where}, {each}, {r.cache_bytes:,} B"
+    _line(out, "replay", f"{kept}; the first {r.front} of {len(plan.steps)} steps run once per sample")
+    clock = plan.claims.cycles / plan.claims.latency_s
+    times = [format_seconds(c / clock) for c in (r.capture_cycles, r.cached_cycles)]
+    share = f"{r.average_cycles / plan.claims.cycles:.1%} of a step without"
+    gap = (r.average_cycles - r.bound) / r.average_cycles
+    _line(out, "", f"{times[0]} to capture, {times[1]} per cached step; average over {r.epochs} epochs")
+    told = f"{format_seconds(r.latency_s)}, {format_joules(r.energy_j)}, {share}, gap {gap:.3%}"
+    _line(out, "", f"{told} (predicted)")
 
 
 def _peak(report: CheckReport) -> str:

@@ -84,6 +84,11 @@ def run_training(options: RunOptions) -> dict[str, object]:
     )
     after = _accuracy(runtime, *scored) if scored else None
     told.line(_summary(history))
+    if plan.replay is not None:
+        told.line(
+            f"replayed: {history.replayed:,} micro-steps without the first {plan.replay.front} of"
+            f" {len(plan.steps)} steps"
+        )
     if before is not None and after is not None:
         told.line(f"accuracy on x_val: {before:.1%} -> {after:.1%}")
     if options.save is not None:
@@ -93,6 +98,7 @@ def run_training(options: RunOptions) -> dict[str, object]:
         "updates": len(history.losses),
         "losses": list(history.losses),
         "stopped": history.stopped,
+        "replayed": history.replayed,
         "accuracy_before": before,
         "accuracy_after": after,
         "arena_bytes": runtime.arena_nbytes,

@@ -18,6 +18,7 @@ from .ctext import array, block, c_type, comment, identifier, symbol
 from .emit_call import float_literal
 from .golden import SEED, golden_arrays, golden_table, run_golden
 from .parts import Part, Parts
+from .replay import replay_sizes, replay_values
 from .sample import sample_declaration, sample_definition, sample_sizes, sample_sources
 from .schedule import emit_schedule
 
@@ -94,6 +95,7 @@ class _Library:
     def files(self) -> dict[str, str]:
         """All files by name, the library sources of the kernels included."""
         values = self._values()
+        values |= replay_values(self.plan, self.parts, self.schedule.front, values)
         files = {
             f"{self.model}{suffix}": Template(_template(f"model{suffix}")).substitute(values)
             for suffix in (".h", ".c", "_weights.h", "_selftest.c")
@@ -189,10 +191,11 @@ class _Library:
         )
 
     def _summary(self) -> str:
-        c = self.plan.claims
+        c, kept = self.plan.claims, self.plan.replay_bytes("ram")
+        state = c.ram_bytes.total - c.ram_bytes.arena - kept
+        replay = f" + replay {kept:,}" if kept else ""
         return (
-            f"RAM {c.ram_bytes.total:,} B = arena {c.ram_bytes.arena:,}"
-            f" + state {c.ram_bytes.total - c.ram_bytes.arena:,};"
+            f"RAM {c.ram_bytes.total:,} B = arena {c.ram_bytes.arena:,} + state {state:,}{replay};"
             f" flash {c.flash_bytes.total:,} B (code estimated)."
         )
 
@@ -202,11 +205,12 @@ class _Library:
         i8 = training.sample.type.dtype == "i8"
         sample_note = "elements (stored int8)" if i8 else "floats"
         state = _space_end([b for b in plan.buffers if b.space == "state"])
+        stored = plan.claims.storage_bytes + plan.replay_bytes("storage")
         sizes: dict[str, tuple[str, str]] = {
             "ARENA_BYTES": (f"{plan.claims.ram_bytes.arena}u", "scratch RAM"),
             "STATE_BYTES": (f"{state}u", "RAM that training changes"),
             "WEIGHTS_BYTES": (f"{plan.claims.flash_bytes.weights}u", "constants in flash"),
-            "STORAGE_BYTES": (f"{plan.claims.storage_bytes}u", "external storage for paging"),
+            "STORAGE_BYTES": (f"{stored}u", "external storage for paging"),
             "SAVED_BYTES": (f"ODTPLAN_SAVED_BYTES({state}u)", "what save writes"),
             "BATCH": (f"{batch}", "samples per call"),
             "SAMPLE_SIZE": (f"{training.sample.type.size}", f"{sample_note} of x, whole batch"),
@@ -214,6 +218,7 @@ class _Library:
             "TARGET_SIZE": (f"{training.target.type.size}", "labels or floats of the target"),
             "MICRO_BATCHES": (f"{plan.training.micro_batches}", "training calls per update"),
         }
+        sizes |= replay_sizes(plan)
         sizes |= self.parts.sizes() | sample_sizes(training.sample.type)
         if training.spec.loss == "cross_entropy":
             sizes["CLASSES"] = (f"{training.prediction.type.shape[-1]}", "labels are 0 .. this - 1")

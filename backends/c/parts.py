@@ -1,4 +1,4 @@
-"""The RAM of a plan as C arrays: arena and state, or a part of each per RAM region."""
+"""The RAM of a plan as C arrays: arena and state, or a part of each per RAM region, and replay."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class Parts:
     Attributes:
         arena: Those of the arena, in the order of their bytes.
         state: Those of the state.
+        replay: That of a replay cache in RAM.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -49,6 +50,10 @@ class Parts:
         self._suffix = _suffixes([r.name for r in plan.regions])
         self.arena = self._named(plan, "arena")
         self.state = self._named(plan, "state")
+        self.replay: list[Part] = []
+        if size := plan.replay_bytes("ram"):
+            assert plan.replay is not None
+            self.replay = [Part("replay", "REPLAY_BYTES", plan.replay.region, 0, size)]
 
     def _named(self, plan: Plan, space: Literal["arena", "state"]) -> list[Part]:
         if not plan.regions:
@@ -65,8 +70,8 @@ class Parts:
 
     @property
     def all(self) -> list[Part]:
-        """Arena, then state."""
-        return [*self.arena, *self.state]
+        """Arena, then state, then replay."""
+        return [*self.arena, *self.state, *self.replay]
 
     def pointer(self, b: Buffer) -> str:
         """C expression of where a buffer of arena or state begins."""
@@ -99,7 +104,7 @@ class Parts:
         notes = {"arena": "scratch RAM", "state": "RAM that training changes"}
         return {
             p.macro: (f"{p.bytes}u", f"{notes[p.name[:5]]} in {comment(p.region)}")
-            for p in self.all
+            for p in (*self.arena, *self.state)
             if p.region
         }
 
@@ -110,6 +115,8 @@ class Parts:
             what = f"of scratch{where}; dead between calls"
             if p in self.state:
                 what = f"that training changes{where}: weights, optimizer tensors"
+            if p in self.replay:
+                what = f"that {macro.lower()}_capture fills{where}"
             yield f"    uint8_t *{p.name}; /* {macro}_{p.macro} {what} */\n"
 
     def owned(self) -> str:

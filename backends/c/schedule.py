@@ -29,7 +29,8 @@ class Schedule:
 
     Attributes:
         params: Definitions of the parameter structs.
-        body: Lines of ``run``.
+        front: Lines of the replayed front; empty without.
+        body: Lines of all steps behind it.
         sources: Kernel files that are called, sorted stems.
         prediction: Buffer of the prediction after an inference.
         infer_pages: Whether an inference pages.
@@ -38,6 +39,7 @@ class Schedule:
 
     prediction: Buffer
     params: list[str] = field(default_factory=list)
+    front: list[str] = field(default_factory=list)
     body: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     infer_pages: bool = False
@@ -126,7 +128,9 @@ class _Emitter:
                 lines = block("if (mode != INFER) {", lines)
             if i == infer[-1]:
                 lines += block("if (mode == INFER) {", ["return ODTPLAN_OK;"])
-            result.body += [
+            replay = self.plan.replay
+            lines_of = result.front if replay is not None and i < replay.front else result.body
+            lines_of += [
                 *block_comment(f"{i}: {self._describe(step)}"),
                 *(f"LIVE({piece});" for a, b in born for piece in self.parts.cut(a, b)),
                 *lines,

@@ -297,5 +297,16 @@ def training_input(
     return {"input.bin": b"".join(parts)}
 
 
+def replay_input(
+    samples: Sequence[np.ndarray], uses: Sequence[tuple[int, np.ndarray, float]]
+) -> dict[str, bytes]:
+    """The ``input.bin`` of ``replay.c``: samples to capture, then (entry, target, step size)."""
+    parts = [struct.pack("<I", len(samples)), *map(_sample, samples), struct.pack("<I", len(uses))]
+    for entry, t, lr in uses:
+        kind = "<i4" if np.asarray(t).dtype.kind == "i" else "<f4"
+        parts += [struct.pack("<I", entry), np.asarray(t, kind).tobytes(), struct.pack("<f", lr)]
+    return {"input.bin": b"".join(parts)}
+
+
 def _sample(x: np.ndarray) -> bytes:
     return np.asarray(x, "i1" if x.dtype == np.int8 else "<f4").tobytes()

@@ -35,8 +35,8 @@ static const odtplan_decay_t decay = {${decay}};
 $params
 /* MICRO is a training step that only accumulates, UPDATE one that updates. */
 enum { INFER, MICRO, UPDATE };
-
-static int run(${model}_t *net, $kernel_target, float *loss, int mode) {
+$front
+static int $rest(${model}_t *net, $kernel_target, float *loss, int mode) {
 $locals
     int32_t row;
 $body
@@ -45,8 +45,8 @@ $voids
     (void)mode;
     return ODTPLAN_OK;
 }
-
-static int check(const ${model}_t *net, const $sample_type *x, int pages) {
+$whole
+static int check(const ${model}_t *net, const void *x, int pages) {
     if (net == NULL || x == NULL) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
@@ -109,30 +109,37 @@ int ${model}_infer(${model}_t *net, const $sample_type *x, float *y) {
     return status;
 }
 
-int ${model}_train_step(${model}_t *net, const $sample_type *x, $target_decl, float lr, float *loss) {
-    odtplan_progress_t next;
-    int update, status = check(net, x, ${train_pages});
-    if (status != ODTPLAN_OK) {
-        return status;
-    }
+/* Refuses what can't be trained on; else sets the step sizes of the next micro-step. */
+static int prepare(${model}_t *net, $target_decl, float lr, odtplan_progress_t *next) {
     if ($target_name == NULL || !odtplan_is_step_size(lr)) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
 $label_check
-    next = net->progress;
-    update = ++next.micro == ${MODEL}_MICRO_BATCHES;
-    if (update) {
-        next.micro = 0;
-        odtplan_hyper(&decay, &next, lr, net->hyper);
+    *next = net->progress;
+    if (++next->micro == ${MODEL}_MICRO_BATCHES) {
+        next->micro = 0;
+        odtplan_hyper(&decay, next, lr, net->hyper);
+    }
+    return ODTPLAN_OK;
+}
+
+int ${model}_train_step(${model}_t *net, const $sample_type *x, $target_decl, float lr, float *loss) {
+    odtplan_progress_t next;
+    int status = check(net, x, ${train_pages});
+    if (status == ODTPLAN_OK) {
+        status = prepare(net, $target_name, lr, &next);
+    }
+    if (status != ODTPLAN_OK) {
+        return status;
     }
     begin(net, x);
-    status = finish(net, run(net, $target_name, loss, update ? UPDATE : MICRO));
+    status = finish(net, run(net, $target_name, loss, next.micro == 0 ? UPDATE : MICRO));
     if (status == ODTPLAN_OK) {
         net->progress = next;
     }
     return status;
 }
-
+$replay_definition
 int ${model}_save(const ${model}_t *net, odtplan_write_t write, void *user) {
     if (net == NULL || write == NULL) {
         return ODTPLAN_ERROR_ARGUMENT;

@@ -35,7 +35,7 @@ $fields    /* Paging of tensors; needed when ${MODEL}_STORAGE_BYTES is not 0. */
     void *user; /* handed to the page callbacks */
     /* Kept by the library. */
     odtplan_progress_t progress;
-    float hyper[3];
+$captured    float hyper[3];
     uint32_t ready;
     int32_t selftest_exact; /* 1 after a self-test whose results were equal bit for bit */
 } ${model}_t;
@@ -61,7 +61,7 @@ int ${model}_infer(${model}_t *net, const $sample_type *x, float *y);
  * lr: step size, finite and not negative. After an error other than ODTPLAN_ERROR_STORAGE nothing
  * has changed. */
 int ${model}_train_step(${model}_t *net, const $sample_type *x, $target_decl, float lr, float *loss);
-
+$replay_declaration
 /* Saves and restores what was learned: ${MODEL}_SAVED_BYTES through a callback. ${model}_load
  * refuses foreign, cut or damaged data and leaves the state as it was; if reading fails half way
  * through an image that was found whole, it falls back to the initial weights. */

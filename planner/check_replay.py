@@ -1,8 +1,9 @@
 """The replay cache of a plan: what it keeps is enough, and costs what the plan claims.
 
-Part of the checker (see ``planner.check``). The front runs on an abstract machine; what the boundary
-holds then, and nothing else, is given to a second machine that runs the other steps as a whole
-training step. The cost formulas of ``planner.replay`` are written here a second time on purpose.
+Part of the checker (see ``planner.check``). The front runs on an abstract machine; what the
+boundary holds then, and nothing else, is given to a second machine that runs the other steps as a
+whole training step. The cost formulas of ``planner.replay`` are written here a second time on
+purpose.
 """
 
 from __future__ import annotations
@@ -190,9 +191,7 @@ def _claims(
         raise CheckError(f"replay.bound is {replay.bound}, above what is reached, {average}")
 
 
-def _copy_cycles(
-    p: Program, replay: Replay, boundary: Buffer, device: Device, core: Core
-) -> int:
+def _copy_cycles(p: Program, replay: Replay, boundary: Buffer, device: Device, core: Core) -> int:
     """A call that copies an entry, as Concat copies its operands."""
     rate = core.rate(Work("copy", boundary.bytes, operator="Concat"))
     instructions = core.call.value + boundary.bytes * rate.value

@@ -34,6 +34,7 @@ from .precision import pinned
 from .problem import Problem
 from .progress import Watch
 from .rebuild import forward_of, spec_of, updates_of
+from .replay import RAM
 from .schedule import realize
 from .search import Start
 from .stages import Stages
@@ -144,7 +145,8 @@ class Explainer:
         """
         if plan.asked is None:
             raise UsageError(f"{plan_path}: does not tell what was asked for; plan the model again")
-        self.plan, self.asked = plan, plan.asked
+        self.plan, self.asked = plan.without_replay(), plan.asked  # what steps cost by themselves
+        self._replay = plan.replay
         self.forward = forward_of(plan, plan_path, model_path)
         self._watch = watch or Watch()
         in_file = frozenset(self.forward.quantization) - plan.quantization.keys()
@@ -213,6 +215,9 @@ class Explainer:
         if other.kind == "update" and self._start.goals[0] == "learn":
             flip = flip_of(self._first, (other,), "learn", self._planner.options)
         chosen = f"{u.ratio:.1%} updated" if u.ratio else "frozen"
+        front = self.plan.steps[: self._replay.front] if self._replay is not None else ()
+        if any(u.node in step.nodes for step in front):
+            chosen += ", its layer runs once per sample (replay)"
         return Decision(s.name, "update", chosen, given, self._price(u), (outcome,), flip)
 
     def _price(self, u: UpdateDecision) -> Price:
@@ -259,6 +264,9 @@ class Explainer:
         a = next(a for a in self.plan.decisions.activations if a.value == s.name)
         words = {"keep": "kept", "recompute": "recomputed", "page": "paged"}
         chosen = f"{words[a.action]}, {a.bytes:,} B"
+        if self._replay is not None and self._replay.value == s.name:
+            place = "RAM" if self._replay.place == RAM else self._replay.place
+            chosen += f", replayed from {place}"
         if a.action == "keep":
             return Decision(s.name, "tensor", chosen, "", None, (), Flip(searched=False))
         demand = Demand("keep", s.name)

@@ -328,9 +328,7 @@ class Planner:
         if r.replay is not None:
             plan, reason = with_replay(plan, training, r.replay, self.cost)
             report = check(plan, training, r.device)
-        return PlannedModel(
-            plan, training, r.device, report, rivals, self.imported.scales, reason
-        )
+        return PlannedModel(plan, training, r.device, report, rivals, self.imported.scales, reason)
 
     def _checked(self, done: Scheduled, bounds: Bounds, stopped: Stopped | None) -> Found:
         """Assemble the plan of a schedule and have it checked."""

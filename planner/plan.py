@@ -213,8 +213,8 @@ class Replay(_Record):
 
     The first ``front`` steps, the *front*, depend on nothing that training changes. They run once
     per micro-batch; its boundary, one arena buffer, is all that the other steps need of them. A
-    cached step copies it back and runs only those. The cache has an entry of ``entry_bytes``, padded
-    to the alignment, for each micro-batch.
+    cached step copies it back and runs only those. The cache has an entry of ``entry_bytes``,
+    padded to the alignment, for each micro-batch.
 
     Attributes:
         samples: Samples that are kept.
@@ -402,10 +402,10 @@ class Plan(_Record):
     """A checked training plan.
 
     ``regions`` are the RAM regions that the plan may use; it is left out of the file where it is
-    empty, which stands for the device's largest one. So is ``replay``, where nothing is replayed;
-    all other figures are those of a training step without it. ``quantization`` holds the scales that
-    calibration found, by value of the imported graph; it is empty where the model file brings its
-    own, or has none. ``asked`` is null in plans that were not made by the planner.
+    empty, which stands for the device's largest one. So is ``replay`` where nothing is replayed;
+    all other figures are those of a training step without it. ``quantization`` holds the scales
+    that calibration found, by value of the imported graph; it is empty where the model file brings
+    its own, or has none. ``asked`` is null in plans that were not made by the planner.
     """
 
     schema_version: Literal[1]
@@ -442,6 +442,15 @@ class Plan(_Record):
         """Bytes of the replay cache in RAM or in a storage."""
         r = self.replay
         return r.cache_bytes if r is not None and (r.place == "ram") == (kind == "ram") else 0
+
+    def without_replay(self) -> Plan:
+        """The plan as it would be if nothing were kept."""
+        ram = self.claims.ram_bytes
+        total = ram.total - self.replay_bytes("ram")
+        claims = self.claims.model_copy(
+            update={"ram_bytes": ram.model_copy(update={"total": total})}
+        )
+        return self.model_copy(update={"replay": None, "claims": claims})
 
     @model_serializer(mode="wrap")
     def _without_what_is_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, object]:

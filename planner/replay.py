@@ -203,7 +203,7 @@ def _offer(
         average_cycles=average,
         bound=0.0,
         latency_s=cost.latency_s(average),
-        energy_j=max(0.0, claims.energy_j - saved + transfer),
+        energy_j=claims.energy_j - saved + transfer,
     )
     return replay, place
 
@@ -235,7 +235,7 @@ def _nothing_frozen(plan: Plan, training: TrainingGraph) -> str:
 
 def _too_large(offers: Sequence[tuple[Replay, Place]], wanted: Wanted, plan: Plan) -> str:
     """What the smallest cache lacks, and how many samples fit."""
-    small, place = min(offers, key=lambda o: (o[0].cache_bytes - o[1].room_bytes))
+    small, place = min(offers, key=lambda o: o[0].cache_bytes - o[1].room_bytes)
     where = {RAM: f"RAM{f' ({place.region})' if place.region else ''}"}.get(place.name, place.name)
     fit = max(0, place.room_bytes) // small.stride * plan.model.batch
     fewer = f"--replay {fit:,} fits" if fit else "not one fits"

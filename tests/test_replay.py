@@ -1,4 +1,4 @@
-"""The replay cache: which tensor is kept, that it is enough, and that training by it is the same."""
+"""The replay cache: what is kept, that it is enough, and that training by it is the same."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ def roomy(plan: Plan, more: int = 10**7) -> Plan:
     budget = plan.device.budget.model_copy(
         update={"ram_bytes": plan.device.budget.ram_bytes + more}
     )
-    return plan.model_copy(
-        update={"device": plan.device.model_copy(update={"budget": budget})}
-    )
+    return plan.model_copy(update={"device": plan.device.model_copy(update={"budget": budget})})
 
 
 def tail(
@@ -124,7 +122,7 @@ def averages(plan: Plan, training: TrainingGraph, epochs: int) -> dict[tuple[int
             here._arrays[b.id][...] = early._arrays[b.id]
             if (here._train(k, y, lr), here.state_bytes()) == want:
                 core = cost.core
-                copy = (core.call.value + b.bytes * core.operators.rates["Concat"]["copy"].value)  # type: ignore[union-attr]
+                copy = core.call.value + b.bytes * core.operators.rates["Concat"]["copy"].value  # type: ignore[union-attr]
                 copy = ceil(round(copy * DEVICE.cycles_per_instruction.value, 6))
                 front = sum(s.cycles for s in plan.steps[:k])
                 share = ceil(micro * (front + copy) / epochs)
@@ -288,13 +286,17 @@ def test_run_is_the_same_with_and_without(tmp_path: Path) -> None:
     done = planned(train=("last",), replay=Wanted(20, 3))
     with np.load(DATA) as data:
         x, y = data["x"][:30], data["y"][:30]
-    without = done.plan.model_copy(update={"replay": None})
+    without = done.plan.without_replay()
+    assert "replay" not in without.model_dump()
+    check(without, done.training, done.device)
     results = []
     for plan in (done.plan, without):
         runtime = Runtime(plan, done.training)
         history = train(runtime, x, y, epochs=3, lr=0.05, seed=3)
         results.append((history.losses, runtime.state_bytes(), runtime.updates))
-        assert history.replayed == (40 if plan.replay else 0), "20 of 30 fit, in two of three epochs"
+        assert history.replayed == (40 if plan.replay else 0), (
+            "20 of 30 fit, in two of three epochs"
+        )
     assert results[0] == results[1]
 
 
@@ -333,9 +335,9 @@ def rejected(name: str, change: Callable[[Json], None], pattern: str) -> None:
 def cost_again(d: Json) -> None:
     """Figures that agree with the front, so that only the front is wrong."""
     r, micro = d["replay"], d["training"]["micro_batches"]
-    old, training = case("mlp-last")
+    old, _ = case("mlp-last")
     assert old.replay is not None
-    copy = (old.replay.capture_cycles - sum(s.cycles for s in old.steps[: old.replay.front]))
+    copy = old.replay.capture_cycles - sum(s.cycles for s in old.steps[: old.replay.front])
     front = sum(s["cycles"] for s in d["steps"][: r["front"]])
     r["capture_cycles"] = micro * (front + copy)
     r["cached_cycles"] = d["claims"]["cycles"] + micro * (copy - front)
@@ -521,6 +523,9 @@ def test_command_line(odt: Cli) -> None:
     assert odt("verify", "out/plan.json", "--json").json["replay"] == plan.replay.model_dump()
     ran = odt("run", "out/plan.json", "--data", DATA, "--epochs", "2")
     assert "replayed: 50 micro-steps without the first 8 of" in ran.out
+    told = odt("explain", "out/plan.json", "conv1.weight", "pool3").out
+    assert "conv1.weight: frozen, its layer runs once per sample (replay)" in told
+    assert "pool3_out: kept, 896 B, replayed from RAM" in told
     card = odt(DIGITS, "--device", plans.BOARD, "--train", "last", "--replay", "50", "--replay-in",
                "sdcard", "--epochs", "3", "--json").json  # fmt: skip
     assert (card["replay"]["place"], card["replay"]["epochs"]) == ("sdcard", 3)

@@ -1,4 +1,4 @@
-"""C text of the replay cache: the frozen front as a function, capture, and training from entries."""
+"""C text of the replay cache: the frozen front, capture, and training from entries."""
 
 from __future__ import annotations
 

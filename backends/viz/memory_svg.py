@@ -66,7 +66,7 @@ class _Scale:
 
 
 def _render(plan: Plan, report: CheckReport) -> str:
-    room = plan.device.budget.ram_bytes - report.state_bytes
+    room = plan.device.budget.ram_bytes - report.state_bytes - plan.replay_bytes("ram")
     fits = room <= report.arena_bytes * SCALE_LIMIT
     most = round(max(report.arena_bytes, room if fits else 0, 1) * 1.06)
     steps = len(report.steps)

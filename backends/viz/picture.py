@@ -113,12 +113,13 @@ def title(plan: Plan) -> str:
 
 def summary(plan: Plan, report: CheckReport) -> str:
     """The checked figures in one line."""
-    ram = report.arena_bytes + report.state_bytes
+    ram, kept = plan.claims.ram_bytes.total, plan.replay_bytes("ram")
     budget = plan.device.budget.ram_bytes
+    replay = f", replay {kept:,}" if kept else ""
     return (
         f"RAM {ram:,} B of {budget:,} B (arena {report.arena_bytes:,}, state"
-        f" {report.state_bytes:,}); predicted per training step: {seconds(report.latency_s)},"
-        f" {joules(report.energy_j)}"
+        f" {report.state_bytes:,}{replay}); predicted per training step:"
+        f" {seconds(report.latency_s)}, {joules(report.energy_j)}"
     )
 
 

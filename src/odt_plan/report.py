@@ -233,14 +233,15 @@ def _replayed(out: Console, plan: Plan) -> None:
     where = f"RAM{f' ({r.region})' if r.region else ''}" if r.place == "ram" else r.place
     each = f"{r.entry_bytes:,} B per {'sample' if plan.model.batch == 1 else 'micro-batch'}"
     kept = f"{r.samples:,} samples as {r.value} in {where}, {each}, {r.cache_bytes:,} B"
-    _line(out, "replay", f"{kept}; the first {r.front} of {len(plan.steps)} steps run once per sample")
+    once = f"the first {r.front} of {len(plan.steps)} steps run once per sample"
+    _line(out, "replay", f"{kept}; {once}")
     clock = plan.claims.cycles / plan.claims.latency_s
     times = [format_seconds(c / clock) for c in (r.capture_cycles, r.cached_cycles)]
     share = f"{r.average_cycles / plan.claims.cycles:.1%} of a step without"
     gap = (r.average_cycles - r.bound) / r.average_cycles
-    _line(out, "", f"{times[0]} to capture, {times[1]} per cached step; average over {r.epochs} epochs")
-    told = f"{format_seconds(r.latency_s)}, {format_joules(r.energy_j)}, {share}, gap {gap:.3%}"
-    _line(out, "", f"{told} (predicted)")
+    _line(out, "", f"{times[0]} predicted to capture, {times[1]} per cached training step")
+    average = f"{format_seconds(r.latency_s)}, {format_joules(r.energy_j)} per training step"
+    _line(out, "", f"on average of {r.epochs} epochs {average}: {share}, gap {gap:.3%}")
 
 
 def _peak(report: CheckReport) -> str:

@@ -39,11 +39,18 @@ static void need(const char *what, int status) {
     }
 }
 
+static void write_state(int output) {
+    const odtplan_memory_t parts[] = SIZE(_STATE_PARTS)(&net);
+    size_t i;
+    for (i = 0; i < sizeof parts / sizeof *parts; i++) {
+        (void)board_write(output, parts[i].data, parts[i].bytes);
+    }
+}
+
 int main(void) {
     uint32_t i, count, steps;
     const int input = board_open("input.bin", BOARD_READ);
     const int output = board_open("output.bin", BOARD_WRITE);
-    const odtplan_memory_t parts[] = SIZE(_STATE_PARTS)(&net);
     pages = board_open("page.bin", BOARD_CREATE);
     board_value("uninitialised", (uint32_t)FN(_capture)(&net, (const void *)&net, 0u));
     need("init", FN(_init)(&net));
@@ -74,9 +81,7 @@ int main(void) {
         (void)board_write(output, &loss, 4u);
     }
     board_value("bad_step_size", (uint32_t)FN(_train_cached)(&net, 0u, TARGET, -1.0f, NULL));
-    for (i = 0; i < sizeof parts / sizeof *parts; i++) {
-        (void)board_write(output, parts[i].data, parts[i].bytes);
-    }
+    write_state(output);
     board_close(output);
     return 0;
 }

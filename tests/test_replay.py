@@ -521,9 +521,12 @@ def test_command_line(odt: Cli) -> None:
     assert plan.replay is not None
     assert plan.replay.epochs == 10
     assert odt("verify", "out/plan.json", "--json").json["replay"] == plan.replay.model_dump()
-    ran = odt("run", "out/plan.json", "--data", DATA, "--epochs", "2")
+    with np.load(DATA) as data:
+        np.savez("few.npz", x=data["x"][:60], y=data["y"][:60])
+    ran = odt("run", "out/plan.json", "--data", "few.npz", "--epochs", "2")
     assert "replayed: 50 micro-steps without the first 8 of" in ran.out
-    told = odt("explain", "out/plan.json", "conv1.weight", "pool3").out
+    quick = ("--time-limit", "0.5", "--gap", "0.5")
+    told = odt("explain", "out/plan.json", "conv1.weight", "pool3", *quick).out
     assert "conv1.weight: frozen, its layer runs once per sample (replay)" in told
     assert "pool3_out: kept, 896 B, replayed from RAM" in told
     card = odt(DIGITS, "--device", plans.BOARD, "--train", "last", "--replay", "50", "--replay-in",

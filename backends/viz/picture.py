@@ -113,7 +113,8 @@ def title(plan: Plan) -> str:
 
 def summary(plan: Plan, report: CheckReport) -> str:
     """The checked figures in one line."""
-    ram, kept = plan.claims.ram_bytes.total, plan.replay_bytes("ram")
+    kept = plan.replay_bytes("ram")
+    ram = report.arena_bytes + report.state_bytes + kept
     budget = plan.device.budget.ram_bytes
     replay = f", replay {kept:,}" if kept else ""
     return (

@@ -115,7 +115,7 @@ def with_replay(
     if not pays:
         return plan, f"copies take longer than what {wanted.epochs} epochs would save"
     if not fits:
-        return plan, _too_large(pays, wanted, plan)
+        return plan, _too_large(pays, plan, cost)
     best = min(fits, key=lambda o: (o.average_cycles, o.cache_bytes))
     best = best.model_copy(update={"bound": bound(plan, training, cost, wanted.epochs)})
     ram = plan.claims.ram_bytes
@@ -233,14 +233,15 @@ def _nothing_frozen(plan: Plan, training: TrainingGraph) -> str:
     return "no single tensor holds all that the frozen layers hand on"
 
 
-def _too_large(offers: Sequence[tuple[Replay, Place]], wanted: Wanted, plan: Plan) -> str:
+def _too_large(offers: Sequence[tuple[Replay, Place]], plan: Plan, cost: CostModel) -> str:
     """What the smallest cache lacks, and how many samples fit."""
     small, place = min(offers, key=lambda o: o[0].cache_bytes - o[1].room_bytes)
     where = {RAM: f"RAM{f' ({place.region})' if place.region else ''}"}.get(place.name, place.name)
     fit = max(0, place.room_bytes) // small.stride * plan.model.batch
-    fewer = f"--replay {fit:,} fits" if fit else "not one fits"
-    other = "; or keep them in a storage with --replay-in" if place.name == RAM else ""
+    fewer = f"--replay {fit:,} fits" if fit else "not one sample fits"
+    others = [s.id for s in cost.device.storage if plan.device.storage in (None, s.id)]
+    other = f"; or --replay-in {' or '.join(others)}" if others and place.name == RAM else ""
     return (
-        f"{wanted.samples:,} samples take {small.cache_bytes:,} B ({small.value}), but {where} has"
+        f"{small.samples:,} samples take {small.cache_bytes:,} B ({small.value}), but {where} has"
         f" {max(0, place.room_bytes):,} B left; {fewer}{other}"
     )

@@ -214,7 +214,7 @@ def test_what_is_left_of_ram_decides() -> None:
     full = planned(train=train_set, replay=Wanted(10**6))
     assert full.plan.replay is None
     assert "1,000,000 samples take" in full.no_replay
-    assert "--replay-in" in full.no_replay
+    assert "--replay-in sdcard or sdram" in full.no_replay
     fit = int(full.no_replay.split("--replay ")[1].split(" ")[0].replace(",", ""))
     assert planned(train=train_set, replay=Wanted(fit)).plan.replay is not None
     assert planned(train=train_set, replay=Wanted(fit + 1)).plan.replay is None

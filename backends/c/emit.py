@@ -206,11 +206,12 @@ class _Library:
         sample_note = "elements (stored int8)" if i8 else "floats"
         state = _space_end([b for b in plan.buffers if b.space == "state"])
         stored = plan.claims.storage_bytes + plan.replay_bytes("storage")
+        more = stored > plan.claims.storage_bytes
         sizes: dict[str, tuple[str, str]] = {
             "ARENA_BYTES": (f"{plan.claims.ram_bytes.arena}u", "scratch RAM"),
             "STATE_BYTES": (f"{state}u", "RAM that training changes"),
             "WEIGHTS_BYTES": (f"{plan.claims.flash_bytes.weights}u", "constants in flash"),
-            "STORAGE_BYTES": (f"{stored}u", "external storage for paging"),
+            "STORAGE_BYTES": (f"{stored}u", "external storage for paging" + " and replay" * more),
             "SAVED_BYTES": (f"ODTPLAN_SAVED_BYTES({state}u)", "what save writes"),
             "BATCH": (f"{batch}", "samples per call"),
             "SAMPLE_SIZE": (f"{training.sample.type.size}", f"{sample_note} of x, whole batch"),

@@ -186,8 +186,9 @@ def _memory(out: Console, plan: Plan, device: Device, budgeted: Budgeted) -> Non
     _line(out, "", _sum([("weights", flash.weights), code, ("reserve", kept_flash)]))
     if r := plan.replay_bytes("storage"):
         assert plan.replay is not None
-        used = f"{plan.claims.storage_bytes:,} paged + {r:,} replay"
-        _line(out, "storage", f"{used} B of {plan.replay.place}")
+        size = format_bytes(plan.claims.storage_bytes + r)
+        parts = [("paged", plan.claims.storage_bytes), ("replay", r)]
+        _line(out, "storage", f"{size} of {plan.replay.place} {_sum(parts)}")
     elif plan.device.storage:
         size = format_bytes(plan.claims.storage_bytes)
         _line(out, "storage", f"{size} of {plan.device.storage}")

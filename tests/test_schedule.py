@@ -19,13 +19,14 @@ from odt_plan.ir.errors import InfeasibleError, UsageError
 from odt_plan.planner.check_program import CheckError
 from odt_plan.planner.check_schedule import ScheduleStep, replay
 from odt_plan.planner.cost_graph import CostGraph, costs_exactly, load_cost_graph
+from odt_plan.planner.remat.cells import Cells, steps_of
 from odt_plan.planner.remat.greedy import RULES, greedy, polish
 from odt_plan.planner.remat.instance import Instance, keep_all, trace
 from odt_plan.planner.remat.neighbourhoods import improve
-from odt_plan.planner.remat.relaxation import lp_bound
+from odt_plan.planner.remat.relaxation import relax
 from odt_plan.planner.remat.schedule import keep_all_peak, schedule, to_instance
 from odt_plan.planner.remat.search import Options, Search
-from odt_plan.planner.remat.stage_model import Cells, StageModel, steps_of
+from odt_plan.planner.remat.stage_model import StageModel
 from odt_plan.scheduling import parse_budget
 
 
@@ -110,9 +111,9 @@ def test_linear_relaxation_is_a_lower_bound(paging: bool) -> None:
                 graph, budget_bytes=budget, paging=paging, quantity="energy"
             )
             stages = StageModel(instance, int(4 * expected / unit) + 9, depth=None)
-            bound = lp_bound(stages, 10.0)
-            assert bound is not None
-            assert instance.once_cost <= bound <= expected / unit
+            relaxed = relax(stages, 10.0)
+            assert relaxed is not None
+            assert instance.once_cost <= relaxed.bound <= expected / unit
 
 
 def test_neighbourhoods_only_improve() -> None:

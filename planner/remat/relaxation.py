@@ -2,43 +2,73 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import ceil
 
+import numpy as np
+
 from ..linear import LinearProgram, SolverOptions
-from .stage_model import FIRST, StageModel
+from .clauses import FIRST, TRUE
+from .instance import BoolArray
+from .stage_model import StageModel
 
 #: Relative tolerance of the LP solver that a bound has to give up.
 TOLERANCE = 1e-6
 
 
-def lp_bound(stages: StageModel, seconds: float) -> int | None:
-    """A proven lower bound on the cost of the model's schedules; None: not within the time.
+@dataclass(frozen=True)
+class Relaxed:
+    """What the linear relaxation proves.
+
+    Attributes:
+        bound: Every schedule costs at least this, up to ``most + 1``.
+        rise: By how much more a schedule costs at least that computes a node in a stage, float[n,
+            n]; from the reduced costs.
+    """
+
+    bound: int
+    rise: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+    def offered(self, most: int) -> BoolArray:
+        """Cells in which schedules that cost ``most`` or less may compute again."""
+        return self.rise <= most - self.bound
+
+
+def relax(stages: StageModel, seconds: float) -> Relaxed | None:
+    """Solve the relaxation; None: not within the time.
 
     Clauses that only break ties are left out: they don't raise the bound, they cost time. Memory
-    rows are those of the first computations alone unless the model was refined, so the bound also
-    holds for schedules that repeat a node twice between two first computations, in any order.
+    rows are those of the first computations alone, so the bound holds for every schedule: also for
+    those that make a node twice between two first computations, in any order.
     """
     if seconds <= 0:
         return None
     program = LinearProgram()
     for _ in range(FIRST, stages.variables):
         program.column(integer=False)
-    for clause in stages.clauses:
-        negated = sum(c < 0 for c in clause)
-        terms = [(abs(c) - FIRST, 1.0 if c > 0 else -1.0) for c in clause]
-        program.row(terms, lower=1.0 - negated)
+    codes, begin = stages.clauses.flat()
+    length = np.diff(begin)
+    negative = np.add.reduceat(codes < 0, begin[:-1], dtype=np.int64) if len(length) else length
+    for count in (1 - negative).tolist():
+        program.empty_rows(1, lower=count)
+    clause = np.repeat(np.arange(len(length)), length)
+    program.terms(clause, np.abs(codes) - FIRST, np.sign(codes))
     for row in stages.rows:
-        scale = max(row.room, 1)
-        if row.when > 1:
+        if row.when != TRUE:
             continue
-        shares = (row.sizes / scale).tolist()
-        program.row(zip((row.codes - FIRST).tolist(), shares, strict=True), upper=row.room / scale)
-    unit = max(stages.objective.values(), default=1)
-    objective = [(c - FIRST, price / unit) for c, price in stages.objective.items()]
+        scale = max(row.room, 1)
+        at = program.empty_rows(1, upper=row.room / scale)
+        program.terms(np.full(len(row.codes), at), row.codes - FIRST, row.sizes / scale)
+    unit = int(stages.prices.max(initial=1))
+    objective = zip((stages.priced - FIRST).tolist(), (stages.prices / unit).tolist(), strict=True)
     options = SolverOptions(solver="highs", time_limit_s=seconds)
     result = program.solve(objective, options, maximize=False)
+    none = np.zeros(stages.computed.shape)
     if result.status == "infeasible":
-        return stages.most + 1
-    if result.status != "optimal":
+        return Relaxed(stages.most + 1, none)
+    if result.status != "optimal" or result.reduced_costs is None:
         return None
-    return stages.constant + max(0, ceil(result.bound * (1 - TOLERANCE) * unit))
+    slack = TOLERANCE * abs(result.bound)
+    bound = stages.constant + max(0, ceil((result.bound - slack) * unit))
+    rise = np.append(np.zeros(FIRST), np.maximum(result.reduced_costs - slack, 0.0) * unit)
+    return Relaxed(bound, rise[stages.computed])

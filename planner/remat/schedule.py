@@ -157,7 +157,7 @@ def schedule(
         status="optimal" if search.status == "optimal" else "feasible",
         # equal in integers is equal but for the rounding of the unit
         bound=found.cost if search.bound == search.cost else min(search.bound * scale, found.cost),
-        optimal_where_used=search.optimal_where_used,
+        optimal_where_used=search.cost is not None and search.bound_where_used >= search.cost,
         marks=tuple(search.marks),
     )
 

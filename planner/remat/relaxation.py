@@ -22,16 +22,16 @@ class Relaxed:
 
     Attributes:
         bound: Every schedule costs at least this, up to ``most + 1``.
-        rise: By how much more a schedule costs at least that computes a node in a stage, float[n,
-            n]; from the reduced costs.
+        with_cell: A schedule that computes a node in a stage costs at least this, float[n, n]; from
+            the reduced costs.
     """
 
     bound: int
-    rise: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+    with_cell: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
     def offered(self, most: int) -> BoolArray:
         """Cells in which schedules that cost ``most`` or less may compute again."""
-        return self.rise <= most - self.bound
+        return self.with_cell <= most
 
 
 def relax(stages: StageModel, seconds: float) -> Relaxed | None:
@@ -63,12 +63,14 @@ def relax(stages: StageModel, seconds: float) -> Relaxed | None:
     objective = zip((stages.priced - FIRST).tolist(), (stages.prices / unit).tolist(), strict=True)
     options = SolverOptions(solver="highs", time_limit_s=seconds)
     result = program.solve(objective, options, maximize=False)
-    none = np.zeros(stages.computed.shape)
+    nothing = np.zeros(stages.computed.shape)
     if result.status == "infeasible":
-        return Relaxed(stages.most + 1, none)
-    if result.status != "optimal" or result.reduced_costs is None:
+        return Relaxed(stages.most + 1, nothing)
+    if result.status != "optimal":
         return None
     slack = TOLERANCE * abs(result.bound)
-    bound = stages.constant + max(0, ceil((result.bound - slack) * unit))
+    value = stages.constant + max(0.0, result.bound - slack) * unit
+    if result.reduced_costs is None:  # of a program that presolve has solved
+        return Relaxed(ceil(value), nothing)
     rise = np.append(np.zeros(FIRST), np.maximum(result.reduced_costs - slack, 0.0) * unit)
-    return Relaxed(bound, rise[stages.computed])
+    return Relaxed(ceil(value), value + rise[stages.computed])

@@ -44,6 +44,7 @@ def solve(
     threads: int,
     effort: float | None = None,
     least: int = 0,
+    from_below: bool = False,
 ) -> Solved:
     """Minimize the cost of a stage model.
 
@@ -54,6 +55,8 @@ def solve(
         threads: Threads; they exchange results at fixed points, so that runs can be repeated.
         effort: Limit in CP-SAT's deterministic time; None: no such limit.
         least: A known lower bound.
+        from_below: Raise the bound until there is a solution (lower bound tree search), rather than
+            look for solutions.
     """
     if stages.infeasible:
         return Solved("infeasible", stages.most + 1, None)
@@ -68,6 +71,7 @@ def solve(
     p.random_seed = seed
     p.num_workers = threads
     p.interleave_search = threads > 1
+    p.optimize_with_lb_tree_search = from_below
     p.linearization_level = 2  # the LP of the clauses is what gives bounds
     status = _STATUS.get(solver.solve(model), "unknown")
     if status == "infeasible":

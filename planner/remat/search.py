@@ -206,6 +206,7 @@ class Search:
                 threads=self.options.threads,
                 effort=effort,
                 least=self.bound if stages.loose else self.bound_in_stages,
+                from_below=stages.loose,
             )
             self._told(stages, solved.bound, phase)
             if solved.values is None:

@@ -65,6 +65,7 @@ class StageModel:
     offered: BoolArray | None = None
     around: Cells | None = None
     free: BoolArray | None = None
+    zone: IntArray | None = None
     variables: int = FIRST
     clauses: Clauses = field(default_factory=Clauses)
     dominance: Clauses = field(default_factory=Clauses)
@@ -75,9 +76,12 @@ class StageModel:
     def __post_init__(self) -> None:
         """Build everything but the memory rows that ``refine`` adds."""
         n = self.instance.nodes
-        self.held = np.zeros((n + 1, n), np.int64)
-        self.computed = np.zeros((n, n), np.int64)
-        self.loaded = np.zeros((n, n), np.int64)
+        self.zones = np.arange(n) if self.zone is None else self.zone
+        z = self.stages = int(self.zones[-1]) + 1
+        self.ends = np.searchsorted(self.zones, np.arange(z), side="right") - 1
+        self.held = np.zeros((z + 1, n), np.int64)
+        self.computed = np.zeros((z, n), np.int64)
+        self.loaded = np.zeros((z, n), np.int64)
         self.stored = np.zeros(n, np.int64)
         self._either: dict[tuple[int, ...], int] = {}
         self._lasting: dict[tuple[int, int], int] = {}
@@ -85,8 +89,8 @@ class StageModel:
         self._prices()
         self._supply()
         self._dominance()
-        for t in range(n):
-            self._row(t, t)
+        for t in range(z):
+            self._row(t, int(self.ends[t]))
 
     @property
     def infeasible(self) -> bool:
@@ -96,38 +100,39 @@ class StageModel:
     # -- cells ------------------------------------------------------------------------------------
 
     def _cells(self) -> None:
-        x, n = self.instance, self.instance.nodes
+        x, n, z = self.instance, self.instance.nodes, self.stages
         slack = self.most - x.once_cost
-        level = np.full((n, n), n, np.int64)  # how far a computation is from what its stage is for
+        level = np.full((z, n), n, np.int64)  # how far a computation is from what its stage is for
         for v in range(n - 1, -1, -1):
-            read = np.full(n + 1, n, np.int64)
+            read = np.full(z + 1, n, np.int64)
             for u in x.users[v]:
-                np.minimum(read[:n], level[:, u] + 1, out=read[:n])
+                np.minimum(read[:z], level[:, u] + 1, out=read[:z])
             if x.keep[v]:
-                read[n] = 0
+                read[z] = 0
             again = bool(x.cost[v] <= slack and x.last_stage[v] > v)
             pages = self._pages(v, slack)
-            must = v
+            own = must = int(self.zones[v])
             if not (again or pages or x.lazy[v]):
-                must = max((u for u in x.users[v] if not x.lazy[u]), default=v)
-                must = n if x.keep[v] else must
-            self.computed[v, v] = self._new(1)[0] if x.lazy[v] else TRUE
-            level[v, v] = 0
-            useful = int(np.flatnonzero(read < n).max(initial=v))
-            at = np.arange(must + 1, min(useful, n - 1) + 1)
+                must = max((int(self.zones[u]) for u in x.users[v] if not x.lazy[u]), default=own)
+                must = z if x.keep[v] else must
+            self.computed[own, v] = self._new(1)[0] if x.lazy[v] else TRUE
+            level[own, v] = 0
+            useful = int(np.flatnonzero(read < n).max(initial=own))
+            at = np.arange(must + 1, min(useful, z - 1) + 1)
             if again:
-                here = at[self._offers(at, v, read[at]) & (at <= x.last_stage[v])]
+                last = self.zones[x.last_stage[v]]
+                here = at[self._offers(at, v, read[at]) & (at <= last)]
                 self.computed[here, v] = self._code(here, v, "computed")
                 here = here[self.computed[here, v] != FALSE]
                 level[here, v] = 1 if self.depth is None else read[here]
             if pages:
                 here = at[read[at] < n]
                 self.loaded[here, v] = self._code(here, v, "loaded")
-            self.held[v + 1 : must + 1, v] = TRUE
-            idle = (read[:n] == n) & (self.computed[:, v] == FALSE)
+            self.held[own + 1 : must + 1, v] = TRUE
+            idle = (read[:z] == n) & (self.computed[:, v] == FALSE)
             self._hold(np.arange(must + 1, useful + 1), v, idle)
             if x.keep[v]:
-                self.clauses.add(self.held[n:, v])
+                self.clauses.add(self.held[z:, v])
 
     def _pages(self, v: int, slack: int) -> bool:
         x = self.instance
@@ -208,7 +213,7 @@ class StageModel:
         t, v = np.nonzero(self.held)
         self.clauses.add(negated(self.held[t, v]), *self._present(t - 1, v))
         if not self.loose:
-            codes = np.stack([self.held[:n], self.computed, self.loaded], axis=-1)
+            codes = np.stack([self.held[:-1], self.computed, self.loaded], axis=-1)
             several = codes[(codes != FALSE).sum(axis=-1) > 1]
             self.exclusive = [[c for c in row if c != FALSE] for row in several.tolist()]
         t, u = np.nonzero(self.computed)
@@ -218,25 +223,27 @@ class StageModel:
             self.clauses.add(negated(self.computed[t[here], u[here]]), *operands)
         for v in np.flatnonzero(x.lazy).tolist():  # what was never computed can't be loaded
             for s in np.flatnonzero(self.loaded[:, v]).tolist():
-                self.clauses.add(negated(self.loaded[s : s + 1, v]), self.computed[None, v:s, v])
+                self.clauses.add(negated(self.loaded[s : s + 1, v]), self.computed[None, :s, v])
 
     def _dominance(self) -> None:
         x, n = self.instance, self.instance.nodes
-        later = np.arange(n)[:, None] > np.arange(n)
+        later = np.arange(self.stages)[:, None] > self.zones
         users = _padded(x.users, n)
-        padded = np.column_stack([self.computed, np.zeros(n, np.int64)])  # of a user that is none
+        padded = np.column_stack([self.computed, np.zeros(self.stages, np.int64)])  # of a user that is none
 
         def reading(t: IntArray, v: IntArray) -> IntArray:
             """Codes of the computations in each stage that read the node."""
             return padded[t[:, None], users[v]]
 
-        t, v = np.nonzero((self.held[:n] > TRUE) & later)
+        t, v = np.nonzero((self.held[:-1] > TRUE) & later)
         self.dominance.add(negated(self.held[t, v]), reading(t, v), self.held[t + 1, v])
         t, v = np.nonzero((self.loaded > TRUE) & later)
         self.dominance.add(negated(self.loaded[t, v]), reading(t, v))
         t, v = np.nonzero((self.computed > TRUE) & later)
         if self.depth is not None:
             self.clauses.add(negated(self.computed[t, v]), reading(t, v))
+            return
+        if self.stages < n:
             return
         again = (t + 1 < n) & (x.scratch_bytes[v] == 0)
         t, v = t[again], v[again]
@@ -266,7 +273,7 @@ class StageModel:
             if code == FALSE:
                 continue
             fixed = [*operands, j]
-            room = x.budget_bytes - int(x.load_bytes[t] + x.size_bytes[fixed].sum()) - scratch
+            room = x.budget_bytes - int(x.load_bytes[self.ends[t]] + x.size_bytes[fixed].sum()) - scratch
             live = self._live_codes(t, j)
             live[fixed] = FALSE
             room -= int(x.size_bytes[live == TRUE].sum())
@@ -282,7 +289,7 @@ class StageModel:
         holds them; later ones if they are held into this stage. In a loose model it is only known
         that what lasts through the stage is there.
         """
-        if j == t:
+        if j == self.ends[t]:
             return self.held[t + 1].copy()
         nodes = range(self.instance.nodes)
         if self.loose:

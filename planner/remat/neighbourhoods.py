@@ -30,7 +30,6 @@ def improve(
     seed: int,
     threads: int,
     found: Callable[[list[Step]], None],
-    offered: Callable[[int], BoolArray | None] = lambda _: None,
 ) -> list[Step]:
     """The best schedule that repeated local solves reach.
 
@@ -41,7 +40,6 @@ def improve(
         seed: Random seed.
         threads: Threads of each solve.
         found: Called with each better schedule.
-        offered: Where schedules of at most some cost may compute again, bool[n, n]; None: anywhere.
     """
     rng = random.Random(seed)
     best, cost = list(steps), trace(instance, steps).cost
@@ -53,7 +51,6 @@ def improve(
             instance,
             cost - 1,
             depth=instance.nodes,
-            offered=offered(cost - 1),
             around=cells,
             free=free,
         )

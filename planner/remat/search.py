@@ -10,16 +10,16 @@ from typing import Literal
 from .cells import Cells, steps_of
 from .cpsat import solve
 from .greedy import RULES, greedy, polish
-from .instance import BoolArray, Instance, Step, trace
+from .instance import Instance, Step, trace
 from .neighbourhoods import improve
-from .relaxation import Relaxed, relax
 from .stage_model import StageModel
+from .zones import Zones
 
 Outcome = Literal["optimal", "feasible", "infeasible", "unknown"]
-#: Variables up to which the whole model is solved without its linear relaxation before.
-TINY = 3000
 #: Deterministic time of one solve of a restricted model; one that needs more ends their row.
 EFFORT = 4.0
+#: Zones that need more deterministic time than this wait until schedules have been improved.
+QUICK = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,6 @@ class Search:
     status: Outcome = "unknown"
     marks: list[Mark] = field(default_factory=list)
     seconds: float = 0.0
-    _relaxed: Relaxed | None = None
 
     def run(self) -> Search:
         """Search until the gap is proven or time is up; returns itself."""
@@ -102,13 +101,14 @@ class Search:
         if (self.instance.need_bytes[~self.instance.lazy] > self.instance.budget_bytes).any():
             self.status = "infeasible"
             return
+        self.zones = Zones(self.instance)
         for phase in (
             self._greedy,
             self._next_to_readers,
-            self._relaxation,
+            self._coarse,
             self._where_used,
             self._neighbourhoods,
-            self._loose,
+            self._fine,
             self._whole,
         ):
             if self._done():
@@ -127,17 +127,34 @@ class Search:
             if self._done():
                 break
 
-    def _relaxation(self) -> None:
-        """The bound of the linear relaxation, unless the model is so small that it is solved."""
-        stages = StageModel(self.instance, self._most(), depth=None, loose=True)
-        if stages.variables <= TINY:
-            return
-        self._relaxed = relax(stages, self._share(0.5) - time.perf_counter())
-        if self._relaxed is not None:
-            self._proven(self._relaxed.bound, "relaxation")
-
     def _next_to_readers(self) -> None:
         self._depth(1)
+
+    def _coarse(self) -> None:
+        self._bounds(QUICK, self.until)
+
+    def _fine(self) -> None:
+        self._bounds(float("inf"), self._share(0.7))
+
+    def _bounds(self, effort: float, until: float) -> None:
+        """Bounds of finer and finer zones; their solutions may be schedules, too."""
+        zones = self.zones
+        while not (self._done() or zones.exhausted or zones.effort > effort):
+            left = until - time.perf_counter()
+            if left <= 0:
+                break
+            bound, steps = zones.bound(
+                self._most(),
+                least=self.bound,
+                seconds=left,
+                seed=self.options.seed,
+                threads=self.options.threads,
+            )
+            if bound > self._most() and self.best is None:
+                self.status = "infeasible"
+            if steps is not None:
+                self._found(polish(self.instance, steps), "zones")
+            self._proven(bound, "zones")
 
     def _where_used(self) -> None:
         """Restrictions from narrow to wide; what they prove is no bound of the whole problem."""
@@ -151,7 +168,8 @@ class Search:
                 depth = min(nodes, depth + max(1, depth // 2))
 
     def _depth(self, depth: int) -> bool:
-        stages = self._model(depth, known=None if self.best is None else self._cells())
+        known = None if self.best is None else Cells.of(self.instance, self.best)
+        stages = StageModel(self.instance, self._most(), depth=depth, known=known)
         return self._solve(stages, self._share(0.5), f"depth {depth}", EFFORT)
 
     def _neighbourhoods(self) -> None:
@@ -164,35 +182,11 @@ class Search:
             seed=self.options.seed,
             threads=self.options.threads,
             found=lambda steps: self._found(steps, "neighbourhoods"),
-            offered=self._offered,
         )
-
-    def _loose(self) -> None:
-        self._solve(self._model(None, loose=True), self._share(0.7), "relaxed")
 
     def _whole(self) -> None:
         if self.bound_in_stages <= self._most():
-            self._solve(self._model(None), self.until, "whole")
-
-    def _model(
-        self, depth: int | None, *, loose: bool = False, known: Cells | None = None
-    ) -> StageModel:
-        most = self._most()
-        return StageModel(
-            self.instance,
-            most,
-            depth=depth,
-            loose=loose,
-            known=known,
-            offered=self._offered(most),
-        )
-
-    def _offered(self, most: int) -> BoolArray | None:
-        return None if self._relaxed is None else self._relaxed.offered(most)
-
-    def _cells(self) -> Cells:
-        assert self.best is not None
-        return Cells.of(self.instance, self.best)
+            self._solve(StageModel(self.instance, self._most(), depth=None), self.until, "whole")
 
     def _solve(
         self, stages: StageModel, until: float, phase: str, effort: float | None = None
@@ -205,10 +199,9 @@ class Search:
                 seed=self.options.seed,
                 threads=self.options.threads,
                 effort=effort,
-                least=self.bound if stages.loose else self.bound_in_stages,
-                from_below=stages.loose,
+                least=self.bound_in_stages,
             )
-            self._told(stages, solved.bound, phase)
+            self._told(stages, solved.bound)
             if solved.values is None:
                 if solved.status == "infeasible" and self.best is None and stages.depth is None:
                     self.status = "infeasible"
@@ -240,11 +233,9 @@ class Search:
             self.best, self.cost = steps, known.cost
             self._mark(phase)
 
-    def _told(self, stages: StageModel, bound: int, phase: str) -> None:
+    def _told(self, stages: StageModel, bound: int) -> None:
         """Take over the bound of a model for the schedules that it holds."""
-        if stages.loose:
-            self._proven(bound, phase)
-        elif stages.depth is None:
+        if stages.depth is None:
             self.bound_in_stages = max(self.bound_in_stages, bound)
         elif stages.depth >= self.instance.nodes:
             self.bound_where_used = max(self.bound_where_used, bound)

@@ -52,7 +52,6 @@ class StageModel:
         loose: Be a relaxation for every schedule, in whatever order and however often a stage makes
             its nodes: ``R[t,v]`` says that stage ``t`` makes ``v`` at least once. Its solutions may
             not be executable. Else a stage makes a node at most once, in node order.
-        offered: Cells in which a repeated computation may be, bool[n, n]; None: all.
         around: Fix everything but ``free`` to this schedule.
         free: Cells that are free, bool[n + 1, n]; None: all.
     """
@@ -62,7 +61,6 @@ class StageModel:
     depth: int | None
     known: Cells | None = None
     loose: bool = False
-    offered: BoolArray | None = None
     around: Cells | None = None
     free: BoolArray | None = None
     zone: IntArray | None = None
@@ -145,8 +143,6 @@ class StageModel:
         offers = np.ones(len(at), np.bool_)
         if self.depth is not None:
             offers = level <= min(self.depth, self.instance.nodes - 1)
-        if self.offered is not None:
-            offers &= self.offered[at, v]
         for schedule in (self.known, self.around):
             if schedule is not None:
                 offers |= schedule.computed[at, v] > 0
@@ -315,8 +311,8 @@ class StageModel:
 
     def _lasts(self, t: int, v: int) -> int:
         """Code that holds at least if ``v`` is in memory throughout stage ``t``."""
-        x = self.instance
-        until_end = TRUE if v in x.preds[t] and not x.lazy[t] else int(self.held[t + 1, v])
+        x, end = self.instance, self.ends[t]
+        until_end = TRUE if v in x.preds[end] and not x.lazy[end] else int(self.held[t + 1, v])
         through = int(self.held[t, v]), until_end
         made = int(self.computed[t, v]), int(self.loaded[t, v])
         if FALSE in through or TRUE in made:
@@ -338,11 +334,15 @@ class StageModel:
             stage, _, node = steps[i]
             near = np.flatnonzero(self.computed[:, node] + self.loaded[:, node])
             wanted.update((int(t), node) for t in near if t != node and abs(t - stage) <= _NEAR)
-        wanted -= self.refined
-        for t, j in sorted(wanted):
+        return self.demand(wanted)
+
+    def demand(self, made: set[tuple[int, int]]) -> int:
+        """Add the memory rows of nodes that are made again in a stage; how many are new."""
+        made = made - self.refined
+        for t, j in sorted(made):
             self._row(t, j)
-        self.refined |= wanted
-        return len(wanted)
+        self.refined |= made
+        return len(made)
 
     def cells(self, values: NDArray[np.int8]) -> Cells:
         """The schedule of a solution: values int8[variables], the two constants first."""

@@ -115,7 +115,9 @@ def _measured(path: Path, case: tuple[str, str, bool], known: list[Row], limit: 
         line = f"{head} none | | {str(e).split(';')[0]} | {spent:.2f} | {wall:.2f} | {load} | |"
     else:
         proven = "yes" if found.status == "optimal" else "no"
-        if found.status != "optimal" and found.optimal_where_used:
+        if found.status != "optimal" and found.bound_in_stages >= found.replay.cost:
+            proven = "in stages"
+        elif found.status != "optimal" and found.bound_where_used >= found.replay.cost:
             proven = "where used"
         end, r = found.marks[-1], found.replay
         best = min((k.overhead for k in known if k.overhead is not None), default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -98,8 +99,7 @@ def _model(stages: StageModel, least: int) -> tuple[cp_model.CpModel, list[cp_mo
     for clauses in (stages.clauses, stages.dominance):
         codes, begin = clauses.flat()
         literals = np.where(codes > TRUE, codes - FIRST, codes + FIRST - 1).tolist()
-        ends = begin.tolist()
-        for a, b in zip(ends, ends[1:], strict=False):
+        for a, b in pairwise(begin.tolist()):
             constraints.add().bool_or.literals.extend(literals[a:b])
     for exclusive in stages.exclusive:
         model.add_at_most_one([variables[c - FIRST] for c in exclusive])

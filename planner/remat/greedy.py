@@ -9,8 +9,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .instance import Instance, Kind, Step, trace
 from .cells import needed
+from .instance import Instance, Kind, Step, trace
 
 #: A use that never comes.
 NEVER = 1 << 40
@@ -33,7 +33,7 @@ class Rule:
     noise: float = 0.0
 
 
-#: Rules of which at least one came close to the best of a grid of 40 on every graph of other planners.
+#: Rules of which at least one came close to the best of a grid of 40 on each graph of others.
 RULES = (
     Rule(0.5, 0.25),
     Rule(0.0, 0.5),

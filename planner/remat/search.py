@@ -19,7 +19,7 @@ Outcome = Literal["optimal", "feasible", "infeasible", "unknown"]
 #: Deterministic time of one solve of a restricted model; one that needs more ends their row.
 EFFORT = 4.0
 #: Zones that need more deterministic time than this wait until schedules have been improved.
-QUICK = 1.0
+QUICK = 0.5
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,9 @@ class Search:
         if (self.instance.need_bytes[~self.instance.lazy] > self.instance.budget_bytes).any():
             self.status = "infeasible"
             return
-        self.zones = Zones(self.instance)
+        self.zones = [Zones(self.instance, near) for near in (0, 1)]
         for phase in (
             self._greedy,
-            self._next_to_readers,
             self._coarse,
             self._where_used,
             self._neighbourhoods,
@@ -127,18 +126,16 @@ class Search:
             if self._done():
                 break
 
-    def _next_to_readers(self) -> None:
-        self._depth(1)
-
     def _coarse(self) -> None:
-        self._bounds(QUICK, self.until)
+        for zones in self.zones:
+            self._bounds(zones, QUICK, self.until)
 
     def _fine(self) -> None:
-        self._bounds(float("inf"), self._share(0.7))
+        best = max(self.zones, key=lambda zones: zones.proven)
+        self._bounds(best, float("inf"), self._share(0.7))
 
-    def _bounds(self, effort: float, until: float) -> None:
+    def _bounds(self, zones: Zones, effort: float, until: float) -> None:
         """Bounds of finer and finer zones; their solutions may be schedules, too."""
-        zones = self.zones
         while not (self._done() or zones.exhausted or zones.effort > effort):
             left = until - time.perf_counter()
             if left <= 0:
@@ -158,7 +155,7 @@ class Search:
 
     def _where_used(self) -> None:
         """Restrictions from narrow to wide; what they prove is no bound of the whole problem."""
-        nodes, depth = self.instance.nodes, 2
+        nodes, depth = self.instance.nodes, 1
         while not self._done():
             before = self.cost
             closed = self._depth(depth)

@@ -54,6 +54,8 @@ class StageModel:
             not be executable. Else a stage makes a node at most once, in node order.
         around: Fix everything but ``free`` to this schedule.
         free: Cells that are free, bool[n + 1, n]; None: all.
+        zone: Ascending int64[n]: stages of the same zone are merged, and only the last one of each
+            has a memory row; of loose models. None: each stage stands for itself.
     """
 
     instance: Instance
@@ -153,7 +155,7 @@ class StageModel:
         if self.around is None or self.free is None:
             return self._new(len(at))
         free = self.free[at, v]
-        codes = getattr(self.around, name)[at, v].astype(np.int64)
+        codes: IntArray = getattr(self.around, name)[at, v].astype(np.int64)
         codes[free] = self._new(int(free.sum()))
         return codes
 
@@ -179,7 +181,8 @@ class StageModel:
     def _prices(self) -> None:
         """Objective: codes and prices, and what is paid in any case."""
         x = self.instance
-        codes, prices = [self.computed], [np.broadcast_to(x.cost, self.computed.shape)]
+        codes: list[IntArray] = [self.computed]
+        prices: list[IntArray] = [np.broadcast_to(x.cost, self.computed.shape)]
         if x.page_in_cost is not None and x.page_out_cost is not None:
             codes.append(self.loaded)
             prices.append(np.broadcast_to(x.page_in_cost, self.loaded.shape))
@@ -217,15 +220,18 @@ class StageModel:
             here = v[u] < n
             operands = self._present(t[here], v[u[here]])
             self.clauses.add(negated(self.computed[t[here], u[here]]), *operands)
-        for v in np.flatnonzero(x.lazy).tolist():  # what was never computed can't be loaded
-            for s in np.flatnonzero(self.loaded[:, v]).tolist():
-                self.clauses.add(negated(self.loaded[s : s + 1, v]), self.computed[None, :s, v])
+        for lazy in np.flatnonzero(x.lazy).tolist():  # what was never computed can't be loaded
+            for s in np.flatnonzero(self.loaded[:, lazy]).tolist():
+                before = self.computed[None, : s + self.loose, lazy]
+                self.clauses.add(negated(self.loaded[s : s + 1, lazy]), before)
 
     def _dominance(self) -> None:
         x, n = self.instance, self.instance.nodes
         later = np.arange(self.stages)[:, None] > self.zones
         users = _padded(x.users, n)
-        padded = np.column_stack([self.computed, np.zeros(self.stages, np.int64)])  # of a user that is none
+        padded = np.column_stack(
+            [self.computed, np.zeros(self.stages, np.int64)]
+        )  # of a user that is none
 
         def reading(t: IntArray, v: IntArray) -> IntArray:
             """Codes of the computations in each stage that read the node."""
@@ -269,7 +275,11 @@ class StageModel:
             if code == FALSE:
                 continue
             fixed = [*operands, j]
-            room = x.budget_bytes - int(x.load_bytes[self.ends[t]] + x.size_bytes[fixed].sum()) - scratch
+            room = (
+                x.budget_bytes
+                - int(x.load_bytes[self.ends[t]] + x.size_bytes[fixed].sum())
+                - scratch
+            )
             live = self._live_codes(t, j)
             live[fixed] = FALSE
             room -= int(x.size_bytes[live == TRUE].sum())
@@ -285,12 +295,13 @@ class StageModel:
         holds them; later ones if they are held into this stage. In a loose model it is only known
         that what lasts through the stage is there.
         """
+        live: IntArray = self.held[t].copy()
         if j == self.ends[t]:
-            return self.held[t + 1].copy()
-        nodes = range(self.instance.nodes)
+            live[:] = self.held[t + 1]
+            return live
         if self.loose:
-            return np.array([self._lasts(t, v) for v in nodes])
-        live = self.held[t].copy()
+            live[:] = [self._lasts(t, v) for v in range(self.instance.nodes)]
+            return live
         live[:j] = [self._live(t, j, v) for v in range(j)]
         return live
 

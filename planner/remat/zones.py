@@ -28,22 +28,28 @@ class Zones:
 
     Attributes:
         instance: The problem.
+        near: Stages before and after the one in which keeping all needs most that begin as zones
+            of their own.
         ends: Last stages of zones.
         made: (last stage of a zone, node that is made again in it) for which there is a memory row.
         effort: Deterministic time of the next solve.
+        proven: Best bound so far.
         exhausted: Finer zones would not prove more.
     """
 
     instance: Instance
+    near: int = 0
     ends: set[int] = field(default_factory=set)
     made: set[tuple[int, int]] = field(default_factory=set)
     effort: float = EFFORT
+    proven: int = 0
     exhausted: bool = False
 
     def __post_init__(self) -> None:
-        """Begin with the stage in which keeping all needs most."""
-        live = trace(self.instance, keep_all(self.instance)).live_bytes
-        self.ends |= {int(np.argmax(live)), self.instance.nodes - 1}
+        """Begin with the stages around the one in which keeping all needs most."""
+        peak = int(np.argmax(trace(self.instance, keep_all(self.instance)).live_bytes))
+        last = self.instance.nodes - 1
+        self.ends |= {last, *range(max(peak - self.near, 0), min(peak + self.near, last) + 1)}
 
     def bound(
         self, most: int, *, least: int, seconds: float, seed: int, threads: int
@@ -67,6 +73,7 @@ class Zones:
         )
         if solved.status in ("unknown", "feasible"):
             self.effort *= 2
+        self.proven = max(self.proven, solved.bound)
         if solved.values is None:
             return solved.bound, None
         steps, uncounted = self._executed(zone.tolist(), model.cells(solved.values))

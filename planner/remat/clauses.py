@@ -50,7 +50,7 @@ class Clauses:
             self._matrices.append(codes)
 
     def flat(self) -> tuple[IntArray, IntArray]:
-        """The clauses one after another: codes, and where each clause begins, int64[clauses + 1]."""
+        """Codes of the clauses one after another, and where each begins, int64[clauses + 1]."""
         counts = [(m != FALSE).sum(axis=1) for m in self._matrices]
         begin = np.concatenate([np.zeros(1, np.int64), *counts]).cumsum()
         empty = np.zeros(0, np.int64)

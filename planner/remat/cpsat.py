@@ -56,7 +56,7 @@ def solve(
         threads: Threads; they exchange results at fixed points, so that runs can be repeated.
         effort: Limit in CP-SAT's deterministic time; None: no such limit.
         least: A known lower bound.
-        from_below: Raise the bound until there is a solution (lower bound tree search), rather than
+        from_below: Branch on the objective's lower half first, which raises the bound, rather than
             look for solutions.
     """
     if stages.infeasible:
@@ -72,7 +72,7 @@ def solve(
     p.random_seed = seed
     p.num_workers = threads
     p.interleave_search = threads > 1
-    p.optimize_with_lb_tree_search = from_below
+    p.use_objective_lb_search = from_below
     p.linearization_level = 2  # the LP of the clauses is what gives bounds
     status = _STATUS.get(solver.solve(model), "unknown")
     if status == "infeasible":

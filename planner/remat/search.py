@@ -105,6 +105,8 @@ class Search:
         for phase in (
             self._greedy,
             self._coarse,
+            self._next_to_readers,
+            self._coarse_at_peak,
             self._where_used,
             self._neighbourhoods,
             self._fine,
@@ -127,8 +129,13 @@ class Search:
                 break
 
     def _coarse(self) -> None:
-        for zones in self.zones:
-            self._bounds(zones, QUICK, self.until)
+        self._bounds(self.zones[0], QUICK, self.until)
+
+    def _next_to_readers(self) -> None:
+        self._depth(1)
+
+    def _coarse_at_peak(self) -> None:
+        self._bounds(self.zones[1], QUICK, self.until)
 
     def _fine(self) -> None:
         best = max(self.zones, key=lambda zones: zones.proven)
@@ -155,7 +162,7 @@ class Search:
 
     def _where_used(self) -> None:
         """Restrictions from narrow to wide; what they prove is no bound of the whole problem."""
-        nodes, depth = self.instance.nodes, 1
+        nodes, depth = self.instance.nodes, 2
         while not self._done():
             before = self.cost
             closed = self._depth(depth)

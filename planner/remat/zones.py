@@ -18,7 +18,7 @@ from .cpsat import solve
 from .instance import Instance, Step, keep_all, trace
 from .stage_model import StageModel
 
-#: Deterministic time of the first solve; doubled where it doesn't suffice.
+#: Deterministic time of the first solve; doubled where neither way to search suffices.
 EFFORT = 0.5
 
 
@@ -33,6 +33,7 @@ class Zones:
         ends: Last stages of zones.
         made: (last stage of a zone, node that is made again in it) for which there is a memory row.
         effort: Deterministic time of the next solve.
+        from_below: Whether it is to raise the bound rather than to find solutions.
         proven: Best bound so far.
         exhausted: Finer zones would not prove more.
     """
@@ -42,6 +43,7 @@ class Zones:
     ends: set[int] = field(default_factory=set)
     made: set[tuple[int, int]] = field(default_factory=set)
     effort: float = EFFORT
+    from_below: bool = False
     proven: int = 0
     exhausted: bool = False
 
@@ -56,7 +58,7 @@ class Zones:
     ) -> tuple[int, list[Step] | None]:
         """A bound for every schedule, up to ``most + 1``, and a schedule within the budget or None.
 
-        Each call refines the zones, or allows the next one more effort.
+        Each call refines the zones, or has the next one search in another way.
         """
         n = self.instance.nodes
         zone = np.searchsorted(np.array(sorted(self.ends)), np.arange(n))
@@ -69,23 +71,24 @@ class Zones:
             threads=threads,
             effort=self.effort,
             least=least,
-            from_below=True,
+            from_below=self.from_below,
         )
-        if solved.status in ("unknown", "feasible"):
-            self.effort *= 2
+        if solved.status in ("unknown", "feasible"):  # the other way, or with more effort
+            self.effort *= 1 + self.from_below
+            self.from_below = not self.from_below
         self.proven = max(self.proven, solved.bound)
         if solved.values is None:
             return solved.bound, None
         steps, uncounted = self._executed(zone.tolist(), model.cells(solved.values))
         live = trace(self.instance, steps).live_bytes
         fits = bool(live.max() <= self.instance.budget_bytes)
-        before = len(self.ends), len(self.made)
-        if fits:
-            self.ends |= uncounted
-        else:
-            self._refine(zone.tolist(), steps, live.tolist())
-        same = before == (len(self.ends), len(self.made))
-        self.exhausted = same and solved.status == "optimal"
+        if solved.status == "optimal":
+            before = len(self.ends), len(self.made)
+            if fits:
+                self.ends |= uncounted
+            else:
+                self._refine(zone.tolist(), steps, live.tolist())
+            self.exhausted = before == (len(self.ends), len(self.made))
         return solved.bound, steps if fits else None
 
     def _executed(self, zone: list[int], cells: Cells) -> tuple[list[Step], set[int]]:

@@ -96,18 +96,16 @@ def plan(
         str | None, typer.Option(metavar="ID|FILE.yaml", help="See `odt-plan devices`.")
     ] = None,
     ram: Annotated[
-        str | None,
-        typer.Option(
+        str | None, typer.Option(
             metavar="SIZE",
             help="RAM for the plan, as 320KB.  [default: the device's less its reserve]",
-        ),
+        )
     ] = None,
     flash: Annotated[
-        str | None,
-        typer.Option(
+        str | None, typer.Option(
             metavar="SIZE",
             help="Flash for the plan, as 1MB.  [default: the device's less its reserve]",
-        ),
+        )
     ] = None,
     storage: Annotated[
         str, typer.Option(metavar="NAME|none", help="Storage of the device to page to.")
@@ -247,7 +245,9 @@ def plan(
 def run(
     plan_file: PlanFile,
     data: Annotated[Path, typer.Option(metavar="DATA.npz", help="Arrays x and y (x_val, y_val).")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Updates to do.  [default: 200]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Updates to do.  [default: 200]")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data instead.")] = None,
     lr: Annotated[float, typer.Option(help="Step size.")] = 0.001,
     seed: Annotated[int, typer.Option(min=0, help="Order of the samples.")] = 0,
@@ -310,7 +310,9 @@ def explain(
     """Tell why a layer is frozen, recomputed, paged, mixed or i8: plan it the other way as well."""
     from .explaining import ExplainOptions, run_explain
 
-    options = ExplainOptions(plan_file, tuple(layers), model, device, gap, time_limit, as_json)
+    options = ExplainOptions(
+        plan_file, tuple(layers), model, device, gap, time_limit, as_json
+    )
     found = run_explain(options)
     if as_json:
         print_json(found)
@@ -390,8 +392,21 @@ def main() -> None:
         raise
 
 
+def _own_stdout() -> None:
+    """Keep to ourselves what others read: HiGHS prints lines of its own there, past Python."""
+    plain = sys.stdout
+    if not isinstance(plain, TextIOWrapper) or plain.fileno() != 1:
+        return
+    plain.flush()
+    sys.stdout = open(os.dup(1), "w", encoding=plain.encoding)  # noqa: SIM115
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
 def _main() -> NoReturn:
     debug = "--debug" in sys.argv[1:]
+    _own_stdout()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names from model files may not be encodable
             stream.reconfigure(errors="replace")

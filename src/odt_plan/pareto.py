@@ -114,7 +114,9 @@ class Tracer:
             raise UsageError(f"--from {low:g} is not below --to {high:g}")
         if points < 2:
             raise UsageError(f"--points: {points} is no curve; give 2 or more")
-        self._request = replace(request, objective=y, with_baselines=False, with_relaxations=False)
+        self._request = replace(
+            request, objective=y, with_baselines=False, with_relaxations=False
+        )
         self._task = pack(self._request, request.model.name)
         self._x, self._y = x, y
         self._count, self._low, self._high = points, low, high
@@ -235,7 +237,9 @@ class Tracer:
             return replace(self._request, ram_bytes=limit)
         return replace(self._request, flash_bytes=limit)
 
-    def _ask(self, requests: Sequence[Request], budgets: Sequence[float | None]) -> None:
+    def _ask(
+        self, requests: Sequence[Request], budgets: Sequence[float | None]
+    ) -> None:
         """Run requests; outcomes are kept under their budgets.
 
         Raises:

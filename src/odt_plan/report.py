@@ -275,7 +275,9 @@ def _baselines(out: Console, planned: PlannedModel) -> None:
     learned = sum(u.importance for u in plan.decisions.updates)
     claims = plan.claims
     rows = [("this plan", claims.ram_bytes.total, claims.latency_s, learned, True)]
-    rows += [(b.name, b.ram_bytes, b.latency_s, b.importance, b.fits) for b in planned.baselines]
+    rows += [
+        (b.name, b.ram_bytes, b.latency_s, b.importance, b.fits) for b in planned.baselines
+    ]
     for name, ram, latency, importance, fits in rows:
         told = "-" if ram is None else f"{ram:,} B"
         time = "-" if latency is None else format_seconds(latency)

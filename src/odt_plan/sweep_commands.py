@@ -29,7 +29,9 @@ MicroBatches = Annotated[int, typer.Option(min=1, max=65536, help="Accumulated p
 Batch = Annotated[int, typer.Option(min=1, max=1024, help="Samples per micro-batch.")]
 Limit = Annotated[str | None, typer.Option(metavar="LIMIT", help="As in plan.")]
 Gap = Annotated[float, typer.Option(min=0.0, max=1.0, help="Relative gap to prove.")]
-TimeLimit = Annotated[float, typer.Option(min=0.0, max=1e6, metavar="SECONDS", help="Of one plan.")]
+TimeLimit = Annotated[
+    float, typer.Option(min=0.0, max=1e6, metavar="SECONDS", help="Of one plan.")
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1)]
 Jobs = Annotated[
     int | None,
@@ -45,7 +47,9 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")
 
 def pareto(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to train.")],
-    device: Annotated[str, typer.Option(metavar="ID|FILE.yaml", help="See `odt-plan devices`.")],
+    device: Annotated[
+        str, typer.Option(metavar="ID|FILE.yaml", help="See `odt-plan devices`.")
+    ],
     x: Annotated[Literal["ram", "flash", "latency"], typer.Option(help="What is limited.")] = "ram",
     y: Annotated[
         Literal["learn", "latency", "energy"],

@@ -101,7 +101,7 @@ class Search:
         if (self.instance.need_bytes[~self.instance.lazy] > self.instance.budget_bytes).any():
             self.status = "infeasible"
             return
-        self.zones = [Zones(self.instance, near) for near in (0, 1)]
+        self.zones = [Zones(self.instance), Zones(self.instance, gently=True)]
         for phase in (
             self._greedy,
             self._coarse,

@@ -28,8 +28,8 @@ class Zones:
 
     Attributes:
         instance: The problem.
-        near: Stages before and after the one in which keeping all needs most that begin as zones
-            of their own.
+        gently: Begin with more zones around the peak, and refine only one zone at a time; else
+            refine all that exceed the budget.
         ends: Last stages of zones.
         made: (last stage of a zone, node that is made again in it) for which there is a memory row.
         effort: Deterministic time of the next solve.
@@ -39,7 +39,7 @@ class Zones:
     """
 
     instance: Instance
-    near: int = 0
+    gently: bool = False
     ends: set[int] = field(default_factory=set)
     made: set[tuple[int, int]] = field(default_factory=set)
     effort: float = EFFORT
@@ -50,8 +50,8 @@ class Zones:
     def __post_init__(self) -> None:
         """Begin with the stages around the one in which keeping all needs most."""
         peak = int(np.argmax(trace(self.instance, keep_all(self.instance)).live_bytes))
-        last = self.instance.nodes - 1
-        self.ends |= {last, *range(max(peak - self.near, 0), min(peak + self.near, last) + 1)}
+        last, near = self.instance.nodes - 1, int(self.gently)
+        self.ends |= {last, *range(max(peak - near, 0), min(peak + near, last) + 1)}
 
     def bound(
         self, most: int, *, least: int, seconds: float, seed: int, threads: int
@@ -139,4 +139,5 @@ class Zones:
                 worst[z] = max(worst.get(z, (0, 0)), (used, s.stage))
             elif zone[s.node] < z:
                 self.made.add((s.stage, s.node))
-        self.ends |= {stage for _, stage in worst.values()}
+        chosen = sorted(worst.values(), reverse=True)
+        self.ends |= {stage for _, stage in (chosen[:1] if self.gently else chosen)}

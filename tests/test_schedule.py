@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schedules import cheapest, graph_of
 
+from odt_plan import scheduling
 from odt_plan.ir.errors import InfeasibleError, UsageError
 from odt_plan.planner.check_program import CheckError
 from odt_plan.planner.check_schedule import ScheduleStep, replay
@@ -27,7 +28,7 @@ from odt_plan.planner.remat.cpsat import Solved, solve
 from odt_plan.planner.remat.greedy import RULES, greedy, polish
 from odt_plan.planner.remat.instance import Instance, keep_all, trace
 from odt_plan.planner.remat.neighbourhoods import improve
-from odt_plan.planner.remat.schedule import keep_all_peak, schedule, to_instance
+from odt_plan.planner.remat.schedule import Schedule, keep_all_peak, schedule, to_instance
 from odt_plan.planner.remat.search import Options, Search
 from odt_plan.planner.remat.stage_model import StageModel
 from odt_plan.planner.remat.zones import Zones
@@ -93,7 +94,8 @@ def test_bound_objective_greedy_and_budgets_are_ordered(seed: int, paging: bool)
             assert not plans
             assert last is None
             continue
-        assert found.bound <= found.replay.cost
+        assert found.bound <= found.bound_in_stages <= found.bound_where_used
+        assert found.bound_where_used <= found.replay.cost
         assert all(found.replay.cost <= trace(instance, p).cost * unit for p in plans)
         assert all(trace(instance, p).peak_bytes <= budget for p in plans)
         assert last is None or found.replay.cost <= last
@@ -456,6 +458,25 @@ def test_command_reports_writes_and_prints_json(odt: Cli, tmp_path: Path) -> Non
     assert odt("schedule", path, "--budget", "1.0", "--json").json["status"] == "optimal"
     timed = odt("schedule", path, "--budget", "1.0", "--json", "--objective", "time")
     assert timed.json["cost"] == 3.0
+
+
+def test_report_tells_for_which_schedules_a_bound_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def open_gap(*args: Any, **kwargs: Any) -> Schedule:
+        bounds = {"bound": 4.0, "bound_in_stages": 5.0, "bound_where_used": 6.0}
+        return replace(schedule(*args, **kwargs), status="feasible", **bounds)
+
+    monkeypatch.setattr(scheduling, "schedule", open_gap)
+    scheduling.run_schedule(
+        scheduling.ScheduleOptions(
+            written(tmp_path), "12", False, None, 0.0, 5.0, 0, 1, None, False, False
+        )
+    )
+    told = " ".join(capsys.readouterr().out.split())
+    assert "energy 6, bound for every schedule 4, gap 33.3333%" in told
+    assert "bound 5 among schedules that make a node at most once" in told
+    assert "optimal among schedules that also compute again only right where it is read" in told
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from .stage_model import StageModel
 #: Deterministic time of one solve.
 EFFORT = 0.3
 #: Solves in a row that may fail to improve before the search ends.
-PATIENCE = 24
+PATIENCE = 16
 #: Free cells to begin with; adapted to what is solved in time.
 CELLS = 5000
 

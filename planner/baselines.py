@@ -172,5 +172,5 @@ def evaluate(name: str, problem: Problem, solution: Solution) -> Baseline:
         ram,
         problem.cost.latency_s(schedule.cycles),
         solution.gain(problem),
-        ram <= problem.limits.ram_bytes,
+        schedule.over_bytes(problem.limits) <= 0,
     )

@@ -26,7 +26,7 @@ from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP
 from .problem import ALWAYS, Event, Problem, Retention, Slot, Transient
 from .progress import Watch
 from .solution import Solution
-from .tensors import Tensor
+from .tensors import Tensor, aligned
 
 #: A weighted objective counts in millionths: solvers take differences of 1e-6 for rounding.
 WEIGHTED_SCALE = 1e6
@@ -365,6 +365,7 @@ class Milp:
             self._occupy_transient(t)
         for i, r in enumerate(p.retentions):
             self._occupy_retained(i, r)
+        self._overwritten()
         state = [(self.a[a], float(b)) for a, b in p.state_bytes.items()]
         state += [(self._both(u.activity, u.choice), float(u.state_bytes)) for u in p.mixed_updates]
         slots = self.occupancy.peaks()
@@ -376,6 +377,17 @@ class Milp:
             rows, columns, sizes = self.occupancy.held(slots)
             self.c.terms(self.c.empty_rows(len(slots), upper=0.0) + rows, columns, sizes)
         self.c.row([(self.peak, 1.0)], upper=p.limits.ram_bytes)
+        if p.limits.regions:
+            self._region_rows(p.limits.largest_bytes)
+
+    def _region_rows(self, largest: int) -> None:
+        """What needs a tensor that no region can hold does not run; the layout decides the rest."""
+        for s in self.problem.slots:
+            sizes = [t.bytes for t in (*s.reads, *s.writes)]
+            if s.update is not None:
+                sizes += [aligned(v.type.nbytes) for v in s.update.resident]
+            if max(sizes, default=0) > largest:
+                self.c.row(self._of_slot(s, 1.0, None), upper=0.0)
 
     def _running_sum(self, slots: NDArray[np.int64], state: Terms) -> None:
         """Live bytes of a slot as those of the slot before and what changes.
@@ -460,6 +472,24 @@ class Milp:
             for v in loaded:
                 add(e.slot, e.slot, v, size)
             begin = e.slot + 1
+
+    def _overwritten(self) -> None:
+        """A result in the bytes of its operand: one buffer at that slot, not two."""
+        by_slot: dict[int, list[int]] = {}
+        for o in self.problem.overwrites:
+            v = self.c.column(integer=False)
+            activity = self.problem.slots[o.slot].activity
+            if activity != ALWAYS:
+                self.c.row([(v, 1.0), (self.a[activity], -1.0)], upper=0.0)
+            if o.slot in self.block_of:
+                self.c.row([(v, 1.0), (self.block_of[o.slot], 1.0)], upper=1.0)
+            for acts in self._alternatives(o.unless):
+                self.c.row([(v, 1.0), *((self.a[a], 1.0) for a in acts)], upper=1.0)
+            self.occupancy.add(o.slot, o.slot, v, -o.bytes)
+            by_slot.setdefault(o.slot, []).append(v)
+        for columns in by_slot.values():
+            if len(columns) > 1:
+                self.c.row([(v, 1.0) for v in columns], upper=1.0)
 
     def _flash_row(self) -> None:
         """Weights + code of the kernels and steps that are used <= flash."""

@@ -11,7 +11,7 @@ block of frozen layers may be streamed by rows. ``planner.timeline`` lays it out
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..ir.graph import Node
@@ -163,6 +163,21 @@ class Transient:
 
 
 @dataclass(frozen=True)
+class Overwrite:
+    """A result that takes its operand's bytes over where nothing else is to read the operand.
+
+    Attributes:
+        slot: Position of the slot that computes it; operand and result are both live there.
+        bytes: Of the operand, as large as the result.
+        unless: Activities, none of which may hold: without them nothing else reads the operand.
+    """
+
+    slot: int
+    bytes: int
+    unless: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Constant:
     """Weights in flash that are there if something reads them.
 
@@ -258,15 +273,32 @@ class Forced:
 
 
 @dataclass(frozen=True)
+class RamRegion:
+    """A RAM region, of which a buffer lies in one only.
+
+    Attributes:
+        name: In the device's spec.
+        bytes: What the plan may use of it.
+        extra_cycles_per_byte: What a byte there costs a kernel more, see ``planner.device.Region``.
+    """
+
+    name: str
+    bytes: int
+    extra_cycles_per_byte: float = 0.0
+
+
+@dataclass(frozen=True)
 class Limits:
     """Budgets of one training step; None where there is no limit.
 
     Attributes:
-        ram_bytes: Arena + state.
+        ram_bytes: Arena + state, over all regions.
         flash_bytes: Weights + code.
         cycles: Latency limit in cycles.
         energy_j: Energy limit.
         storage_bytes: Capacity for paging.
+        regions: Where buffers can lie, preferred ones first; empty for one region without extra
+            cycles.
     """
 
     ram_bytes: int
@@ -274,6 +306,16 @@ class Limits:
     cycles: int | None = None
     energy_j: float | None = None
     storage_bytes: int = 0
+    regions: tuple[RamRegion, ...] = ()
+
+    @property
+    def largest_bytes(self) -> int:
+        """The most that one buffer can have."""
+        return max((r.bytes for r in self.regions), default=self.ram_bytes)
+
+    def in_one_region(self, ram_bytes: int) -> Limits:
+        """With one RAM region of this size."""
+        return replace(self, ram_bytes=ram_bytes, regions=())
 
 
 @dataclass(frozen=True)
@@ -288,6 +330,7 @@ class Problem:
         retentions: Forward tensors with choices.
         transients: Tensors without choices.
         fixed: (first slot, last slot, tensor) of forward tensors that backward never reads.
+        overwrites: Results that may take over their operand's bytes; at most one per slot does.
         limits: Budgets.
         choices: Parameter -> activities of its candidates (at most one may hold).
         gain: Activity of an update -> importance.
@@ -309,6 +352,7 @@ class Problem:
     retentions: tuple[Retention, ...]
     transients: tuple[Transient, ...]
     fixed: tuple[tuple[int, int, Tensor], ...]
+    overwrites: tuple[Overwrite, ...]
     limits: Limits
     choices: Mapping[str, tuple[int, ...]]
     gain: Mapping[int, int]

@@ -5,15 +5,17 @@ Residency is not taken from the solver: it follows from which steps run (``plann
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from ..ir.graph import Node, Value
 from ..ir.opdef import get_op
 from ..ir.training import Update
-from .blocks import arena_bytes, live_bytes
+from .blocks import arena_bytes, live_bytes, peak_bytes
 from .layout import place
-from .plan import Action, Buffer, Step
-from .problem import ALWAYS, Problem, Slot
+from .placement import extra_cycles, place_all, touches, traffic
+from .plan import Action, Buffer, RegionClaim, Step
+from .problem import ALWAYS, Limits, Problem, Slot
 from .solution import Solution
 from .stays import Stays
 from .tensors import Tensor
@@ -36,6 +38,9 @@ class Schedule:
         cycles: Cycles of a training step (all micro-steps), page transfers included.
         transfer_cycles: Part of ``cycles`` that is page transfers.
         actions: Forward tensor name -> keep, recompute or page, for those that backward reads.
+        regions: What each RAM region holds, where there are several; empty if the buffers did not
+            find room in them: then they lie in one large region instead.
+        missing_bytes: What one of several regions lacks then; an estimate.
     """
 
     steps: tuple[Step, ...]
@@ -47,6 +52,14 @@ class Schedule:
     cycles: int
     transfer_cycles: int
     actions: dict[str, tuple[int, Action]]
+    regions: tuple[RegionClaim, ...] = ()
+    missing_bytes: int = 0
+
+    def over_bytes(self, limits: Limits) -> int:
+        """Bytes of RAM beyond the budget; 0 or less if it is kept."""
+        if limits.regions:
+            return self.missing_bytes
+        return self.arena_bytes + self.state_bytes - limits.ram_bytes
 
 
 def realize(
@@ -242,20 +255,68 @@ class _Realizer:
     # -- layout -----------------------------------------------------------------------------------
 
     def _place(self, seed: int, enough_bytes: int | None, quick: bool) -> Schedule:
-        n, blocks = len(self.steps), self.stays.blocks()
-        enough = 0 if enough_bytes is None else enough_bytes - self.stays.state_bytes
+        regions = self.problem.limits.regions
+        if not regions:
+            return self._in_one_region(seed, enough_bytes, quick)
+        n = len(self.steps)
+        found = self._in_regions(self.stays, seed, quick)
+        if not isinstance(found, Schedule):
+            room = sum(r.bytes for r in regions) - self.stays.state_bytes
+            found = self._in_regions(self.stays.apart(n, room), seed, quick)
+        if isinstance(found, Schedule):
+            return found
+        return replace(self._in_one_region(seed, None, quick=True), missing_bytes=found)
+
+    def _in_regions(self, stays: Stays, seed: int, quick: bool) -> Schedule | int:
+        """All buffers in several RAM regions, or the bytes that one of them lacks."""
+        regions, micro = self.problem.limits.regions, self.problem.micro_batches
+        shares = stays.in_ram()
+        views = {v.name for v in self.problem.training.graph.nodes if get_op(v.op).view}
+        # No kernel runs in views and transfers; transfers have times of their own.
+        touched = [[] if views.issuperset(s.nodes) else touches(s, shares) for s in self.steps]
+        times = [1 if s.last_micro else micro for s in self.steps]
+        arena, state = stays.blocks(), stays.state_blocks(len(self.steps))
+        placed = place_all(
+            arena,
+            state,
+            traffic(touched, times, len(arena) + len(state)),
+            regions,
+            seconds=QUICK_S if quick else THOROUGH_S,
+            seed=seed,
+        )
+        if isinstance(placed, int):
+            return placed
+        stays.move_state(placed.state)
+        for k, (s, shared) in enumerate(zip(self.steps, touched, strict=True)):
+            more = extra_cycles(shared, [regions[r] for r in placed.where])
+            self.steps[k] = s.model_copy(update={"cycles": s.cycles + more})
+        return replace(self._schedule(stays, placed.arena), regions=placed.regions)
+
+    def _in_one_region(self, seed: int, enough_bytes: int | None, quick: bool) -> Schedule:
+        n, stays = len(self.steps), self.stays
+        blocks = stays.blocks()
+        peak = peak_bytes(blocks)
+        room = peak if enough_bytes is None else max(peak, enough_bytes - stays.state_bytes)
         offsets = place(blocks, n, exact_time_s=QUICK_S, seed=seed)
-        if arena_bytes(blocks, offsets) > enough and not quick:
-            goal = None if enough_bytes is None else enough
-            offsets = place(blocks, n, enough_bytes=goal, exact_time_s=THOROUGH_S, seed=seed)
-        buffers = self.stays.buffers(n, offsets)
+        if arena_bytes(blocks, offsets) > room:
+            other = stays.apart(n, room)
+            elsewhere = place(other.blocks(), n, enough_bytes=room, exact_time_s=QUICK_S, seed=seed)
+            if arena_bytes(other.blocks(), elsewhere) < arena_bytes(blocks, offsets):
+                stays, blocks, offsets = other, other.blocks(), elsewhere
+        if arena_bytes(blocks, offsets) > room and not quick:
+            offsets = place(blocks, n, enough_bytes=room, exact_time_s=THOROUGH_S, seed=seed)
+        return self._schedule(stays, offsets)
+
+    def _schedule(self, stays: Stays, offsets: Sequence[int]) -> Schedule:
+        n, blocks = len(self.steps), stays.blocks()
+        buffers = stays.buffers(n, offsets)
         micro = self.problem.micro_batches
         cycles = sum(s.cycles * (1 if s.last_micro else micro) for s in self.steps)
         return Schedule(
             tuple(self.steps),
             (*buffers, *self.extra),
             arena_bytes(blocks, offsets),
-            self.stays.state_bytes,
+            stays.state_bytes,
             self.storage_top,
             tuple(live_bytes(blocks, n)),
             cycles,

@@ -22,6 +22,7 @@ from .decided import (
     LAYOUT_TRIES,
     MIXED,
     Decided,
+    Excess,
     LayoutError,
     OutOfTimeError,
     ProvenInfeasibleError,
@@ -196,7 +197,7 @@ class Stages:
         """
         if self.watch.over():
             raise self._out_of_time()
-        limits, over = self.limits, 0
+        limits, excess = self.limits, Excess()
         decided, proven = self._streaming(start, goal, free, limits)
         for _ in range(LAYOUT_TRIES):
             training = build_training(self.lowered(decided), self.spec, decided.updates)
@@ -211,11 +212,11 @@ class Stages:
                     enough_bytes=enough,
                     quick=self.watch.over() is not None,
                 )
-                over = schedule.arena_bytes + schedule.state_bytes - self.limits.ram_bytes
-                if over <= 0:
+                excess = Excess.of(schedule, problem, self.limits)
+                if not excess:
                     return Scheduled(decided, training, schedule, proven)
-                self.tell(f"live bytes fit, the layout is {over:,} B over: tightening", goal)
-                limits = replace(limits, ram_bytes=limits.ram_bytes - max(over, 4))
+                self.tell(f"{excess}: tightening", goal)
+                limits = excess.off(limits)
             else:  # tightened below what these blocks need
                 try:
                     other, _ = self._streaming(start, goal, free, limits)
@@ -226,7 +227,7 @@ class Stages:
                 if other == decided:
                     break
                 decided = other
-        raise LayoutError(self.limits.ram_bytes, over)
+        raise LayoutError(self.limits, excess)
 
     def most_gain(self, free: Sequence[str]) -> float:
         """Score without any limit, with these layers mixed."""

@@ -20,6 +20,7 @@ from odt_plan.planner.plan import (
     Objective,
     Plan,
     RamClaim,
+    RegionClaim,
     SolverInfo,
     Step,
     Training,
@@ -42,6 +43,7 @@ def finish(
     actions: Action,
     storage: str | None = None,
     transfer_cycles: int = 0,
+    regions: tuple[RegionClaim, ...] = (),
 ) -> Plan:
     """The plan record around steps and buffers, with true claims."""
     spec, updates = training.spec, training.updates
@@ -92,7 +94,10 @@ def finish(
         ),
         device=DeviceInfo(
             id=device.id, storage=storage,
-            budget=Budget(ram_bytes=ram, flash_bytes=flash + code, storage_bytes=stored),
+            budget=Budget(
+                ram_bytes=sum(r.budget for r in regions) or ram, flash_bytes=flash + code,
+                storage_bytes=stored,
+            ),
         ),
         status="feasible",
         objective=(Objective(name="latency", value=cycles, bound=cycles, gap=0.0),),
@@ -107,6 +112,7 @@ def finish(
             latency_s=cost.latency_s(cycles),
             energy_j=cost.energy_j(cycles, transfer_cycles),
         ),
+        regions=regions,
         decisions=Decisions(
             importance_source="tests",
             updates=tuple(decided),

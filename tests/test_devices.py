@@ -137,7 +137,7 @@ def test_own_device_file_is_read(tmp_path: Path) -> None:
     ("old", "new", "at", "message"),
     [
         ("name: STM32F746G Discovery\n", "", 1, "name: is missing"),
-        ("kind: flash", "kind: rom", "kind: rom", "regions.3.kind: .*'ram' or 'flash'"),
+        ("kind: flash", "kind: rom", "kind: rom", "regions.3.kind: .*'ram', 'code' or 'flash'"),
         ("kind: flash", "kindd: flash", "FLASH", "regions.3.kind: is missing"),
         ("bytes: 65536", "bytes: -1", "bytes: -1", "regions.1.bytes: .*greater than 0"),
         ("bytes: 65536", "bytes: 320 kb/s", "320 kb/s", "regions.1.bytes: .*valid integer"),
@@ -151,7 +151,7 @@ def test_own_device_file_is_read(tmp_path: Path) -> None:
         ("id: sdram", "id: none", "id: none", "storage.1.id: 'none' stands for"),
         ("value: 216000000", "value: 0", "clock_hz", "clock_hz: must be above 0"),
         ("value: 4440000", "value: 0", "write_bytes", "storage.0.write_bytes_per_s: must be"),
-        ("kind: ram", "kind: ram\n    kind: ram", 10, "kind: given twice .first in line 9"),
+        ("kind: ram", "kind: ram\n    kind: ram", 15, "kind: given twice .first in line 14"),
     ],
 )
 def test_wrong_field_is_named_with_its_line(

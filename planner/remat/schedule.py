@@ -203,6 +203,11 @@ def _infeasible(
     if least > has:
         need = f"{node} alone needs {format_bytes(least)} (operands and result)"
         lower = f"{least:,} B"
+    elif search.only_in_stages:
+        return InfeasibleError(
+            f"no schedule fits {format_bytes(has)} that makes a node at most once between two first"
+            f" computations, and no other was found; a --budget that works is {works}"
+        )
     else:
         need = "no order of dropping and computing again fits"
         lower = f"more than {has:,} B"

@@ -72,6 +72,9 @@ class Search:
             computations, in node order.
         bound_where_used: The same for those of them that compute nodes again only in stages that
             read them.
+        status: What is proven.
+        only_in_stages: ``infeasible`` is proven only of schedules that make a node at most once
+            between two first computations.
         marks: What happened when.
     """
 
@@ -84,6 +87,7 @@ class Search:
     bound_in_stages: int = 0
     bound_where_used: int = 0
     status: Outcome = "unknown"
+    only_in_stages: bool = False
     marks: list[Mark] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -208,7 +212,7 @@ class Search:
             self._told(stages, solved.bound)
             if solved.values is None:
                 if solved.status == "infeasible" and self.best is None and stages.depth is None:
-                    self.status = "infeasible"
+                    self.status, self.only_in_stages = "infeasible", True
                 return solved.status == "infeasible"
             steps = steps_of(self.instance, stages.cells(solved.values))
             fits = trace(self.instance, steps).peak_bytes <= self.instance.budget_bytes
@@ -224,7 +228,11 @@ class Search:
         """Cost of a schedule that would be an improvement."""
         if self.cost is not None:
             return self.cost - 1
-        return self.instance.once_cost + 4 * int(self.instance.cost.sum())
+        x = self.instance  # what no schedule without needless steps exceeds
+        most = x.once_cost + x.nodes * int(x.cost.sum())
+        if x.page_in_cost is not None and x.page_out_cost is not None:
+            most += x.nodes * int(x.page_in_cost.sum()) + int(x.page_out_cost.sum())
+        return most
 
     def _share(self, share: float) -> float:
         now = time.perf_counter()

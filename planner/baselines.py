@@ -91,7 +91,7 @@ def _offers(
     """What may be dropped across a slot: merit, order, tensor, and its page-in if it is paged."""
     result: list[tuple[float, int, Tensor, _Load]] = []
     storage = problem.limits.storage_bytes - sum(
-        problem.storage.tensors[t].bytes for t, _ in solution.loads
+        problem.cost.stored_bytes(problem.storage.tensors[t].bytes) for t, _ in solution.loads
     )
     for r in problem.retentions:
         t, k = r.tensor, 0 if r.window is None else r.window[1] + 1
@@ -102,7 +102,8 @@ def _offers(
                     cycles = sum(problem.cost.node_cycles(w) for w in t.writers)
                     result.append((freed / (1 + cycles), -t.index, t, None))
                 load = t.index, h.event.slot
-                if h.event.may_load and t.bytes <= storage and (t, load) not in tried:
+                pages = h.event.may_load and problem.cost.stored_bytes(t.bytes) <= storage
+                if pages and (t, load) not in tried:
                     cycles = problem.cost.write_cycles(t.bytes) + problem.cost.read_cycles(t.bytes)
                     result.append((freed / (1 + cycles), -t.index, t, load))
             k = h.event.slot + 1
@@ -165,7 +166,7 @@ RULES: dict[str, Callable[[Problem], Solution]] = {
 
 def evaluate(name: str, problem: Problem, solution: Solution) -> Baseline:
     """Schedule a baseline and measure it with the planner's own accounting."""
-    schedule = realize(problem, solution)
+    schedule = realize(problem, solution, hide_within=problem.limits.ram_bytes)
     ram = _ram(schedule)
     return Baseline(
         name,

@@ -120,7 +120,7 @@ class ConflictSearch:
             yield Member("demand", f"{d.kind} {d.name}", demand=d)
         if items_of(r.train) not in ((), ("auto",)):
             yield Member("train", f"--train {','.join(items_of(r.train))}")
-        if r.device.storage:
+        if r.device.pageable:
             paging = "no paging" if r.storage is None else f"--storage {r.storage}"
             yield Member("storage", paging)
         if r.energy_j is not None:
@@ -140,7 +140,7 @@ class ConflictSearch:
         r = self._left(dropped)
         storages = [r.storage]
         if "storage" in kinds and r.storage is None:
-            storages = [s.id for s in r.device.storage]
+            storages = [s.id for s in r.device.pageable]
         for storage in storages:
             one = replace(r, storage=storage)
             limits = self.planning(one).limits

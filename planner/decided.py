@@ -37,6 +37,23 @@ class LayoutError(InfeasibleError):
         self.over_bytes = over_bytes
 
 
+class LateError(InfeasibleError):
+    """The model keeps the limits of time, but its schedule hides too little of page transfers.
+
+    Attributes:
+        bound: Proven bound of the objective.
+    """
+
+    def __init__(self, latency_s: float, bound: float) -> None:
+        """Say what the schedule takes."""
+        super().__init__(
+            "the limits of time can be kept only if computing hides more of the page transfers than"
+            f" any schedule that was found; it takes {latency_s:.6g} s: raise --latency, --energy"
+            " or the RAM"
+        )
+        self.bound = bound
+
+
 class OutOfTimeError(InfeasibleError):
     """The run ended before a stage found any solution, or proved that there is none."""
 

@@ -308,7 +308,12 @@ class Explainer:
         result = Milp(problem).solve(self._start.goals[-1], options)
         score = _score(self.plan)
         if result.solution is not None:
-            s = realize(problem, result.solution, seed=options.seed)
+            s = realize(
+                problem,
+                result.solution,
+                seed=options.seed,
+                hide_within=problem.limits.ram_bytes,
+            )
             ram = s.arena_bytes + s.state_bytes
             if ram > problem.limits.ram_bytes:
                 return Outcome(demand, "unknown", ("live bytes fit, but no layout was found",))

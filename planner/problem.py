@@ -267,6 +267,8 @@ class Limits:
         cycles: Latency limit in cycles.
         energy_j: Energy limit.
         storage_bytes: Capacity for paging.
+        wait_for_transfers: Count every page transfer in full, even where it runs beside the core:
+            what a schedule takes is then no more than what the model says.
     """
 
     ram_bytes: int
@@ -274,6 +276,7 @@ class Limits:
     cycles: int | None = None
     energy_j: float | None = None
     storage_bytes: int = 0
+    wait_for_transfers: bool = False
 
 
 @dataclass(frozen=True)

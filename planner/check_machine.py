@@ -17,6 +17,7 @@ from .check_memory import MOVING, Symbol, SymbolicMemory
 from .check_program import CheckError, Program
 from .plan import Buffer, Step
 
+
 class Machine:
     """Executes one training step (several micro-steps) of a plan symbolically.
 

@@ -144,11 +144,13 @@ class Wear(_Spec):
         unit_bytes: Bytes that are erased together; a page-out wears whole units.
         levelled: A controller spreads writes over the whole capacity. Without one, a tensor has
             units of its own, and wears these only.
+        source: Of unit and levelling.
     """
 
     cycles: Quantity
     unit_bytes: PositiveInt
     levelled: bool
+    source: str = Field(min_length=3)
 
     @model_validator(mode="after")
     def _lasts(self) -> Self:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: A transfer has columns for each slot near to it, until these compute so many times as long as it
 #: takes, at most for so many slots; what is further away is one column without a row per slot.
 REACH, NEAR = 2, 24
-#: Such slots of all transfers together, at most, but for two of each: larger programs take too long.
+#: Such slots of all transfers together, but for two of each: larger programs take too long.
 MANY = 1200
 #: Hidden cycles count in units, so that no column exceeds this: solvers count in whole units.
 LARGEST = 1_000_000

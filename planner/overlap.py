@@ -100,16 +100,17 @@ class Overlap:
             k = last + 1
         last = r.events[max(milp.loaded[i])].slot
         near = self._near(range(k, last), self._out_cycles(r))
-        previous, event = milp.stored[i], 0
-        assert previous is not None
+        stored, event = milp.stored[i], 0
+        assert stored is not None
+        before: tuple[int, ...] = (stored,)
         for slot in near:
             while event < len(r.events) - 1 and r.events[event].slot < slot:
                 event += 1
-            kept = self._buffer(slot, size, previous)
-            yield _Part(slot, (kept, milp.held[i][event]))
-            previous = kept
+            # Where the tensor is held anyway, it takes its bytes once.
+            before = (self._buffer(slot, size, *before), milp.held[i][event])
+            yield _Part(slot, before)
         if len(near) < last - k:
-            yield _Part(None, (previous, *milp.held[i]))
+            yield _Part(None, tuple(dict.fromkeys((*before, *milp.held[i]))))
 
     def _in(self, i: int, r: Retention, j: int) -> Iterator[_Part]:
         """From where the tensor is dropped to the event that needs it."""
@@ -132,11 +133,11 @@ class Overlap:
             total += self._sure[slot]
         return slots
 
-    def _buffer(self, slot: int, size: int, no_more_than: int) -> int:
-        """D: the buffer is live in a slot for its transfer only, which is no more than another."""
+    def _buffer(self, slot: int, size: int, *neighbour: int) -> int:
+        """D: the buffer is live in a slot for its transfer only; if so, then in the one beside."""
         milp = self.program
         column = milp.c.column(integer=True)
-        milp.c.row([(no_more_than, 1.0), (column, -1.0)], lower=0.0)
+        milp.c.row([*((c, 1.0) for c in neighbour), (column, -1.0)], lower=0.0)
         milp.occupancy.add(slot, slot, column, size)
         return column
 

@@ -7,7 +7,7 @@ once, which tells where it may run, and then with the places that ``planner.tran
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from ..ir.graph import Node, Value
@@ -80,10 +80,10 @@ def realize(
     plain = _Realizer(problem, solution).built()
     if not problem.cost.overlaps or not plain.transfers:
         return plain.placed(seed, enough_bytes, quick)
-    live = plain.computing(plain.live())
-    room = max(live) if hide_within is None else hide_within - plain.stays.state_bytes
+    moves = plain.moves()
+    room = max(moves.live) if hide_within is None else hide_within - plain.stays.state_bytes
     for _ in range(HIDING_TRIES):
-        places = Hiding(plain.micro_steps(), plain.transfers, live, room).place()
+        places = Hiding(moves.micro_steps, moves.transfers, moves.live, room).place()
         found = _Realizer(problem, solution, plain, places).built()
         schedule = found.placed(seed, enough_bytes, quick)
         over = 0
@@ -94,6 +94,26 @@ def realize(
         room -= over
     places = synchronous(plain.transfers)
     return _Realizer(problem, solution, plain, places).built().placed(seed, enough_bytes, quick)
+
+
+@dataclass(frozen=True)
+class Moves:
+    """The transfers of a schedule, and the steps that compute, which they may run beside.
+
+    Attributes:
+        transfers: By the position where they are needed.
+        live: Arena bytes of each of these steps where every transfer is waited for at once.
+        micro_steps: How often there is which micro-step: cycles of each of these steps.
+    """
+
+    transfers: tuple[Transfer, ...]
+    live: tuple[int, ...]
+    micro_steps: tuple[tuple[int, list[int]], ...]
+
+
+def moves_of(problem: Problem, solution: Solution) -> Moves:
+    """What ``realize`` places the transfers of."""
+    return _Realizer(problem, solution).built().moves()
 
 
 @dataclass
@@ -364,20 +384,17 @@ class _Realizer:
 
     # -- placed -----------------------------------------------------------------------------------
 
-    def live(self) -> list[int]:
-        """Live arena bytes at each step."""
-        return live_bytes(self.stays.blocks(), len(self.steps))
-
-    def computing(self, of_steps: Sequence[int]) -> list[int]:
-        """Of the steps that compute."""
-        return [x for x, s in zip(of_steps, self.steps, strict=True) if s.nodes]
-
-    def micro_steps(self) -> list[tuple[int, list[int]]]:
-        """How often there is which micro-step: cycles of each step that computes."""
+    def moves(self) -> Moves:
+        """Of the pass with transfers that are waited for at once."""
+        live = live_bytes(self.stays.blocks(), len(self.steps))
         steps = [s for s in self.steps if s.nodes]
         last = [s.cycles for s in steps]
         others = [0 if s.last_micro else s.cycles for s in steps]
-        return [(1, last), (self.problem.micro_batches - 1, others)]
+        return Moves(
+            tuple(self.transfers),
+            tuple(n for n, s in zip(live, self.steps, strict=True) if s.nodes),
+            ((1, last), (self.problem.micro_batches - 1, others)),
+        )
 
     def _cycles(self) -> int:
         if self.plain is None:
@@ -385,7 +402,7 @@ class _Realizer:
             return sum(s.cycles * (1 if s.last_micro else micro) for s in self.steps)
         return sum(
             n * run(cycles, self.plain.transfers, self.places).cycles
-            for n, cycles in self.plain.micro_steps()
+            for n, cycles in self.plain.moves().micro_steps
         )
 
     def placed(self, seed: int, enough_bytes: int | None, quick: bool) -> Schedule:

@@ -12,13 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: Rounds of moving one transfer after the other; each ends at a local optimum in practice.
+#: Rounds of moving transfers; fewer are enough in practice.
 ROUNDS = 8
+#: Up to so many transfers, any two of them are moved at once, else those of one tensor.
+FEW = 6
+#: A range of at most so many positions is tried out.
+DENSE = 16
 _Bytes = NDArray[np.int64]
 
 
@@ -150,41 +154,79 @@ class Hiding:
         return sum(n * _run(done, self._transfers, places).cycles for n, done in self._clocks)
 
     def place(self) -> Placement:
-        """Positions of all transfers."""
-        best = synchronous(self._transfers)
-        for first in (False, True):
-            found = self._improved(synchronous(self._transfers), backwards=first)
+        """Positions of all transfers: a local optimum of moving one of them, or two at once."""
+        best = places = synchronous(self._transfers)
+        n = len(places)
+        pairs = [
+            (i, j)
+            for i, j in combinations(range(n), 2)
+            if n <= FEW or self._transfers[i].tensor == self._transfers[j].tensor
+        ]
+        for order in (range(n), range(n - 1, -1, -1)):
+            found = self._improved(places, order, pairs)
             if self.cycles(found) < self.cycles(best):
                 best = found
         return best
 
-    def _improved(self, places: Placement, *, backwards: bool) -> Placement:
-        """Move one transfer after the other to where it hides most, then no further than that."""
-        order = list(range(len(places)))
-        if backwards:
-            order.reverse()
+    def _improved(
+        self, places: Placement, order: Sequence[int], pairs: Sequence[tuple[int, int]]
+    ) -> Placement:
+        """Move transfers to where they hide most, then leave them no longer than that takes."""
         value = self.cycles(places)
         for _ in range(ROUNDS):
+            before = value
             for i in order:
-                places = self._best_of(places, i)
+                places = self._best(places, i)
             for i in order:
                 places = self._shortest(places, i)
-            before, value = value, self.cycles(places)
+            value = self.cycles(places)
+            if value == before:
+                for i, j in pairs:
+                    places = self._best(places, i, j)
+                value = self.cycles(places)
             if value == before:
                 break
         return places
 
-    def _best_of(self, places: Placement, i: int) -> Placement:
-        """The best positions of one transfer, the others as they are."""
-        t, at = self._transfers[i], places[i]
+    def _best(self, places: Placement, i: int, *others: int) -> Placement:
+        """The best positions of some transfers, the rest as they are."""
+        best, value = places, self.cycles(places)
+        home = self._transfers[i].home
+        for place in self._candidates(_with(places, i, Placed(home, home)), i):
+            found = _with(places, i, place)
+            for j in others:
+                if not self._fits(found):
+                    t = self._transfers[j]
+                    found = _with(found, j, Placed(t.home, t.home))
+                found = self._best(found, j)
+            takes = self.cycles(found)
+            if takes < value and self._fits(found):
+                best, value = found, takes
+        return best
+
+    def _fits(self, places: Placement) -> bool:
+        """RAM is enough, and a tensor is read back only after it has been written."""
+        spare = self._spare.copy()
+        written: dict[int, int] = {}
+        for t, p in zip(self._transfers, places, strict=True):
+            begin, end = _added(t, p)
+            spare[begin:end] -= t.bytes
+            if t.out:
+                written[t.tensor] = p.wait
+            elif p.start < written[t.tensor]:
+                return False
+        return bool((spare >= 0).all())
+
+    def _candidates(self, places: Placement, i: int) -> list[Placed]:
+        """Positions of one transfer that are worth a try."""
+        t = self._transfers[i]
         low, high = self._range(places, i)
-        if t.out:
-            return _with(places, i, Placed(at.start, high))
-        # Starting earlier helps but for the order on the bus: one place between any two others.
-        others = {p.start for p in places} | {p.start + 1 for p in places}
-        starts = sorted({low, t.home, *(s for s in others if low <= s <= high)})
-        found = [_with(places, i, Placed(s, t.home)) for s in starts]
-        return min(found, key=self.cycles)
+        tried = range(low, high + 1)
+        if len(tried) > DENSE:
+            near = {q + d for p in places for q in (p.start, p.wait) for d in (0, 1)}
+            even = range(low, high + 1, -(-len(tried) // DENSE))
+            tried = sorted({low, high, *even, *(q for q in near if low <= q <= high)})
+        return [Placed(t.home, q) if t.out else Placed(q, t.home) for q in tried]
 
     def _shortest(self, places: Placement, i: int) -> Placement:
         """One transfer no longer than it takes for the same time."""

@@ -65,9 +65,9 @@ def finish(
     if cycles is None:
         cycles = sum(s.cycles * (1 if s.last_micro else spec.micro_batches) for s in steps)
     ram = top + weights + optimizer + accumulators
-    stored = max((b.offset + padded(b.bytes) for b in buffers if b.space == "storage"), default=0)
-    paged = [b.bytes for b in buffers if b.space == "storage"]
-    worn = spec.micro_batches * sum(cost.worn_bytes(padded(n)) for n in paged)
+    paged = [b for b in buffers if b.space == "storage"]
+    stored = max((b.offset + cost.stored_bytes(padded(b.bytes)) for b in paged), default=0)
+    worn = spec.micro_batches * sum(cost.worn_bytes(padded(b.bytes)) for b in paged)
     decided = []
     for u in updates:
         sizes = u.value.type.size, 0

@@ -48,6 +48,12 @@ def cost_of(
     return CostModel(device, core or load_core(device.core), found)
 
 
+def without_dma(device: Device) -> Device:
+    """The device, with transfers that the core waits for."""
+    storage = tuple(s.model_copy(update={"dma": None}) for s in device.storage)
+    return device.model_copy(update={"storage": storage})
+
+
 def problem_of(
     forward: Graph, training: TrainingGraph, limits: Limits, cost: CostModel, *, fixed: bool
 ) -> Problem:

@@ -221,7 +221,7 @@ class Hiding:
         """Positions of one transfer that are worth a try."""
         t = self._transfers[i]
         low, high = self._range(places, i)
-        tried = range(low, high + 1)
+        tried: Sequence[int] = range(low, high + 1)
         if len(tried) > DENSE:
             near = {q + d for p in places for q in (p.start, p.wait) for d in (0, 1)}
             even = range(low, high + 1, -(-len(tried) // DENSE))

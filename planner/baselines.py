@@ -93,6 +93,7 @@ def _offers(
     storage = problem.limits.storage_bytes - sum(
         problem.cost.stored_bytes(problem.storage.tensors[t].bytes) for t, _ in solution.loads
     )
+    paged = {t for t, _ in solution.loads}
     for r in problem.retentions:
         t, k = r.tensor, 0 if r.window is None else r.window[1] + 1
         for h in holds(r, solution):
@@ -103,11 +104,21 @@ def _offers(
                     result.append((freed / (1 + cycles), -t.index, t, None))
                 load = t.index, h.event.slot
                 pages = h.event.may_load and problem.cost.stored_bytes(t.bytes) <= storage
+                pages = pages and _lasts(problem, paged | {t.index})
                 if pages and (t, load) not in tried:
                     cycles = problem.cost.write_cycles(t.bytes) + problem.cost.read_cycles(t.bytes)
                     result.append((freed / (1 + cycles), -t.index, t, load))
             k = h.event.slot + 1
     return result
+
+
+def _lasts(problem: Problem, paged: set[int]) -> bool:
+    """Paging these tensors wears no more than it may."""
+    most, cost = problem.limits.worn_bytes, problem.cost
+    if most is None:
+        return True
+    worn = sum(cost.worn_bytes(problem.storage.tensors[t].bytes) for t in paged)
+    return problem.micro_batches * worn <= most
 
 
 def retain(problem: Problem, keep: set[Tensor]) -> Solution:

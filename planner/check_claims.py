@@ -246,3 +246,8 @@ def compare(p: Program, f: Figures) -> None:
     ):
         if limit is not None and used > limit:
             raise CheckError(f"takes {used} of {name}, but the budget is {limit}; plan again")
+    lasts, steps = f.life_steps, budget.min_steps
+    if lasts is not None and steps is not None and lasts < steps:
+        raise CheckError(
+            f"wears the storage out in {lasts} steps, but it has to last {steps}; plan again"
+        )

@@ -153,7 +153,7 @@ class ConflictSearch:
             if "energy" in kinds:
                 limits = replace(limits, energy_j=None)
             if "storage" in kinds:
-                limits = replace(limits, storage_bytes=NO_LIMIT)
+                limits = replace(limits, storage_bytes=NO_LIMIT, worn_bytes=None)
             yield replace(self._problem(one), limits=limits)
 
     def _left(self, dropped: frozenset[Member]) -> Request:

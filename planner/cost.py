@@ -93,6 +93,15 @@ class CostModel:
         wear = self._paged().wear
         return 0 if wear is None else _units(n_bytes, wear.unit_bytes)
 
+    def most_worn(self, steps: int, micro_batches: int) -> int | None:
+        """Bytes that a training step may wear for the storage to last so many; None: any."""
+        s = self._paged()
+        if s.wear is None:
+            return None
+        if s.wear.levelled:
+            return int(s.bytes * s.wear.cycles.value // steps)
+        return None if steps * micro_batches <= s.wear.cycles.value else 0
+
     def life_steps(self, worn_bytes: int, micro_batches: int) -> int | None:
         """Training steps until the storage is worn out.
 

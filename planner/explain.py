@@ -350,6 +350,7 @@ def _request_of(plan: Plan, asked: Asked, model: Path, device: Device) -> Reques
         flash_bytes=budget.flash_bytes,
         latency_s=budget.latency_s,
         energy_j=budget.energy_j,
+        min_steps=budget.min_steps,
         spec=spec_of(plan),
         train=asked.train,
         batch=plan.model.batch,

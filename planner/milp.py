@@ -541,7 +541,7 @@ class Milp:
         return result
 
     def _storage_row(self) -> None:
-        """Paged tensors together <= storage."""
+        """Paged tensors together <= storage, and what they wear <= its limit."""
         pages = [
             (s, float(self.problem.cost.stored_bytes(r.tensor.bytes)))
             for s, r in zip(self.stored, self.problem.retentions, strict=True)
@@ -549,6 +549,14 @@ class Milp:
         ]
         if pages:
             self.c.row(pages, upper=self.problem.limits.storage_bytes)
+        if pages and self.problem.limits.worn_bytes is not None:
+            micro, worn = self.problem.micro_batches, self.problem.cost.worn_bytes
+            wears = [
+                (s, float(micro * worn(r.tensor.bytes)))
+                for s, r in zip(self.stored, self.problem.retentions, strict=True)
+                if s is not None
+            ]
+            self.c.row(wears, upper=self.problem.limits.worn_bytes)
 
     @cached_property
     def page_cycles(self) -> list[tuple[int, float]]:

@@ -53,6 +53,7 @@ class Request:
         flash_bytes: Flash budget; None: the device's flash less its reserve.
         latency_s: Limit of one training step.
         energy_j: Limit of one training step.
+        min_steps: Training steps that paging may not wear the storage out in.
         spec: Loss, optimizer, micro-batches.
         train: ``auto``, ``all``, ``last``, ``bias``, or ``NAME`` and ``NAME=RATIO`` items.
         batch: Samples per micro-batch.
@@ -77,6 +78,7 @@ class Request:
     flash_bytes: int | None = None
     latency_s: float | None = None
     energy_j: float | None = None
+    min_steps: int | None = None
     spec: TrainingSpec = field(default_factory=TrainingSpec)
     train: tuple[str, ...] = ("auto",)
     batch: int = 1
@@ -99,6 +101,8 @@ class Request:
         for what, n in (("RAM", self.ram_bytes), ("flash", self.flash_bytes)):
             if n is not None and not 0 <= n <= LARGEST_BYTES:
                 raise UsageError(f"{what} budget {n:,} is outside 0 to {LARGEST_BYTES:,} bytes")
+        if self.min_steps is not None and self.min_steps < 1:
+            raise UsageError(f"--min-steps: {self.min_steps} steps are too few; give 1 or more")
         for what, x in (("latency", self.latency_s), ("energy", self.energy_j)):
             if x is not None and not 0 < x < LARGEST_AMOUNT:
                 raise UsageError(f"{what} limit {x:g} can't be kept by any plan")
@@ -175,12 +179,18 @@ class Planner:
         if ram is None:
             ram = max(0, device.ram_region()[1] - device.reserve.ram_bytes)
         if flash is None:
-            flash = max(0, device.flash_bytes - device.reserve.flash_bytes)
+            flash = device.flash_bytes - device.reserve.flash_bytes
+            if storage is not None and storage.region is not None:
+                flash -= storage.bytes
+            flash = max(0, flash)
         cycles = None
         if request.latency_s is not None:
             cycles = int(request.latency_s * device.clock_hz.value)
+        worn = None
+        if storage is not None and request.min_steps is not None:
+            worn = self.cost.most_worn(request.min_steps, request.spec.micro_batches)
         self.limits = Limits(
-            ram, flash, cycles, request.energy_j, storage.bytes if storage is not None else 0
+            ram, flash, cycles, request.energy_j, storage.bytes if storage is not None else 0, worn
         )
         self.options = SolverOptions(
             request.solver, request.gap, request.time_limit_s, request.seed, request.threads
@@ -320,6 +330,7 @@ class Planner:
                 latency_s=r.latency_s,
                 energy_j=r.energy_j,
                 storage_bytes=limits.storage_bytes,
+                min_steps=r.min_steps,
             ),
         )
 

@@ -90,6 +90,7 @@ class Budget(_Record):
     latency_s: NonNegativeFloat | None = None
     energy_j: NonNegativeFloat | None = None
     storage_bytes: NonNegativeInt = 0
+    min_steps: PositiveInt | None = None  #: training steps that the storage has to last
 
 
 class DeviceInfo(_Record):

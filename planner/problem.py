@@ -267,6 +267,7 @@ class Limits:
         cycles: Latency limit in cycles.
         energy_j: Energy limit.
         storage_bytes: Capacity for paging.
+        worn_bytes: Of storage, per training step.
         wait_for_transfers: Count every page transfer in full, even where it runs beside the core:
             what a schedule takes is then no more than what the model says.
     """
@@ -276,6 +277,7 @@ class Limits:
     cycles: int | None = None
     energy_j: float | None = None
     storage_bytes: int = 0
+    worn_bytes: int | None = None
     wait_for_transfers: bool = False
 
 

@@ -173,6 +173,7 @@ class Stages:
         timed = (self.limits.cycles, self.limits.energy_j) != (None, None) or goal != "learn"
         if not fixed and timed:
             choices = replace(choices, parts=tuple(self._parts(start, lowered, free)))
+        limits = self._as_needed(limits or self.limits, goal)
         return self.problem(training, fixed=fixed, limits=limits, choices=choices)
 
     def schedule_problem(self, start: Decided, free: Sequence[str]) -> Problem:
@@ -200,8 +201,8 @@ class Stages:
             OutOfTimeError: None was found in time.
         """
         limits = self.limits
-        if limits.wait_for_transfers or not self.cost.overlaps:
-            return self._scheduled(start, goal, free, limits)
+        if not self.cost.overlaps or self._as_needed(limits, goal).wait_for_transfers:
+            return self._scheduled(start, goal, free, self._as_needed(limits, goal))
         waiting = replace(limits, wait_for_transfers=True)
         try:
             first = self._scheduled(start, goal, free, limits)
@@ -290,6 +291,15 @@ class Stages:
         shy = Milp(problem, shy=True)
         other = self._solved(shy, goal, PLAIN_SHARE, found.solution)
         return found if other.solution is None else other
+
+    def _as_needed(self, limits: Limits, goal: Goal) -> Limits:
+        """Where time is of no interest, the model need not know what of transfers is hidden."""
+        timed = wants(goal, "latency", "energy") or self._limits_time
+        return limits if timed else replace(limits, wait_for_transfers=True)
+
+    @property
+    def _limits_time(self) -> bool:
+        return self.limits.cycles is not None or self.limits.energy_j is not None
 
     def _is_late(self, schedule: Schedule) -> bool:
         """A schedule breaks a limit of time that its model keeps."""
@@ -442,7 +452,9 @@ class Stages:
         """Solve; raises InfeasibleError if there is no solution."""
         result = self._attempt(problem, goal, share, begin)
         if result.status == "infeasible":
-            if problem.limits is not self.limits:  # tightened for the layout
+            waits = problem.limits.wait_for_transfers and self._limits_time
+            if waits or replace(problem.limits, wait_for_transfers=False) != self.limits:
+                # tightened for the layout, or by what transfers may really hide
                 raise InfeasibleError(f"no plan fits {problem.limits.ram_bytes:,} B of RAM")
             raise ProvenInfeasibleError("no plan fits")
         return result

@@ -508,3 +508,52 @@ def test_no_paging_to_the_flash_of_the_chip_unless_the_spec_allows_it(allowed: b
 def test_bundled_boards_page_to_no_flash_of_the_chip() -> None:
     for device_id in ("stm32f746g-disco", "stm32h743", "nrf52840", "rp2040"):
         assert all(s.region is None for s in load_device(device_id).storage)
+
+
+def test_a_storage_has_to_last(tmp_path: Path) -> None:
+    """More steps than what pages most allows: fewer tensors are paged; too many: none is."""
+    forward = nets.resnet()
+    request = Request(
+        export(forward, tmp_path), DEVICE, storage="sdcard", train=("all",), with_baselines=False,
+        with_relaxations=False,
+    )  # fmt: skip
+    card = DEVICE.find_storage("sdcard")
+    capacity = card.bytes * 1000
+    least = make_plan(replace(request, objective="ram")).plan
+    assert least.claims.life_steps == capacity // least.claims.worn_bytes
+    most = least.claims.worn_bytes // 16384
+    assert most > 1
+    needs = [least.claims.ram_bytes.total]
+    for pages in (most // 2, 0):
+        steps = capacity // (pages * 16384) if pages else capacity // 16384 + 1
+        plan = make_plan(replace(request, objective="ram", min_steps=steps)).plan
+        assert plan.claims.worn_bytes <= pages * 16384
+        assert plan.device.budget.min_steps == steps
+        needs.append(plan.claims.ram_bytes.total)
+    assert needs == sorted(needs)
+    assert needs[-1] > needs[0]
+    with pytest.raises(InfeasibleError):
+        make_plan(replace(request, ram_bytes=needs[0], min_steps=capacity // 16384 + 1))
+
+
+def test_a_budget_of_steps_is_checked() -> None:
+    e = exhibit("paged")
+    d = dump(e)
+    d["device"]["budget"]["min_steps"] = d["claims"]["life_steps"]
+    check(Plan.model_validate(d), e.training, DEVICE)
+    d["device"]["budget"]["min_steps"] += 1
+    reject(e, d, "wears the storage out in")
+
+
+def test_raw_flash_lasts_or_is_not_used(tmp_path: Path) -> None:
+    device = with_storage(DEVICE, raw_flash())
+    request = Request(
+        export(nets.resnet(), tmp_path), device, storage="own", train=("all",), objective="ram",
+        with_baselines=False,
+    )  # fmt: skip
+    plan = make_plan(replace(request, min_steps=10_000)).plan
+    assert plan.claims.life_steps == 10_000
+    assert make_plan(replace(request, min_steps=10_001)).plan.claims.life_steps is None
+    # What tensors are paged to is no room for weights and code.
+    kept = DEVICE.flash_bytes - DEVICE.reserve.flash_bytes - (1 << 17)
+    assert plan.device.budget.flash_bytes == kept

@@ -110,6 +110,10 @@ def plan(
     storage: Annotated[
         str, typer.Option(metavar="NAME|none", help="Storage of the device to page to.")
     ] = "none",
+    min_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Training steps that paging may not wear the storage out in."),
+    ] = None,
     latency: Annotated[
         str | None, typer.Option(metavar="TIME", help="Limit per training step, as 0.5s.")
     ] = None,
@@ -208,6 +212,7 @@ def plan(
         ram=ram,
         flash=flash,
         storage=storage,
+        min_steps=min_steps,
         latency=latency,
         energy=energy,
         train=tuple(train or ()),

@@ -46,6 +46,7 @@ class PlanOptions:
     ram: str | None = None
     flash: str | None = None
     storage: str = "none"
+    min_steps: int | None = None
     latency: str | None = None
     energy: str | None = None
     train: tuple[str, ...] = ()
@@ -133,6 +134,7 @@ def make_request(options: PlanOptions) -> Request:
         model=options.model,
         device=device,
         storage=storage,
+        min_steps=options.min_steps,
         ram_bytes=ram,
         flash_bytes=flash,
         latency_s=latency,

@@ -121,6 +121,8 @@ def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
         limits.append(f"energy {format_joules(own.energy_j)}")
     storage = plan.device.storage
     limits.append(f"paging to {storage}" if storage else "no paging")
+    if storage and own.min_steps is not None:
+        limits[-1] += f" that lasts {own.min_steps:,} steps"
     _line(out, "budget", ", ".join(limits))
     batches = f"batch {m.batch}" + (f" x {t.micro_batches}" if t.micro_batches > 1 else "")
     fold = ", BatchNormalization folded" if m.fold_batchnorm else ""

@@ -141,8 +141,8 @@ def check(
     machine = Machine(program)
     machine.run()
     figures = check_claims.measure(program, device, core or load_core(device.core))
-    check_claims.compare(program, figures)
     storage_rules(program, device)
+    check_claims.compare(program, figures)
     decisions(program, machine)
     peak = max(figures.live_bytes)
     return CheckReport(

@@ -5,7 +5,8 @@ of their starts. A start costs the core nothing: its transfer begins at once, or
 has ended. A wait costs what is left of its transfer.
 
 Places are *positions*: ``p`` lies before the p-th step that computes. At a position come first the
-waits for page-outs, then the starts, then the waits for page-ins.
+waits for page-outs, then the starts of page-outs (and their waits, if they are waited for at once),
+then the starts of page-ins, then the waits for them.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def _run(done: Sequence[int], transfers: Sequence[Transfer], places: Placement) 
     finish, waits = [0] * len(transfers), [0] * len(transfers)
     for position, kind, i in sorted(_events(transfers, places)):
         now = done[position] + stalled
-        if kind == _START:
+        if kind in (_START_OUT, _START_IN):
             free = finish[i] = max(now, free) + transfers[i].cycles
         else:
             waits[i] = max(0, finish[i] - now)
@@ -100,13 +101,13 @@ def _run(done: Sequence[int], transfers: Sequence[Transfer], places: Placement) 
     return Clocks(done[-1] + stalled, tuple(waits))
 
 
-_WAIT_OUT, _START, _WAIT_IN, _WAIT_AT_ONCE = 0, 1, 2, 3
+_WAIT_OUT, _START_OUT, _WAIT_AT_ONCE, _START_IN, _WAIT_IN = range(5)
 
 
 def _events(transfers: Sequence[Transfer], places: Placement) -> Iterator[tuple[int, int, int]]:
     """(position, rank, transfer) of starts and waits; sorted they are the order of the steps."""
     for i, (t, p) in enumerate(zip(transfers, places, strict=True)):
-        yield p.start, _START, i
+        yield p.start, _START_OUT if t.out else _START_IN, i
         if not t.out:
             yield p.wait, _WAIT_IN, i
         else:
@@ -116,7 +117,7 @@ def _events(transfers: Sequence[Transfer], places: Placement) -> Iterator[tuple[
 def order(transfers: Sequence[Transfer], places: Placement) -> Iterator[tuple[int, int, bool]]:
     """(position, transfer, it is a start) of all starts and waits, in the order of the steps."""
     for position, kind, i in sorted(_events(transfers, places)):
-        yield position, i, kind == _START
+        yield position, i, kind in (_START_OUT, _START_IN)
 
 
 def synchronous(transfers: Sequence[Transfer]) -> Placement:

@@ -37,6 +37,7 @@ TABLES = (
     peers.peers_table,
     activation_budget.activation_budget_table,
     instructions.instruction_table,
+    instructions.plans_table,
     kernels.kernel_table,
     kernels_int8.int8_table,
     tte.tte_table,

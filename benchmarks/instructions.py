@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,12 @@ from .board import Elf, lane
 from .models import NAMES, models
 
 DEVICE = "stm32f746g-disco"
+#: Ten plans of three models: update set and RAM budget.
+BUDGETS: dict[str, tuple[tuple[str, int], ...]] = {
+    "mlperf_resnet8_bn": (("all", 560_000), ("all", 600_000), ("auto", 250_000), ("auto", 400_000)),
+    "mbv2-w0.35-head10-qdq": (("auto", 130_000), ("auto", 200_000), ("auto", 300_000)),
+    "mlperf_dscnn_kws_int8": (("auto", 50_000), ("auto", 87_096), ("auto", 162_712)),
+}
 #: Room of the emulated board: larger than the device, so that every update set can be measured.
 LIMITS = lane.Limits(flash_bytes=8 << 20, ram_bytes=12 << 20)
 #: Integer models, and MCUNet in fp32.
@@ -34,6 +41,16 @@ LARGE = (
 )
 #: Compilers and what they optimise for: the rates are those of the first.
 BUILDS: tuple[tuple[lane.Compiler, str], ...] = (("gcc", "-O2"), ("gcc", "-O3"), ("zig", "-O2"))
+
+
+@dataclass(frozen=True)
+class _Linked:
+    """Bytes of the firmware: .bss of the arena, RAM without stack, flash; painted stack."""
+
+    arena: int
+    ram: int
+    flash: int
+    stack: int
 
 
 def instruction_table(paths: Sequence[Path] = ()) -> Iterator[str]:
@@ -64,9 +81,35 @@ def instruction_table(paths: Sequence[Path] = ()) -> Iterator[str]:
                 yield _row(f"{path.stem}, {train}", planned, compiler, flag)
 
 
-def _row(name: str, planned: PlannedModel, compiler: lane.Compiler, flag: str) -> str:
+def plans_table() -> Iterator[str]:
+    """Markdown rows: the same for plans under RAM budgets, with all that these make a plan do."""
+    device = load_device(DEVICE)
+    yield f"### Predicted against measured under RAM budgets, emulated {device.core}, gcc -O2"
+    yield ""
+    yield "| plan | rebuilt | streamed | predicted | measured | measured / predicted |"
+    yield "|---|---|---|---|---|---|"
+    folder = {p.stem: p for p in models(tuple(BUDGETS))}
+    for name, budgets in BUDGETS.items():
+        for train, ram in budgets if name in folder else ():
+            planned = make_plan(
+                Request(
+                    folder[name], device, ram_bytes=ram, train=(train,), with_baselines=False
+                )
+            )  # fmt: skip
+            plan = planned.plan
+            predicted, measured, _ = _measure(planned, "gcc", "-O2")
+            rebuilt = sum(s.recompute and bool(s.cycles) for s in plan.steps)
+            yield (
+                f"| {name}, {train}, {ram:,} B | {rebuilt} | {len(plan.decisions.streamed)} |"
+                f" {predicted:,.0f} | {measured:,} | {measured / predicted:.3f} |"
+            )
+
+
+def _measure(
+    planned: PlannedModel, compiler: lane.Compiler, flag: str
+) -> tuple[float, int, _Linked]:
+    """Instructions of a training step, predicted and measured, and what was linked."""
     plan, training, device = planned.plan, planned.training, planned.device
-    claims = plan.claims
     with tempfile.TemporaryDirectory() as folder:
         model = emit_c(plan, training, Path(folder))[0].stem
         image = lane.build(
@@ -90,17 +133,25 @@ def _row(name: str, planned: PlannedModel, compiler: lane.Compiler, flag: str) -
         result = lane.run(image, "cortex-m7", files=files, limits=LIMITS)
         elf = Elf(image)
     assert result.exit_code == 0, result.stdout
-    arena = elf.symbols[f"{model}_arena"].bytes
-    assert arena == claims.ram_bytes.arena, (arena, claims.ram_bytes.arena)
-    ram = elf.symbols["__ram_used"].address - LIMITS.stack_bytes
-    flash = elf.symbols["__flash_used"].address
-    predicted = claims.cycles / device.cycles_per_instruction.value
-    measured = result.instructions["train"]
+    linked = _Linked(
+        elf.symbols[f"{model}_arena"].bytes,
+        elf.symbols["__ram_used"].address - LIMITS.stack_bytes,
+        elf.symbols["__flash_used"].address,
+        result.stack_bytes,
+    )
+    predicted = plan.claims.cycles / device.cycles_per_instruction.value
+    return predicted, result.instructions["train"], linked
+
+
+def _row(name: str, planned: PlannedModel, compiler: lane.Compiler, flag: str) -> str:
+    claims = planned.plan.claims
+    predicted, measured, linked = _measure(planned, compiler, flag)
+    assert linked.arena == claims.ram_bytes.arena, (linked, claims.ram_bytes.arena)
     return (
         f"| {name} | {compiler} {flag} | {predicted:,.0f} | {measured:,} |"
         f" {measured / predicted:.2f} |"
-        f" {arena:,} | {claims.ram_bytes.total:,} | {ram:,} | {claims.flash_bytes.total:,} |"
-        f" {flash:,} | {result.stack_bytes:,} |"
+        f" {linked.arena:,} | {claims.ram_bytes.total:,} | {linked.ram:,} |"
+        f" {claims.flash_bytes.total:,} | {linked.flash:,} | {linked.stack:,} |"
     )
 
 
@@ -108,7 +159,8 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", type=Path)
-    for line in instruction_table(parser.parse_args().models):
+    paths = parser.parse_args().models
+    for line in (*instruction_table(paths), *(() if paths else ("", *plans_table()))):
         print(line)
 
 

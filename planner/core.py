@@ -3,12 +3,12 @@
 Which backward nodes are needed decides how deep training goes, and is what the LP bound is loose
 about: it mixes depths. So these columns are branched on first, best bound first. In a leaf the
 reduced costs of the LP tell what each decision costs at least that differs from the LP's: with
-``z`` the LP bound and ``r_j`` the reduced cost of column ``j``, no solution with another value of
-``j`` is better than ``z - |r_j|``. Columns with ``|r_j| > delta`` are fixed, and what is left, the
-*core* (Balas and Zemel 1980, for the knapsack problem), goes to the solver. The maximum of its
-bound and ``z - delta`` is a bound of the whole problem, so nothing is lost but time where ``delta``
-turns out too small and the core is solved again. Where the LP turns out loose, the solver gets the
-whole program.
+``z`` the LP bound of what is minimized and ``r_j`` the reduced cost of column ``j``, no solution
+with another value of ``j`` is below ``z + |r_j|``. Columns with ``|r_j| > delta`` are fixed, and
+what is left, the *core* (Balas and Zemel 1980, for the knapsack problem), goes to the solver. A
+very small core gives a solution; then ``delta`` is what it takes to prove that solution within the
+gap, and the solver is asked only for better ones. The minimum of its bound and ``z + delta`` is a
+bound of the leaf. Where the LP turns out loose, the solver gets the whole program.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .linear import LinearProgram, LinearResult, SolverOptions, Status, Terms
+from .linear import INF, Effort, LinearProgram, LinearResult, SolverOptions, Status, Terms
 from .progress import Watch
 
-#: First ``delta``, in gaps.
-GAPS = 2.0
+#: ``delta`` of the cores that first solutions come from, in gaps.
+FIRST = (0.25, 1.0)
 #: Relative gap of a leaf's LP from which on it counts as loose: cores don't help then.
 LOOSE = 0.03
 #: Distance from an integer that counts as none.
@@ -58,26 +58,28 @@ def optimize(
     Raises:
         OdtPlanError: The solver failed.
     """
-    watch = watch or Watch()
-    search = _Search(program, list(objective), options, maximize, branch, watch, unit)
+    sign = -1.0 if maximize else 1.0
+    cost = [(c, sign * a) for c, a in objective]
+    search = _Search(program, cost, options, branch, watch or Watch(), sign * unit)
     if hint is not None:
         search.begin_from(hint)
-    return search.run()
+    result = search.run()
+    return replace(result, bound=sign * result.bound)
 
 
 @dataclass
 class _Search:
+    """Minimizes ``cost``."""
+
     program: LinearProgram
-    objective: list[tuple[int, float]]
+    cost: list[tuple[int, float]]
     options: SolverOptions
-    maximize: bool
     branch: Sequence[int]
     watch: Watch
     unit: float
-    best: float = -np.inf  # scores are maximized: objectives, negated where those are minimized
+    best: float = INF
     values: NDArray[np.float64] | None = None
-    solved: bool = False  # a core has had a solution
-    closed: float = -np.inf
+    closed: float = INF  # bound on what needs no more work
     open: list[tuple[float, int, LinearProgram, LinearResult]] = field(default_factory=list)
     order: int = 0
 
@@ -96,11 +98,11 @@ class _Search:
         self._take(self._solve(replace(self.program, lower=lower, upper=upper, integer=integer)))
 
     def run(self) -> LinearResult:
-        proven = self._branch(self.program, np.inf)
-        root = -self.open[0][0] if self.open else np.inf
-        while proven and self.open and not self._enough(-self.open[0][0]):
+        proven = self._branch(self.program, -INF)
+        root = self.open[0][0] if self.open else -INF
+        while proven and self.open and not self._enough(self.open[0][0]):
             self._tell()
-            negative, _, program, relaxed = heapq.heappop(self.open)
+            least, _, program, relaxed = heapq.heappop(self.open)
             assert relaxed.values is not None
             x = relaxed.values
             fractional = [c for c in self.branch if FRACTION < x[c] < 1 - FRACTION]
@@ -110,20 +112,21 @@ class _Search:
                     bounds = list(getattr(program, name))
                     bounds[split] = float(name == "lower")
                     part = replace(program, **{name: bounds})
-                    proven = self._branch(part, -negative) and proven
+                    proven = self._branch(part, least) and proven
                 continue
-            proven = self._leaf(program, relaxed)
-            loose = not self.solved or -negative > self.best + LOOSE * abs(self.best)
-            if proven and loose:
-                self.open, self.closed = [], -np.inf
+            if self._loose(least):
+                self._first(program, relaxed)
+            if self._loose(least):
+                self.open, self.closed = [], INF
                 proven = self._whole(root)
+            else:
+                proven = self._leaf(program, relaxed)
         seconds = time.perf_counter() - self.begin
-        score = self._bound()
-        bound = self._sign(score)
+        bound = self._bound()
         if self.values is None:
-            known = score == -np.inf
+            known = bound == INF
             return LinearResult("infeasible" if known else "unknown", bound, None, seconds)
-        status: Status = "optimal" if self._enough(score) else "feasible"
+        status: Status = "optimal" if self._enough(bound) else "feasible"
         return LinearResult(status, bound, self.values, seconds)
 
     def _whole(self, root: float) -> bool:
@@ -132,30 +135,30 @@ class _Search:
         result = self._solve(self.program, start, shown=True)
         self._take(result)
         if result.status != "infeasible":
-            self.closed = min(root, self._sign(result.bound))
+            self.closed = max(root, result.bound)
         return result.status in ("optimal", "infeasible")
 
     def _bound(self) -> float:
-        """On the score of all solutions."""
-        return float(max([self.closed, self.best, *(-o[0] for o in self.open)]))
+        """On the cost of all solutions."""
+        return float(min([self.closed, self.best, *(o[0] for o in self.open)]))
 
     def _tell(self) -> None:
-        best = None if self.values is None else self.unit * self._sign(self.best)
-        self.watch.found(best, self.unit * self._sign(self._bound()))
+        best = None if self.values is None else self.unit * self.best
+        self.watch.found(best, self.unit * self._bound())
 
     def _take(self, result: LinearResult) -> None:
         """Remember a solution if it is the best."""
         if result.values is not None:
-            value = self._sign(sum(a * result.values[c] for c, a in self.objective))
-            if value > self.best:
+            value = float(sum(a * result.values[c] for c, a in self.cost))
+            if value < self.best:
                 self.best, self.values = value, result.values
 
-    def _sign(self, x: float) -> float:
-        return float(x if self.maximize else -x)
-
-    def _enough(self, score: float) -> bool:
+    def _enough(self, bound: float) -> bool:
         """A bound proves the best solution within the gap."""
-        return score <= self.best + self.options.gap * abs(self.best)
+        return bound >= self.best - self.options.gap * abs(self.best)
+
+    def _loose(self, bound: float) -> bool:
+        return self.values is None or bound < self.best - LOOSE * abs(self.best)
 
     def _solve(
         self,
@@ -163,6 +166,7 @@ class _Search:
         start: Mapping[int, float] | None = None,
         *,
         shown: bool = False,
+        effort: Effort | None = None,
     ) -> LinearResult:
         left = self.options.time_limit_s - (time.perf_counter() - self.begin)
         options = replace(self.options, solver="highs", time_limit_s=max(left, 0.1))
@@ -170,12 +174,13 @@ class _Search:
         if not shown:  # what the solver tells is of a part only
             watch = watch.part(options.time_limit_s, lambda _: None)
         return program.solve(
-            self.objective,
+            self.cost,
             options,
-            maximize=self.maximize,
+            maximize=False,
             watch=watch,
             unit=self.unit,
             hint=start,
+            effort=effort,
         )
 
     def _branch(self, program: LinearProgram, above: float) -> bool:
@@ -186,40 +191,41 @@ class _Search:
         relaxed = self._solve(replace(program, integer=[False] * len(program.integer)))
         if relaxed.status == "optimal":
             self.order += 1
-            score = self._sign(relaxed.bound)
-            heapq.heappush(self.open, (-score, self.order, program, relaxed))
+            heapq.heappush(self.open, (relaxed.bound, self.order, program, relaxed))
         elif relaxed.status != "infeasible":
-            self.closed = max(self.closed, above)
+            self.closed = min(self.closed, above)
             return False
         return True
 
+    def _first(self, program: LinearProgram, relaxed: LinearResult) -> None:
+        """Look for solutions near the LP's, and if there are none as far away as cores reach."""
+        gap = self.options.gap or 1e-3
+        for delta in (*(gap * gaps for gaps in FIRST), LOOSE):
+            if delta < LOOSE or self._loose(relaxed.bound):
+                core = _core(program, relaxed, delta * abs(relaxed.bound))
+                self._take(self._solve(core, effort=Effort(below=self.best, root_only=True)))
+
     def _leaf(self, program: LinearProgram, relaxed: LinearResult) -> bool:
-        """Solve cores of a part until its bound is as good as its best solution needs it.
+        """Prove that a part has nothing better by more than the gap, or find it.
 
-        False: the time is over. A first core without a solution proves nothing.
+        False: the time is over.
         """
-        assert relaxed.reduced_costs is not None
-        assert relaxed.values is not None
-        score, cost = self._sign(relaxed.bound), np.abs(relaxed.reduced_costs)
-        integer, at = np.asarray(program.integer), np.round(relaxed.values)
-        delta = GAPS * (self.options.gap or 1e-3) * abs(score)
-        if self.solved:
-            delta = self._needed(score)
-        while True:
-            fixed = integer & (cost > delta)
-            lower, upper = np.array(program.lower), np.array(program.upper)
-            lower[fixed] = upper[fixed] = at[fixed]
-            result = self._solve(replace(program, lower=lower.tolist(), upper=upper.tolist()))
-            self._take(result)
-            self.solved |= result.values is not None
-            within = -np.inf if result.status == "infeasible" else self._sign(result.bound)
-            bound = min(score, max(within, score - delta if fixed.any() else -np.inf))
-            over = result.status not in ("optimal", "infeasible")
-            if over or not self.solved or not fixed.any() or self._needed(score) <= delta:
-                self.closed = max(self.closed, bound)
-                return not over
-            delta = self._needed(score)
+        below = self.best - self.options.gap * abs(self.best)
+        delta = max(0.0, below - relaxed.bound)
+        core = _core(program, relaxed, delta)
+        result = self._solve(core, effort=Effort(below=below))
+        self._take(result)
+        within = below if result.status == "infeasible" else min(result.bound, below)
+        self.closed = min(self.closed, max(relaxed.bound, min(within, relaxed.bound + delta)))
+        return result.status in ("optimal", "infeasible")
 
-    def _needed(self, score: float) -> float:
-        """A delta with which the best solution can be proven to be within the gap."""
-        return max(0.0, score - self.best - 0.999 * self.options.gap * abs(self.best))
+
+def _core(program: LinearProgram, relaxed: LinearResult, delta: float) -> LinearProgram:
+    """The program without the columns whose change costs more than ``delta``."""
+    assert relaxed.reduced_costs is not None
+    assert relaxed.values is not None
+    at = np.round(relaxed.values)
+    fixed = np.asarray(program.integer) & (np.abs(relaxed.reduced_costs) > delta)
+    lower, upper = np.array(program.lower), np.array(program.upper)
+    lower[fixed] = upper[fixed] = at[fixed]
+    return replace(program, lower=lower.tolist(), upper=upper.tolist())

@@ -115,6 +115,9 @@ class Meter:
         for begin, end, t in windows:
             self._windows[begin : end + 1] += t.bytes
         self._of_blocks = {b.activity: self._block(b, windows) for b in p.streams}
+        self._over_slot = _integers(o.slot for o in p.overwrites)
+        self._over_bytes = _integers(o.bytes for o in p.overwrites)
+        self._over_unless = _Groups([[(a, o.slot) for a in o.unless] for o in p.overwrites])
         self._made = _integers(t.begin for t in p.transients)
         self._size = _integers(t.tensor.bytes for t in p.transients)
         self._kept = _integers(r.tensor.bytes for r in p.retentions)
@@ -195,6 +198,10 @@ class Meter:
         for a, more in self._of_blocks.items():
             if active[a]:
                 live += more
+        free = runs[self._over_slot] & (self._over_unless.count(active) == 0)
+        saved = np.zeros(self._slots, dtype=np.int64)
+        np.maximum.at(saved, self._over_slot[free], self._over_bytes[free])
+        live -= saved
         return live
 
     def live_always(self) -> NDArray[np.int64]:
@@ -213,6 +220,9 @@ class Meter:
             more = np.minimum(self._of_blocks[b.activity], 0)
             more[list(b.slots)] -= self._scratch[list(b.slots)]
             live += more
+        saved = np.zeros(self._slots, dtype=np.int64)
+        np.maximum.at(saved, self._over_slot, self._over_bytes)
+        live -= saved
         return live
 
     def state_bytes(self, active: NDArray[np.bool_]) -> int:

@@ -71,6 +71,29 @@ class LinearResult:
     reduced_costs: NDArray[np.float64] | None = None
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What HiGHS may leave out; the result's bound is to be read with that in mind.
+
+    Attributes:
+        below: Only solutions of a minimized objective below this are sought: without one, the
+            program is called infeasible, and of the bound only its minimum with ``below`` holds.
+        root_only: End with what is found at the root of the search tree.
+    """
+
+    below: float = INF
+    root_only: bool = False
+
+    def tell(self, highs: mathopt.HighsOptions, *, minimize: bool) -> None:
+        """Set the options of the solver."""
+        assert minimize or self.below == INF
+        highs.bool_options["mip_allow_restart"] = False
+        if self.below < INF:
+            highs.double_options["objective_bound"] = self.below
+        if self.root_only:
+            highs.int_options["mip_max_nodes"] = 1
+
+
 @dataclass
 class LinearProgram:
     """Bounded columns and sparse rows, handed to the solver at once."""
@@ -122,6 +145,7 @@ class LinearProgram:
         watch: Watch | None = None,
         unit: float = 1.0,
         hint: Mapping[int, float] | None = None,
+        effort: Effort | None = None,
     ) -> LinearResult:
         """Optimize.
 
@@ -132,6 +156,7 @@ class LinearProgram:
             watch: Told bounds as they are found; carries the wish to stop.
             unit: What 1 of the objective is for those who watch.
             hint: Column -> value of a solution to start from; columns may be missing.
+            effort: What HiGHS may leave out.
 
         Raises:
             OdtPlanError: The solver failed or is not part of this ortools build.
@@ -149,6 +174,8 @@ class LinearProgram:
             # math_opt's HiGHS runs in one thread and refuses the parameter
             threads=None if solver == "highs" else options.threads,
         )
+        if effort is not None:
+            effort.tell(parameters.highs, minimize=not maximize)
         start = None
         if hint is not None:
             start = mathopt.SolutionHint({model.get_variable(c): x for c, x in hint.items()})
@@ -161,9 +188,7 @@ class LinearProgram:
         limit = self._box_bound(total, maximize)
         if isinstance(result, Left):
             status: Status = "unknown" if result.values is None else "feasible"
-            return LinearResult(
-                status, tighter(logged.bound, limit), result.values, result.time_s
-            )
+            return LinearResult(status, tighter(logged.bound, limit), result.values, result.time_s)
         seconds = result.solve_stats.solve_time.total_seconds()
         bound = tighter(result.termination.objective_bounds.dual_bound, limit)
         reason = result.termination.reason

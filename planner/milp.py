@@ -371,6 +371,7 @@ class Milp:
             self._occupy_transient(t)
         for i, r in enumerate(p.retentions):
             self._occupy_retained(i, r)
+        self._overwritten()
         self.overlap = None
         if p.cost.overlaps and not self.relaxed and not p.limits.wait_for_transfers:
             self.overlap = Overlap(self)
@@ -469,6 +470,24 @@ class Milp:
             for v in loaded:
                 add(e.slot, e.slot, v, size)
             begin = e.slot + 1
+
+    def _overwritten(self) -> None:
+        """A result in the bytes of its operand: one buffer at that slot, not two."""
+        by_slot: dict[int, list[int]] = {}
+        for o in self.problem.overwrites:
+            v = self.c.column(integer=False)
+            activity = self.problem.slots[o.slot].activity
+            if activity != ALWAYS:
+                self.c.row([(v, 1.0), (self.a[activity], -1.0)], upper=0.0)
+            if o.slot in self.block_of:
+                self.c.row([(v, 1.0), (self.block_of[o.slot], 1.0)], upper=1.0)
+            for acts in self._alternatives(o.unless):
+                self.c.row([(v, 1.0), *((self.a[a], 1.0) for a in acts)], upper=1.0)
+            self.occupancy.add(o.slot, o.slot, v, -o.bytes)
+            by_slot.setdefault(o.slot, []).append(v)
+        for columns in by_slot.values():
+            if len(columns) > 1:
+                self.c.row([(v, 1.0) for v in columns], upper=1.0)
 
     def _flash_row(self) -> None:
         """Weights + code of the kernels and steps that are used <= flash."""

@@ -163,6 +163,21 @@ class Transient:
 
 
 @dataclass(frozen=True)
+class Overwrite:
+    """A result that takes its operand's bytes over where nothing else is to read the operand.
+
+    Attributes:
+        slot: Position of the slot that computes it; operand and result are both live there.
+        bytes: Of the operand, as large as the result.
+        unless: Activities, none of which may hold: without them nothing else reads the operand.
+    """
+
+    slot: int
+    bytes: int
+    unless: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Constant:
     """Weights in flash that are there if something reads them.
 
@@ -293,6 +308,7 @@ class Problem:
         retentions: Forward tensors with choices.
         transients: Tensors without choices.
         fixed: (first slot, last slot, tensor) of forward tensors that backward never reads.
+        overwrites: Results that may take over their operand's bytes; at most one per slot does.
         limits: Budgets.
         choices: Parameter -> activities of its candidates (at most one may hold).
         gain: Activity of an update -> importance.
@@ -314,6 +330,7 @@ class Problem:
     retentions: tuple[Retention, ...]
     transients: tuple[Transient, ...]
     fixed: tuple[tuple[int, int, Tensor], ...]
+    overwrites: tuple[Overwrite, ...]
     limits: Limits
     choices: Mapping[str, tuple[int, ...]]
     gain: Mapping[int, int]

@@ -6,17 +6,22 @@ bytes of their operand; a block lives from its first write to its last read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 from ..ir.graph import Node, TensorType, Value
-from .blocks import Block
+from ..ir.opdef import get_op
+from .blocks import Block, live_bytes
 from .plan import Buffer, Space
 from .tensors import Storage, aligned
 
 
 @dataclass
 class _Stay:
-    """A buffer under construction; ``block`` is the index of the bytes that it is part of."""
+    """A buffer under construction; ``block`` is the index of the bytes that it is part of.
+
+    ``in_place`` is a result that overwrites its operand.
+    """
 
     id: str
     value: str
@@ -24,6 +29,7 @@ class _Stay:
     block: int
     first: int
     last: int
+    in_place: bool = False
 
 
 @dataclass
@@ -69,7 +75,10 @@ class Stays:
             return self.open(value, step)
         block = self._current[source].block
         self._blocks[block].last = max(self._blocks[block].last, step)
-        return self._add(value, block, step)
+        name = self._add(value, block, step)
+        producer = value.producer
+        self._current[value].in_place = producer is not None and not get_op(producer.op).view
+        return name
 
     def read(self, value: Value | None, step: int) -> str | None:
         """The id of the buffer that a step reads; None for an absent operand."""
@@ -98,6 +107,32 @@ class Stays:
     def blocks(self) -> list[Block]:
         """What is to be placed in the arena."""
         return [Block(b.size, b.first, b.last) for b in self._blocks]
+
+    def apart(self, steps: int, room: int) -> Stays:
+        """The same buffers, with in-place results beside their operands wherever room is left.
+
+        A chain of in-place results lies at one address for as long as all of it lives, and that may
+        leave no layout for what else lives then.
+
+        Args:
+            steps: Number of steps.
+            room: Live bytes that no step may exceed.
+        """
+        result = copy(self)
+        result._blocks = [replace(b) for b in self._blocks]
+        result._stays, result._current = [replace(s) for s in self._stays], {}
+        live = live_bytes(self.blocks(), steps)
+        now: dict[int, int] = {}  # block -> the one that its bytes are in by now
+        for s in result._stays:
+            block = now.get(s.block, s.block)
+            size = result._blocks[block].size
+            if s.in_place and live[s.first] + size <= room:
+                live[s.first] += size
+                last, result._blocks[block].last = result._blocks[block].last, s.first
+                result._blocks.append(_Bytes(size, s.first, last))
+                now[s.block] = block = len(result._blocks) - 1
+            s.block = block
+        return result
 
     def buffers(self, steps: int, offsets: list[int]) -> list[Buffer]:
         """The buffers of a plan of so many steps, with an arena offset per block."""

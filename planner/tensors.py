@@ -55,6 +55,8 @@ class Storage:
         update_of: Node -> the update step that executes it (gradient, accumulate and apply nodes).
         aliases: Output value -> operand value whose bytes it takes over (views and in-place).
         followers: Node (None: the sample) -> the views that are to follow it, in order.
+        refused: (node, its operand, what else reads that): it would take the operand's bytes over
+            if nothing else read them.
     """
 
     def __init__(self, training: TrainingGraph) -> None:
@@ -83,6 +85,7 @@ class Storage:
             del self.space[v]
         self.aliases: dict[Value, Value] = {}
         self.followers: dict[Node | None, list[Node]] = {}
+        self.refused: list[tuple[Node, Value, tuple[Node, ...]]] = []
         self._group()
         self._follow()
 
@@ -173,12 +176,11 @@ class Storage:
             }
             # A forward tensor may have to be rebuilt for any of its readers, so nobody else may
             # want the version that is overwritten; a gradient is made once, in a fixed order.
-            if node.phase == "forward" or any(
-                v.producer is None or v.producer.phase == "forward" for v in group
+            if node.phase != "forward" and all(
+                v.producer is not None and v.producer.phase != "forward" for v in group
             ):
-                if readers:
-                    continue
-            elif any(order[n] > order[node] for n in readers):
-                continue
-            return source
+                readers = {n for n in readers if order[n] > order[node]}
+            if not readers:
+                return source
+            self.refused.append((node, source, tuple(sorted(readers, key=order.__getitem__))))
         return None

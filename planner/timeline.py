@@ -26,6 +26,7 @@ from .problem import (
     Constant,
     Event,
     Limits,
+    Overwrite,
     Problem,
     Retention,
     Slot,
@@ -133,6 +134,7 @@ class _Builder:
             retentions=retentions,
             transients=transients,
             fixed=fixed,
+            overwrites=tuple(self._overwrites(slots)),
             limits=self.limits,
             choices={p: tuple(a) for p, a in choices.items()},
             gain=gain,
@@ -420,6 +422,22 @@ class _Builder:
                 runs.setdefault(s.activity, []).append(s.index)
         events += [Event(max(r), a, True, min(r), may_load=False) for a, r in runs.items()]
         return tuple(sorted(events, key=lambda e: e.slot))
+
+    def _overwrites(self, slots: tuple[Slot, ...]) -> Iterator[Overwrite]:
+        """Results that would be in place without readers that are a matter of choice."""
+        at = {s.node: s.index for s in slots if not s.rebuild and s.update is None}
+        for node, source, readers in self.storage.refused:
+            acts = {a for n in readers for a in self._there_for(n)}
+            if node in at and ALWAYS not in acts and node.out not in self.storage.aliases:
+                size = self.storage.of[source].bytes
+                yield Overwrite(at[node], size, tuple(sorted(acts)))
+
+    def _there_for(self, node: Node) -> set[int]:
+        """Activities without which a node is not part of the graph."""
+        if node.phase == "forward" and self._auxiliary(node):
+            readers = {c for v in node.outputs for c in self.consumers[v]}
+            return {a for c in readers for a in self._there_for(c)}
+        return {self.node_activity[node]}
 
     def _transient(
         self, tensor: Tensor, writes: list[Slot], reads: list[Slot], last: int

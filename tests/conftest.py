@@ -31,7 +31,7 @@ def odt(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--graphs``: how many random networks."""
-    parser.addoption("--graphs", type=int, default=4, help="seeds of each test of random networks")
+    parser.addoption("--graphs", type=int, default=5, help="seeds of each test of random networks")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -55,6 +55,21 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_what_solvers_print_past_python_is_not_in_the_output() -> None:
+    code = (
+        "import os, sys; sys.argv = ['odt-plan', 'devices', '--json']\n"
+        "from odt_plan import cli\n"
+        "app = cli.app\n"
+        "cli.app = lambda **k: (os.write(1, b'from a solver'), app(**k))[1]\n"
+        "cli.main()"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)
+
+
 def test_version(odt: Cli) -> None:
     assert odt("--version").out == "odt-plan 0.1.0\n"
 

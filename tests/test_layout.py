@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from odt_plan.planner import layout as layout_module
+from odt_plan.planner import schedule as schedule_module
 from odt_plan.planner.blocks import Block, arena_bytes, components, live_bytes, peak_bytes
 from odt_plan.planner.device import load_device
 from odt_plan.planner.layout import lay_out, place
@@ -187,6 +189,40 @@ def test_arenas_of_the_projects_own_plans_equal_the_live_peak(train: str) -> Non
     assert report.arena_bytes == report.live_peak_bytes
 
 
+def test_in_place_results_move_beside_their_operands_where_that_saves_the_layout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first layout is one block above the other, so only the one with chains apart fits."""
+    path = ROOT / "examples" / "digits_cnn.onnx"
+    request = Request(
+        path, load_device("stm32f746g-disco"), ram_bytes=1 << 20, train=("all",),
+        with_baselines=False,
+    )  # fmt: skip
+    joined = make_plan(request)
+    calls = []
+
+    def first_fails(blocks: Sequence[Block], steps: int, **options: int) -> list[int]:
+        calls.append(len(blocks))
+        if len(calls) % 2:
+            return [sum(b.bytes for b in blocks[:i]) for i in range(len(blocks))]
+        return place(blocks, steps, **options)
+
+    monkeypatch.setattr(schedule_module, "place", first_fails)
+    apart = make_plan(replace(request, ram_bytes=joined.plan.claims.ram_bytes.total + 20_000))
+    assert calls[1] > calls[0], "no chain was taken apart"
+    ranges = [{b.value: b.offset for b in p.plan.buffers} for p in (joined, apart)]
+    pairs = [
+        (s.reads[0], s.writes[0])
+        for s in joined.plan.steps
+        if s.kind == "compute"
+        and s.reads[0] in ranges[0]
+        and s.nodes[0] in ("relu1", "relu2", "relu3")
+    ]
+    moved = [r for r, w in pairs if ranges[0][r] == ranges[0][w] and ranges[1][r] != ranges[1][w]]
+    assert moved, "in place in the one plan, beside in the other"
+    assert apart.report.live_peak_bytes <= joined.report.arena_bytes + 20_000
+
+
 # ---- several regions ----------------------------------------------------------------------------
 
 
@@ -224,9 +260,7 @@ def test_regions_equal_brute_force(
     blocks: list[Block], sizes: list[int], draw: random.Random
 ) -> None:
     regions = [Region(f"r{k}", 64 * k, size) for k, size in enumerate(sizes)]
-    may = [
-        draw.sample(range(len(sizes)), draw.randint(1, len(sizes))) for _ in blocks
-    ]
+    may = [draw.sample(range(len(sizes)), draw.randint(1, len(sizes))) for _ in blocks]
     found = place_in_regions(blocks, regions, may)
     assert found.answer == ("fits" if brute_regions(blocks, sizes, may) else "impossible")
     if found.answer == "fits":

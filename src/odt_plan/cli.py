@@ -397,8 +397,21 @@ def main() -> None:
         raise
 
 
+def _own_stdout() -> None:
+    """Keep to ourselves what others read: HiGHS prints lines of its own there, past Python."""
+    plain = sys.stdout
+    if not isinstance(plain, TextIOWrapper) or plain.fileno() != 1:
+        return
+    plain.flush()
+    sys.stdout = open(os.dup(1), "w", encoding=plain.encoding)  # noqa: SIM115
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
 def _main() -> NoReturn:
     debug = "--debug" in sys.argv[1:]
+    _own_stdout()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names from model files may not be encodable
             stream.reconfigure(errors="replace")

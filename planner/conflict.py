@@ -189,7 +189,7 @@ class ConflictSearch:
                 return None
             any_solution = replace(self.options, gap=1.0)  # the first one will do
             self._watch.stage("no plan fits: what conflicts", "ram")
-            result = Milp(problem).solve("ram", any_solution, self._watch)
+            result = Milp(problem, "ram").solve("ram", any_solution, self._watch)
             if result.solution is not None:
                 return False
             proven = proven and result.status == "infeasible"
@@ -227,4 +227,4 @@ class ConflictSearch:
     def least(self, problem: Problem, name: ObjectiveName) -> SolveResult:
         """The smallest need of a problem, without a gap."""
         self._watch.stage("no plan fits: the smallest value that works", name)
-        return Milp(problem).solve(name, self.options, self._watch)
+        return Milp(problem, name).solve(name, self.options, self._watch)

@@ -20,11 +20,11 @@ from .bounds import most_gain
 from .core import optimize
 from .hint import hint
 from .linear import INF, LARGE, LinearProgram, SolverOptions, Status, Terms
-from .objective import Goal, Weighted
+from .objective import Goal, Weighted, wants
 from .occupancy import Occupancy
 from .overlap import Overlap
 from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP
-from .problem import ALWAYS, Event, Problem, Retention, Slot, Transient
+from .problem import ALWAYS, Event, Limits, Problem, Retention, Slot, Transient
 from .progress import Watch
 from .solution import Solution
 from .tensors import Tensor
@@ -78,14 +78,28 @@ class SolveResult:
     time_s: float
 
 
+def is_timed(goal: Goal, limits: Limits) -> bool:
+    """It matters what takes how long."""
+    limited = limits.cycles is not None or limits.energy_j is not None
+    return limited or wants(goal, "latency", "energy")
+
+
 class Milp:
     """The program of one problem; constraints are methods, one each."""
 
-    def __init__(self, problem: Problem, *, relaxed: bool = False, shy: bool = False) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        goal: Goal | None = None,
+        *,
+        relaxed: bool = False,
+        shy: bool = False,
+    ) -> None:
         """Build variables and constraints.
 
         Args:
             problem: What to decide.
+            goal: The only objective that will be asked for; None: any.
             relaxed: Keeping and rebuilding take nothing: a tensor is there whenever a slot reads
                 it, and takes RAM then only. The optimum is a bound for the problem with any
                 rebuilds.
@@ -93,7 +107,7 @@ class Milp:
                 of equal solutions, the one that moves less hides more than its model says.
         """
         self.problem = problem
-        self.shy = shy
+        self.goal, self.shy = goal, shy
         self.relaxed = relaxed
         self.c = LinearProgram()
         self.one = self.c.column(integer=False, lower=1.0)
@@ -373,7 +387,7 @@ class Milp:
             self._occupy_retained(i, r)
         self._overwritten()
         self.overlap = None
-        if p.cost.overlaps and not self.relaxed and not p.limits.wait_for_transfers:
+        if self._hides():
             self.overlap = Overlap(self)
         state = [(self.a[a], float(b)) for a, b in p.state_bytes.items()]
         state += [(self._both(u.activity, u.choice), float(u.state_bytes)) for u in p.mixed_updates]
@@ -386,6 +400,13 @@ class Milp:
             rows, columns, sizes = self.occupancy.held(slots)
             self.c.terms(self.c.empty_rows(len(slots), upper=0.0) + rows, columns, sizes)
         self.c.row([(self.peak, 1.0)], upper=p.limits.ram_bytes)
+
+    def _hides(self) -> bool:
+        """What computing hides of transfers is part of the program."""
+        p = self.problem
+        if not p.cost.overlaps or self.relaxed or p.limits.wait_for_transfers:
+            return False
+        return self.goal is None or is_timed(self.goal, p.limits)
 
     def _running_sum(self, slots: NDArray[np.int64], state: Terms) -> None:
         """Live bytes of a slot as those of the slot before and what changes.

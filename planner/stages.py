@@ -32,7 +32,7 @@ from .demands import Demand, impose
 from .greedy import keeping
 from .importance import prior
 from .linear import SolverOptions
-from .milp import Milp, SolveResult
+from .milp import Milp, SolveResult, is_timed
 from .objective import Goal, Weighted, wants
 from .plan import ObjectiveName
 from .precision import NOISE_WEIGHT
@@ -173,7 +173,6 @@ class Stages:
         timed = (self.limits.cycles, self.limits.energy_j) != (None, None) or goal != "learn"
         if not fixed and timed:
             choices = replace(choices, parts=tuple(self._parts(start, lowered, free)))
-        limits = self._as_needed(limits or self.limits, goal)
         return self.problem(training, fixed=fixed, limits=limits, choices=choices)
 
     def schedule_problem(self, start: Decided, free: Sequence[str]) -> Problem:
@@ -201,8 +200,8 @@ class Stages:
             OutOfTimeError: None was found in time.
         """
         limits = self.limits
-        if not self.cost.overlaps or self._as_needed(limits, goal).wait_for_transfers:
-            return self._scheduled(start, goal, free, self._as_needed(limits, goal))
+        if not self.cost.overlaps or not is_timed(goal, limits):
+            return self._scheduled(start, goal, free, limits)
         waiting = replace(limits, wait_for_transfers=True)
         try:
             first = self._scheduled(start, goal, free, limits)
@@ -286,20 +285,12 @@ class Stages:
         """Of solutions that are as good, one with few transfers, which a schedule can hide."""
         assert found.solution is not None
         modelled = self.cost.overlaps and not problem.limits.wait_for_transfers
+        modelled = modelled and is_timed(goal, problem.limits)
         if not modelled or not found.solution.loads or self.watch.over():
             return found
-        shy = Milp(problem, shy=True)
+        shy = Milp(problem, goal, shy=True)
         other = self._solved(shy, goal, PLAIN_SHARE, found.solution)
         return found if other.solution is None else other
-
-    def _as_needed(self, limits: Limits, goal: Goal) -> Limits:
-        """Where time is of no interest, the model need not know what of transfers is hidden."""
-        timed = wants(goal, "latency", "energy") or self._limits_time
-        return limits if timed else replace(limits, wait_for_transfers=True)
-
-    @property
-    def _limits_time(self) -> bool:
-        return self.limits.cycles is not None or self.limits.energy_j is not None
 
     def _is_late(self, schedule: Schedule) -> bool:
         """A schedule breaks a limit of time that its model keeps."""
@@ -387,13 +378,13 @@ class Stages:
 
         Unless a bound is known, it is that of the problem in which rebuilding takes nothing.
         """
-        result = self._solved(Milp(problem), goal, PLAIN_SHARE)
+        result = self._solved(Milp(problem, goal), goal, PLAIN_SHARE)
         if result.solution is None:
             return None
         if proven is None:
             proven = 0.0
             if not self.watch.over():
-                relaxed = Milp(problem, relaxed=True)
+                relaxed = Milp(problem, goal, relaxed=True)
                 proven = self._solved(relaxed, goal, PLAIN_SHARE).bound
         return replace(result, bound=proven)
 
@@ -452,9 +443,7 @@ class Stages:
         """Solve; raises InfeasibleError if there is no solution."""
         result = self._attempt(problem, goal, share, begin)
         if result.status == "infeasible":
-            waits = problem.limits.wait_for_transfers and self._limits_time
-            if waits or replace(problem.limits, wait_for_transfers=False) != self.limits:
-                # tightened for the layout, or by what transfers may really hide
+            if problem.limits is not self.limits:  # tightened for the layout, or transfers wait
                 raise InfeasibleError(f"no plan fits {problem.limits.ram_bytes:,} B of RAM")
             raise ProvenInfeasibleError("no plan fits")
         return result
@@ -463,7 +452,7 @@ class Stages:
         self, problem: Problem, goal: Goal, share: float = 1.0, begin: Solution | None = None
     ) -> SolveResult:
         """Solve in a share of the time that is left; else the problem is proven infeasible."""
-        result = self._solved(Milp(problem), goal, share, begin)
+        result = self._solved(Milp(problem, goal), goal, share, begin)
         self.cut_short |= result.status in ("feasible", "unknown")
         if result.solution is None and result.status != "infeasible":
             raise self._out_of_time()

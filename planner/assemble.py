@@ -123,6 +123,7 @@ def assemble(
         status="optimal" if optimal else "feasible",
         objective=stages,
         claims=claims,
+        regions=schedule.regions,
         decisions=Decisions(
             importance_source=PRIOR,
             updates=_updates(forward, lowered, training, importance),

@@ -9,7 +9,7 @@ from ..ir.autodiff import build_training
 from ..ir.training import Candidate, TrainingGraph
 from .baselines import greedy
 from .bounds import bound
-from .decided import LAYOUT_TRIES, Decided, Scheduled
+from .decided import LAYOUT_TRIES, Decided, Excess, Scheduled
 from .footprint import measure
 from .greedy import blocks_to_stream, choose_updates, keeping
 from .objective import Goal, wants
@@ -54,15 +54,15 @@ def at_once(
             *found,
             seed=stages.options.seed,
             quick=True,
-            hide_within=None if wants(goal, "ram") else stages.limits.ram_bytes,
+            hide_within=None if wants(goal, "ram") else stages.limits,
         )
-        over = schedule.arena_bytes + schedule.state_bytes - stages.limits.ram_bytes
-        if over <= 0:
+        excess = Excess.of(schedule, found[0], stages.limits)
+        if not excess:
             # the bound is to hold for all that can be chosen
             loose = bool(problem.streams or free)
             least = 0.0 if loose else bound(found[0], goal)
             return Scheduled(decided, training, schedule, least, loose)
-        limits = replace(limits, ram_bytes=limits.ram_bytes - max(over, 4))
+        limits = excess.off(limits)
     return None
 
 

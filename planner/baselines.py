@@ -177,12 +177,12 @@ RULES: dict[str, Callable[[Problem], Solution]] = {
 
 def evaluate(name: str, problem: Problem, solution: Solution) -> Baseline:
     """Schedule a baseline and measure it with the planner's own accounting."""
-    schedule = realize(problem, solution, hide_within=problem.limits.ram_bytes)
+    schedule = realize(problem, solution, hide_within=problem.limits)
     ram = _ram(schedule)
     return Baseline(
         name,
         ram,
         problem.cost.latency_s(schedule.cycles),
         solution.gain(problem),
-        ram <= problem.limits.ram_bytes,
+        schedule.over_bytes(problem.limits) <= 0,
     )

@@ -34,6 +34,7 @@ class Figures:
         latency_s: Seconds per training step.
         energy_j: Joules per training step.
         arena_bytes: End of the highest arena buffer.
+        region_bytes: End of the highest arena buffer in each region, from the begin of its part.
         transfer_cycles: Cycles per training step in which a page transfer is under way.
         storage_bytes: End of the highest storage buffer, in whole erase units where it has them.
         worn_bytes: Bytes of storage that a training step wears.
@@ -52,6 +53,7 @@ class Figures:
     latency_s: float
     energy_j: float
     arena_bytes: int
+    region_bytes: tuple[int, ...]
     transfer_cycles: int
     storage_bytes: int
     worn_bytes: int
@@ -67,7 +69,7 @@ def measure(p: Program, device: Device, core: Core) -> Figures:
     Raises:
         CheckError: The plan pages to a storage that the device lacks.
     """
-    storage = _storage(p, device)
+    storage, slowness = _storage(p, device), _slowness(p, device)
     work, moved = [], []
     for i, step in enumerate(p.plan.steps):
         n_bytes = cycles = 0
@@ -81,6 +83,7 @@ def measure(p: Program, device: Device, core: Core) -> Figures:
                 cycles = _transfer_cycles(n_bytes, storage, step.kind == "page_out", device)
         else:
             cycles = _compute_cycles(p.step_nodes(i), step, device, core)
+            cycles += _slow_memory_cycles(p, i, slowness)
         work.append(cycles)
         moved.append(n_bytes)
     parts = [_part(p, i) for i in range(len(work))]
@@ -111,6 +114,7 @@ def measure(p: Program, device: Device, core: Core) -> Figures:
         latency_s=total / clock,
         energy_j=energy,
         arena_bytes=_end(p, "arena"),
+        region_bytes=_region_ends(p),
         transfer_cycles=bus,
         storage_bytes=storage_end(p, storage),
         worn_bytes=worn_bytes,
@@ -131,6 +135,30 @@ def _storage(p: Program, device: Device) -> Storage | None:
         if s.id == name:
             return s
     raise CheckError(f"device {device.id} has no storage {name}")
+
+
+def _slowness(p: Program, device: Device) -> list[float]:
+    """Extra cycles per byte of each region of the plan; without any it is the largest run."""
+    runs = {r.name: r for r in device.ram_runs}
+    if not p.plan.regions:
+        return [device.main_run.extra_cycles_per_byte]
+    for r in p.plan.regions:
+        if r.name not in runs:
+            raise CheckError(f"device {device.id} has no RAM region {r.name}")
+    return [runs[r.name].extra_cycles_per_byte for r in p.plan.regions]
+
+
+def _slow_memory_cycles(p: Program, index: int, slowness: list[float]) -> int:
+    """What the bytes of operands, results and scratch cost a kernel in slow regions."""
+    step = p.plan.steps[index]
+    if get_op(p.step_nodes(index)[0].op).view:
+        return 0
+    touched = [0] * len(slowness)
+    for name in (*step.reads, *step.writes, step.workspace, step.tile):
+        if name is not None and name in p.region_of:
+            touched[p.region_of[name]] += p.buffers[name].bytes
+    # Less than a millionth of a cycle is the rounding error of this very sum.
+    return ceil(round(sum(n * more for n, more in zip(touched, slowness, strict=True)), 6))
 
 
 def _part(p: Program, index: int) -> str:
@@ -193,6 +221,16 @@ def _end(p: Program, space: str) -> int:
     )
 
 
+def _region_ends(p: Program) -> tuple[int, ...]:
+    parts = p.plan.parts("arena")
+    tops = [part.begin for part in parts]
+    for b in p.plan.buffers:
+        if b.space == "arena":
+            r = p.region_of[b.id]
+            tops[r] = max(tops[r], b.offset + occupied(b.bytes))
+    return tuple(top - part.begin for top, part in zip(tops, parts, strict=True))
+
+
 def _code_bytes(p: Program) -> int:
     nodes = {n for i in range(len(p.plan.steps)) for n in p.step_nodes(i)}
     symbols = {c.symbol for n in nodes if (c := get_op(n.op).c) is not None}
@@ -231,6 +269,14 @@ def compare(p: Program, f: Figures) -> None:
     ):
         if said != is_:
             raise CheckError(f"claims.{name} is {said}, but the steps take {is_}")
+    for r, top in zip(p.plan.regions, f.region_bytes, strict=False):
+        if r.arena != top:
+            raise CheckError(f"regions: {r.name} claims {r.arena} B of arena, but takes {top} B")
+        if r.arena + r.state > r.budget:
+            raise CheckError(
+                f"takes {r.arena + r.state} B of {r.name}, but its budget is {r.budget} B;"
+                " plan again"
+            )
     for name, claimed, actual in (
         ("latency_s", claims.latency_s, f.latency_s),
         ("energy_j", claims.energy_j, f.energy_j),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..ir.errors import OdtPlanError
 from ..ir.graph import DTYPES, Node, TensorType, Value
 from ..ir.training import TrainingGraph, Update
-from .plan import ALIGNMENT_BYTES, Buffer, Plan
+from .plan import ALIGNMENT_BYTES, Buffer, Plan, part_of
 
 
 class CheckError(OdtPlanError):
@@ -37,6 +37,8 @@ class Program:
         update_of: Update that each apply and accumulate node carries out.
         state_of: State buffer of each resident value.
         given: Arena buffer that the caller writes the sample to before step 0.
+        region_of: Index in ``plan.regions`` of each buffer in arena or state; all 0 where the plan
+            names none.
     """
 
     plan: Plan
@@ -48,6 +50,7 @@ class Program:
     update_of: dict[Node, Update]
     state_of: dict[str, Buffer]
     given: Buffer
+    region_of: dict[str, int]
 
     def error(self, index: int, text: str) -> CheckError:
         """The error that a step breaks a rule."""
@@ -135,7 +138,11 @@ def resolve(plan: Plan, training: TrainingGraph) -> Program:
     nodes = {n.name: n for n in training.graph.nodes}
     state_of = _state(plan, resident)
     given = _given(plan, training)
-    program = Program(plan, training, buffers, types, nodes, resident, update_of, state_of, given)
+    _check_regions(plan)
+    region_of = {b.id: _region(plan, b) for b in plan.buffers if b.space in ("arena", "state")}
+    program = Program(
+        plan, training, buffers, types, nodes, resident, update_of, state_of, given, region_of
+    )
     for b in plan.buffers:
         _space(program, b)
     return program
@@ -152,6 +159,41 @@ def _type(b: Buffer) -> TensorType:
             f"buffer {b.id} ({b.value}): offset {b.offset} is not a multiple of {ALIGNMENT_BYTES}"
         )
     return t
+
+
+def _check_regions(plan: Plan) -> None:
+    """The parts of the regions make up arena, state and budget."""
+    if not plan.regions:
+        return
+    ram = plan.claims.ram_bytes
+    names = [r.name for r in plan.regions]
+    if len(set(names)) < len(names):
+        raise CheckError(f"regions: {', '.join(names)}: one occurs twice")
+    for what, parts, whole in (
+        ("arena", [r.arena for r in plan.regions], ram.arena),
+        ("state", [r.state for r in plan.regions], ram.weights + ram.optimizer + ram.accumulators),
+        ("budget", [r.budget for r in plan.regions], plan.device.budget.ram_bytes),
+    ):
+        if sum(parts) != whole:
+            raise CheckError(f"regions: {what} adds up to {sum(parts)} B, the plan says {whole} B")
+        if odd := [n for n in parts if what != "budget" and n % ALIGNMENT_BYTES]:
+            raise CheckError(f"regions: {what} of {odd[0]} B is no multiple of {ALIGNMENT_BYTES}")
+
+
+def _region(plan: Plan, b: Buffer) -> int:
+    """The region whose part of the space holds the whole buffer."""
+    end = b.offset + occupied(b.bytes)
+    parts = plan.parts("arena" if b.space == "arena" else "state")
+    try:
+        return part_of(parts, b.offset, end)
+    except ValueError:
+        if len(parts) == 1:
+            return 0  # it ends beyond its space, which is checked with the space
+        told = ", ".join(f"{p.region} {p.begin} to {p.end}" for p in parts)
+        raise CheckError(
+            f"buffer {b.id} ({b.value}): bytes {b.offset} to {end} of space {b.space} lie in no one"
+            f" RAM region; {told}"
+        ) from None
 
 
 def _space(p: Program, b: Buffer) -> None:

@@ -132,6 +132,8 @@ class ConflictSearch:
             ("ram", r.ram_bytes, limits.ram_bytes, "RAM"),
         ):
             text = f"{what} of {r.device.id} ({has:,} B)" if given is None else f"--{kind} {given}"
+            if kind == "ram" and given is None and r.ram_regions:
+                text = f"--ram {','.join(f'{name}={n}' for name, n in r.ram_regions)}"
             yield Member("ram" if kind == "ram" else "flash", text)
 
     def problems(self, dropped: frozenset[Member] = frozenset()) -> Iterator[Problem]:
@@ -145,7 +147,7 @@ class ConflictSearch:
             one = replace(r, storage=storage)
             limits = self.planning(one).limits
             if "ram" in kinds:
-                limits = replace(limits, ram_bytes=NO_LIMIT)
+                limits = limits.in_one_region(NO_LIMIT)
             if "flash" in kinds:
                 limits = replace(limits, flash_bytes=NO_LIMIT)
             if "latency" in kinds:

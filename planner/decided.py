@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ..ir.errors import InfeasibleError
 from ..ir.precision import Precision
 from ..ir.training import Candidate, TrainingGraph
-from .problem import Problem
+from .problem import Limits, Problem
 from .schedule import Schedule
 from .solution import Solution
 
@@ -21,20 +21,83 @@ class ProvenInfeasibleError(InfeasibleError):
     """The solver has proven that no plan keeps the limits that were asked for."""
 
 
-class LayoutError(InfeasibleError):
-    """Live bytes fit into the RAM budget, but no layout was found.
+@dataclass(frozen=True)
+class Excess:
+    """What a schedule takes beyond the limits that its decisions keep.
+
+    The layout may need more than the live bytes, and buffers in slow regions take more cycles.
 
     Attributes:
-        over_bytes: What the best layout needs beyond the budget.
+        ram_bytes: Of RAM; of one region, where there are several.
+        cycles: Of a training step.
+        energy_j: Of a training step.
+        unused_bytes: What the live bytes leave of the RAM budget, where several regions can't hold
+            them all the same.
     """
 
-    def __init__(self, ram_bytes: int, over_bytes: int) -> None:
-        """Say how much RAM to add."""
-        super().__init__(
-            f"live bytes fit into {ram_bytes:,} B of RAM, but no layout was found in {LAYOUT_TRIES}"
-            f" tries; allow {over_bytes:,} B more with --ram"
+    ram_bytes: int = 0
+    cycles: int = 0
+    energy_j: float = 0.0
+    unused_bytes: int = 0
+
+    @classmethod
+    def of(cls, schedule: Schedule, problem: Problem, limits: Limits) -> Excess:
+        """Of a schedule of the problem, beyond limits that may be wider than the problem's."""
+        energy = problem.cost.energy_j(schedule.cycles, schedule.transfer_cycles)
+        live = max(schedule.live) + schedule.state_bytes
+        unused = problem.limits.ram_bytes - live if schedule.missing_bytes else 0
+        return cls(
+            max(0, schedule.over_bytes(limits)),
+            0 if limits.cycles is None else max(0, schedule.cycles - limits.cycles),
+            0.0 if limits.energy_j is None else max(0.0, energy - limits.energy_j),
+            max(0, unused),
         )
-        self.over_bytes = over_bytes
+
+    def __bool__(self) -> bool:
+        """Something is exceeded."""
+        return bool(self.ram_bytes or self.cycles or self.energy_j)
+
+    def __str__(self) -> str:
+        """In words."""
+        if self.ram_bytes:
+            return f"live bytes fit, the layout is {self.ram_bytes:,} B over"
+        return f"buffers in slow RAM take {self.cycles:,} cycles, {self.energy_j:.3g} J too many"
+
+    def off(self, limits: Limits) -> Limits:
+        """Limits that are tighter by it."""
+        return replace(
+            limits,
+            ram_bytes=limits.ram_bytes - self.unused_bytes - self.ram_bytes,
+            cycles=None if limits.cycles is None else limits.cycles - self.cycles,
+            energy_j=None if limits.energy_j is None else limits.energy_j - self.energy_j,
+        )
+
+
+class LayoutError(InfeasibleError):
+    """The decisions keep the limits, but no layout was found that does.
+
+    Attributes:
+        excess: What the best layout takes beyond the limits.
+    """
+
+    def __init__(self, limits: Limits, excess: Excess) -> None:
+        """Say what to add."""
+        where, there = f"{limits.ram_bytes:,} B of RAM", ""
+        if limits.regions:
+            where = ", ".join(f"{r.bytes:,} B of {r.name}" for r in limits.regions)
+            there = " in one of them"
+        more = f"{excess.ram_bytes:,} B more{there} with --ram"
+        if not excess.ram_bytes:
+            more = "a longer --latency" if excess.cycles else "a larger --energy"
+        super().__init__(
+            f"live bytes fit into {where}, but no layout was found in {LAYOUT_TRIES} tries;"
+            f" allow {more}"
+        )
+        self.limits, self.excess = limits, excess
+
+    def __reduce__(self) -> tuple[type[LayoutError], tuple[Limits, Excess]]:
+        """Cross to another process by what it is made of."""
+        return LayoutError, (self.limits, self.excess)
 
 
 class LateError(InfeasibleError):
@@ -51,7 +114,11 @@ class LateError(InfeasibleError):
             f" any schedule that was found; it takes {latency_s:.6g} s: raise --latency, --energy"
             " or the RAM"
         )
-        self.bound = bound
+        self.latency_s, self.bound = latency_s, bound
+
+    def __reduce__(self) -> tuple[type[LateError], tuple[float, float]]:
+        """Cross to another process by what it is made of."""
+        return LateError, (self.latency_s, self.bound)
 
 
 class OutOfTimeError(InfeasibleError):

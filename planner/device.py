@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -112,20 +113,33 @@ class Core(_Spec):
 
 
 class Region(_Spec):
-    """A memory region. Adjacent RAM regions count as one."""
+    """A memory region. Adjacent RAM regions of one speed count as one (``RamRun``).
+
+    ``code`` is RAM for instructions, which no plan uses. ``extra_cycles_per_byte`` is what a byte
+    of RAM costs a kernel beyond ``cycles_per_instruction``, once for each operand, result and
+    scratch buffer of a step, however often the kernel reads it.
+    """
 
     name: str
-    kind: Literal["ram", "flash"]
+    kind: Literal["ram", "code", "flash"]
     origin: NonNegativeInt
     bytes: PositiveInt
+    extra_cycles_per_byte: Quantity | None = None
     sectors: tuple[tuple[PositiveInt, PositiveInt], ...] = ()  #: (count, bytes) in address order
     source: str = Field(min_length=3)
+
+    @property
+    def slowness(self) -> float:
+        """Extra cycles per byte, 0 where none are given."""
+        return 0.0 if self.extra_cycles_per_byte is None else self.extra_cycles_per_byte.value
 
     @model_validator(mode="after")
     def _sectors_fill_it(self) -> Self:
         total = sum(count * size for count, size in self.sectors)
         if self.sectors and total != self.bytes:
             raise ValueError(f"sectors: add up to {total:,} bytes, the region has {self.bytes:,}")
+        if self.extra_cycles_per_byte is not None and self.kind != "ram":
+            raise ValueError("extra_cycles_per_byte: plans place buffers in kind ram only")
         return self
 
 
@@ -214,11 +228,35 @@ class Storage(_Spec):
 
 
 class Reserve(_Spec):
-    """What the application, its stack and the C library keep for themselves."""
+    """What the application, its stack and the C library keep for themselves.
+
+    ``region`` is the RAM region of the stack, from whose run ``ram_bytes`` are taken; None: the
+    largest run.
+    """
 
     ram_bytes: NonNegativeInt
     flash_bytes: NonNegativeInt
+    region: str | None = None
     source: str = Field(min_length=3)
+
+
+@dataclass(frozen=True)
+class RamRun:
+    """Adjacent RAM regions of one speed.
+
+    Attributes:
+        name: Of its first region.
+        origin: Address of its first byte.
+        bytes: Size.
+        extra_cycles_per_byte: See ``Region``.
+        regions: Names of all its regions.
+    """
+
+    name: str
+    origin: int
+    bytes: int
+    extra_cycles_per_byte: float
+    regions: tuple[str, ...]
 
 
 class Device(_Spec):
@@ -248,6 +286,15 @@ class Device(_Spec):
             if r.origin < end:
                 raise ValueError(f"regions: {r.name} at {r.origin:#x} overlaps {before}")
             end, before = r.origin + r.bytes, r.name
+        names = [r.name for r in self.regions]
+        if again := {n for n in names if names.count(n) > 1}:
+            raise ValueError(f"regions: {min(again)} occurs twice")
+        ram = [r.name for r in self.regions if r.kind == "ram"]
+        if self.reserve.region is not None and self.reserve.region not in ram:
+            raise ValueError(
+                f"reserve.region: {self.reserve.region!r} is none of the RAM regions"
+                f" {', '.join(ram)}"
+            )
         ids = [s.id for s in self.storage]
         if twice := {i for i in ids if ids.count(i) > 1}:
             raise ValueError(f"storage: id {min(twice)} occurs twice")
@@ -259,19 +306,38 @@ class Device(_Spec):
             raise ValueError(f"core: {self.core!r} is not one of {', '.join(bundled_ids('cores'))}")
         return self
 
+    @property
+    def ram_runs(self) -> tuple[RamRun, ...]:
+        """RAM that a plan may use, preferred first: fast before slow, then large before small."""
+        runs: list[RamRun] = []
+        for r in sorted((r for r in self.regions if r.kind == "ram"), key=lambda r: r.origin):
+            run = RamRun(r.name, r.origin, r.bytes, r.slowness, (r.name,))
+            before = runs[-1] if runs else run
+            same_speed = before.extra_cycles_per_byte == r.slowness
+            if before.origin + before.bytes == r.origin and same_speed:
+                run = RamRun(
+                    before.name, before.origin, before.bytes + r.bytes, r.slowness,
+                    (*before.regions, r.name),
+                )  # fmt: skip
+                runs.pop()
+            runs.append(run)
+        return tuple(sorted(runs, key=lambda r: (r.extra_cycles_per_byte, -r.bytes, r.origin)))
+
+    @property
+    def main_run(self) -> RamRun:
+        """The largest run; of several, the one at the lowest address."""
+        return min(self.ram_runs, key=lambda r: (-r.bytes, r.origin))
+
     def ram_region(self) -> tuple[int, int]:
         """Origin and bytes of the largest run of adjacent RAM regions."""
-        best = (0, 0)
-        runs: list[list[int]] = []
-        for r in sorted((r for r in self.regions if r.kind == "ram"), key=lambda r: r.origin):
-            if runs and runs[-1][0] + runs[-1][1] == r.origin:
-                runs[-1][1] += r.bytes
-            else:
-                runs.append([r.origin, r.bytes])
-        for origin, size in runs:
-            if size > best[1]:
-                best = (origin, size)
-        return best
+        return self.main_run.origin, self.main_run.bytes
+
+    @property
+    def ram_budgets(self) -> tuple[tuple[RamRun, int], ...]:
+        """Bytes of each run that a plan may use: its size, less the reserve where the stack is."""
+        runs, kept = self.ram_runs, self.reserve
+        stack = next((r for r in runs if kept.region in r.regions), self.main_run)
+        return tuple((r, max(0, r.bytes - (kept.ram_bytes if r == stack else 0))) for r in runs)
 
     @property
     def flash_bytes(self) -> int:

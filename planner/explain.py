@@ -312,10 +312,10 @@ class Explainer:
                 problem,
                 result.solution,
                 seed=options.seed,
-                hide_within=problem.limits.ram_bytes,
+                hide_within=problem.limits,
             )
             ram = s.arena_bytes + s.state_bytes
-            if ram > problem.limits.ram_bytes:
+            if s.over_bytes(problem.limits) > 0:
                 return Outcome(demand, "unknown", ("live bytes fit, but no layout was found",))
             claims = self.plan.claims
             latency = problem.cost.latency_s(s.cycles) - claims.latency_s
@@ -325,8 +325,8 @@ class Explainer:
             )  # fmt: skip
         if result.status != "infeasible":
             return Outcome(demand, "unknown", (f"no plan in {options.time_limit_s:g} s",))
-        has = problem.limits.ram_bytes
-        wide = replace(problem, limits=replace(problem.limits, ram_bytes=NO_LIMIT))
+        has = problem.limits.largest_bytes
+        wide = replace(problem, limits=problem.limits.in_one_region(NO_LIMIT))
         need = Milp(wide).solve("ram", replace(options, gap=0.0))
         if need.solution is None:
             return Outcome(demand, "impossible", ("another limit than RAM does not allow it",))
@@ -346,7 +346,8 @@ def _request_of(plan: Plan, asked: Asked, model: Path, device: Device) -> Reques
         model=model,
         device=device,
         storage=plan.device.storage,
-        ram_bytes=budget.ram_bytes,
+        ram_bytes=None if plan.regions else budget.ram_bytes,
+        ram_regions=tuple((r.name, r.budget) for r in plan.regions),
         flash_bytes=budget.flash_bytes,
         latency_s=budget.latency_s,
         energy_j=budget.energy_j,

@@ -49,13 +49,13 @@ def flip_of(
     """
     options = replace(options, gap=0.0)
     forced = impose(problem, other)
-    wide = replace(forced, limits=replace(problem.limits, ram_bytes=NO_LIMIT))
+    wide = replace(forced, limits=problem.limits.in_one_region(NO_LIMIT))
     ram = problem.limits.ram_bytes
     if len(Milp(problem).c.lower) > LARGE:
         return Flip(searched=False)
     reached = None
     for _ in range(_ROUNDS):
-        tight = replace(problem, limits=replace(problem.limits, ram_bytes=ram))
+        tight = replace(problem, limits=problem.limits.in_one_region(ram))
         best = Milp(tight).solve(name, options)
         if best.status != "optimal":
             return Flip(searched=False)

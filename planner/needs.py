@@ -50,7 +50,7 @@ def planned(
         except LayoutError as e:
             if limit != "ram" or request.ram_bytes is None:
                 return None
-            request = replace(request, ram_bytes=request.ram_bytes + e.over_bytes)
+            request = replace(request, ram_bytes=request.ram_bytes + e.excess.ram_bytes)
         except InfeasibleError:
             return None
     return None
@@ -157,7 +157,8 @@ def _measured(
         return Shortfall(name, allowed, cost.latency_s(round(least)), float(value))
     if name == "energy":
         return Shortfall(name, has.energy_j or 0.0, least, float(_rounded_up(Fraction(found))))
-    allowed_bytes = has.ram_bytes if name == "ram" else has.flash_bytes
+    # Values of RAM are told and planned for one region, so they compare with the largest.
+    allowed_bytes = has.largest_bytes if name == "ram" else has.flash_bytes
     return Shortfall(name, allowed_bytes, ceil(least - 0.5), round(found))
 
 

@@ -30,7 +30,7 @@ from .linear import SolverName, SolverOptions
 from .objective import Goal, Weighted
 from .plan import Asked, Budget, DeviceInfo, ObjectiveName, Plan, SolverInfo, Stopped
 from .precision import choosable, pinned, unchosen
-from .problem import Limits, Problem
+from .problem import Limits, Problem, RamRegion
 from .progress import Watch
 from .search import Bounds, Found, Search, Start
 from .sizes import LARGEST_BYTES
@@ -49,7 +49,9 @@ class Request:
         model: ONNX file.
         device: Target.
         storage: Id of the device's storage to page to, None for no paging.
-        ram_bytes: RAM budget; None: the device's RAM less its reserve.
+        ram_bytes: RAM budget in one region; None: ``ram_regions``.
+        ram_regions: RAM budgets by name of the device's RAM runs; empty: all of them less the
+            device's reserve.
         flash_bytes: Flash budget; None: the device's flash less its reserve.
         latency_s: Limit of one training step.
         energy_j: Limit of one training step.
@@ -75,6 +77,7 @@ class Request:
     device: Device
     storage: str | None = None
     ram_bytes: int | None = None
+    ram_regions: tuple[tuple[str, int], ...] = ()
     flash_bytes: int | None = None
     latency_s: float | None = None
     energy_j: float | None = None
@@ -98,7 +101,9 @@ class Request:
 
     def __post_init__(self) -> None:
         """Reject limits that can't be meant."""
-        for what, n in (("RAM", self.ram_bytes), ("flash", self.flash_bytes)):
+        given = [("RAM", self.ram_bytes), ("flash", self.flash_bytes)]
+        given += [(f"{name} budget", n) for name, n in self.ram_regions]
+        for what, n in given:
             if n is not None and not 0 <= n <= LARGEST_BYTES:
                 raise UsageError(f"{what} budget {n:,} is outside 0 to {LARGEST_BYTES:,} bytes")
         if self.min_steps is not None and self.min_steps < 1:
@@ -158,6 +163,36 @@ def make_plan(
     raise explain(request, lambda r: Planner(r, model, watch.part(r.time_limit_s)), watch)
 
 
+def _regions(request: Request) -> tuple[RamRegion, ...]:
+    """RAM that a plan may use, preferred regions first.
+
+    Raises:
+        UsageError: The device has no run of RAM of that name.
+    """
+    device = request.device
+    budgets = {r.name: n for r, n in device.ram_budgets}
+    if request.ram_bytes is not None:
+        budgets = {device.main_run.name: request.ram_bytes}
+    elif request.ram_regions:
+        for name, _ in request.ram_regions:
+            if name not in budgets:
+                raise UsageError(
+                    f"--ram: {device.id} has no RAM region {name!r}; it has {', '.join(budgets)}"
+                )
+        budgets = dict(request.ram_regions)
+    return tuple(
+        RamRegion(r.name, budgets[r.name], r.extra_cycles_per_byte)
+        for r in device.ram_runs
+        if r.name in budgets
+    )
+
+
+def _is_plain(regions: Sequence[RamRegion], device: Device) -> bool:
+    """One region, the largest of the device, without extra cycles: nothing has to be told."""
+    names = {(r.name, r.extra_cycles_per_byte) for r in regions}
+    return names == {(device.main_run.name, 0.0)}
+
+
 class Planner:
     """Plans one request for a model that is imported already.
 
@@ -175,9 +210,7 @@ class Planner:
         device = request.device
         storage = None if request.storage is None else device.find_storage(request.storage)
         self.cost = CostModel(device, load_core(device.core), storage)
-        ram, flash = request.ram_bytes, request.flash_bytes
-        if ram is None:
-            ram = max(0, device.ram_region()[1] - device.reserve.ram_bytes)
+        regions, flash = _regions(request), request.flash_bytes
         if flash is None:
             flash = device.flash_bytes - device.reserve.flash_bytes
             if storage is not None and storage.region is not None:
@@ -190,7 +223,13 @@ class Planner:
         if storage is not None and request.min_steps is not None:
             worn = self.cost.most_worn(request.min_steps, request.spec.micro_batches)
         self.limits = Limits(
-            ram, flash, cycles, request.energy_j, storage.bytes if storage is not None else 0, worn
+            sum(r.bytes for r in regions),
+            flash,
+            cycles,
+            request.energy_j,
+            storage.bytes if storage is not None else 0,
+            () if _is_plain(regions, device) else regions,
+            worn,
         )
         self.options = SolverOptions(
             request.solver, request.gap, request.time_limit_s, request.seed, request.threads

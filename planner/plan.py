@@ -7,6 +7,8 @@ checker replays them. All byte counts are integers.
 Spaces of a buffer:
     ``arena``    transient RAM, dead between steps; ``offset`` counts from the arena's start.
     ``state``    RAM that survives: updated weights, optimizer tensors, accumulators.
+                 Where the plan has several RAM ``regions``, arena and state each consist of a part
+                 per region, one after the other; no buffer crosses from one part into the next.
     ``flash``    constants; offset is 0, the back end places them.
     ``storage``  storage (SD card, PSRAM) that tensors are paged to.
     ``io``       run-time inputs that the caller owns (labels or targets, ``hyper``).
@@ -14,8 +16,10 @@ Spaces of a buffer:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import (
     BaseModel,
@@ -25,7 +29,9 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
 )
 
 from ..ir.errors import UsageError
@@ -144,6 +150,41 @@ class RamClaim(_Record):
     accumulators: NonNegativeInt
     live_peak: NonNegativeInt  #: largest sum of live aligned arena bytes over all steps
     peak_step: NonNegativeInt  #: first step where the live bytes are largest
+
+
+class RegionClaim(_Record):
+    """What a plan takes of one RAM region; its budget is what it may take."""
+
+    name: str = Field(min_length=1)
+    budget: NonNegativeInt
+    arena: NonNegativeInt
+    state: NonNegativeInt
+
+
+class Part(NamedTuple):
+    """The bytes of a space that lie in one RAM region.
+
+    Attributes:
+        region: Its name; empty where the plan names none.
+        begin: First byte in the space.
+        end: Byte after the last.
+    """
+
+    region: str
+    begin: int
+    end: int
+
+
+def part_of(parts: Sequence[Part], begin: int, end: int) -> int:
+    """Index of the part that holds the bytes ``begin`` to ``end`` of the space.
+
+    Raises:
+        ValueError: No single part does.
+    """
+    for i, part in enumerate(parts):
+        if part.begin <= begin and end <= part.end:
+            return i
+    raise ValueError(f"bytes {begin} to {end} lie in no one RAM region")
 
 
 class FlashClaim(_Record):
@@ -315,9 +356,10 @@ class SolverInfo(_Record):
 class Plan(_Record):
     """A checked training plan.
 
-    ``quantization`` holds the scales that calibration found, by value of the imported graph; it is
-    empty where the model file brings its own, or has none. ``asked`` is null in plans that were not
-    made by the planner.
+    ``regions`` are the RAM regions that the plan may use; it is left out of the file where it is
+    empty, which stands for the device's largest one. ``quantization`` holds the scales that
+    calibration found, by value of the imported graph; it is empty where the model file brings its
+    own, or has none. ``asked`` is null in plans that were not made by the planner.
     """
 
     schema_version: Literal[1]
@@ -328,12 +370,34 @@ class Plan(_Record):
     status: Literal["optimal", "feasible"]
     objective: tuple[Objective, ...] = Field(min_length=1)
     claims: Claims
+    regions: tuple[RegionClaim, ...] = ()
     decisions: Decisions
     quantization: dict[str, QuantizationRecord] = {}
     asked: Asked | None = None
     buffers: tuple[Buffer, ...]
     steps: tuple[Step, ...]
     solver: SolverInfo
+
+    def parts(self, space: Literal["arena", "state"]) -> tuple[Part, ...]:
+        """The parts of a space, one per region, in the order of their bytes."""
+        ram = self.claims.ram_bytes
+        if not self.regions:
+            state = ram.weights + ram.optimizer + ram.accumulators
+            return (Part("", 0, ram.arena if space == "arena" else state),)
+        sizes = [r.arena if space == "arena" else r.state for r in self.regions]
+        ends = list(accumulate(sizes))
+        return tuple(
+            Part(r.name, end - size, end)
+            for r, size, end in zip(self.regions, sizes, ends, strict=True)
+        )
+
+    @model_serializer(mode="wrap")
+    def _without_no_regions(self, plain: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """A plan for one region is the same file whether this version knows regions or not."""
+        record: dict[str, object] = plain(self)
+        if not self.regions:
+            record.pop("regions", None)
+        return record
 
 
 def load_plan(path: Path) -> Plan:

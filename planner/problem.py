@@ -11,7 +11,7 @@ block of frozen layers may be streamed by rows. ``planner.timeline`` lays it out
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..ir.graph import Node
@@ -273,15 +273,32 @@ class Forced:
 
 
 @dataclass(frozen=True)
+class RamRegion:
+    """A RAM region, of which a buffer lies in one only.
+
+    Attributes:
+        name: In the device's spec.
+        bytes: What the plan may use of it.
+        extra_cycles_per_byte: What a byte there costs a kernel more, see ``planner.device.Region``.
+    """
+
+    name: str
+    bytes: int
+    extra_cycles_per_byte: float = 0.0
+
+
+@dataclass(frozen=True)
 class Limits:
     """Budgets of one training step; None where there is no limit.
 
     Attributes:
-        ram_bytes: Arena + state.
+        ram_bytes: Arena + state, over all regions.
         flash_bytes: Weights + code.
         cycles: Latency limit in cycles.
         energy_j: Energy limit.
         storage_bytes: Capacity for paging.
+        regions: Where buffers can lie, preferred ones first; empty for one region without extra
+            cycles.
         worn_bytes: Of storage, per training step.
         wait_for_transfers: Count every page transfer in full, even where it runs beside the core:
             what a schedule takes is then no more than what the model says.
@@ -292,8 +309,18 @@ class Limits:
     cycles: int | None = None
     energy_j: float | None = None
     storage_bytes: int = 0
+    regions: tuple[RamRegion, ...] = ()
     worn_bytes: int | None = None
     wait_for_transfers: bool = False
+
+    @property
+    def largest_bytes(self) -> int:
+        """The most that one buffer can have."""
+        return max((r.bytes for r in self.regions), default=self.ram_bytes)
+
+    def in_one_region(self, ram_bytes: int) -> Limits:
+        """With one RAM region of this size."""
+        return replace(self, ram_bytes=ram_bytes, regions=())
 
 
 @dataclass(frozen=True)

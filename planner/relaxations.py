@@ -141,7 +141,7 @@ class Relaxations:
         need = self._search.least(wide.problem(), "ram")
         if need.solution is None:
             return
-        has = self._search.planning(change.request).limits.ram_bytes
+        has = self._search.planning(change.request).limits.largest_bytes
         request = replace(change.request, ram_bytes=round(need.value))
         made = planned(self._search, request, "ram")
         if made is None or round(need.value) <= has:

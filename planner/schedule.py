@@ -7,7 +7,7 @@ once, which tells where it may run, and then with the places that ``planner.tran
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..ir.graph import Node, Value
@@ -15,8 +15,9 @@ from ..ir.opdef import get_op
 from ..ir.training import Update
 from .blocks import arena_bytes, live_bytes, peak_bytes
 from .layout import place
-from .plan import Action, Buffer, Step, StepKind
-from .problem import ALWAYS, Problem, Slot
+from .placement import extra_cycles, place_all, touches, traffic
+from .plan import Action, Buffer, RegionClaim, Step, StepKind
+from .problem import ALWAYS, Limits, Problem, Slot
 from .solution import Solution
 from .stays import Stays
 from .tensors import Tensor
@@ -43,6 +44,9 @@ class Schedule:
         transfer_cycles: Cycles of a training step in which a page transfer is under way.
         worn_bytes: Of storage, per training step.
         actions: Forward tensor name -> keep, recompute or page, for those that backward reads.
+        regions: What each RAM region holds, where there are several; empty if the buffers did not
+            find room in them: then they lie in one large region instead.
+        missing_bytes: What one of several regions lacks then; an estimate.
     """
 
     steps: tuple[Step, ...]
@@ -55,6 +59,14 @@ class Schedule:
     transfer_cycles: int
     worn_bytes: int
     actions: dict[str, tuple[int, Action]]
+    regions: tuple[RegionClaim, ...] = ()
+    missing_bytes: int = 0
+
+    def over_bytes(self, limits: Limits) -> int:
+        """Bytes of RAM beyond the budget; 0 or less if it is kept."""
+        if limits.regions:
+            return self.missing_bytes
+        return self.arena_bytes + self.state_bytes - limits.ram_bytes
 
 
 def realize(
@@ -64,7 +76,7 @@ def realize(
     seed: int = 0,
     enough_bytes: int | None = None,
     quick: bool = False,
-    hide_within: int | None = None,
+    hide_within: Limits | None = None,
 ) -> Schedule:
     """Turn the decisions of a specialised problem (all updates fixed) into a placed schedule.
 
@@ -74,21 +86,21 @@ def realize(
         seed: Of the search for a layout.
         enough_bytes: With this RAM no long search follows a short one; None: it always does.
         quick: None follows in any case.
-        hide_within: RAM, state included, up to which transfers may run beside the core; None: what
-            the schedule needs anyway.
+        hide_within: With the RAM, state included, that transfers beside the core may take; None:
+            no more than the schedule needs anyway.
     """
     plain = _Realizer(problem, solution).built()
     if not problem.cost.overlaps or not plain.transfers:
         return plain.placed(seed, enough_bytes, quick)
     moves = plain.moves()
-    room = max(moves.live) if hide_within is None else hide_within - plain.stays.state_bytes
+    room = max(moves.live)
+    if hide_within is not None:
+        room = hide_within.ram_bytes - plain.stays.state_bytes
     for attempt in range(HIDING_TRIES):
         places = Hiding(moves.micro_steps, moves.transfers, moves.live, room).place()
         found = _Realizer(problem, solution, plain, places).built()
         schedule = found.placed(seed, enough_bytes, quick or attempt > 0)
-        over = 0
-        if hide_within is not None:
-            over = schedule.arena_bytes + schedule.state_bytes - hide_within
+        over = 0 if hide_within is None else schedule.over_bytes(hide_within)
         if over <= 0:
             return schedule
         room -= over
@@ -145,6 +157,7 @@ class _Realizer:
     touched: dict[Tensor, int] = field(default_factory=dict)
     paged_until: dict[Tensor, tuple[int, int]] = field(default_factory=dict)
     targets: dict[int, str] = field(default_factory=dict)
+    waits: dict[int, int] = field(default_factory=dict)
 
     def built(self) -> _Realizer:
         """All steps."""
@@ -356,9 +369,6 @@ class _Realizer:
         """Starts and waits that are still to come, the next one last."""
         if self.plain is None:
             return []
-        self.waits = run(
-            [s.cycles for s in self.plain.steps if s.nodes], self.plain.transfers, self.places
-        ).waits
         return [*order(self.plain.transfers, self.places)][::-1]
 
     def _move(self) -> None:
@@ -380,33 +390,79 @@ class _Realizer:
         self._keep_stored(stored)
         held = self.stays.read(value, k)
         reads = (stored, held) if index in self.targets else (held, stored)
-        self.steps.append(Step(kind="page_wait", reads=reads, cycles=self.waits[index]))
-
-    # -- placed -----------------------------------------------------------------------------------
+        self.waits[k] = index
+        self.steps.append(Step(kind="page_wait", reads=reads))
 
     def moves(self) -> Moves:
         """Of the pass with transfers that are waited for at once."""
         live = live_bytes(self.stays.blocks(), len(self.steps))
-        steps = [s for s in self.steps if s.nodes]
-        last = [s.cycles for s in steps]
-        others = [0 if s.last_micro else s.cycles for s in steps]
         return Moves(
             tuple(self.transfers),
             tuple(n for n, s in zip(live, self.steps, strict=True) if s.nodes),
-            ((1, last), (self.problem.micro_batches - 1, others)),
+            self._micro_steps(),
         )
 
-    def _cycles(self) -> int:
+    def _micro_steps(self) -> tuple[tuple[int, list[int]], ...]:
+        """How often there is which micro-step: cycles of each step that computes."""
+        steps = [s for s in self.steps if s.nodes]
+        last = [s.cycles for s in steps]
+        others = [0 if s.last_micro else s.cycles for s in steps]
+        return (1, last), (self.problem.micro_batches - 1, others)
+
+    def _clocked(self) -> int:
+        """Let the clocks run: waits get their cycles; returns those of a training step."""
         if self.plain is None:
             micro = self.problem.micro_batches
             return sum(s.cycles * (1 if s.last_micro else micro) for s in self.steps)
-        return sum(
-            n * run(cycles, self.plain.transfers, self.places).cycles
-            for n, cycles in self.plain.moves().micro_steps
-        )
+        moved = self.plain.transfers
+        clocks = [(n, run(cycles, moved, self.places)) for n, cycles in self._micro_steps()]
+        for k, index in self.waits.items():
+            waited = {"cycles": clocks[0][1].waits[index]}
+            self.steps[k] = self.steps[k].model_copy(update=waited)
+        return sum(n * c.cycles for n, c in clocks)
+
+    # -- placed -----------------------------------------------------------------------------------
 
     def placed(self, seed: int, enough_bytes: int | None, quick: bool) -> Schedule:
         """The schedule, with addresses."""
+        regions = self.problem.limits.regions
+        if not regions:
+            return self._in_one_region(seed, enough_bytes, quick)
+        n = len(self.steps)
+        found = self._in_regions(self.stays, seed, quick)
+        if not isinstance(found, Schedule):
+            room = sum(r.bytes for r in regions) - self.stays.state_bytes
+            found = self._in_regions(self.stays.apart(n, room), seed, quick)
+        if isinstance(found, Schedule):
+            return found
+        return replace(self._in_one_region(seed, None, quick=True), missing_bytes=found)
+
+    def _in_regions(self, stays: Stays, seed: int, quick: bool) -> Schedule | int:
+        """All buffers in several RAM regions, or the bytes that one of them lacks."""
+        regions, micro = self.problem.limits.regions, self.problem.micro_batches
+        shares = stays.in_ram()
+        views = {v.name for v in self.problem.training.graph.nodes if get_op(v.op).view}
+        # No kernel runs in views and transfers; transfers have times of their own.
+        touched = [[] if views.issuperset(s.nodes) else touches(s, shares) for s in self.steps]
+        times = [1 if s.last_micro else micro for s in self.steps]
+        arena, state = stays.blocks(), stays.state_blocks(len(self.steps))
+        placed = place_all(
+            arena,
+            state,
+            traffic(touched, times, len(arena) + len(state)),
+            regions,
+            seconds=QUICK_S if quick else THOROUGH_S,
+            seed=seed,
+        )
+        if isinstance(placed, int):
+            return placed
+        stays.move_state(placed.state)
+        for k, (s, shared) in enumerate(zip(self.steps, touched, strict=True)):
+            more = extra_cycles(shared, [regions[r] for r in placed.where])
+            self.steps[k] = s.model_copy(update={"cycles": s.cycles + more})
+        return replace(self._schedule(stays, placed.arena), regions=placed.regions)
+
+    def _in_one_region(self, seed: int, enough_bytes: int | None, quick: bool) -> Schedule:
         n, stays = len(self.steps), self.stays
         blocks = stays.blocks()
         peak = peak_bytes(blocks)
@@ -419,17 +475,21 @@ class _Realizer:
                 stays, blocks, offsets = other, other.blocks(), elsewhere
         if arena_bytes(blocks, offsets) > room and not quick:
             offsets = place(blocks, n, enough_bytes=room, exact_time_s=THOROUGH_S, seed=seed)
-        buffers = stays.buffers(n, offsets)
+        return self._schedule(stays, offsets)
+
+    def _schedule(self, stays: Stays, offsets: Sequence[int]) -> Schedule:
+        n, blocks = len(self.steps), stays.blocks()
+        buffers, cycles = stays.buffers(n, offsets), self._clocked()
         transfers = self.transfers if self.plain is None else self.plain.transfers
         micro, cost = self.problem.micro_batches, self.problem.cost
         return Schedule(
             tuple(self.steps),
             (*buffers, *self.extra),
             arena_bytes(blocks, offsets),
-            self.stays.state_bytes,
+            stays.state_bytes,
             self.storage_top,
             tuple(live_bytes(blocks, n)),
-            self._cycles(),
+            cycles,
             micro * sum(t.cycles for t in transfers),
             micro * sum(cost.worn_bytes(t.bytes) for t in transfers if t.out),
             {self._paged_value(t).name: (t.bytes, self._action(t)) for t in self.read_late},

@@ -158,8 +158,8 @@ class Search:
             except LayoutError as e:
                 if is_last:
                     raise
-                self.watch.stage(f"no layout, {e.over_bytes:,} B over: choosing updates again")
-                limits = replace(limits, ram_bytes=limits.ram_bytes - e.over_bytes)
+                self.watch.stage(f"no layout, {e.excess}: choosing updates again")
+                limits = e.excess.off(limits)
 
     def _tighten(self, proven: float) -> None:
         tighter = min if self.start.goals[0] == "learn" else max

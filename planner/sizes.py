@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from math import floor
 
 from ..ir.errors import UsageError
 
@@ -22,6 +23,8 @@ _JOULES = {"j": 1.0, "mj": 1e-3, "uj": 1e-6}
 
 def parse_bytes(text: str, what: str = "size") -> int:
     """Bytes of a size such as ``320KB``, ``320 KiB``, ``1.5MB``, ``0x50000`` or ``327,680``.
+
+    Part of a byte is dropped where there is a unit: ``0.3KB`` is 307 bytes.
 
     Args:
         text: The size, in any case.
@@ -41,6 +44,8 @@ def parse_bytes(text: str, what: str = "size") -> int:
                 " or 0x50000"
             )
         size = Fraction(match[1].replace(",", "")) * _UNITS[(match[2] or "").lower()]
+        if match[2]:  # a budget of 32.3MB is meant as a round figure; nothing may exceed it
+            size = Fraction(floor(size))
     if size.denominator != 1:
         raise UsageError(
             f"{what}: {_shown(text)} is {float(size):.9g} bytes, not a whole number;"

@@ -22,6 +22,7 @@ from .decided import (
     LAYOUT_TRIES,
     MIXED,
     Decided,
+    Excess,
     LateError,
     LayoutError,
     OutOfTimeError,
@@ -38,7 +39,7 @@ from .plan import ObjectiveName
 from .precision import NOISE_WEIGHT
 from .problem import Limits, Problem
 from .progress import Watch
-from .schedule import Schedule, realize
+from .schedule import realize
 from .solution import Solution
 from .timeline import build_problem
 
@@ -244,7 +245,7 @@ class Stages:
         """``schedule`` under one way to count transfers."""
         if self.watch.over():
             raise self._out_of_time()
-        over = 0
+        excess = Excess()
         decided, proven = self._streaming(start, goal, free, limits)
         for _ in range(LAYOUT_TRIES):
             training = build_training(self.lowered(decided), self.spec, decided.updates)
@@ -260,15 +261,16 @@ class Stages:
                     seed=self.options.seed,
                     enough_bytes=enough,
                     quick=self.watch.over() is not None,
-                    hide_within=enough,
+                    hide_within=None if enough is None else self.limits,
                 )
-                over = schedule.arena_bytes + schedule.state_bytes - self.limits.ram_bytes
-                if over <= 0 and self._is_late(schedule):
+                excess = Excess.of(schedule, problem, self.limits)
+                hides = schedule.transfer_cycles and not limits.wait_for_transfers
+                if excess and not excess.ram_bytes and self.cost.overlaps and hides:
                     raise LateError(self.cost.latency_s(schedule.cycles), proven)
-                if over <= 0:
+                if not excess:
                     return Scheduled(decided, training, schedule, proven)
-                self.tell(f"live bytes fit, the layout is {over:,} B over: tightening", goal)
-                limits = replace(limits, ram_bytes=limits.ram_bytes - max(over, 4))
+                self.tell(f"{excess}: tightening", goal)
+                limits = excess.off(limits)
             else:  # tightened below what these blocks need
                 try:
                     other, _ = self._streaming(start, goal, free, limits)
@@ -279,7 +281,7 @@ class Stages:
                 if other == decided:
                     break
                 decided = other
-        raise LayoutError(self.limits.ram_bytes, over)
+        raise LayoutError(self.limits, excess)
 
     def _moving_less(self, problem: Problem, goal: Goal, found: SolveResult) -> SolveResult:
         """Of solutions that are as good, one with few transfers, which a schedule can hide."""
@@ -291,14 +293,6 @@ class Stages:
         shy = Milp(problem, goal, shy=True)
         other = self._solved(shy, goal, PLAIN_SHARE, found.solution)
         return found if other.solution is None else other
-
-    def _is_late(self, schedule: Schedule) -> bool:
-        """A schedule breaks a limit of time that its model keeps."""
-        cycles, energy = self.limits.cycles, self.limits.energy_j
-        takes = self.cost.energy_j(schedule.cycles, schedule.transfer_cycles)
-        return (cycles is not None and schedule.cycles > cycles) or (
-            energy is not None and takes > energy * (1 + 1e-9)
-        )
 
     def most_gain(self, free: Sequence[str]) -> float:
         """Score without any limit, with these layers mixed."""

@@ -6,8 +6,10 @@ bytes of their operand; a block lives from its first write to its last read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ..ir.graph import Node, TensorType, Value
 from ..ir.opdef import get_op
@@ -37,6 +39,18 @@ class _Bytes:
     size: int
     first: int
     last: int
+
+
+class Share(NamedTuple):
+    """What of a block a buffer touches.
+
+    Attributes:
+        block: Index in the blocks of the arena, then those of the state.
+        bytes: Size of the buffer.
+    """
+
+    block: int
+    bytes: int
 
 
 class Stays:
@@ -108,6 +122,32 @@ class Stays:
         """What is to be placed in the arena."""
         return [Block(b.size, b.first, b.last) for b in self._blocks]
 
+    def state_blocks(self, steps: int) -> list[Block]:
+        """The tensors of the state, which live in all of so many steps."""
+        return [
+            Block(aligned(v.type.nbytes), 0, steps - 1)
+            for v, space, _ in self._fixed
+            if space == "state"
+        ]
+
+    def in_ram(self) -> dict[str, Share]:
+        """Id of a buffer in arena or state -> the bytes that it is part of."""
+        arena, count = len(self._blocks), 0
+        found = {s.id: Share(s.block, s.type.nbytes) for s in self._stays}
+        for v, space, _ in self._fixed:
+            if space == "state":
+                found[v.name] = Share(arena + count, v.type.nbytes)
+                count += 1
+        return found
+
+    def move_state(self, offsets: Sequence[int]) -> None:
+        """Put the tensors of the state elsewhere, an offset each."""
+        places = iter(offsets)
+        self._fixed = [
+            (v, space, next(places) if space == "state" else offset)
+            for v, space, offset in self._fixed
+        ]
+
     def apart(self, steps: int, room: int) -> Stays:
         """The same buffers, with in-place results beside their operands wherever room is left.
 
@@ -134,7 +174,7 @@ class Stays:
             s.block = block
         return result
 
-    def buffers(self, steps: int, offsets: list[int]) -> list[Buffer]:
+    def buffers(self, steps: int, offsets: Sequence[int]) -> list[Buffer]:
         """The buffers of a plan of so many steps, with an arena offset per block."""
         fixed = [
             Buffer(

@@ -20,6 +20,7 @@ from odt_plan.planner.plan import (
     Objective,
     Plan,
     RamClaim,
+    RegionClaim,
     SolverInfo,
     Step,
     Training,
@@ -43,6 +44,7 @@ def finish(
     storage: str | None = None,
     transfer_cycles: int = 0,
     cycles: int | None = None,
+    regions: tuple[RegionClaim, ...] = (),
 ) -> Plan:
     """The plan record around steps and buffers, with true claims."""
     spec, updates = training.spec, training.updates
@@ -96,7 +98,10 @@ def finish(
         ),
         device=DeviceInfo(
             id=device.id, storage=storage,
-            budget=Budget(ram_bytes=ram, flash_bytes=flash + code, storage_bytes=stored),
+            budget=Budget(
+                ram_bytes=sum(r.budget for r in regions) or ram, flash_bytes=flash + code,
+                storage_bytes=stored,
+            ),
         ),
         status="feasible",
         objective=(Objective(name="latency", value=cycles, bound=cycles, gap=0.0),),
@@ -113,6 +118,7 @@ def finish(
             worn_bytes=worn,
             life_steps=cost.life_steps(worn, spec.micro_batches),
         ),
+        regions=regions,
         decisions=Decisions(
             importance_source="tests",
             updates=tuple(decided),

@@ -21,7 +21,7 @@ from odt_plan.planner.importance import prior
 from odt_plan.planner.linear import SolverOptions
 from odt_plan.planner.milp import Milp
 from odt_plan.planner.plan import Buffer, Plan, Step
-from odt_plan.planner.problem import Limits, Problem
+from odt_plan.planner.problem import Limits, Problem, RamRegion
 from odt_plan.planner.schedule import realize
 from odt_plan.planner.timeline import build_problem
 
@@ -82,18 +82,20 @@ def squeezed(
     storage: str | None = None,
     device: Device | None = None,
     overlap: bool = False,
+    regions: tuple[RamRegion, ...] = (),
 ) -> Plan:
     """A plan of the planner's own model and schedule within a live-byte limit."""
     device = device or load_device(BOARD)
-    limits = Limits(ram_bytes, 10**7, None, None, 10**6 if storage else 0)
+    limits = Limits(ram_bytes, 10**7, None, None, 10**6 if storage else 0, regions)
     cost = cost_of(device, storage, overlap=overlap)
     problem = problem_of(forward, training, limits, cost, fixed=True)
     result = Milp(problem, shy=overlap).solve("latency", SolverOptions(time_limit_s=30))
     assert result.solution is not None, result.status
-    s = realize(problem, result.solution, hide_within=ram_bytes)
+    s = realize(problem, result.solution, hide_within=limits)
+    assert bool(s.regions) == bool(regions), s.missing_bytes
     return finish(
         training, device, problem.cost, s.steps, s.buffers, s.actions, storage, s.transfer_cycles,
-        s.cycles,
+        s.cycles, s.regions,
     )  # fmt: skip
 
 

@@ -186,7 +186,12 @@ def test_a_lifetime_that_ends_early_is_caught(
 @needs_gcc
 @pytest.mark.parametrize("static", [0, 1])
 def test_api(static: int, tmp_path: Path) -> None:
-    plan, training = planned(nets.mlp(), TrainingSpec(optimizer="adam"))
+    check_api(planned(nets.mlp(), TrainingSpec(optimizer="adam")), tmp_path, static)
+
+
+def check_api(case: Planned, tmp_path: Path, static: int = 1) -> None:
+    """What the functions return for good and bad arguments, and that a saved state comes back."""
+    plan, training = case
     emit_c(plan, training, tmp_path)
     main = lane.FIRMWARE / "api.c"
     define = [f"MLP_STATIC_ARENA={static}"]

@@ -137,7 +137,7 @@ def test_own_device_file_is_read(tmp_path: Path) -> None:
     ("old", "new", "at", "message"),
     [
         ("name: STM32F746G Discovery\n", "", 1, "name: is missing"),
-        ("kind: flash", "kind: rom", "kind: rom", "regions.3.kind: .*'ram' or 'flash'"),
+        ("kind: flash", "kind: rom", "kind: rom", "regions.3.kind: .*'ram', 'code' or 'flash'"),
         ("kind: flash", "kindd: flash", "FLASH", "regions.3.kind: is missing"),
         ("bytes: 65536", "bytes: -1", "bytes: -1", "regions.1.bytes: .*greater than 0"),
         ("bytes: 65536", "bytes: 320 kb/s", "320 kb/s", "regions.1.bytes: .*valid integer"),
@@ -162,7 +162,7 @@ def test_own_device_file_is_read(tmp_path: Path) -> None:
             "allow_paging:",
             "storage.0.allow_paging: is for a part of the chip's flash",
         ),
-        ("kind: ram", "kind: ram\n    kind: ram", 10, "kind: given twice .first in line 9"),
+        ("kind: ram", "kind: ram\n    kind: ram", 15, "kind: given twice .first in line 14"),
     ],
 )
 def test_wrong_field_is_named_with_its_line(

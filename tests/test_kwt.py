@@ -91,10 +91,10 @@ def test_plan_and_its_c(model: Path, tmp_path: Path) -> None:
 
 @needs_zig
 def test_last_block_on_the_board(last_block: Path, tmp_path: Path) -> None:
-    """All of it trained: the bits of NumPy, the instructions that were predicted."""
+    """All of it trained, in three RAM regions: the bits of NumPy, the predicted instructions."""
     device = load_device("stm32h743")
     done = make_plan(Request(last_block, device, train=("all",), with_baselines=False))
-    limits = lane.Limits(device.flash_bytes, device.ram_region()[1])
+    limits = lane.Limits.of(device)
     case = (done.plan, done.training)
     _, result = on_board(case, tmp_path, compiler=COMPILER, limits=limits)
     check_prediction(case, result, COMPILER)

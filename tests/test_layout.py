@@ -19,7 +19,7 @@ from odt_plan.planner.blocks import Block, arena_bytes, components, live_bytes, 
 from odt_plan.planner.device import load_device
 from odt_plan.planner.layout import lay_out, place
 from odt_plan.planner.layout_exact import solve_exactly
-from odt_plan.planner.layout_regions import Region, place_in_regions
+from odt_plan.planner.layout_regions import Region, missing_bytes, place_in_regions
 from odt_plan.planner.layout_search import Search, search
 from odt_plan.planner.pipeline import Request, make_plan
 
@@ -265,6 +265,40 @@ def test_regions_equal_brute_force(
     assert found.answer == ("fits" if brute_regions(blocks, sizes, may) else "impossible")
     if found.answer == "fits":
         check_regions(blocks, regions, may, found.spots)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    blocks_of(5, 4, 4, (1, 2)),
+    st.lists(st.integers(1, 7), min_size=2, max_size=3),
+    st.randoms(use_true_random=False),
+)
+def test_the_cheapest_regions_equal_brute_force(
+    blocks: list[Block], sizes: list[int], draw: random.Random
+) -> None:
+    regions = [Region(f"r{k}", 64 * k, size) for k, size in enumerate(sizes)]
+    costs = [[draw.randint(0, 9) for _ in sizes] for _ in blocks]
+    found = place_in_regions(blocks, regions, costs=costs)
+    possible = [
+        sum(c[r] for c, r in zip(costs, where, strict=True))
+        for where in product(range(len(sizes)), repeat=len(blocks))
+        if brute_regions(blocks, sizes, [(r,) for r in where])
+    ]
+    assert found.answer == ("fits" if possible else "impossible")
+    if possible:
+        check_regions(blocks, regions, [range(len(sizes))] * len(blocks), found.spots)
+        assert sum(c[s.region] for c, s in zip(costs, found.spots, strict=True)) == min(possible)
+    else:
+        assert missing_bytes(blocks, regions) > 0
+
+
+def test_what_a_region_lacks_is_enough() -> None:
+    blocks = [Block(30, 0, 3), Block(50, 2, 4), Block(40, 4, 6), Block(60, 0, 6)]
+    regions = [Region("dtcm", 0x2000_0000, 64), Region("sram", 0x2001_0000, 64)]
+    assert place_in_regions(blocks, regions).answer == "impossible"
+    more = missing_bytes(blocks, regions)
+    wider = [[replace(r, bytes=r.bytes + more * (r is w)) for r in regions] for w in regions]
+    assert "fits" in [place_in_regions(blocks, w).answer for w in wider]
 
 
 def test_regions_are_filled_in_the_order_given() -> None:

@@ -181,23 +181,24 @@ def test_inference_runs_only_what_the_prediction_needs(name: str) -> None:
 def test_dead_bytes_are_poisoned() -> None:
     e = exhibit("recompute")
     memory = Memory(e.plan)
-    memory.arena[:] = 0
+    (arena,) = memory.arena
+    arena[:] = 0
     for index in range(len(e.plan.steps)):
         memory.retire(index)
-        live = np.zeros(memory.arena.size, bool)
+        live = np.zeros(arena.size, bool)
         for b in e.plan.buffers:
             if b.space == "arena" and b.first <= index < b.last:
                 live[b.offset : b.offset + -(-b.bytes // 4) * 4] = True
-        assert not memory.arena[live].any(), "live bytes are left alone"
-        memory.arena[~live] = 0
+        assert not arena[live].any(), "live bytes are left alone"
+        arena[~live] = 0
         for b in e.plan.buffers:
             if b.space == "arena" and b.last == index:
-                memory.arena[b.offset : b.offset + b.bytes] = 1
-        memory.arena[live] = 0
-        dying = memory.arena == 1
+                arena[b.offset : b.offset + b.bytes] = 1
+        arena[live] = 0
+        dying = arena == 1
         memory.retire(index)
-        assert (memory.arena[dying] == 0xFF).all()
-        memory.arena[:] = 0
+        assert (arena[dying] == 0xFF).all()
+        arena[:] = 0
 
 
 def test_a_stale_read_shows_as_nan() -> None:

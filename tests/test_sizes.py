@@ -34,6 +34,8 @@ from odt_plan.planner.sizes import (
         ("1MB", 1_048_576),
         ("1MiB", 1_048_576),
         ("1.5MB", 1_572_864),
+        ("32.3MB", 33_869_004),
+        ("0.3KB", 307),
         ("0.5 k", 512),
         ("2G", 2 << 30),
         ("1", 1),
@@ -60,8 +62,8 @@ def test_what_is_no_size_is_told_in_one_line(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("0.3KB", "307.2 bytes, not a whole number"),
         ("1.5", "1.5 bytes, not a whole number"),
+        ("0.0001KB", "outside 1 byte"),
         ("0", "outside 1 byte"),
         ("0x0", "outside 1 byte"),
         ("9" * 60, "outside 1 byte"),

@@ -188,7 +188,7 @@ def test_no_schedule_beats_the_bound_and_the_best_one_is_found(
         program = Milp(with_ram(problem, ram), shy=True)
         solution = program.solve("latency", EXACT).solution
         assert solution is not None
-        schedule = realize(problem, solution, hide_within=ram)
+        schedule = realize(problem, solution, hide_within=with_ram(problem, ram).limits)
         assert max(schedule.live) + schedule.state_bytes <= ram
         best = fastest(made, ram - state, schedule.cycles)
         assert Milp(with_ram(problem, ram)).solve("latency", EXACT).bound <= best + 0.5, ram
@@ -223,7 +223,7 @@ def test_transfers_beside_the_core_never_take_longer(storage: str) -> None:
         assert result.solution is not None
         before = realize(waiting, result.solution).cycles
         # The very decisions that are best where transfers are waited for.
-        same = realize(beside, result.solution, hide_within=ram)
+        same = realize(beside, result.solution, hide_within=with_ram(beside, ram).limits)
         assert same.cycles <= before == round(result.value)
         assert max(same.live) + same.state_bytes <= ram
         bound = Milp(with_ram(beside, ram)).solve("latency", SolverOptions(gap=0.01)).bound

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -16,6 +17,7 @@ from ...planner.plan import ALIGNMENT_BYTES, Buffer, Plan
 from .ctext import array, block, c_type, comment, identifier, symbol
 from .emit_call import float_literal
 from .golden import SEED, golden_arrays, golden_table, run_golden
+from .parts import Part, Parts
 from .sample import sample_declaration, sample_definition, sample_sizes, sample_sources
 from .schedule import emit_schedule
 
@@ -93,7 +95,8 @@ class _Library:
         # The capital keeps weights apart from whatever a model named ``<model>_...`` defines.
         self.weights = {n: symbol(f"{model}_W", i, n) for i, n in enumerate(constants)}
         self.state = _state_tensors(plan)
-        self.schedule = emit_schedule(plan, training, self.weights)
+        self.parts = Parts(plan)
+        self.schedule = emit_schedule(plan, training, self.weights, self.parts)
 
     def files(self) -> dict[str, str]:
         """All files by name, the library sources of the kernels included."""
@@ -135,10 +138,11 @@ class _Library:
             "sample_type": sample_type,
             "sample_declaration": sample_declaration(training.sample.type, self.model),
             "sample_definition": sample_definition(training.sample.type, self.model),
-            "sample_offset": sample.offset,
+            **self._memory(),
+            "sample_at": self.parts.pointer(sample),
             "sample_bytes": training.sample.type.nbytes,
-            "sample_end": sample.offset + sample.bytes,
-            "prediction_offset": schedule.prediction.offset,
+            "not_sample": self._dead(sample.offset, sample.offset + sample.bytes),
+            "prediction_at": self.parts.pointer(schedule.prediction),
             "target_name": "labels" if labels else "target",
             "target_decl": target_decl,
             "target_note": self._target_note(),
@@ -162,6 +166,36 @@ class _Library:
             "arrays": golden_arrays(golden),
             "table": golden_table(golden, self.state),
         }
+
+    def _memory(self) -> dict[str, str]:
+        """What the templates say of arena and state."""
+        parts = self.parts
+        return {
+            "fields": "".join(parts.fields(self.macro)),
+            "owned": parts.owned(),
+            "state_parts": parts.state_parts(self.macro),
+            "statics": "".join(parts.statics(self.model, self.macro)),
+            "defaults": "".join(parts.defaults(self.model)),
+            "unusable": parts.unusable(),
+            "locals": _locals(parts.all),
+            "arena_locals": _locals(parts.arena),
+            "voids": _lines(f"(void){p.name};" for p in parts.all),
+            "arena_voids": _lines(f"(void){p.name};" for p in parts.arena),
+            "all_dead": self._dead(0, 0),
+            "all_live": _lines(
+                f"LIVE({piece});" for piece in parts.cut(0, self.plan.claims.ram_bytes.arena)
+            ),
+            "zero_state": _lines(
+                f"memset(net->{p.name}, 0, {self.macro}_{p.macro});" for p in parts.state
+            ),
+        }
+
+    def _dead(self, low: int, high: int) -> str:
+        """The arena is dead but for a range."""
+        ranges = ((0, low), (high, self.plan.claims.ram_bytes.arena))
+        return _lines(
+            (f"DEAD({piece});" for a, b in ranges for piece in self.parts.cut(a, b)), indent=8
+        )
 
     def _summary(self) -> str:
         c = self.plan.claims
@@ -192,7 +226,7 @@ class _Library:
         if self.schedule.under_way:
             note = "transfers at most that are started and not waited for"
             sizes["TRANSFERS"] = (f"{self.schedule.under_way}", note)
-        sizes |= sample_sizes(training.sample.type)
+        sizes |= self.parts.sizes() | sample_sizes(training.sample.type)
         if training.spec.loss == "cross_entropy":
             sizes["CLASSES"] = (f"{training.prediction.type.shape[-1]}", "labels are 0 .. this - 1")
         lines = (f"{self.macro}_{k} {v} /* {note} */" for k, (v, note) in sizes.items())
@@ -222,7 +256,7 @@ class _Library:
         """Copies of the initial weights into the state."""
         constants = self.training.graph.constants
         return "\n".join(
-            f"    memcpy(net->state + {b.offset}, {self.weights[b.value]}, {b.bytes});"
+            f"    memcpy(net->{self.parts.pointer(b)}, {self.weights[b.value]}, {b.bytes});"
             for b in self.state
             if b.value in constants
         )
@@ -247,6 +281,14 @@ class _Library:
             note = f"{name}: {values[name].type}"
             parts.append(array(self.weights[name], data, values[name].type.dtype, note=note))
         return "\n".join(parts)
+
+
+def _locals(parts: Iterable[Part]) -> str:
+    return _lines(f"uint8_t *const {p.name} = net->{p.name};" for p in parts)
+
+
+def _lines(statements: Iterable[str], indent: int = 4) -> str:
+    return "\n".join(" " * indent + s for s in statements)
 
 
 def _state_tensors(plan: Plan) -> list[Buffer]:

@@ -18,6 +18,7 @@ from ...ir.training import TrainingGraph, Update
 from ...planner.plan import Buffer, Plan, Step
 from .ctext import block, block_comment, symbol, wrap
 from .emit_call import call, kernel_of, param_struct
+from .parts import Parts
 
 Range = tuple[int, int]
 
@@ -74,23 +75,28 @@ def inference_steps(plan: Plan, prediction: str) -> list[int]:
     return chosen[::-1]
 
 
-def emit_schedule(plan: Plan, training: TrainingGraph, weights: dict[str, str]) -> Schedule:
+def emit_schedule(
+    plan: Plan, training: TrainingGraph, weights: dict[str, str], parts: Parts
+) -> Schedule:
     """The plan as C statements.
 
     Args:
         plan: What to run.
         training: The graph that the plan executes.
         weights: C array of each constant by value name.
+        parts: C arrays of arena and state.
 
     Raises:
         GraphError: The plan has a step that C can't run (names it).
     """
-    return _Emitter(plan, training, weights).emit()
+    return _Emitter(plan, training, weights, parts).emit()
 
 
 class _Emitter:
-    def __init__(self, plan: Plan, training: TrainingGraph, weights: dict[str, str]) -> None:
-        self.plan, self.training, self.weights = plan, training, weights
+    def __init__(
+        self, plan: Plan, training: TrainingGraph, weights: dict[str, str], parts: Parts
+    ) -> None:
+        self.plan, self.training, self.weights, self.parts = plan, training, weights, parts
         self.buffers = {b.id: b for b in plan.buffers}
         self.arena = [b for b in plan.buffers if b.space == "arena"]
         self.nodes = {n.name: n for n in training.graph.nodes}
@@ -130,9 +136,9 @@ class _Emitter:
                 lines += block("if (mode == INFER) {", ["return ODTPLAN_OK;"])
             result.body += [
                 *block_comment(f"{i}: {self._describe(step)}"),
-                *(f"LIVE({a}, {b - a});" for a, b in born),
+                *(f"LIVE({piece});" for a, b in born for piece in self.parts.cut(a, b)),
                 *lines,
-                *(f"DEAD({a}, {b - a});" for a, b in dying),
+                *(f"DEAD({piece});" for a, b in dying for piece in self.parts.cut(a, b)),
             ]
         result.sources = sorted(sources)
         result.under_way = self._under_way()
@@ -294,7 +300,7 @@ class _Emitter:
         """C expression of where a buffer begins."""
         b = self.buffers[buffer_id]
         if b.space in ("arena", "state"):
-            return f"{b.space} + {b.offset}"
+            return self.parts.pointer(b)
         if b.space == "flash":
             return self.weights[b.value]
         if b.space == "io" and b.value == self.training.hyper.name:

@@ -77,12 +77,12 @@ class Runtime:
     @property
     def arena_nbytes(self) -> int:
         """Bytes of the arena."""
-        return self._memory.arena.nbytes
+        return sum(a.nbytes for a in self._memory.arena)
 
     @property
     def state_nbytes(self) -> int:
         """Bytes of updated weights, optimizer tensors and accumulators."""
-        return self._memory.state.nbytes
+        return sum(a.nbytes for a in self._memory.state)
 
     def infer(self, x: ArrayLike) -> Array:
         """The prediction for one batch; runs only the steps that it needs.
@@ -298,7 +298,7 @@ class Runtime:
 
     def state_bytes(self) -> bytes:
         """The state space, byte for byte as the plan lays it out."""
-        return self._memory.state.tobytes()
+        return b"".join(a.tobytes() for a in self._memory.state)
 
     def load_state(self, data: bytes, *, updates: int = 0) -> None:
         """Continue from saved state bytes, between two updates.
@@ -312,7 +312,9 @@ class Runtime:
         """
         if len(data) != self.state_nbytes:
             raise UsageError(f"the state has {len(data)} B, the plan has {self.state_nbytes} B")
-        self._memory.state[:] = np.frombuffer(data, np.uint8)
+        rest = np.frombuffer(data, np.uint8)
+        for a in self._memory.state:
+            a[:], rest = rest[: a.size], rest[a.size :]
         self.updates, self.micro_steps = updates, 0
 
     def _reset(self) -> None:

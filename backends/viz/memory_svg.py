@@ -85,7 +85,11 @@ def _render(plan: Plan, report: CheckReport) -> str:
         "</g>",
         *_names(report, kinds, scale),
         *_live(report, scale),
-        *_budget(plan.device.budget.ram_bytes, room, fits, report, scale),
+        *(
+            _regions(plan, scale)
+            if plan.regions
+            else _budget(plan.device.budget.ram_bytes, room, fits, report, scale)
+        ),
         *_phases(report, scale),
     ]
     width = max(scale.right + RIGHT, legend_width + 2 * MARGIN)
@@ -242,6 +246,24 @@ def _budget(
     left = report.peak_step * 2 >= len(report.steps)
     x, anchor = (LEFT + 6, "start") if left else (scale.right - 4, "end")
     yield text(x, y - 5, label, 11, text_anchor=anchor, fill="#a34700", font_weight="bold")
+
+
+def _regions(plan: Plan, scale: _Scale) -> Iterator[str]:
+    """Where the part of each RAM region ends; the arena is these parts, one above the other."""
+    for r, part in zip(plan.regions, plan.parts("arena"), strict=True):
+        if part.end == part.begin:
+            continue
+        y = scale.y(part.end)
+        label = f"{r.name}: arena {r.arena:,} B, state {r.state:,} B of {r.budget:,} B"
+        line = element(
+            "line", x1=LEFT, y1=y, x2=scale.right, y2=y, stroke="#d55e00", stroke_width=2,
+            stroke_dasharray="9 5",
+        )  # fmt: skip
+        yield element("g", [tooltip(label), line], _class="region")
+        yield text(
+            LEFT + 6, y + 13, label, 11, fill="#a34700", font_weight="bold", stroke="#ffffff",
+            stroke_width=4, paint_order="stroke",
+        )  # fmt: skip
 
 
 def _phases(report: CheckReport, scale: _Scale) -> Iterator[str]:

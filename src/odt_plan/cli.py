@@ -97,8 +97,9 @@ def plan(
     ] = None,
     ram: Annotated[
         str | None, typer.Option(
-            metavar="SIZE",
-            help="RAM for the plan, as 320KB.  [default: the device's less its reserve]",
+            metavar="SIZE|REGION=SIZE,...",
+            help="RAM for the plan, as 320KB in one region, or DTCM=128KB,AXI=500KB in those named."
+            "  [default: all of the device's less its reserve]",
         )
     ] = None,
     flash: Annotated[

@@ -163,7 +163,7 @@ class Tracer:
         r = self._request
         reserve, own = r.device.reserve, None
         if self._x == "ram":
-            own = max(0, r.device.ram_region()[1] - reserve.ram_bytes)
+            own = max(n for _, n in r.device.ram_budgets)  # a budget is of one region
         elif self._x == "flash":
             own = max(0, r.device.flash_bytes - reserve.flash_bytes)
         return Curve(

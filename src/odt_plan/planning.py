@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -98,7 +99,8 @@ def run_plan(options: PlanOptions) -> None:
     if options.as_json:
         sys.stdout.write(planned.plan.model_dump_json(indent=2) + "\n")
     elif not options.quiet:
-        print_plan(planned, Budgeted(request.ram_bytes, request.flash_bytes), files)
+        given = Budgeted(request.ram_bytes, request.flash_bytes, bool(request.ram_regions))
+        print_plan(planned, given, files)
 
 
 def make_request(options: PlanOptions) -> Request:
@@ -111,7 +113,7 @@ def make_request(options: PlanOptions) -> Request:
     device = _device(options)
     storage = None if options.storage == "none" else device.find_storage(options.storage).id
     spec_loss = options.loss
-    ram = parse_bytes(options.ram, "--ram") if options.ram is not None else None
+    ram, regions = parse_ram(options.ram) if options.ram is not None else (None, ())
     flash = parse_bytes(options.flash, "--flash") if options.flash is not None else None
     latency = parse_seconds(options.latency, "--latency") if options.latency is not None else None
     energy = parse_joules(options.energy, "--energy") if options.energy is not None else None
@@ -136,6 +138,7 @@ def make_request(options: PlanOptions) -> Request:
         storage=storage,
         min_steps=options.min_steps,
         ram_bytes=ram,
+        ram_regions=regions,
         flash_bytes=flash,
         latency_s=latency,
         energy_j=energy,
@@ -154,6 +157,23 @@ def make_request(options: PlanOptions) -> Request:
         threads=options.threads,
         with_baselines=not (options.quiet or options.as_json),
     )
+
+
+def parse_ram(text: str) -> tuple[int | None, tuple[tuple[str, int], ...]]:
+    """A size for one region, or sizes by name of a region: ``DTCM=128KB,AXI=500KB``.
+
+    Raises:
+        UsageError: A size is none, or a region is named twice.
+    """
+    if "=" not in text:
+        return parse_bytes(text, "--ram"), ()
+    regions: dict[str, int] = {}
+    for item in re.split(r",(?=[^,]*=)", text):  # a size may hold commas, too
+        name, _, size = item.partition("=")
+        if name.strip() in regions:
+            raise UsageError(f"--ram: {name.strip()} is given twice")
+        regions[name.strip()] = parse_bytes(size, f"--ram {name.strip()}")
+    return None, tuple(regions.items())
 
 
 def parse_micro_batches(text: str) -> int | Literal["auto"]:

@@ -33,10 +33,15 @@ _UNITS = {"learn": " of importance", "latency": " cycles", "ram": " B", "flash":
 
 @dataclass(frozen=True)
 class Budgeted:
-    """Which budgets the user gave; None: the device's memory less its reserve."""
+    """Which budgets the user gave; None: the device's memory less its reserve.
+
+    Attributes:
+        given_regions: RAM was given per region.
+    """
 
     ram_bytes: int | None
     flash_bytes: int | None
+    given_regions: bool = False
 
 
 def console() -> Console:
@@ -67,6 +72,7 @@ def print_verified(plan_file: Path, plan: Plan, report: CheckReport) -> None:
     found = f"{plan_file}: {len(plan.steps)} steps replayed, all claims confirmed"
     _line(out, "ok", found, "green")
     _line(out, "RAM", f"{format_bytes(ram)} of {format_bytes(plan.device.budget.ram_bytes)}")
+    _regions(out, plan)
     flash = plan.claims.flash_bytes.total
     _line(out, "flash", f"{format_bytes(flash)} of {format_bytes(plan.device.budget.flash_bytes)}")
     _line(out, "peak", _peak(report))
@@ -82,6 +88,7 @@ def verified_record(plan: Plan, report: CheckReport) -> dict[str, object]:
         "ram_bytes": report.arena_bytes + report.state_bytes,
         "arena_bytes": report.arena_bytes,
         "state_bytes": report.state_bytes,
+        "regions": [r.model_dump() for r in plan.regions],
         "live_peak_bytes": report.live_peak_bytes,
         "peak_step": report.peak_step,
         "flash_weights_bytes": report.flash_weights_bytes,
@@ -112,7 +119,7 @@ def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
         _line(out, "", stand_in)
     own = plan.device.budget
     limits = [
-        f"RAM {format_bytes(own.ram_bytes)}{_origin(budgeted.ram_bytes, device.ram_region()[1])}",
+        _ram_budget(plan, device, budgeted),
         f"flash {format_bytes(own.flash_bytes)}{_origin(budgeted.flash_bytes, device.flash_bytes)}",
     ]
     if own.latency_s is not None:
@@ -140,6 +147,15 @@ def _updated_types(planned: PlannedModel) -> str:
     return how if integer == {True} else f"f32 and {how}"
 
 
+def _ram_budget(plan: Plan, device: Device, budgeted: Budgeted) -> str:
+    """The RAM budget, region by region where there are several, and where it comes from."""
+    ram = format_bytes(plan.device.budget.ram_bytes)
+    if not plan.regions:
+        return f"RAM {ram}{_origin(budgeted.ram_bytes, device.ram_region()[1])}"
+    parts = " + ".join(f"{r.name} {r.budget:,}" for r in plan.regions)
+    return f"RAM {ram} = {parts} {'as given' if budgeted.given_regions else 'after the reserve'}"
+
+
 def _origin(given: int | None, device_bytes: int) -> str:
     """Where a budget comes from; a given one may exceed the device (memory added to the board)."""
     if given is None:
@@ -150,7 +166,8 @@ def _origin(given: int | None, device_bytes: int) -> str:
 
 def _memory(out: Console, plan: Plan, device: Device, budgeted: Budgeted) -> None:
     ram, flash = plan.claims.ram_bytes, plan.claims.flash_bytes
-    kept_ram = device.reserve.ram_bytes if budgeted.ram_bytes is None else 0
+    given = budgeted.ram_bytes is not None or budgeted.given_regions
+    kept_ram = 0 if given else device.reserve.ram_bytes
     kept_flash = device.reserve.flash_bytes if budgeted.flash_bytes is None else 0
     parts = [
         ("arena", ram.arena),
@@ -161,6 +178,7 @@ def _memory(out: Console, plan: Plan, device: Device, budgeted: Budgeted) -> Non
     out.print()
     _bar(out, "RAM", ram.total + kept_ram, plan.device.budget.ram_bytes + kept_ram)
     _line(out, "", _sum([*parts, ("reserve", kept_ram)]))
+    _regions(out, plan)
     _bar(out, "flash", flash.total + kept_flash, plan.device.budget.flash_bytes + kept_flash)
     code = ("code (estimated)", flash.code)
     _line(out, "", _sum([("weights", flash.weights), code, ("reserve", kept_flash)]))
@@ -175,6 +193,15 @@ def _wear(plan: Plan) -> str:
         return ""
     worn = f"a training step wears {c.worn_bytes:,} B"
     return f"; {worn}, so it is worn out after {c.life_steps:,} steps (predicted)"
+
+
+def _regions(out: Console, plan: Plan) -> None:
+    """What lies in each RAM region that is in use."""
+    for r in plan.regions:
+        used = r.arena + r.state
+        if used:
+            told = f"{used:,} B of {format_bytes(r.budget)}: arena {r.arena:,} + state {r.state:,}"
+            _line(out, "", f"{r.name} {told}")
 
 
 def _sum(parts: Sequence[tuple[str, int]]) -> str:
@@ -310,7 +337,8 @@ def print_devices(devices: Sequence[Device]) -> None:
         table.add_column(name, justify="right")
     table.add_column("storage")
     for d in devices:
-        mhz, ram = f"{d.clock_hz.value / 1e6:g}", _short(d.ram_region()[1])
+        mhz = f"{d.clock_hz.value / 1e6:g}"
+        ram = _short(sum(r.bytes for r in d.ram_runs))
         storage = ", ".join(s.id for s in d.storage) or "none"
         cells = (d.id, d.name, d.core, mhz, ram, _short(d.flash_bytes), storage)
         table.add_row(*map(Text, cells))
@@ -336,7 +364,6 @@ def _storage_facts(s: Storage) -> Iterator[tuple[str, str, str]]:
 def print_device(device: Device) -> None:
     """Print everything known about a device, each number with its source."""
     out = console()
-    origin, size = device.ram_region()
     out.print(Text.assemble((device.id, "bold"), f"  {device.name}"), soft_wrap=True)
     if device.notes:
         out.print(Text(device.notes), soft_wrap=True)
@@ -351,6 +378,9 @@ def print_device(device: Device) -> None:
         sectors = " + ".join(f"{n} x {_short(b)}" for n, b in r.sectors)
         where = f"{r.origin:#010x}  {format_bytes(r.bytes)}"
         rows.append((f"{r.kind} {r.name}", f"{where}{': ' if sectors else ''}{sectors}", r.source))
+        if r.extra_cycles_per_byte is not None:
+            more = r.extra_cycles_per_byte
+            rows.append(("  extra", f"{more.value:g} cycles per byte touched", more.source))
     kept = device.reserve
     rows.append(("reserved RAM", format_bytes(kept.ram_bytes), kept.source))
     rows.append(("reserved flash", format_bytes(kept.flash_bytes), kept.source))
@@ -367,8 +397,13 @@ def print_device(device: Device) -> None:
     for label, value, source in rows:
         told = Text(f"{label:<24}{value}")
         out.print(told.append(f"  ({source})" if source else "", "dim"), soft_wrap=True)
-    whole = f"{format_bytes(size)} of RAM from {origin:#010x} and all flash, less the reserve"
-    out.print(Text(f"{'a plan uses':<24}{whole}"), soft_wrap=True)
+    for run, left in device.ram_budgets:
+        less = ", less the reserve" * (left < run.bytes)
+        extra = run.extra_cycles_per_byte
+        slow = f", {extra:g} cycles per byte slower" if extra else ""
+        whole = f"{format_bytes(run.bytes)} of RAM from {run.origin:#010x} ({run.name}){slow}{less}"
+        out.print(Text(f"{'a plan uses':<24}{whole}"), soft_wrap=True)
+    out.print(Text(f"{'':<24}all flash, less the reserve"), soft_wrap=True)
 
 
 def _listed(files: Sequence[Path]) -> str:

@@ -19,6 +19,8 @@ from typing import Literal
 
 import numpy as np
 
+from odt_plan.planner.device import Device
+
 from .emulate import FIRMWARE, ZIG, BoardResult, run_qemu
 from .objects import link
 from .unicorn_board import run_unicorn
@@ -74,11 +76,44 @@ CORES = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Exact memory of the board; ``stack_bytes`` are a part of the RAM."""
+    """Exact memory of the board; ``stack_bytes`` are a part of the RAM.
+
+    ``regions`` are more RAM: name, origin and bytes, each for the section of that name.
+    """
 
     flash_bytes: int = 1 << 20
     ram_bytes: int = 320 << 10
     stack_bytes: int = 6 << 10
+    ram_origin: int = RAM_ORIGIN
+    regions: tuple[tuple[str, int, int], ...] = ()
+
+    @classmethod
+    def of(cls, device: Device) -> Limits:
+        """The memory map of a device; stack and data lie in its largest run of RAM."""
+        main = device.main_run
+        return cls(
+            device.flash_bytes,
+            main.bytes,
+            ram_origin=main.origin,
+            regions=tuple(
+                (r.name.lower(), r.origin, r.bytes) for r in device.ram_runs if r != main
+            ),
+        )
+
+    def linked(self) -> dict[str, str]:
+        """What the linker script is filled in with."""
+        names = ("flash_bytes", "ram_bytes", "stack_bytes")
+        memory = [f"  {n} (rw) : ORIGIN = {at:#x}, LENGTH = {b}\n" for n, at, b in self.regions]
+        sections = [
+            f"  .odt_plan_{n} (NOLOAD) : {{ *(.odt_plan_{n}) }} > {n}\n" for n, _, _ in self.regions
+        ]
+        return {
+            "flash_origin": hex(FLASH_ORIGIN),
+            "ram_origin": hex(self.ram_origin),
+            **{n: str(getattr(self, n)) for n in names},
+            "more_memory": "".join(memory),
+            "more_sections": "".join(sections),
+        }
 
 
 def has_zig_lane() -> bool:
@@ -154,11 +189,9 @@ def build_program(
     """Compile and link sources with the board's start-up; ``folder`` is searched for headers."""
     tag = f"{core}-{compiler}{'-mpu' if 'BOARD_MPU' in defines else ''}"
     script = folder / f"{tag}.ld"
-    values = {"flash_origin": hex(FLASH_ORIGIN), "ram_origin": hex(RAM_ORIGIN)}
-    values |= {k: str(v) for k, v in vars(limits).items()}
-    script.write_text(Template((FIRMWARE / "link.ld").read_text()).substitute(values))
+    script.write_text(Template((FIRMWARE / "link.ld").read_text()).substitute(limits.linked()))
     macros = [f"BOARD_FLASH_ORIGIN={FLASH_ORIGIN}u", f"BOARD_FLASH_BYTES={limits.flash_bytes}u"]
-    macros += [f"BOARD_RAM_ORIGIN={RAM_ORIGIN}u", f"BOARD_RAM_BYTES={limits.ram_bytes}u"]
+    macros += [f"BOARD_RAM_ORIGIN={limits.ram_origin}u", f"BOARD_RAM_BYTES={limits.ram_bytes}u"]
     command = _driver(core, compiler)
     command += ["-std=c99", optimise, "-ffp-contract=off", "-ffreestanding", "-fno-math-errno"]
     command += ["-Wdouble-promotion", "-ffunction-sections", "-fdata-sections"]
@@ -210,7 +243,8 @@ def run(
         machine = CORES[core].machine
         assert machine is not None, f"QEMU has no board with {core}"
         return run_qemu(elf, machine, given)
-    flash, ram = (FLASH_ORIGIN, limits.flash_bytes), (RAM_ORIGIN, limits.ram_bytes)
+    ram = [(limits.ram_origin, limits.ram_bytes), *((at, b) for _, at, b in limits.regions)]
+    flash = FLASH_ORIGIN, limits.flash_bytes
     return run_unicorn(elf, CORES[core].unicorn, given, flash=flash, ram=ram)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,14 @@ from .emulate import FIRMWARE, REGIONS, ZIG, BoardResult, shared_library
 
 
 def run_unicorn(
-    image: Path, core: str, files: dict[str, bytes], *, flash: tuple[int, int], ram: tuple[int, int]
+    image: Path,
+    core: str,
+    files: dict[str, bytes],
+    *,
+    flash: tuple[int, int],
+    ram: Sequence[tuple[int, int]],
 ) -> BoardResult:
-    """Run on Unicorn with exactly the given (origin, bytes) of flash and RAM mapped."""
+    """Run on Unicorn with exactly the given (origin, bytes) of flash and RAM regions mapped."""
     return _Unicorn(image, core, files, flash, ram).run()
 
 
@@ -50,7 +56,7 @@ class _Unicorn:
         core: str,
         files: dict[str, bytes],
         flash: tuple[int, int],
-        ram: tuple[int, int],
+        ram: Sequence[tuple[int, int]],
     ) -> None:
         import unicorn
         from unicorn import arm_const as arm
@@ -65,7 +71,8 @@ class _Unicorn:
         uc.ctl_set_cpu_model(getattr(arm, f"UC_CPU_ARM_{core}"))
         read, write, execute = (getattr(unicorn, f"UC_PROT_{x}") for x in ("READ", "WRITE", "EXEC"))
         uc.mem_map(flash[0], _pages(flash[1]), read | execute)
-        uc.mem_map(ram[0], _pages(ram[1]), read | write)
+        for origin, size in ram:
+            uc.mem_map(origin, _pages(size), read | write)
         uc.mem_map(0xE000E000, 0x1000)  # system control space, as plain memory
         for address, content in self.elf.segments:
             uc.mem_write(address, content)

@@ -24,8 +24,21 @@ uint32_t odtplan_crc32(uint32_t crc, const void *data, uint32_t bytes) {
     return ~crc;
 }
 
-static uint32_t content_crc(const odtplan_progress_t *progress, const void *state, uint32_t bytes) {
-    return odtplan_crc32(odtplan_crc32(0u, progress, (uint32_t)sizeof *progress), state, bytes);
+static uint32_t content_crc(const odtplan_progress_t *progress, const odtplan_memory_t *state,
+                            uint32_t parts) {
+    uint32_t i, crc = odtplan_crc32(0u, progress, (uint32_t)sizeof *progress);
+    for (i = 0; i < parts; i++) {
+        crc = odtplan_crc32(crc, state[i].data, state[i].bytes);
+    }
+    return crc;
+}
+
+static uint32_t sum_bytes(const odtplan_memory_t *state, uint32_t parts) {
+    uint32_t i, bytes = 0u;
+    for (i = 0; i < parts; i++) {
+        bytes += state[i].bytes;
+    }
+    return bytes;
 }
 
 /* The header but for its last word, the checksum of progress and state. */
@@ -39,25 +52,29 @@ static void make_header(uint32_t header[HEADER_WORDS], const uint32_t plan[2],
     header[5] = 0u;
 }
 
-int odtplan_save(const uint32_t plan[2], const odtplan_progress_t *progress, const void *state,
-                 uint32_t state_bytes, odtplan_write_t write, void *user) {
-    uint32_t header[HEADER_WORDS];
-    const uint32_t at = (uint32_t)sizeof header;
-    make_header(header, plan, state_bytes);
-    header[5] = content_crc(progress, state, state_bytes);
-    /* The header comes last: an interrupted save leaves nothing that looks whole. */
-    if (write(user, at, progress, (uint32_t)sizeof *progress) != 0 ||
-        write(user, at + (uint32_t)sizeof *progress, state, state_bytes) != 0 ||
-        write(user, 0u, header, at) != 0) {
+int odtplan_save(const uint32_t plan[2], const odtplan_progress_t *progress,
+                 const odtplan_memory_t *state, uint32_t parts, odtplan_write_t write, void *user) {
+    uint32_t header[HEADER_WORDS], i, at = (uint32_t)sizeof header;
+    make_header(header, plan, sum_bytes(state, parts));
+    header[5] = content_crc(progress, state, parts);
+    if (write(user, at, progress, (uint32_t)sizeof *progress) != 0) {
         return ODTPLAN_ERROR_STORAGE;
     }
-    return ODTPLAN_OK;
+    at += (uint32_t)sizeof *progress;
+    for (i = 0; i < parts; i++) {
+        if (write(user, at, state[i].data, state[i].bytes) != 0) {
+            return ODTPLAN_ERROR_STORAGE;
+        }
+        at += state[i].bytes;
+    }
+    /* The header comes last: an interrupted save leaves nothing that looks whole. */
+    return write(user, 0u, header, (uint32_t)sizeof header) != 0 ? ODTPLAN_ERROR_STORAGE : ODTPLAN_OK;
 }
 
-int odtplan_load(const uint32_t plan[2], odtplan_progress_t *progress, void *state,
-                 uint32_t state_bytes, odtplan_read_t read, void *user, int *torn) {
-    uint32_t header[HEADER_WORDS], expected[HEADER_WORDS], chunk[CHUNK_BYTES / 4u];
-    const uint32_t at = (uint32_t)sizeof header;
+int odtplan_load(const uint32_t plan[2], odtplan_progress_t *progress, const odtplan_memory_t *state,
+                 uint32_t parts, odtplan_read_t read, void *user, int *torn) {
+    uint32_t header[HEADER_WORDS], expected[HEADER_WORDS], chunk[CHUNK_BYTES / 4u], i;
+    const uint32_t at = (uint32_t)sizeof header, state_bytes = sum_bytes(state, parts);
     const uint32_t content = (uint32_t)sizeof *progress + state_bytes;
     uint32_t done = 0u, crc = 0u;
     *torn = 0;
@@ -82,11 +99,17 @@ int odtplan_load(const uint32_t plan[2], odtplan_progress_t *progress, void *sta
         return ODTPLAN_ERROR_DAMAGED;
     }
     *torn = 1;
-    if (read(user, at, progress, (uint32_t)sizeof *progress) != 0 ||
-        read(user, at + (uint32_t)sizeof *progress, state, state_bytes) != 0) {
+    done = at + (uint32_t)sizeof *progress;
+    if (read(user, at, progress, (uint32_t)sizeof *progress) != 0) {
         return ODTPLAN_ERROR_STORAGE;
     }
-    if (content_crc(progress, state, state_bytes) != header[5]) {
+    for (i = 0; i < parts; i++) {
+        if (read(user, done, state[i].data, state[i].bytes) != 0) {
+            return ODTPLAN_ERROR_STORAGE;
+        }
+        done += state[i].bytes;
+    }
+    if (content_crc(progress, state, parts) != header[5]) {
         return ODTPLAN_ERROR_DAMAGED;
     }
     *torn = 0;

@@ -51,15 +51,22 @@ typedef struct {
 /* CRC-32 (IEEE 802.3, reflected) of bytes, continued from crc (0 at the start). */
 uint32_t odtplan_crc32(uint32_t crc, const void *data, uint32_t bytes);
 
-/* Writes header, progress and state. plan is the 64-bit id of the plan, low word first. */
-int odtplan_save(const uint32_t plan[2], const odtplan_progress_t *progress, const void *state,
-                 uint32_t state_bytes, odtplan_write_t write, void *user);
+/* An array of the state. */
+typedef struct {
+    uint8_t *data;
+    uint32_t bytes;
+} odtplan_memory_t;
+
+/* Writes header, progress and the parts of the state. plan is the 64-bit id of the plan, low word
+ * first. */
+int odtplan_save(const uint32_t plan[2], const odtplan_progress_t *progress,
+                 const odtplan_memory_t *state, uint32_t parts, odtplan_write_t write, void *user);
 
 /* Reads what odtplan_save wrote. Everything is read and checked once before progress or state is
  * touched, then read again into its place; if that second reading fails or differs, the state is
  * undefined and *torn is 1. */
-int odtplan_load(const uint32_t plan[2], odtplan_progress_t *progress, void *state,
-                 uint32_t state_bytes, odtplan_read_t read, void *user, int *torn);
+int odtplan_load(const uint32_t plan[2], odtplan_progress_t *progress, const odtplan_memory_t *state,
+                 uint32_t parts, odtplan_read_t read, void *user, int *torn);
 
 /* Adam's decay rates; rest1 = 1 - beta1 and rest2 = 1 - beta2 are rounded once, because the
  * difference of floats would lose half of the digits of 1 - 0.999. Other optimizers: 0, 0, 1, 1. */

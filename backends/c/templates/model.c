@@ -6,16 +6,17 @@
 #include "${model}_weights.h"
 $includes
 #define READY 0x6f647470u
+#define COUNT(array) ((uint32_t)(sizeof(array) / sizeof *(array)))
 
 #ifdef ODTPLAN_POISON
 /* Debug build: told about every range of the arena that comes to life or dies. */
 extern void odtplan_live(void *p, uint32_t bytes);
 extern void odtplan_dead(void *p, uint32_t bytes);
-#define LIVE(offset, bytes) odtplan_live(arena + (offset), (bytes))
-#define DEAD(offset, bytes) odtplan_dead(arena + (offset), (bytes))
+#define LIVE(p, bytes) odtplan_live((p), (bytes))
+#define DEAD(p, bytes) odtplan_dead((p), (bytes))
 #else
-#define LIVE(offset, bytes) ((void)0)
-#define DEAD(offset, bytes) ((void)0)
+#define LIVE(p, bytes) ((void)0)
+#define DEAD(p, bytes) ((void)0)
 #endif
 
 #if ${MODEL}_STATIC_ARENA
@@ -26,9 +27,7 @@ extern void odtplan_dead(void *p, uint32_t bytes);
 #else
 #define ALIGNED _Alignas(8)
 #endif
-ALIGNED static uint8_t ${model}_arena[${MODEL}_ARENA_BYTES];
-ALIGNED static uint8_t ${model}_state[${MODEL}_STATE_BYTES];
-#endif
+$statics#endif
 
 static const uint32_t plan_id[2] = {${plan_low}, ${plan_high}};
 static const odtplan_decay_t decay = {${decay}};
@@ -38,11 +37,10 @@ $params
 enum { INFER, MICRO, UPDATE };
 
 static int run(${model}_t *net, $kernel_target, float *loss, int mode) {
-    uint8_t *const arena = net->arena;
-    uint8_t *const state = net->state;
+$locals
     int32_t row;
 $body
-    (void)state;
+$voids
     (void)row;
     (void)mode;
     return ODTPLAN_OK;
@@ -63,21 +61,21 @@ static int check(const ${model}_t *net, const $sample_type *x, int pages) {
 
 /* Only the sample is alive at the start. */
 static void begin(${model}_t *net, const $sample_type *x) {
-    uint8_t *const arena = net->arena;
+$arena_locals
     if (x == ${MODEL}_SAMPLE(net)) {
-        DEAD(0, ${sample_offset});
-        DEAD(${sample_end}, ${MODEL}_ARENA_BYTES - ${sample_end});
+$not_sample
     } else {
-        DEAD(0, ${MODEL}_ARENA_BYTES);
-        LIVE(${sample_offset}, ${sample_bytes});
-        memcpy(arena + ${sample_offset}, x, ${sample_bytes});
+$all_dead
+        LIVE(${sample_at}, ${sample_bytes});
+        memcpy(${sample_at}, x, ${sample_bytes});
     }
+$arena_voids
 }
 
 static int finish(${model}_t *net, int status) {
-    uint8_t *const arena = net->arena;
-    LIVE(0, ${MODEL}_ARENA_BYTES);
-    (void)arena;
+$arena_locals
+$all_live
+$arena_voids
     return status;
 }
 
@@ -86,18 +84,11 @@ int ${model}_init(${model}_t *net) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
 #if ${MODEL}_STATIC_ARENA
-    if (net->arena == NULL) {
-        net->arena = ${model}_arena;
-    }
-    if (net->state == NULL) {
-        net->state = ${model}_state;
-    }
-#endif
-    if (net->arena == NULL || net->state == NULL || ((uintptr_t)net->arena & 7u) != 0u ||
-        ((uintptr_t)net->state & 7u) != 0u) {
+$defaults#endif
+    if ($unusable) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
-    memset(net->state, 0, ${MODEL}_STATE_BYTES);
+$zero_state
 $initial
     memset(&net->progress, 0, sizeof net->progress);
     net->ready = READY;
@@ -149,7 +140,8 @@ int ${model}_save(const ${model}_t *net, odtplan_write_t write, void *user) {
     if (net->ready != READY) {
         return ODTPLAN_ERROR_NOT_READY;
     }
-    return odtplan_save(plan_id, &net->progress, net->state, ${MODEL}_STATE_BYTES, write, user);
+    const odtplan_memory_t parts[] = ${MODEL}_STATE_PARTS(net);
+    return odtplan_save(plan_id, &net->progress, parts, COUNT(parts), write, user);
 }
 
 int ${model}_load(${model}_t *net, odtplan_read_t read, void *user) {
@@ -160,7 +152,8 @@ int ${model}_load(${model}_t *net, odtplan_read_t read, void *user) {
     if (net->ready != READY) {
         return ODTPLAN_ERROR_NOT_READY;
     }
-    status = odtplan_load(plan_id, &net->progress, net->state, ${MODEL}_STATE_BYTES, read, user, &torn);
+    const odtplan_memory_t parts[] = ${MODEL}_STATE_PARTS(net);
+    status = odtplan_load(plan_id, &net->progress, parts, COUNT(parts), read, user, &torn);
     if (torn) {
         (void)${model}_init(net);
     }

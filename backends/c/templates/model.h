@@ -21,16 +21,15 @@ extern "C" {
 #endif
 
 $sizes
-/* 1: arena and state are static arrays of this library. 0: the caller owns them and sets net.arena
- * and net.state (aligned to 8 bytes) before ${model}_init. Set it for the whole build. */
+/* 1: arena and state are static arrays of this library. 0: the caller owns them and sets
+ * $owned
+ * (aligned to 8 bytes) before ${model}_init. Set it for the whole build. */
 #ifndef ${MODEL}_STATIC_ARENA
 #define ${MODEL}_STATIC_ARENA 1
 #endif
 
 typedef struct {
-    uint8_t *arena; /* ${MODEL}_ARENA_BYTES of scratch; dead between calls */
-    uint8_t *state; /* ${MODEL}_STATE_BYTES that training changes: weights, optimizer tensors */
-    /* Paging of tensors; needed when ${MODEL}_STORAGE_BYTES is not 0. */
+$fields    /* Paging of tensors; needed when ${MODEL}_STORAGE_BYTES is not 0. */
     odtplan_write_t page_write;
     odtplan_read_t page_read;
 $overlap_fields    void *user; /* handed to the page callbacks */
@@ -43,9 +42,13 @@ $overlap_fields    void *user; /* handed to the page callbacks */
 
 /* Where the sample lies in the arena. Writing x there and passing this pointer saves the copy; a
  * call may overwrite it. */
-#define ${MODEL}_SAMPLE(net) (($sample_type *)(void *)((net)->arena + ${sample_offset}))
+#define ${MODEL}_SAMPLE(net) (($sample_type *)(void *)((net)->$sample_at))
 /* Where ${model}_infer leaves the prediction, until the next call. */
-#define ${MODEL}_PREDICTION(net) ((float *)(void *)((net)->arena + ${prediction_offset}))
+#define ${MODEL}_PREDICTION(net) ((float *)(void *)((net)->$prediction_at))
+
+/* Initializer of odtplan_memory_t[]: where the state lies. */
+#define ${MODEL}_STATE_PARTS(net) \
+    {$state_parts}
 
 /* Copies the initial weights to the state, zeroes optimizer tensors and progress. */
 int ${model}_init(${model}_t *net);

@@ -51,11 +51,23 @@ static void result(const char *key, int value) {
 
 /* 1 when the state is as remember() saw it. */
 static void remember(void) {
-    memcpy(before, net.state, sizeof before);
+    const odtplan_memory_t parts[] = SIZE(_STATE_PARTS)(&net);
+    uint32_t i, at = 0;
+    for (i = 0; i < sizeof parts / sizeof *parts; i++) {
+        memcpy(before + at, parts[i].data, parts[i].bytes);
+        at += parts[i].bytes;
+    }
 }
 
 static int same(void) {
-    return memcmp(before, net.state, sizeof before) == 0;
+    const odtplan_memory_t parts[] = SIZE(_STATE_PARTS)(&net);
+    uint32_t i, at = 0;
+    int equal = 1;
+    for (i = 0; i < sizeof parts / sizeof *parts; i++) {
+        equal &= memcmp(before + at, parts[i].data, parts[i].bytes) == 0;
+        at += parts[i].bytes;
+    }
+    return equal && at == sizeof before;
 }
 
 static int train(int32_t label, float lr) {

@@ -116,6 +116,14 @@ static void steps(int input, int output, uint32_t count) {
     }
 }
 
+static void write_state(int output) {
+    const odtplan_memory_t parts[] = SIZE(_STATE_PARTS)(&net);
+    size_t i;
+    for (i = 0; i < sizeof parts / sizeof *parts; i++) {
+        (void)board_write(output, parts[i].data, parts[i].bytes);
+    }
+}
+
 int main(void) {
     int input, output, status;
     uint32_t count;
@@ -158,7 +166,7 @@ int main(void) {
     }
     (void)board_write(output, SIZE(_PREDICTION)(&net), SIZE(_PREDICTION_SIZE) * 4u);
     steps(input, output, count);
-    (void)board_write(output, net.state, SIZE(_STATE_BYTES));
+    write_state(output);
     board_close(output);
     board_value("stack_bytes", board_stack_bytes());
     return 0;

@@ -24,6 +24,8 @@ ROUNDS = 8
 FEW = 6
 #: A range of at most so many positions is tried out.
 DENSE = 16
+#: Work of a search, in transfers that clocks meet: a second or two.
+WORK = 1_000_000
 _Bytes = NDArray[np.int64]
 
 
@@ -147,12 +149,19 @@ class Hiding:
         """
         self._clocks = [(n, [0, *accumulate(cycles)]) for n, cycles in micro_steps if n]
         self._transfers = transfers
-        self._steps = len(live)
+        self._least = sum(n * done[-1] for n, done in self._clocks)
+        self._tries = WORK // max(1, len(transfers))
         self._spare: _Bytes = np.maximum(limit - np.asarray(live, np.int64), 0)
 
     def cycles(self, places: Placement) -> int:
         """Cycles of a training step."""
+        self._tries -= 1
         return sum(n * _run(done, self._transfers, places).cycles for n, done in self._clocks)
+
+    def _waited(self, places: Placement) -> list[int]:
+        """Cycles of a training step that each transfer is waited for."""
+        runs = [(n, _run(done, self._transfers, places).waits) for n, done in self._clocks]
+        return [sum(n * waits[i] for n, waits in runs) for i in range(len(places))]
 
     def place(self) -> Placement:
         """Positions of all transfers: a local optimum of moving one of them, or two at once."""
@@ -167,6 +176,8 @@ class Hiding:
             found = self._improved(places, order, pairs)
             if self.cycles(found) < self.cycles(best):
                 best = found
+            if self.cycles(best) == self._least:
+                break
         return best
 
     def _improved(
@@ -177,15 +188,18 @@ class Hiding:
         for _ in range(ROUNDS):
             before = value
             for i in order:
-                places = self._best(places, i)
+                if self._waited(places)[i]:
+                    places = self._best(places, i)
             for i in order:
                 places = self._shortest(places, i)
             value = self.cycles(places)
             if value == before:
                 for i, j in pairs:
-                    places = self._best(places, i, j)
+                    waited = self._waited(places)
+                    if waited[i] or waited[j]:
+                        places = self._best(places, i, j)
                 value = self.cycles(places)
-            if value == before:
+            if value in (before, self._least) or self._tries <= 0:
                 break
         return places
 
@@ -203,6 +217,8 @@ class Hiding:
             takes = self.cycles(found)
             if takes < value and self._fits(found):
                 best, value = found, takes
+            if value == self._least or self._tries <= 0:
+                break
         return best
 
     def _fits(self, places: Placement) -> bool:

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from odt_plan.ir.errors import InfeasibleError
 from odt_plan.planner.cost_graph import load_cost_graph
-from odt_plan.planner.remat.schedule import keep_all_peak, schedule
-from odt_plan.planner.remat.search import Options
+from odt_plan.planner.remat.schedule import Schedule, keep_all_peak, schedule
+from odt_plan.planner.remat.search import Mark, Options
 
 from .models import shared
 
 TITLE = "### `odt-plan schedule` on other planners' cost graphs"
+COLUMNS = 13
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
@@ -80,19 +81,22 @@ def peers_table() -> Iterator[str]:
     yield (
         f"One thread, time limit {limit:g} s of wall clock. CPU seconds are this process's own:"
         " a busy machine changes them little; the peers' seconds are wall clock as recorded with"
-        " the instances. Overhead: cost beyond computing each node once. Gap: (cost - bound) / cost"
-        " of the whole problem; *where used*: also proven a cheapest schedule of those that compute"
-        " again only right where a result is read. Every schedule was replayed within its budget."
+        " the instances. CPU s until: a schedule as good as the peers' best, our best, a proven gap"
+        " of 1 %, the end. Overhead and bound: beyond computing each node once. Bound and gap,"
+        " (cost - bound) / cost, are of every schedule in the graph's order of first computations;"
+        " proven *in stages*: only among those that make a node at most once between two of these;"
+        " *where used*: only among those of them that compute again where a result is read. Every"
+        " schedule was replayed within its budget."
     )
     yield ""
     yield (
-        "| instance | budget | paging | peers' best % | peers' s | ours % | gap % | proven |"
-        " CPU s to best / end | wall s | load | peak B of budget B |"
+        "| instance | budget | paging | peers' best % | peers' s | ours % | bound % | gap % |"
+        " proven | CPU s until peers' / best / 1 % / end | wall s | load | peak B of budget B |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    yield "|" + "---|" * COLUMNS
     folder = shared()
     if folder is None or not (folder / "instances").is_dir():
-        yield "| no instances at hand | | | | | | | | | | | |"
+        yield "| no instances at hand |" + " |" * (COLUMNS - 1)
         return
     rows = recorded(folder / "instances" / "README.md")
     for case in dict.fromkeys(r.case for r in rows):
@@ -112,22 +116,44 @@ def _measured(path: Path, case: tuple[str, str, bool], known: list[Row], limit: 
         found = schedule(graph, budget, paging=paging, options=Options(time_limit_s=limit))
     except InfeasibleError as e:
         wall, spent = time.perf_counter() - begin, time.process_time() - cpu
-        line = f"{head} none | | {str(e).split(';')[0]} | {spent:.2f} | {wall:.2f} | {load} | |"
+        line = f"{head} none | | | {str(e).split(';')[0]} | {spent:.2f} | {wall:.2f} | {load} | |"
     else:
         proven = "yes" if found.status == "optimal" else "no"
-        if found.status != "optimal" and found.optimal_where_used:
+        if found.status != "optimal" and found.bound_in_stages >= found.replay.cost:
+            proven = "in stages"
+        elif found.status != "optimal" and found.bound_where_used >= found.replay.cost:
             proven = "where used"
         end, r = found.marks[-1], found.replay
         best = min((k.overhead for k in known if k.overhead is not None), default=None)
         mark = "**" if best is not None and 100 * r.overhead < best - 5e-5 else ""
         assert r.peak_bytes <= budget
+        times = _until(found, best), _cpu(found.found), _until_gap(found, 0.01), _cpu(end)
         line = (
-            f"{head} {mark}{100 * r.overhead:.4f}{mark} | {100 * found.gap:.4f} | {proven} |"
-            f" {found.found.cpu_seconds:.2f} / {end.cpu_seconds:.2f} | {end.seconds:.1f} | {load} |"
+            f"{head} {mark}{100 * r.overhead:.4f}{mark} |"
+            f" {100 * (found.bound / r.once_cost - 1):.4f} | {100 * found.gap:.4f} | {proven} |"
+            f" {' / '.join(times)} | {end.seconds:.1f} | {load} |"
             f" {r.peak_bytes:,} of {budget:,} |"
         )
     print(line, file=sys.stderr, flush=True)
     return line
+
+
+def _cpu(mark: Mark | None) -> str:
+    return "-" if mark is None else f"{mark.cpu_seconds:.2f}"
+
+
+def _until(found: Schedule, percent: float | None) -> str:
+    """CPU seconds until the overhead was no more than that of a peer, which has four decimals."""
+    if percent is None:
+        return "-"
+    unit = found.replay.cost / (found.marks[-1].cost or 1)
+    enough = found.replay.once_cost * (1 + (percent + 5e-5) / 100)
+    return _cpu(next((m for m in found.marks if m.cost and m.cost * unit <= enough), None))
+
+
+def _until_gap(found: Schedule, gap: float) -> str:
+    closed = (m for m in found.marks if m.cost is not None and m.cost - m.bound <= gap * m.cost)
+    return _cpu(next(closed, None))
 
 
 def main() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schedules import cheapest, graph_of
 
+from odt_plan import scheduling
 from odt_plan.ir.errors import InfeasibleError, UsageError
 from odt_plan.planner.check_program import CheckError
 from odt_plan.planner.check_schedule import ScheduleStep, replay
 from odt_plan.planner.cost_graph import CostGraph, costs_exactly, load_cost_graph
+from odt_plan.planner.remat.cells import Cells, steps_of
+from odt_plan.planner.remat.clauses import Clauses
+from odt_plan.planner.remat.cpsat import Solved, solve
 from odt_plan.planner.remat.greedy import RULES, greedy, polish
 from odt_plan.planner.remat.instance import Instance, keep_all, trace
 from odt_plan.planner.remat.neighbourhoods import improve
-from odt_plan.planner.remat.relaxation import lp_bound
-from odt_plan.planner.remat.schedule import keep_all_peak, schedule, to_instance
+from odt_plan.planner.remat.schedule import Schedule, keep_all_peak, schedule, to_instance
 from odt_plan.planner.remat.search import Options, Search
-from odt_plan.planner.remat.stage_model import Cells, StageModel, steps_of
+from odt_plan.planner.remat.stage_model import StageModel
+from odt_plan.planner.remat.zones import Zones
 from odt_plan.scheduling import parse_budget
 
 
@@ -88,7 +94,8 @@ def test_bound_objective_greedy_and_budgets_are_ordered(seed: int, paging: bool)
             assert not plans
             assert last is None
             continue
-        assert found.bound <= found.replay.cost
+        assert found.bound <= found.bound_in_stages <= found.bound_where_used
+        assert found.bound_where_used <= found.replay.cost
         assert all(found.replay.cost <= trace(instance, p).cost * unit for p in plans)
         assert all(trace(instance, p).peak_bytes <= budget for p in plans)
         assert last is None or found.replay.cost <= last
@@ -98,21 +105,103 @@ def test_bound_objective_greedy_and_budgets_are_ordered(seed: int, paging: bool)
         assert again == found.replay
 
 
-@pytest.mark.parametrize("paging", [False, True])
-def test_linear_relaxation_is_a_lower_bound(paging: bool) -> None:
-    for seed in range(12):
-        graph = random_graph(100 + seed, 6, paging=paging)
+def problems(
+    seeds: range, nodes: int, *, paging: bool
+) -> Iterator[tuple[Instance, int, random.Random]]:
+    """Problems with their optimum by brute force, over every order of operations."""
+    for seed in seeds:
+        graph = random_graph(seed, nodes, paging=paging)
         for budget in tight_budgets(graph):
             expected = cheapest(graph, budget, paging=paging)
-            if expected is None:
-                continue
-            instance, unit = to_instance(
-                graph, budget_bytes=budget, paging=paging, quantity="energy"
-            )
-            stages = StageModel(instance, int(4 * expected / unit) + 9, depth=None)
-            bound = lp_bound(stages, 10.0)
-            assert bound is not None
-            assert instance.once_cost <= bound <= expected / unit
+            if expected is not None:
+                instance, unit = to_instance(
+                    graph, budget_bytes=budget, paging=paging, quantity="energy"
+                )
+                yield instance, round(expected / unit), random.Random(seed)
+
+
+def solved_with_all_rows(stages: StageModel) -> Solved:
+    n = stages.instance.nodes
+    stages.demand({(z, v) for z in range(stages.stages) for v in range(n) if stages.zones[v] < z})
+    return solve(stages, seconds=60.0, seed=0, threads=1)
+
+
+@pytest.mark.parametrize("paging", [False, True])
+def test_loose_models_hold_the_optimum_whatever_their_zones(paging: bool) -> None:
+    tight = total = 0
+    for instance, optimum, rng in problems(range(100, 112), 6, paging=paging):
+        n = instance.nodes
+        whole = StageModel(instance, optimum, depth=None, loose=True)
+        solved = solved_with_all_rows(whole)
+        assert solved.status == "optimal"
+        assert solved.bound <= optimum
+        total, tight = total + 1, tight + (solved.bound == optimum)
+        ends = np.array(sorted({*rng.sample(range(n), rng.randint(1, n - 1)), n - 1}))
+        zone = np.searchsorted(ends, np.arange(n))
+        coarse = StageModel(instance, optimum, depth=None, loose=True, zone=zone)
+        solved = solved_with_all_rows(coarse)
+        assert solved.status == "optimal"
+        assert solved.bound <= optimum
+    assert tight > 0.9 * total  # they are relaxations, but good ones
+
+
+@pytest.mark.parametrize("paging", [False, True])
+def test_zones_prove_the_optimum_and_their_schedules_fit(paging: bool) -> None:
+    closed = total = 0
+    for instance, optimum, rng in problems(range(200, 212), 6, paging=paging):
+        zones, bound, best = Zones(instance, gently=rng.random() < 0.5), 0, optimum + 5
+        for _ in range(30):
+            if zones.exhausted or bound >= best:
+                break
+            found, steps = zones.bound(best - 1, least=bound, seconds=60.0, seed=0, threads=1)
+            bound = max(bound, found)
+            if steps is not None:
+                known = trace(instance, steps)
+                assert known.peak_bytes <= instance.budget_bytes
+                best = min(best, known.cost)
+        assert bound <= optimum <= best
+        total, closed = total + 1, closed + (bound == optimum)
+    assert closed > 0.9 * total
+
+
+@pytest.mark.parametrize("paging", [False, True])
+def test_stage_models_hold_no_schedule_below_the_optimum(paging: bool) -> None:
+    for instance, optimum, _ in problems(range(300, 308), 6, paging=paging):
+        for depth in (None, 1, 2, instance.nodes):
+            solved = solved_with_all_rows(StageModel(instance, optimum + 20, depth=depth))
+            assert solved.status in ("optimal", "infeasible")
+            assert solved.bound >= optimum
+            below = StageModel(instance, optimum - 1, depth=depth)
+            assert solved_with_all_rows(below).status == "infeasible"
+
+
+def test_a_restricted_model_holds_the_known_schedule_beside_its_own() -> None:
+    kept = 0
+    for instance, optimum, _ in problems(range(400, 412), 7, paging=False):
+        stages = StageModel(instance, optimum, depth=instance.nodes)
+        best = solved_with_all_rows(stages)
+        if best.values is None or best.bound > optimum:
+            continue  # the optimum does not compute where it is read
+        known = stages.cells(best.values)
+        for depth in (1, 2):
+            again = StageModel(instance, optimum, depth=depth, known=known)
+            assert solved_with_all_rows(again).status == "optimal"
+        alone = StageModel(instance, optimum, depth=1)
+        kept += solved_with_all_rows(alone).status == "infeasible"
+    assert kept  # there are schedules that depth 1 alone does not hold
+
+
+def test_clauses_hold_what_their_rows_say() -> None:
+    clauses = Clauses()
+    rows = np.array([[2, -3, 0], [2, -2, 5], [1, 4, 0], [4, 4, -7], [0, 0, 6], [-8, 9, -8]])
+    clauses.add(rows[:, 0], rows[:, 1:])
+    codes, begin = clauses.flat()
+    kept = [set(codes[a:b].tolist()) for a, b in itertools.pairwise(begin.tolist())]
+    assert kept == [{2, -3}, {4, -7}, {6}, {-8, 9}]
+    assert [b - a for a, b in itertools.pairwise(begin.tolist())] == [2, 2, 1, 2]
+    assert not clauses.impossible
+    clauses.add(np.array([[0, 0]]))
+    assert clauses.impossible
 
 
 def test_neighbourhoods_only_improve() -> None:
@@ -121,9 +210,7 @@ def test_neighbourhoods_only_improve() -> None:
     instance, _ = to_instance(graph, budget_bytes=budget, paging=False, quantity="energy")
     start = greedy(instance, RULES[-1])
     assert start is not None
-    better = improve(
-        instance, start, until=float("inf"), seed=0, threads=1, found=lambda _: None
-    )
+    better = improve(instance, start, until=float("inf"), seed=0, threads=1, found=lambda _: None)
     assert trace(instance, better).cost <= trace(instance, start).cost
     assert trace(instance, better).peak_bytes <= budget
 
@@ -371,6 +458,25 @@ def test_command_reports_writes_and_prints_json(odt: Cli, tmp_path: Path) -> Non
     assert odt("schedule", path, "--budget", "1.0", "--json").json["status"] == "optimal"
     timed = odt("schedule", path, "--budget", "1.0", "--json", "--objective", "time")
     assert timed.json["cost"] == 3.0
+
+
+def test_report_tells_for_which_schedules_a_bound_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def open_gap(*args: Any, **kwargs: Any) -> Schedule:
+        bounds = {"bound": 4.0, "bound_in_stages": 5.0, "bound_where_used": 6.0}
+        return replace(schedule(*args, **kwargs), status="feasible", **bounds)
+
+    monkeypatch.setattr(scheduling, "schedule", open_gap)
+    scheduling.run_schedule(
+        scheduling.ScheduleOptions(
+            written(tmp_path), "12", False, None, 0.0, 5.0, 0, 1, None, False, False
+        )
+    )
+    told = " ".join(capsys.readouterr().out.split())
+    assert "energy 6, bound for every schedule 4, gap 33.3333%" in told
+    assert "bound 5 among schedules that make a node at most once" in told
+    assert "optimal among schedules that also compute again only right where it is read" in told
 
 
 @pytest.mark.parametrize(

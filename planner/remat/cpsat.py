@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
-from .stage_model import FIRST, StageModel
+from .clauses import FIRST, TRUE
+from .instance import IntArray
+from .stage_model import StageModel
 
 Status = Literal["optimal", "feasible", "infeasible", "unknown"]
 _STATUS: dict[cp_model.CpSolverStatus, Status] = {
@@ -42,6 +45,7 @@ def solve(
     threads: int,
     effort: float | None = None,
     least: int = 0,
+    from_below: bool = False,
 ) -> Solved:
     """Minimize the cost of a stage model.
 
@@ -52,37 +56,14 @@ def solve(
         threads: Threads; they exchange results at fixed points, so that runs can be repeated.
         effort: Limit in CP-SAT's deterministic time; None: no such limit.
         least: A known lower bound.
+        from_below: Branch on the objective's lower half first, which raises the bound, rather than
+            look for solutions.
     """
     if stages.infeasible:
         return Solved("infeasible", stages.most + 1, None)
     if seconds <= 0:
         return Solved("unknown", least, None)
-    model = cp_model.CpModel()
-    variables = [model.new_bool_var("") for _ in range(FIRST, stages.variables)]
-
-    def literal(code: int) -> cp_model.LiteralT:
-        return variables[code - FIRST] if code > 0 else ~variables[-code - FIRST]
-
-    for clause in (*stages.clauses, *stages.dominance):
-        model.add_bool_or([literal(c) for c in clause])
-    for codes in stages.exclusive:
-        model.add_at_most_one([literal(c) for c in codes])
-    for row in stages.rows:
-        terms = [literal(c) for c in row.codes.tolist()]
-        sizes, room = row.sizes.tolist(), row.room
-        if row.when > 1:  # without it the row is slack
-            terms.append(literal(row.when))
-            sizes.append(sum(sizes) - room)
-            room += sizes[-1]
-        model.add(cp_model.LinearExpr.weighted_sum(terms, sizes) <= room)
-    cost = cp_model.LinearExpr.weighted_sum(
-        [literal(c) for c in stages.objective], list(stages.objective.values())
-    )
-    most = stages.most - stages.constant
-    if most < 0:
-        return Solved("infeasible", stages.most + 1, None)
-    model.add_linear_constraint(cost, max(least - stages.constant, 0), most)
-    model.minimize(cost)
+    model, variables = _model(stages, least)
     solver = cp_model.CpSolver()
     p = solver.parameters
     p.max_time_in_seconds = seconds
@@ -91,6 +72,7 @@ def solve(
     p.random_seed = seed
     p.num_workers = threads
     p.interleave_search = threads > 1
+    p.use_objective_lb_search = from_below
     p.linearization_level = 2  # the LP of the clauses is what gives bounds
     status = _STATUS.get(solver.solve(model), "unknown")
     if status == "infeasible":
@@ -102,3 +84,34 @@ def solve(
     values[0] = 0
     values[FIRST:] = [solver.boolean_value(v) for v in variables]
     return Solved(status, bound, values)
+
+
+def _model(stages: StageModel, least: int) -> tuple[cp_model.CpModel, list[cp_model.IntVar]]:
+    """The model and its variables; clauses go into the protocol buffer at once."""
+    model = cp_model.CpModel()
+    variables = [model.new_bool_var("") for _ in range(FIRST, stages.variables)]
+
+    def weighted(codes: IntArray, weights: IntArray) -> cp_model.LinearExprT:
+        terms = [variables[c] for c in (codes - FIRST).tolist()]
+        return cp_model.LinearExpr.weighted_sum(terms, weights.tolist())
+
+    constraints = model.proto.constraints
+    for clauses in (stages.clauses, stages.dominance):
+        codes, begin = clauses.flat()
+        literals = np.where(codes > TRUE, codes - FIRST, codes + FIRST - 1).tolist()
+        for a, b in pairwise(begin.tolist()):
+            constraints.add().bool_or.literals.extend(literals[a:b])
+    for exclusive in stages.exclusive:
+        model.add_at_most_one([variables[c - FIRST] for c in exclusive])
+    for row in stages.rows:
+        codes, sizes, room = row.codes, row.sizes, row.room
+        if row.when > TRUE:  # without it the row is slack
+            codes, sizes = np.append(codes, row.when), np.append(sizes, sizes.sum() - room)
+            room = int(sizes[:-1].sum())
+        model.add(weighted(codes, sizes) <= room)
+    cost = weighted(stages.priced, stages.prices)
+    model.add_linear_constraint(
+        cost, max(least - stages.constant, 0), stages.most - stages.constant
+    )
+    model.minimize(cost)
+    return model, variables

@@ -8,16 +8,18 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from .cells import Cells, steps_of
 from .cpsat import solve
+from .greedy import polish
 from .instance import BoolArray, Instance, Step, trace
-from .stage_model import Cells, StageModel, steps_of
+from .stage_model import StageModel
 
 #: Deterministic time of one solve.
-EFFORT = 1.0
+EFFORT = 0.3
 #: Solves in a row that may fail to improve before the search ends.
-PATIENCE = 24
+PATIENCE = 16
 #: Free cells to begin with; adapted to what is solved in time.
-CELLS = 2000
+CELLS = 5000
 
 
 def improve(
@@ -45,7 +47,13 @@ def improve(
     size, failed = CELLS, 0
     while failed < PATIENCE and time.perf_counter() < until:
         free = _region(instance, rng, size)
-        stages = StageModel(instance, cost - 1, depth=instance.nodes, around=cells, free=free)
+        stages = StageModel(
+            instance,
+            cost - 1,
+            depth=instance.nodes,
+            around=cells,
+            free=free,
+        )
         better: list[Step] | None = None
         for _ in range(4):
             left = until - time.perf_counter()
@@ -54,12 +62,12 @@ def improve(
                 break
             candidate = steps_of(instance, stages.cells(solved.values))
             if not stages.refine(candidate):
-                better = candidate
+                better = polish(instance, candidate)
                 break
         if solved.status in ("unknown", "feasible"):
-            size = max(300, size * 3 // 4)
+            size = max(300, size * 4 // 5)
         else:
-            size = min(20_000, size * 5 // 4)
+            size = min(30_000, size * 9 // 8)
         if better is None:
             failed += 1
             continue
@@ -71,23 +79,25 @@ def improve(
 
 
 def _region(instance: Instance, rng: random.Random, size: int) -> BoolArray:
-    """Cells of a run of nodes at all stages, or of all nodes in a window of stages."""
+    """Cells of one to three clusters of related nodes, at all stages."""
     n = instance.nodes
+    clusters = rng.choice((1, 2, 3))
+    width = max(2, 2 * size // (n * clusters))
+    wanted = set[int]().union(*(_cluster(instance, rng, width) for _ in range(clusters)))
     free = np.zeros((n + 1, n), np.bool_)
-    if rng.random() < 0.35:
-        width = max(2, min(n, 2 * size // n))
-        a = rng.randrange(max(1, n + 1 - width))
-        free[a : a + width] = True
-        return free
-    width = max(2, size * 2 // n)
-    centre = rng.randrange(n)
-    wanted = {centre}
-    front = [centre]
-    while len(wanted) < min(width, n) and front:
-        v = front.pop(rng.randrange(len(front)) if rng.random() < 0.3 else 0)
-        for u in (*instance.preds[v], *instance.users[v], v - 1, v + 1):
-            if 0 <= u < n and u not in wanted:
-                wanted.add(u)
-                front.append(u)
     free[:, sorted(wanted)] = True
     return free
+
+
+def _cluster(instance: Instance, rng: random.Random, width: int) -> set[int]:
+    """Up to ``width`` nodes around a random one."""
+    centre = rng.randrange(instance.nodes)
+    wanted = {centre}
+    front = [centre]
+    while len(wanted) < width and front:
+        v = front.pop(rng.randrange(len(front)) if rng.random() < 0.3 else 0)
+        for u in (*instance.preds[v], *instance.users[v]):
+            if u not in wanted:
+                wanted.add(u)
+                front.append(u)
+    return wanted

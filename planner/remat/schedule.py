@@ -32,10 +32,12 @@ class Schedule:
         quantity: What was minimized.
         paging: Whether paging was offered.
         status: ``optimal``: proven within the gap.
-        bound: No schedule that makes a node at most once between two first computations, in their
-            order, costs less; J or s.
-        optimal_where_used: Proven to be a cheapest of those that compute a node again only right
-            where it is read.
+        bound: No schedule costs less, whatever it makes again, when, in what order and how often; J
+            or s. First computations are in the graph's order.
+        bound_in_stages: None that makes a node at most once between two first computations, in
+            their order, costs less.
+        bound_where_used: None of these that computes nodes again only between the two first
+            computations where they are read costs less.
         marks: Course of the search; costs in its integer unit.
     """
 
@@ -46,7 +48,8 @@ class Schedule:
     paging: bool
     status: Status
     bound: float
-    optimal_where_used: bool
+    bound_in_stages: float
+    bound_where_used: float
     marks: tuple[Mark, ...]
 
     @property
@@ -132,9 +135,7 @@ def schedule(
             works.
     """
     options = options or Options()
-    instance, unit = to_instance(
-        graph, budget_bytes=budget_bytes, paging=paging, quantity=quantity
-    )
+    instance, unit = to_instance(graph, budget_bytes=budget_bytes, paging=paging, quantity=quantity)
     scale = float(unit)
 
     def tell(mark: Mark) -> None:
@@ -148,6 +149,11 @@ def schedule(
         raise _infeasible(graph, instance, search, options)
     steps = tuple(_operations(instance, search.best, graph.sequence))
     found = replay(graph, steps, budget_bytes=budget_bytes, paging=paging, quantity=quantity)
+
+    def real(bound: int) -> float:
+        """A bound in J or s; equal in integers is equal but for the rounding of the unit."""
+        return found.cost if bound >= (search.cost or 0) else min(bound * scale, found.cost)
+
     return Schedule(
         steps=steps,
         replay=found,
@@ -155,9 +161,9 @@ def schedule(
         quantity=quantity,
         paging=paging,
         status="optimal" if search.status == "optimal" else "feasible",
-        # equal in integers is equal but for the rounding of the unit
-        bound=found.cost if search.bound == search.cost else min(search.bound * scale, found.cost),
-        optimal_where_used=search.optimal_where_used,
+        bound=real(search.bound),
+        bound_in_stages=real(search.bound_in_stages),
+        bound_where_used=real(search.bound_where_used),
         marks=tuple(search.marks),
     )
 
@@ -197,6 +203,11 @@ def _infeasible(
     if least > has:
         need = f"{node} alone needs {format_bytes(least)} (operands and result)"
         lower = f"{least:,} B"
+    elif search.only_in_stages:
+        return InfeasibleError(
+            f"no schedule fits {format_bytes(has)} that makes a node at most once between two first"
+            f" computations, and no other was found; a --budget that works is {works}"
+        )
     else:
         need = "no order of dropping and computing again fits"
         lower = f"more than {has:,} B"

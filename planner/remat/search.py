@@ -7,20 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .cells import Cells, steps_of
 from .cpsat import solve
 from .greedy import RULES, greedy, polish
 from .instance import Instance, Step, trace
 from .neighbourhoods import improve
-from .relaxation import lp_bound
-from .stage_model import StageModel, steps_of
+from .stage_model import StageModel
+from .zones import Zones
 
 Outcome = Literal["optimal", "feasible", "infeasible", "unknown"]
-#: Variables up to which the whole model is solved without its linear relaxation before.
-TINY = 3000
-#: Depths of the first restricted models.
-DEPTHS = (1, 3)
-#: Variables up to which a model is solved as a whole, not by neighbourhoods.
-SMALL = 9000
+#: Deterministic time of one solve of a restricted model; one that needs more ends their row.
+EFFORT = 4.0
+#: Zones that need more deterministic time than this wait until schedules have been improved.
+QUICK = 0.5
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Mark:
         seconds: Wall clock since it began.
         cpu_seconds: Processor time of this process since then.
         cost: Cost of the best schedule; None: there is none yet.
-        bound: Proven lower bound.
+        bound: Proven lower bound for every schedule.
         phase: What changed them.
     """
 
@@ -68,10 +67,14 @@ class Search:
         options: How to search.
         progress: Called at each change.
         best: Best schedule so far.
-        bound: Proven lower bound on the cost of any schedule that makes a node at most once per
-            stage, in node order.
-        optimal_where_used: The best schedule is proven to be a cheapest one among those that
-            compute nodes again only in stages that read them.
+        bound: Proven lower bound on the cost of every schedule.
+        bound_in_stages: The same for schedules that make a node at most once between two first
+            computations, in node order.
+        bound_where_used: The same for those of them that compute nodes again only in stages that
+            read them.
+        status: What is proven.
+        only_in_stages: ``infeasible`` is proven only of schedules that make a node at most once
+            between two first computations.
         marks: What happened when.
     """
 
@@ -81,11 +84,12 @@ class Search:
     best: list[Step] | None = None
     cost: int | None = None
     bound: int = 0
-    optimal_where_used: bool = False
+    bound_in_stages: int = 0
+    bound_where_used: int = 0
     status: Outcome = "unknown"
+    only_in_stages: bool = False
     marks: list[Mark] = field(default_factory=list)
     seconds: float = 0.0
-    _relaxed: bool = False
 
     def run(self) -> Search:
         """Search until the gap is proven or time is up; returns itself."""
@@ -97,15 +101,24 @@ class Search:
 
     def _phases(self) -> None:
         self.until = self.begin + self.options.time_limit_s
-        self.bound = self.instance.once_cost
+        self._proven(self.instance.once_cost, "begin")
         if (self.instance.need_bytes[~self.instance.lazy] > self.instance.budget_bytes).any():
             self.status = "infeasible"
             return
-        self._greedy()
-        if not self._done():
-            self._where_used()
-        if not self._done():
-            self._whole()
+        self.zones = [Zones(self.instance), Zones(self.instance, gently=True)]
+        for phase in (
+            self._greedy,
+            self._coarse,
+            self._next_to_readers,
+            self._coarse_at_peak,
+            self._where_used,
+            self._neighbourhoods,
+            self._fine,
+            self._whole,
+        ):
+            if self._done():
+                break
+            phase()
         if self.status != "infeasible" and self.cost is not None:
             self.status = "optimal" if self._closed() else "feasible"
 
@@ -119,51 +132,73 @@ class Search:
             if self._done():
                 break
 
+    def _coarse(self) -> None:
+        self._bounds(self.zones[0], QUICK, self.until)
+
+    def _next_to_readers(self) -> None:
+        self._depth(1)
+
+    def _coarse_at_peak(self) -> None:
+        self._bounds(self.zones[1], QUICK, self.until)
+
+    def _fine(self) -> None:
+        best = max(self.zones, key=lambda zones: zones.proven)
+        self._bounds(best, float("inf"), self._share(0.7))
+
+    def _bounds(self, zones: Zones, effort: float, until: float) -> None:
+        """Bounds of finer and finer zones; their solutions may be schedules, too."""
+        while not (self._done() or zones.exhausted or zones.effort > effort):
+            left = until - time.perf_counter()
+            if left <= 0:
+                break
+            bound, steps = zones.bound(
+                self._most(),
+                least=self.bound,
+                seconds=left,
+                seed=self.options.seed,
+                threads=self.options.threads,
+            )
+            if bound > self._most() and self.best is None:
+                self.status = "infeasible"
+            if steps is not None:
+                self._found(polish(self.instance, steps), "zones")
+            self._proven(bound, "zones")
+
     def _where_used(self) -> None:
         """Restrictions from narrow to wide; what they prove is no bound of the whole problem."""
-        nodes = self.instance.nodes
-        for depth in (*(d for d in DEPTHS if d < nodes), nodes):
-            stages = StageModel(self.instance, self._most(), depth=depth)
-            widest = depth == nodes
-            if stages.variables > SMALL and not self._relaxed:
-                self._relaxation(0.3)
-            if stages.variables > SMALL and self.best is not None:
+        nodes, depth = self.instance.nodes, 2
+        while not self._done():
+            before = self.cost
+            closed = self._depth(depth)
+            if depth >= nodes or (self.cost == before and not closed):
                 break
-            closed = self._solve(stages, self._share(0.6 if widest else 0.2), f"depth {depth}")
-            self.optimal_where_used = closed and widest and self.best is not None
-            if self._done():
-                return
-        if not self.optimal_where_used and self.best is not None:
-            self._neighbourhoods(0.7)
+            if closed:
+                depth = min(nodes, depth + max(1, depth // 2))
 
-    def _whole(self) -> None:
-        if not self._relaxed:
-            self._relaxation(0.5)
-        if not self._done():
-            stages = StageModel(self.instance, self._most(), depth=None)
-            self._solve(stages, self.until, "whole", whole=True)
+    def _depth(self, depth: int) -> bool:
+        known = None if self.best is None else Cells.of(self.instance, self.best)
+        stages = StageModel(self.instance, self._most(), depth=depth, known=known)
+        return self._solve(stages, self._share(0.5), f"depth {depth}", EFFORT)
 
-    def _relaxation(self, share: float) -> None:
-        """The bound of the linear relaxation, unless the model is so small that it is solved."""
-        self._relaxed = True
-        stages = StageModel(self.instance, self._most(), depth=None)
-        if stages.variables > TINY:
-            bound = lp_bound(stages, self._share(share) - time.perf_counter())
-            if bound is not None:
-                self._proven(bound, "relaxation")
-
-    def _neighbourhoods(self, share: float) -> None:
-        assert self.best is not None
+    def _neighbourhoods(self) -> None:
+        if self.best is None or self.bound_where_used >= self._most() + 1:
+            return
         improve(
             self.instance,
             self.best,
-            until=self._share(share),
+            until=self._share(0.5),
             seed=self.options.seed,
             threads=self.options.threads,
             found=lambda steps: self._found(steps, "neighbourhoods"),
         )
 
-    def _solve(self, stages: StageModel, until: float, phase: str, *, whole: bool = False) -> bool:
+    def _whole(self) -> None:
+        if self.bound_in_stages <= self._most():
+            self._solve(StageModel(self.instance, self._most(), depth=None), self.until, "whole")
+
+    def _solve(
+        self, stages: StageModel, until: float, phase: str, effort: float | None = None
+    ) -> bool:
         """Solve, add the memory rows that the solution breaks, repeat; True: proven."""
         while True:
             solved = solve(
@@ -171,19 +206,20 @@ class Search:
                 seconds=until - time.perf_counter(),
                 seed=self.options.seed,
                 threads=self.options.threads,
-                least=self.bound,
+                effort=effort,
+                least=self.bound_in_stages,
             )
-            if whole:
-                self._proven(solved.bound, phase)
+            self._told(stages, solved.bound)
             if solved.values is None:
-                if solved.status == "infeasible" and self.best is None and whole:
-                    self.status = "infeasible"
+                if solved.status == "infeasible" and self.best is None and stages.depth is None:
+                    self.status, self.only_in_stages = "infeasible", True
                 return solved.status == "infeasible"
             steps = steps_of(self.instance, stages.cells(solved.values))
-            if not stages.refine(steps):
-                self._found(steps, phase)
+            fits = trace(self.instance, steps).peak_bytes <= self.instance.budget_bytes
+            if fits:
+                self._found(polish(self.instance, steps), phase)
                 return solved.status == "optimal"
-            if solved.status == "feasible" and time.perf_counter() >= until:
+            if not stages.refine(steps) or time.perf_counter() >= until:
                 return False
 
     # -- incumbent and bound ----------------------------------------------------------------------
@@ -192,7 +228,11 @@ class Search:
         """Cost of a schedule that would be an improvement."""
         if self.cost is not None:
             return self.cost - 1
-        return self.instance.once_cost + 4 * int(self.instance.cost.sum())
+        x = self.instance  # what no schedule without needless steps exceeds
+        most = x.once_cost + x.nodes * int(x.cost.sum())
+        if x.page_in_cost is not None and x.page_out_cost is not None:
+            most += x.nodes * int(x.page_in_cost.sum()) + int(x.page_out_cost.sum())
+        return most
 
     def _share(self, share: float) -> float:
         now = time.perf_counter()
@@ -205,10 +245,20 @@ class Search:
             self.best, self.cost = steps, known.cost
             self._mark(phase)
 
+    def _told(self, stages: StageModel, bound: int) -> None:
+        """Take over the bound of a model for the schedules that it holds."""
+        if stages.depth is None:
+            self.bound_in_stages = max(self.bound_in_stages, bound)
+        elif stages.depth >= self.instance.nodes:
+            self.bound_where_used = max(self.bound_where_used, bound)
+        self.bound_where_used = max(self.bound_where_used, self.bound_in_stages)
+
     def _proven(self, bound: int, phase: str) -> None:
         bound = bound if self.cost is None else min(bound, self.cost)
         if bound > self.bound:
             self.bound = bound
+            self.bound_in_stages = max(self.bound_in_stages, bound)
+            self.bound_where_used = max(self.bound_where_used, bound)
             self._mark(phase)
 
     def _mark(self, phase: str) -> None:

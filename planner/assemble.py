@@ -187,6 +187,8 @@ def _claims(training: TrainingGraph, schedule: Schedule, cost: CostModel) -> Cla
         cycles=schedule.cycles,
         latency_s=cost.latency_s(schedule.cycles),
         energy_j=cost.energy_j(schedule.cycles, schedule.transfer_cycles),
+        worn_bytes=schedule.worn_bytes,
+        life_steps=cost.life_steps(schedule.worn_bytes, training.spec.micro_batches),
     )
 
 

@@ -12,7 +12,7 @@ from .bounds import bound
 from .decided import LAYOUT_TRIES, Decided, Excess, Scheduled
 from .footprint import measure
 from .greedy import blocks_to_stream, choose_updates, keeping
-from .objective import Goal
+from .objective import Goal, wants
 from .plan import ObjectiveName
 from .problem import Limits, Problem
 from .schedule import realize
@@ -50,7 +50,12 @@ def at_once(
         found = _keep_all_or_drop(stages, training, limits)
         if found is None:
             return None
-        schedule = realize(*found, seed=stages.options.seed, quick=True)
+        schedule = realize(
+            *found,
+            seed=stages.options.seed,
+            quick=True,
+            hide_within=None if wants(goal, "ram") else stages.limits,
+        )
         excess = Excess.of(schedule, found[0], stages.limits)
         if not excess:
             # the bound is to hold for all that can be chosen

@@ -91,8 +91,9 @@ def _offers(
     """What may be dropped across a slot: merit, order, tensor, and its page-in if it is paged."""
     result: list[tuple[float, int, Tensor, _Load]] = []
     storage = problem.limits.storage_bytes - sum(
-        problem.storage.tensors[t].bytes for t, _ in solution.loads
+        problem.cost.stored_bytes(problem.storage.tensors[t].bytes) for t, _ in solution.loads
     )
+    paged = {t for t, _ in solution.loads}
     for r in problem.retentions:
         t, k = r.tensor, 0 if r.window is None else r.window[1] + 1
         for h in holds(r, solution):
@@ -102,11 +103,22 @@ def _offers(
                     cycles = sum(problem.cost.node_cycles(w) for w in t.writers)
                     result.append((freed / (1 + cycles), -t.index, t, None))
                 load = t.index, h.event.slot
-                if h.event.may_load and t.bytes <= storage and (t, load) not in tried:
+                pages = h.event.may_load and problem.cost.stored_bytes(t.bytes) <= storage
+                pages = pages and _lasts(problem, paged | {t.index})
+                if pages and (t, load) not in tried:
                     cycles = problem.cost.write_cycles(t.bytes) + problem.cost.read_cycles(t.bytes)
                     result.append((freed / (1 + cycles), -t.index, t, load))
             k = h.event.slot + 1
     return result
+
+
+def _lasts(problem: Problem, paged: set[int]) -> bool:
+    """Paging these tensors wears no more than it may."""
+    most, cost = problem.limits.worn_bytes, problem.cost
+    if most is None:
+        return True
+    worn = sum(cost.worn_bytes(problem.storage.tensors[t].bytes) for t in paged)
+    return problem.micro_batches * worn <= most
 
 
 def retain(problem: Problem, keep: set[Tensor]) -> Solution:
@@ -165,7 +177,7 @@ RULES: dict[str, Callable[[Problem], Solution]] = {
 
 def evaluate(name: str, problem: Problem, solution: Solution) -> Baseline:
     """Schedule a baseline and measure it with the planner's own accounting."""
-    schedule = realize(problem, solution)
+    schedule = realize(problem, solution, hide_within=problem.limits)
     ram = _ram(schedule)
     return Baseline(
         name,

@@ -9,7 +9,8 @@ solver, problem, cost, schedule or layout module. In this order it demands that
 2. executing the steps on symbols gives every operand in the right version at the right place, each
    chosen parameter is updated exactly once by its own gradient, and nothing else is
    (``check_machine``);
-3. every claim is what the steps cost, and the budgets are kept (``check_claims``);
+3. every claim is what the steps cost, and the budgets are kept (``check_claims``,
+   ``check_paging``);
 4. the decisions are what the steps do (``check_decisions``);
 5. the steps behind a replayed front need nothing of it but what is kept (``check_replay``).
 
@@ -25,6 +26,7 @@ from . import check_claims
 from .check_decisions import decisions
 from .check_layout import layout
 from .check_machine import Machine
+from .check_paging import storage_rules
 from .check_program import CheckError, Program, resolve
 from .check_replay import replayed
 from .device import Core, Device, load_core
@@ -43,7 +45,7 @@ class StepReport:
         label: Nodes that run, or the tensor that moves.
         phase: forward, loss, backward, update, recompute or paging.
         live_bytes: Arena bytes live during the step.
-        cycles: Predicted cycles.
+        cycles: Predicted cycles of the core, in the last micro-step.
         transfer_bytes: Bytes paged.
     """
 
@@ -93,7 +95,10 @@ class CheckReport:
         cycles: Cycles of a training step (all its micro-steps).
         latency_s: Seconds of a training step.
         energy_j: Joules of a training step.
-        storage_bytes: Bytes of external storage in use.
+        transfer_cycles: Cycles of a training step in which a page transfer is under way.
+        storage_bytes: Bytes of storage in use.
+        worn_bytes: Bytes of storage that a training step wears, in whole erase units.
+        life_steps: Training steps until the storage is worn out; None: nothing wears.
         flash_weights_bytes: Bytes of constants.
         phase_cycles: Cycles of a training step by phase.
     """
@@ -107,7 +112,10 @@ class CheckReport:
     cycles: int
     latency_s: float
     energy_j: float
+    transfer_cycles: int
     storage_bytes: int
+    worn_bytes: int
+    life_steps: int | None
     flash_weights_bytes: int
     phase_cycles: dict[str, int]
 
@@ -135,8 +143,8 @@ def check(
     machine = Machine(program)
     machine.run()
     figures = check_claims.measure(program, device, core or load_core(device.core))
+    storage_rules(program, device)
     check_claims.compare(program, figures)
-    check_claims.storage_capacity(program, figures, device)
     decisions(program, machine)
     replayed(program, figures, device, core or load_core(device.core))
     peak = max(figures.live_bytes)
@@ -161,7 +169,10 @@ def check(
         cycles=figures.total_cycles,
         latency_s=figures.latency_s,
         energy_j=figures.energy_j,
+        transfer_cycles=figures.transfer_cycles,
         storage_bytes=figures.storage_bytes,
+        worn_bytes=figures.worn_bytes,
+        life_steps=figures.life_steps,
         flash_weights_bytes=figures.flash_weights_bytes,
         phase_cycles=figures.part_cycles,
     )

@@ -11,6 +11,7 @@ from math import ceil, isclose
 
 from ..ir.graph import Node, TensorType
 from ..ir.opdef import Work, get_op
+from .check_paging import core_cycles, storage_end, wear
 from .check_program import CheckError, Program, occupied
 from .device import Core, Device, Storage
 from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP, Step
@@ -24,7 +25,7 @@ class Figures:
     """What a plan costs.
 
     Attributes:
-        cycles: Per step.
+        cycles: Of the core, per step, in the last micro-step.
         transfer_bytes: Bytes that each step pages.
         live_bytes: Arena bytes live at each step.
         parts: Part of the training step (``PARTS``) that each step belongs to.
@@ -34,7 +35,10 @@ class Figures:
         energy_j: Joules per training step.
         arena_bytes: End of the highest arena buffer.
         region_bytes: End of the highest arena buffer in each region, from the begin of its part.
-        storage_bytes: End of the highest storage buffer.
+        transfer_cycles: Cycles per training step in which a page transfer is under way.
+        storage_bytes: End of the highest storage buffer, in whole erase units where it has them.
+        worn_bytes: Bytes of storage that a training step wears.
+        life_steps: Training steps that wear the storage out; None: nothing wears.
         flash_weights_bytes: All constants.
         flash_code_bytes: Kernels and schedule (estimated).
         state_bytes: Bytes by kind: weights, optimizer, accumulators.
@@ -50,7 +54,10 @@ class Figures:
     energy_j: float
     arena_bytes: int
     region_bytes: tuple[int, ...]
+    transfer_cycles: int
     storage_bytes: int
+    worn_bytes: int
+    life_steps: int | None
     flash_weights_bytes: int
     flash_code_bytes: int
     state_bytes: dict[str, int]
@@ -63,33 +70,42 @@ def measure(p: Program, device: Device, core: Core) -> Figures:
         CheckError: The plan pages to a storage that the device lacks.
     """
     storage, slowness = _storage(p, device), _slowness(p, device)
-    cycles, moved, parts = [], [], []
-    part_cycles = dict.fromkeys(PARTS, 0)
+    work, moved = [], []
     for i, step in enumerate(p.plan.steps):
-        n_bytes = 0
-        if step.kind in ("page_out", "page_in"):
+        n_bytes = cycles = 0
+        if step.kind in ("page_out", "page_in", "page_wait"):
             if storage is None:
                 raise CheckError(f"{p.where(i)}: pages, but the plan has no storage")
-            n_bytes = occupied(p.buffers[step.writes[0]].bytes)
-            c = _transfer_cycles(n_bytes, storage, step.kind == "page_out", device)
+            if step.overlapped and not (storage.dma and storage.dma.value):
+                raise CheckError(f"{p.where(i)}: overlaps, but {storage.id} has no DMA")
+            if step.kind != "page_wait":
+                n_bytes = occupied(p.buffers[step.writes[0]].bytes)
+                cycles = _transfer_cycles(n_bytes, storage, step.kind == "page_out", device)
         else:
-            c = _compute_cycles(p.step_nodes(i), step, device, core)
-            c += _slow_memory_cycles(p, i, slowness)
-        cycles.append(c)
+            cycles = _compute_cycles(p.step_nodes(i), step, device, core)
+            cycles += _slow_memory_cycles(p, i, slowness)
+        work.append(cycles)
         moved.append(n_bytes)
-        parts.append(_part(p, i))
-        part_cycles[parts[-1]] += c * _times(p, step)
+    parts = [_part(p, i) for i in range(len(work))]
+    last = core_cycles(p.plan.steps, work, last=True)
+    others = core_cycles(p.plan.steps, work, last=False)
+    part_cycles = dict.fromkeys(PARTS, 0)
+    more = p.plan.training.micro_batches - 1
+    for part, final, other in zip(parts, last, others, strict=True):
+        part_cycles[part] += final + more * other
     total = sum(part_cycles.values())
+    bus = (more + 1) * sum(c for c, part in zip(work, parts, strict=True) if part == "paging")
     clock = device.clock_hz.value
     energy = device.power_w.value * (total / clock)
     if storage is not None:
-        energy += storage.power_w.value * (part_cycles["paging"] / clock)
+        energy += storage.power_w.value * (bus / clock)
+    worn_bytes, life = wear(p, storage)
     state = dict.fromkeys(("weights", "optimizer", "accumulators"), 0)
     for value, kind in p.resident.items():
         state[kind] += occupied(p.training.graph.values[value].type.nbytes)
     constants = [p.training.graph.values[name].type for name in p.training.graph.constants]
     return Figures(
-        cycles=tuple(cycles),
+        cycles=tuple(last),
         transfer_bytes=tuple(moved),
         live_bytes=_live(p),
         parts=tuple(parts),
@@ -99,7 +115,10 @@ def measure(p: Program, device: Device, core: Core) -> Figures:
         energy_j=energy,
         arena_bytes=_end(p, "arena"),
         region_bytes=_region_ends(p),
-        storage_bytes=_end(p, "storage"),
+        transfer_cycles=bus,
+        storage_bytes=storage_end(p, storage),
+        worn_bytes=worn_bytes,
+        life_steps=life,
         flash_weights_bytes=sum(occupied(t.nbytes) for t in constants),
         flash_code_bytes=_code_bytes(p),
         state_bytes=state,
@@ -111,6 +130,8 @@ def _storage(p: Program, device: Device) -> Storage | None:
     if name is None:
         return None
     for s in device.storage:
+        if s.id == name and s.region is not None and not (s.allow_paging and s.allow_paging.value):
+            raise CheckError(f"device {device.id} does not allow paging to its own flash, {name}")
         if s.id == name:
             return s
     raise CheckError(f"device {device.id} has no storage {name}")
@@ -140,14 +161,9 @@ def _slow_memory_cycles(p: Program, index: int, slowness: list[float]) -> int:
     return ceil(round(sum(n * more for n, more in zip(touched, slowness, strict=True)), 6))
 
 
-def _times(p: Program, step: Step) -> int:
-    """How often a step runs per training step."""
-    return 1 if step.last_micro else p.plan.training.micro_batches
-
-
 def _part(p: Program, index: int) -> str:
     step = p.plan.steps[index]
-    if step.kind in ("page_out", "page_in"):
+    if step.kind in ("page_out", "page_in", "page_wait"):
         return "paging"
     if step.kind == "update":
         return "update"
@@ -247,6 +263,8 @@ def compare(p: Program, f: Figures) -> None:
         ("flash_bytes.code", flash.code, f.flash_code_bytes),
         ("flash_bytes.total", flash.total, flash_total),
         ("storage_bytes", claims.storage_bytes, f.storage_bytes),
+        ("worn_bytes", claims.worn_bytes, f.worn_bytes),
+        ("life_steps", claims.life_steps, f.life_steps),
         ("cycles", claims.cycles, f.total_cycles),
     ):
         if said != is_:
@@ -274,14 +292,8 @@ def compare(p: Program, f: Figures) -> None:
     ):
         if limit is not None and used > limit:
             raise CheckError(f"takes {used} of {name}, but the budget is {limit}; plan again")
-
-
-def storage_capacity(p: Program, f: Figures, device: Device) -> None:
-    """Demand that the paged tensors fit the device's storage.
-
-    Raises:
-        CheckError: They do not.
-    """
-    storage = _storage(p, device)
-    if storage is not None and f.storage_bytes > storage.bytes:
-        raise CheckError(f"pages {f.storage_bytes} B, but {storage.id} holds {storage.bytes} B")
+    lasts, steps = f.life_steps, budget.min_steps
+    if lasts is not None and steps is not None and lasts < steps:
+        raise CheckError(
+            f"wears the storage out in {lasts} steps, but it has to last {steps}; plan again"
+        )

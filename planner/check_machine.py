@@ -13,7 +13,7 @@ from ..ir.graph import Node, Value
 from ..ir.opdef import get_op
 from ..ir.training import Update
 from . import check_step
-from .check_memory import Symbol, SymbolicMemory
+from .check_memory import MOVING, Symbol, SymbolicMemory
 from .check_program import CheckError, Program
 from .plan import Buffer, Step
 
@@ -36,6 +36,7 @@ class Machine:
         self._micro = 0
         self._memory = SymbolicMemory()
         self._done: set[Node] = set()
+        self._moving: dict[str, str] = {}  # target -> source of a transfer under way
         for b in program.plan.buffers:
             if b.space == "state":
                 self._write(b, (b.value, 0))
@@ -64,6 +65,8 @@ class Machine:
         for index, step in enumerate(p.plan.steps):
             if index >= begin and (last or not step.last_micro):
                 self._step(index, step)
+        if self._moving:
+            raise CheckError(f"the transfer to buffer {min(self._moving)} is never waited for")
         for v in p.training.graph.outputs:
             if v.producer is not None and v.producer not in self._done:
                 raise CheckError(f"output {v.name} is never computed")
@@ -95,6 +98,10 @@ class Machine:
     def _step(self, index: int, step: Step) -> None:
         if step.kind in ("page_out", "page_in"):
             self._page(index, step)
+        elif step.kind == "page_wait":
+            self._page_wait(index, step)
+        elif step.overlapped:
+            raise self.program.error(index, f"is overlapped, but {step.kind} moves nothing")
         elif step.kind == "compute":
             self._compute(index, step)
         elif step.kind == "update":
@@ -104,7 +111,13 @@ class Machine:
 
     def _page(self, index: int, step: Step) -> None:
         p = self.program
-        plain = Step(kind=step.kind, reads=step.reads, writes=step.writes, cycles=step.cycles)
+        plain = Step(
+            kind=step.kind,
+            reads=step.reads,
+            writes=step.writes,
+            overlapped=step.overlapped,
+            cycles=step.cycles,
+        )
         if step != plain or len(step.reads) != 1 or len(step.writes) != 1 or step.reads[0] is None:
             raise p.error(index, "paging reads one buffer and writes one, and does nothing else")
         source, target = p.buffer(index, step.reads[0]), p.buffer(index, step.writes[0])
@@ -118,9 +131,31 @@ class Machine:
         if source.value != target.value:
             raise p.error(index, f"buffer {target.id} is for {target.value}, not {source.value}")
         self._read(index, source, p.training.graph.values[source.value])
-        self._write(target, (target.value, self._micro))
+        if step.overlapped:
+            # What is half moved is no value: nobody may read it before the wait.
+            self._moving[target.id] = source.id
+            self._write(target, (target.value, MOVING))
+        else:
+            self._write(target, (target.value, self._micro))
         if step.kind == "page_in":
             self.paged.add(target.value)
+
+    def _page_wait(self, index: int, step: Step) -> None:
+        """The end of a transfer: its source has been left alone, and so has its target."""
+        p = self.program
+        plain = Step(kind="page_wait", reads=step.reads, cycles=step.cycles)
+        if step != plain or len(step.reads) != 2 or None in step.reads:
+            raise p.error(index, "waiting reads source and target of a transfer, and nothing else")
+        source, target = (p.buffer(index, str(b)) for b in step.reads)
+        if self._moving.pop(target.id, None) != source.id:
+            raise p.error(index, f"no transfer from {source.id} to {target.id} is under way")
+        self._read(index, source, p.training.graph.values[source.value])
+        held = self._memory.at(target)
+        if held is None or (target.value, MOVING) not in held.holds:
+            raise p.error(
+                index, f"buffer {target.id} was to be filled, but holds {held or 'nothing whole'}"
+            )
+        self._write(target, (target.value, self._micro))
 
     def _compute(self, index: int, step: Step) -> None:
         p, nodes = self.program, self.program.step_nodes(index)

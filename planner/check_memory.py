@@ -14,6 +14,8 @@ from .check_program import occupied
 from .plan import Buffer
 
 Symbol = tuple[str, int]
+#: The age of what a transfer is still moving; no reader asks for it.
+MOVING = -1
 
 
 @dataclass
@@ -26,7 +28,10 @@ class Range:
 
     def __str__(self) -> str:
         """The symbols, for messages."""
-        return " and ".join(f"{name} (version {age})" for name, age in self.holds)
+        return " and ".join(
+            f"{name} ({'still moving' if age == MOVING else f'version {age}'})"
+            for name, age in self.holds
+        )
 
 
 class SymbolicMemory:

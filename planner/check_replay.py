@@ -138,14 +138,16 @@ def _place(p: Program, f: Figures, replay: Replay, device: Device) -> Storage | 
             f"replay.place: {replay.place}, but the plan pages to {plan.device.storage}"
         )
     for storage in device.storage:
-        if storage.id == replay.place:
+        if storage.id == replay.place and (storage.wear is None or storage.wear.levelled):
             used = f.storage_bytes + replay.cache_bytes
             if used > storage.bytes:
                 raise CheckError(
                     f"replay: takes {used} B of {storage.id}, which holds {storage.bytes} B"
                 )
             return storage
-    raise CheckError(f"replay.place: {replay.place} is neither ram nor a storage of {device.id}")
+    raise CheckError(
+        f"replay.place: {replay.place} is neither ram nor a storage of {device.id} for samples"
+    )
 
 
 def _claims(

@@ -120,7 +120,7 @@ class ConflictSearch:
             yield Member("demand", f"{d.kind} {d.name}", demand=d)
         if items_of(r.train) not in ((), ("auto",)):
             yield Member("train", f"--train {','.join(items_of(r.train))}")
-        if r.device.storage:
+        if r.device.pageable:
             paging = "no paging" if r.storage is None else f"--storage {r.storage}"
             yield Member("storage", paging)
         if r.energy_j is not None:
@@ -142,7 +142,7 @@ class ConflictSearch:
         r = self._left(dropped)
         storages = [r.storage]
         if "storage" in kinds and r.storage is None:
-            storages = [s.id for s in r.device.storage]
+            storages = [s.id for s in r.device.pageable]
         for storage in storages:
             one = replace(r, storage=storage)
             limits = self.planning(one).limits
@@ -155,7 +155,7 @@ class ConflictSearch:
             if "energy" in kinds:
                 limits = replace(limits, energy_j=None)
             if "storage" in kinds:
-                limits = replace(limits, storage_bytes=NO_LIMIT)
+                limits = replace(limits, storage_bytes=NO_LIMIT, worn_bytes=None)
             yield replace(self._problem(one), limits=limits)
 
     def _left(self, dropped: frozenset[Member]) -> Request:
@@ -191,7 +191,7 @@ class ConflictSearch:
                 return None
             any_solution = replace(self.options, gap=1.0)  # the first one will do
             self._watch.stage("no plan fits: what conflicts", "ram")
-            result = Milp(problem).solve("ram", any_solution, self._watch)
+            result = Milp(problem, "ram").solve("ram", any_solution, self._watch)
             if result.solution is not None:
                 return False
             proven = proven and result.status == "infeasible"
@@ -229,4 +229,4 @@ class ConflictSearch:
     def least(self, problem: Problem, name: ObjectiveName) -> SolveResult:
         """The smallest need of a problem, without a gap."""
         self._watch.stage("no plan fits: the smallest value that works", name)
-        return Milp(problem).solve(name, self.options, self._watch)
+        return Milp(problem, name).solve(name, self.options, self._watch)

@@ -73,6 +73,50 @@ class CostModel:
         s = self._paged()
         return self._transfer(n_bytes, s.read_latency_s.value, s.read_bytes_per_s.value)
 
+    @property
+    def overlaps(self) -> bool:
+        """Page transfers run beside the core."""
+        return self.storage is not None and self.storage.overlaps
+
+    @property
+    def steps_per_transfer(self) -> int:
+        """A transfer beside the core is started by one step and waited for by another."""
+        return 2 if self.overlaps else 1
+
+    def stored_bytes(self, n_bytes: int) -> int:
+        """Bytes of storage that a tensor takes: whole erase units where nothing levels wear."""
+        wear = self._paged().wear
+        return n_bytes if wear is None or wear.levelled else _units(n_bytes, wear.unit_bytes)
+
+    def worn_bytes(self, n_bytes: int) -> int:
+        """Bytes that one page-out wears; 0 where the storage does not wear."""
+        wear = self._paged().wear
+        return 0 if wear is None else _units(n_bytes, wear.unit_bytes)
+
+    def most_worn(self, steps: int, micro_batches: int) -> int | None:
+        """Bytes that a training step may wear for the storage to last so many; None: any."""
+        s = self._paged()
+        if s.wear is None:
+            return None
+        if s.wear.levelled:
+            return int(s.bytes * s.wear.cycles.value // steps)
+        return None if steps * micro_batches <= s.wear.cycles.value else 0
+
+    def life_steps(self, worn_bytes: int, micro_batches: int) -> int | None:
+        """Training steps until the storage is worn out.
+
+        Args:
+            worn_bytes: In one training step; 0: it lasts forever, None is returned.
+            micro_batches: How often a tensor is paged out in it.
+        """
+        if worn_bytes == 0:
+            return None
+        s = self._paged()
+        assert s.wear is not None
+        if s.wear.levelled:
+            return int(s.bytes * s.wear.cycles.value // worn_bytes)
+        return int(s.wear.cycles.value // micro_batches)
+
     def latency_s(self, cycles: int) -> float:
         """Seconds of a number of cycles."""
         return cycles / self.device.clock_hz.value
@@ -94,6 +138,10 @@ class CostModel:
     def _cycles(self, instructions: float) -> int:
         # A millionth is the rounding of sums in another order, not a cycle.
         return ceil(round(instructions * self.device.cycles_per_instruction.value, 6))
+
+
+def _units(n_bytes: int, unit_bytes: int) -> int:
+    return -(-n_bytes // unit_bytes) * unit_bytes
 
 
 def flash_weights_bytes(training: TrainingGraph) -> int:

@@ -100,6 +100,27 @@ class LayoutError(InfeasibleError):
         return LayoutError, (self.limits, self.excess)
 
 
+class LateError(InfeasibleError):
+    """The model keeps the limits of time, but its schedule hides too little of page transfers.
+
+    Attributes:
+        bound: Proven bound of the objective.
+    """
+
+    def __init__(self, latency_s: float, bound: float) -> None:
+        """Say what the schedule takes."""
+        super().__init__(
+            "the limits of time can be kept only if computing hides more of the page transfers than"
+            f" any schedule that was found; it takes {latency_s:.6g} s: raise --latency, --energy"
+            " or the RAM"
+        )
+        self.latency_s, self.bound = latency_s, bound
+
+    def __reduce__(self) -> tuple[type[LateError], tuple[float, float]]:
+        """Cross to another process by what it is made of."""
+        return LateError, (self.latency_s, self.bound)
+
+
 class OutOfTimeError(InfeasibleError):
     """The run ended before a stage found any solution, or proved that there is none."""
 

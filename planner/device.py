@@ -143,8 +143,48 @@ class Region(_Spec):
         return self
 
 
+class Fact(_Spec):
+    """Yes or no, with its origin."""
+
+    value: bool
+    source: str = Field(min_length=3)
+
+
+class Wear(_Spec):
+    """How writing uses up a storage.
+
+    Attributes:
+        cycles: Erase cycles that every unit stands.
+        unit_bytes: Bytes that are erased together; a page-out wears whole units.
+        levelled: A controller spreads writes over the whole capacity. Without one, a tensor has
+            units of its own, and wears these only.
+        source: Of unit and levelling.
+    """
+
+    cycles: Quantity
+    unit_bytes: PositiveInt
+    levelled: bool
+    source: str = Field(min_length=3)
+
+    @model_validator(mode="after")
+    def _lasts(self) -> Self:
+        if self.cycles.value < 1:
+            raise ValueError("cycles: must be 1 or more")
+        if self.unit_bytes % 4:
+            raise ValueError("unit_bytes: must be a multiple of 4")
+        return self
+
+
 class Storage(_Spec):
-    """External storage that tensors can be paged to; times are per transfer."""
+    """Storage that tensors can be paged to; times are per transfer.
+
+    Attributes:
+        dma: Transfers run beside the core, one at a time; None: the core waits for each.
+        wear: None: it does not wear.
+        region: The chip's flash region that it is a part of; None: it is external.
+        allow_paging: Of a part of the chip's flash: tensors may be paged there in spite of its few
+            erase cycles. None: they may not.
+    """
 
     id: str
     name: str
@@ -154,6 +194,28 @@ class Storage(_Spec):
     write_bytes_per_s: Quantity
     write_latency_s: Quantity
     power_w: Quantity
+    dma: Fact | None = None
+    wear: Wear | None = None
+    region: str | None = None
+    allow_paging: Fact | None = None
+
+    @property
+    def overlaps(self) -> bool:
+        """Transfers run beside the core."""
+        return self.dma is not None and self.dma.value
+
+    @property
+    def pages(self) -> bool:
+        """Tensors may be paged to it: it is external, or the spec allows it."""
+        return self.region is None or (self.allow_paging is not None and self.allow_paging.value)
+
+    @model_validator(mode="after")
+    def _wears(self) -> Self:
+        if self.region is not None and (self.wear is None or self.wear.levelled):
+            raise ValueError("wear: a part of the chip's flash needs it, with levelled: false")
+        if self.region is None and self.allow_paging is not None:
+            raise ValueError("allow_paging: is for a part of the chip's flash; add its region")
+        return self
 
     @model_validator(mode="after")
     def _moves(self) -> Self:
@@ -236,6 +298,10 @@ class Device(_Spec):
         ids = [s.id for s in self.storage]
         if twice := {i for i in ids if ids.count(i) > 1}:
             raise ValueError(f"storage: id {min(twice)} occurs twice")
+        own = {r.name: r.bytes for r in self.regions if r.kind == "flash"}
+        for s in self.storage:
+            if s.region is not None and s.bytes > own.get(s.region, 0):
+                raise ValueError(f"storage: {s.id} is no part of a flash region {s.region}")
         if self.core not in bundled_ids("cores"):
             raise ValueError(f"core: {self.core!r} is not one of {', '.join(bundled_ids('cores'))}")
         return self
@@ -278,16 +344,26 @@ class Device(_Spec):
         """Bytes of all flash regions."""
         return sum(r.bytes for r in self.regions if r.kind == "flash")
 
+    @property
+    def pageable(self) -> tuple[Storage, ...]:
+        """Storages that tensors may be paged to."""
+        return tuple(s for s in self.storage if s.pages)
+
     def find_storage(self, storage_id: str) -> Storage:
         """The storage of an id.
 
         Raises:
-            UsageError: The device has none of that id.
+            UsageError: The device has none of that id, or its spec does not allow paging there.
         """
+        known = ", ".join(["none", *(s.id for s in self.pageable)])
         for s in self.storage:
-            if s.id == storage_id:
+            if s.id == storage_id and s.pages:
                 return s
-        known = ", ".join(["none", *(s.id for s in self.storage)])
+            if s.id == storage_id:
+                raise UsageError(
+                    f"--storage: {storage_id} is flash of the chip itself, and the spec of"
+                    f" {self.id} does not allow paging there (allow_paging); choose {known}"
+                )
         raise UsageError(f"--storage: {self.id} has no storage {storage_id!r}; it knows {known}")
 
 

@@ -316,7 +316,12 @@ class Explainer:
         result = Milp(problem).solve(self._start.goals[-1], options)
         score = _score(self.plan)
         if result.solution is not None:
-            s = realize(problem, result.solution, seed=options.seed)
+            s = realize(
+                problem,
+                result.solution,
+                seed=options.seed,
+                hide_within=problem.limits,
+            )
             ram = s.arena_bytes + s.state_bytes
             if s.over_bytes(problem.limits) > 0:
                 return Outcome(demand, "unknown", ("live bytes fit, but no layout was found",))
@@ -354,6 +359,7 @@ def _request_of(plan: Plan, asked: Asked, model: Path, device: Device) -> Reques
         flash_bytes=budget.flash_bytes,
         latency_s=budget.latency_s,
         energy_j=budget.energy_j,
+        min_steps=budget.min_steps,
         spec=spec_of(plan),
         train=asked.train,
         batch=plan.model.batch,

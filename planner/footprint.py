@@ -27,7 +27,7 @@ class Footprint:
         live: Live arena bytes at each slot of the timeline, int64.
         state_bytes: RAM kept for good.
         flash_bytes: Weights and estimated code.
-        cycles: Of a training step, page transfers included.
+        cycles: Of a training step, page transfers included in full.
         energy_j: Of a training step.
     """
 
@@ -278,9 +278,10 @@ class Meter:
                 kernels.update(s.mixed.kernels if mixed and s.mixed is not None else s.kernels)
                 steps += 1 + len(followers.get(s.node, ()))
         writer = {t.index: t.writers[-1] if t.writers else None for t in p.storage.tensors}
+        moves = p.cost.steps_per_transfer
         for t, _ in solution.loads:
-            steps += 1 + len(followers.get(writer[t], ()))
-        steps += len({t for t, _ in solution.loads})
+            steps += moves + len(followers.get(writer[t], ()))
+        steps += moves * len({t for t, _ in solution.loads})
         weights = sum(
             c.bytes
             for c in p.constants

@@ -20,16 +20,19 @@ from .bounds import most_gain
 from .core import optimize
 from .hint import hint
 from .linear import INF, LARGE, LinearProgram, SolverOptions, Status, Terms
-from .objective import Goal, Weighted
+from .objective import Goal, Weighted, wants
 from .occupancy import Occupancy
+from .overlap import Overlap
 from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP
-from .problem import ALWAYS, Event, Problem, Retention, Slot, Transient
+from .problem import ALWAYS, Event, Limits, Problem, Retention, Slot, Transient
 from .progress import Watch
 from .solution import Solution
 from .tensors import Tensor, aligned
 
 #: A weighted objective counts in millionths: solvers take differences of 1e-6 for rounding.
 WEIGHTED_SCALE = 1e6
+#: What a hidden cycle of a transfer counts for a shy program.
+SHYNESS = 0.02
 
 
 @dataclass
@@ -75,19 +78,36 @@ class SolveResult:
     time_s: float
 
 
+def is_timed(goal: Goal, limits: Limits) -> bool:
+    """It matters what takes how long."""
+    limited = limits.cycles is not None or limits.energy_j is not None
+    return limited or wants(goal, "latency", "energy")
+
+
 class Milp:
     """The program of one problem; constraints are methods, one each."""
 
-    def __init__(self, problem: Problem, *, relaxed: bool = False) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        goal: Goal | None = None,
+        *,
+        relaxed: bool = False,
+        shy: bool = False,
+    ) -> None:
         """Build variables and constraints.
 
         Args:
             problem: What to decide.
+            goal: The only objective that will be asked for; None: any.
             relaxed: Keeping and rebuilding take nothing: a tensor is there whenever a slot reads
                 it, and takes RAM then only. The optimum is a bound for the problem with any
                 rebuilds.
+            shy: A cycle of a page transfer that computing hides counts a little as an objective:
+                of equal solutions, the one that moves less hides more than its model says.
         """
         self.problem = problem
+        self.goal, self.shy = goal, shy
         self.relaxed = relaxed
         self.c = LinearProgram()
         self.one = self.c.column(integer=False, lower=1.0)
@@ -366,6 +386,9 @@ class Milp:
         for i, r in enumerate(p.retentions):
             self._occupy_retained(i, r)
         self._overwritten()
+        self.overlap = None
+        if self._hides():
+            self.overlap = Overlap(self)
         state = [(self.a[a], float(b)) for a, b in p.state_bytes.items()]
         state += [(self._both(u.activity, u.choice), float(u.state_bytes)) for u in p.mixed_updates]
         slots = self.occupancy.peaks()
@@ -388,6 +411,13 @@ class Milp:
                 sizes += [aligned(v.type.nbytes) for v in s.update.resident]
             if max(sizes, default=0) > largest:
                 self.c.row(self._of_slot(s, 1.0, None), upper=0.0)
+
+    def _hides(self) -> bool:
+        """What computing hides of transfers is part of the program."""
+        p = self.problem
+        if not p.cost.overlaps or self.relaxed or p.limits.wait_for_transfers:
+            return False
+        return self.goal is None or is_timed(self.goal, p.limits)
 
     def _running_sum(self, slots: NDArray[np.int64], state: Terms) -> None:
         """Live bytes of a slot as those of the slot before and what changes.
@@ -527,10 +557,11 @@ class Milp:
         ]
         for stored, loads, r in zip(self.stored, self.loaded, p.retentions, strict=True):
             writer = r.tensor.writers[-1] if r.tensor.writers else None
-            steps = 1 + len(p.storage.followers.get(writer, ()))  # a load shows its views again
+            moves = p.cost.steps_per_transfer
+            steps = moves + len(p.storage.followers.get(writer, ()))  # a load shows its views again
             terms += [(v, CODE_BYTES_PER_STEP * steps) for v in loads.values()]
             if stored is not None:
-                terms.append((stored, CODE_BYTES_PER_STEP))
+                terms.append((stored, CODE_BYTES_PER_STEP * moves))
         fixed = CODE_BYTES_PER_STEP * len(p.storage.followers.get(None, ()))
         self.flash = [*terms, (self.one, float(fixed))]
         self.c.row(self.flash, upper=p.limits.flash_bytes)
@@ -561,14 +592,22 @@ class Milp:
         return result
 
     def _storage_row(self) -> None:
-        """Paged tensors together <= storage."""
+        """Paged tensors together <= storage, and what they wear <= its limit."""
         pages = [
-            (s, float(r.tensor.bytes))
+            (s, float(self.problem.cost.stored_bytes(r.tensor.bytes)))
             for s, r in zip(self.stored, self.problem.retentions, strict=True)
             if s is not None
         ]
         if pages:
             self.c.row(pages, upper=self.problem.limits.storage_bytes)
+        if pages and self.problem.limits.worn_bytes is not None:
+            micro, worn = self.problem.micro_batches, self.problem.cost.worn_bytes
+            wears = [
+                (s, float(micro * worn(r.tensor.bytes)))
+                for s, r in zip(self.stored, self.problem.retentions, strict=True)
+                if s is not None
+            ]
+            self.c.row(wears, upper=self.problem.limits.worn_bytes)
 
     @cached_property
     def page_cycles(self) -> list[tuple[int, float]]:
@@ -584,19 +623,30 @@ class Milp:
             result += [(v, read) for v in self.loaded[i].values()]
         return result
 
+    @property
+    def _hidden(self) -> list[tuple[int, float]]:
+        """What slots hide of transfers, below 0."""
+        return [] if self.overlap is None else self.overlap.terms
+
+    def slot_cycles(self, index: int) -> list[tuple[int, float]]:
+        """Cycles of a slot; a block that is streamed runs in its first one."""
+        s = self.problem.slots[index]
+        terms = self._of_slot(s, s.cycles, None if s.mixed is None else s.mixed.cycles)
+        for x in s.split:
+            terms.append((self._both(s.activity, x.update), float(x.cycles)))
+            if s.mixed is not None:
+                mixed = self._both(s.activity, x.update, s.mixed.choice)
+                terms.append((mixed, float(x.mixed_cycles - x.cycles)))
+        for b in self.problem.streams:
+            if b.slots[0] == index:
+                terms.append((self.a[b.activity], float(b.cycles)))
+        return terms
+
     @cached_property
     def cycles(self) -> list[tuple[int, float]]:
-        """Cycles of all active slots and transfers."""
-        terms: list[tuple[int, float]] = []
-        for s in self.problem.slots:
-            terms += self._of_slot(s, s.cycles, None if s.mixed is None else s.mixed.cycles)
-            for x in s.split:
-                terms.append((self._both(s.activity, x.update), float(x.cycles)))
-                if s.mixed is not None:
-                    mixed = self._both(s.activity, x.update, s.mixed.choice)
-                    terms.append((mixed, float(x.mixed_cycles - x.cycles)))
-        terms += [(self.a[b.activity], float(b.cycles)) for b in self.problem.streams]
-        return terms + self.page_cycles
+        """Cycles of all active slots, and of transfers as far as no slot hides them."""
+        terms = [t for s in self.problem.slots for t in self.slot_cycles(s.index)]
+        return terms + self.page_cycles + self._hidden
 
     @cached_property
     def energy(self) -> list[tuple[int, float]]:
@@ -641,7 +691,8 @@ class Milp:
             return [(self.peak, 1.0)]
         if goal == "flash":
             return self.flash
-        return self.cycles if goal == "latency" else self.energy
+        bias = [(y, -SHYNESS * a) for y, a in self._hidden] if self.shy else []
+        return (self.cycles if goal == "latency" else self.energy) + bias
 
     def _weighted(self, goal: Weighted) -> Iterator[tuple[int, float]]:
         for name, weight in goal.weights.items():

@@ -122,6 +122,15 @@ class Needs:
         if short.works is None or short.works <= short.has:
             return None
         made = planned(self._search, with_limit(request, name, short.works), name)
+        if made is None and problem.cost.overlaps and name in _TIMES:
+            # Schedules hide less of transfers than the model: a value that needs none hidden.
+            waits = replace(problem.limits, wait_for_transfers=True)
+            full = self._search.least(replace(problem, limits=waits), name)
+            if full.solution is not None:
+                works = _measured(problem, name, has, least, full.value).works
+                short = replace(short, works=works)
+                assert works is not None
+                made = planned(self._search, with_limit(request, name, works), name)
         if made is None:
             return replace(short, works=None)
         self.plans[name] = made

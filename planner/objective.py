@@ -40,6 +40,13 @@ class Weighted:
 Goal = ObjectiveName | Weighted
 
 
+def wants(goal: Goal, *names: ObjectiveName) -> bool:
+    """One of these figures is part of a goal."""
+    if isinstance(goal, Weighted):
+        return any(name in goal.weights for name in names)
+    return goal in names
+
+
 def parse_objective(text: str) -> ObjectiveName | dict[ObjectiveName, float]:
     """Read ``latency`` or ``latency=1,energy=0.5``.
 

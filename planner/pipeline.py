@@ -32,7 +32,7 @@ from .plan import Asked, Budget, DeviceInfo, ObjectiveName, Plan, SolverInfo, St
 from .precision import choosable, pinned, unchosen
 from .problem import Limits, Problem, RamRegion
 from .progress import Watch
-from .replay import RAM, Wanted, with_replay
+from .replay import RAM, Wanted, storages, with_replay
 from .search import Bounds, Found, Search, Start
 from .sizes import LARGEST_BYTES
 from .stages import Stages
@@ -56,6 +56,7 @@ class Request:
         flash_bytes: Flash budget; None: the device's flash less its reserve.
         latency_s: Limit of one training step.
         energy_j: Limit of one training step.
+        min_steps: Training steps that paging may not wear the storage out in.
         spec: Loss, optimizer, micro-batches.
         train: ``auto``, ``all``, ``last``, ``bias``, or ``NAME`` and ``NAME=RATIO`` items.
         batch: Samples per micro-batch.
@@ -82,6 +83,7 @@ class Request:
     flash_bytes: int | None = None
     latency_s: float | None = None
     energy_j: float | None = None
+    min_steps: int | None = None
     spec: TrainingSpec = field(default_factory=TrainingSpec)
     train: tuple[str, ...] = ("auto",)
     batch: int = 1
@@ -107,6 +109,8 @@ class Request:
         for what, n in given:
             if n is not None and not 0 <= n <= LARGEST_BYTES:
                 raise UsageError(f"{what} budget {n:,} is outside 0 to {LARGEST_BYTES:,} bytes")
+        if self.min_steps is not None and self.min_steps < 1:
+            raise UsageError(f"--min-steps: {self.min_steps} steps are too few; give 1 or more")
         for what, x in (("latency", self.latency_s), ("energy", self.energy_j)):
             if x is not None and not 0 < x < LARGEST_AMOUNT:
                 raise UsageError(f"{what} limit {x:g} can't be kept by any plan")
@@ -116,7 +120,11 @@ class Request:
         place = None if self.replay is None else self.replay.place
         if place in (None, RAM):
             return
-        self.device.find_storage(place)
+        if place not in storages(self.device):
+            known = ", ".join([RAM, *storages(self.device)])
+            raise UsageError(
+                f"--replay-in: {self.device.id} has no {place!r} for samples; it has {known}"
+            )
         if self.storage not in (None, place):
             raise UsageError(
                 f"--replay-in {place}: the plan pages to {self.storage}, and firmware knows one"
@@ -225,10 +233,16 @@ class Planner:
         self.cost = CostModel(device, load_core(device.core), storage)
         regions, flash = _regions(request), request.flash_bytes
         if flash is None:
-            flash = max(0, device.flash_bytes - device.reserve.flash_bytes)
+            flash = device.flash_bytes - device.reserve.flash_bytes
+            if storage is not None and storage.region is not None:
+                flash -= storage.bytes
+            flash = max(0, flash)
         cycles = None
         if request.latency_s is not None:
             cycles = int(request.latency_s * device.clock_hz.value)
+        worn = None
+        if storage is not None and request.min_steps is not None:
+            worn = self.cost.most_worn(request.min_steps, request.spec.micro_batches)
         self.limits = Limits(
             sum(r.bytes for r in regions),
             flash,
@@ -236,6 +250,7 @@ class Planner:
             request.energy_j,
             storage.bytes if storage is not None else 0,
             () if _is_plain(regions, device) else regions,
+            worn,
         )
         self.options = SolverOptions(
             request.solver, request.gap, request.time_limit_s, request.seed, request.threads
@@ -372,6 +387,7 @@ class Planner:
                 latency_s=r.latency_s,
                 energy_j=r.energy_j,
                 storage_bytes=limits.storage_bytes,
+                min_steps=r.min_steps,
             ),
         )
 

@@ -10,7 +10,7 @@ Spaces of a buffer:
                  Where the plan has several RAM ``regions``, arena and state each consist of a part
                  per region, one after the other; no buffer crosses from one part into the next.
     ``flash``    constants; offset is 0, the back end places them.
-    ``storage``  external storage (SD card, PSRAM) that tensors are paged to.
+    ``storage``  storage (SD card, PSRAM) that tensors are paged to.
     ``io``       run-time inputs that the caller owns (labels or targets, ``hyper``).
 """
 
@@ -57,7 +57,7 @@ ObjectiveName = Literal["learn", "latency", "energy", "ram", "flash"]
 StageName = Literal["learn", "latency", "energy", "ram", "flash", "weighted"]
 #: Why a run ended before everything was proven.
 Stopped = Literal["interrupted", "time limit"]
-StepKind = Literal["compute", "convert", "page_out", "page_in", "update"]
+StepKind = Literal["compute", "convert", "page_out", "page_in", "page_wait", "update"]
 
 
 class _Record(BaseModel):
@@ -96,6 +96,7 @@ class Budget(_Record):
     latency_s: NonNegativeFloat | None = None
     energy_j: NonNegativeFloat | None = None
     storage_bytes: NonNegativeInt = 0
+    min_steps: PositiveInt | None = None  #: training steps that the storage has to last
 
 
 class DeviceInfo(_Record):
@@ -198,7 +199,10 @@ class FlashClaim(_Record):
 
 
 class Claims(_Record):
-    """What the plan promises, predicted, code estimated; the checker recomputes all figures."""
+    """What the plan promises, predicted, code estimated; the checker recomputes all figures.
+
+    ``life_steps`` is None where nothing wears.
+    """
 
     ram_bytes: RamClaim
     flash_bytes: FlashClaim
@@ -206,6 +210,8 @@ class Claims(_Record):
     cycles: NonNegativeInt
     latency_s: NonNegativeFloat
     energy_j: NonNegativeFloat
+    worn_bytes: NonNegativeInt = 0  #: of storage, written in whole erase units per training step
+    life_steps: NonNegativeInt | None = None  #: training steps that wear the storage out
 
 
 class Replay(_Record):
@@ -342,7 +348,13 @@ class Step(_Record):
               without the gradient itself; ``tile`` is the scratch buffer that holds ``tile_rows``
               rows of the gradient. ``writes`` are the updated state buffers (in place). After an
               apply that reads an accumulator, the accumulator is zero.
-    page_out  ``reads = [arena buffer]``, ``writes = [storage buffer]``; page_in the reverse.
+    page_out  ``reads = [arena buffer]``, ``writes = [storage buffer]``; page_in the reverse. An
+              ``overlapped`` one only starts the transfer: both buffers belong to it until its
+    page_wait ``reads = [source, target]``, which returns when it has ended. Transfers run one at a
+              time, in the order of their starts.
+
+    ``cycles`` are those of the core: none for an overlapped start; what is left of the transfer for
+    a wait, in the last micro-step.
     """
 
     kind: StepKind
@@ -354,6 +366,7 @@ class Step(_Record):
     tile_rows: NonNegativeInt = 0
     last_micro: bool = False
     recompute: bool = False  #: the node has run before in this micro-step
+    overlapped: bool = False
     cycles: NonNegativeInt = 0
 
 

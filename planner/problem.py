@@ -299,6 +299,9 @@ class Limits:
         storage_bytes: Capacity for paging.
         regions: Where buffers can lie, preferred ones first; empty for one region without extra
             cycles.
+        worn_bytes: Of storage, per training step.
+        wait_for_transfers: Count every page transfer in full, even where it runs beside the core:
+            what a schedule takes is then no more than what the model says.
     """
 
     ram_bytes: int
@@ -307,6 +310,8 @@ class Limits:
     energy_j: float | None = None
     storage_bytes: int = 0
     regions: tuple[RamRegion, ...] = ()
+    worn_bytes: int | None = None
+    wait_for_transfers: bool = False
 
     @property
     def largest_bytes(self) -> int:

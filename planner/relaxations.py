@@ -162,7 +162,7 @@ class Relaxations:
     def _changes(self) -> Iterator[_Change]:
         r = self._search.request
         paging = r.storage is None and not any(m.kind == "storage" for m in self._conflict.members)
-        for s in r.device.storage:
+        for s in r.device.pageable:
             if s.id != r.storage:
                 yield _Change(f"--storage {s.id}", replace(r, storage=s.id), _paging, paging)
         items = items_of(r.precision)

@@ -15,6 +15,7 @@ from ..ir.errors import UsageError
 from ..ir.opdef import Work, get_op
 from ..ir.training import TrainingGraph
 from .cost import CostModel
+from .device import Device
 from .plan import Buffer, Plan, Replay, part_of
 from .tensors import aligned
 
@@ -155,6 +156,11 @@ def bound(plan: Plan, training: TrainingGraph, cost: CostModel, epochs: int) -> 
     return often + once / epochs
 
 
+def storages(device: Device) -> list[str]:
+    """Storages that can hold a cache: those where nobody has to look after erase units."""
+    return [s.id for s in device.storage if s.wear is None or s.wear.levelled]
+
+
 def _places(plan: Plan, cost: CostModel, wanted: str | None) -> Iterator[Place]:
     """RAM first."""
     ram, device = plan.claims.ram_bytes, plan.device
@@ -164,9 +170,8 @@ def _places(plan: Plan, cost: CostModel, wanted: str | None) -> Iterator[Place]:
         if not plan.regions:
             yield Place(RAM, "", device.budget.ram_bytes - ram.total)
     name = device.storage if wanted is None else wanted
-    if name is not None and name != RAM:
-        free = cost.device.find_storage(name).bytes - plan.claims.storage_bytes
-        yield Place(name, "", free)
+    if name in storages(cost.device):
+        yield Place(name, "", cost.device.find_storage(name).bytes - plan.claims.storage_bytes)
 
 
 def _offer(
@@ -239,7 +244,7 @@ def _too_large(offers: Sequence[tuple[Replay, Place]], plan: Plan, cost: CostMod
     where = {RAM: f"RAM{f' ({place.region})' if place.region else ''}"}.get(place.name, place.name)
     fit = max(0, place.room_bytes) // small.stride * plan.model.batch
     fewer = f"--replay {fit:,} fits" if fit else "not one sample fits"
-    others = [s.id for s in cost.device.storage if plan.device.storage in (None, s.id)]
+    others = [s for s in storages(cost.device) if plan.device.storage in (None, s)]
     other = f"; or --replay-in {' or '.join(others)}" if others and place.name == RAM else ""
     return (
         f"{small.samples:,} samples take {small.cache_bytes:,} B ({small.value}), but {where} has"

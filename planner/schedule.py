@@ -1,11 +1,13 @@
 """From decisions to a straight-line program: steps, buffers, lifetimes, offsets.
 
-Residency is not taken from the solver: it follows from which steps run (``planner.stays``).
+Residency is not taken from the solver: it follows from which steps run (``planner.stays``). Where
+page transfers run beside the core, the program is made twice: with every transfer waited for at
+once, which tells where it may run, and then with the places that ``planner.transfers`` finds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..ir.graph import Node, Value
@@ -14,12 +16,15 @@ from ..ir.training import Update
 from .blocks import arena_bytes, live_bytes, peak_bytes
 from .layout import place
 from .placement import extra_cycles, place_all, touches, traffic
-from .plan import Action, Buffer, RegionClaim, Step
+from .plan import Action, Buffer, RegionClaim, Step, StepKind
 from .problem import ALWAYS, Limits, Problem, Slot
 from .solution import Solution
 from .stays import Stays
 from .tensors import Tensor
+from .transfers import Hiding, Placement, Transfer, order, run, synchronous
 
+#: Layouts tried with transfers that overlap, each with less RAM for them.
+HIDING_TRIES = 3
 #: Work of a search for a layout, in seconds; see ``planner.layout``.
 QUICK_S, THOROUGH_S = 0.2, 5.0
 
@@ -35,8 +40,9 @@ class Schedule:
         state_bytes: Size of the state space.
         storage_bytes: Size of the paged space.
         live: Live aligned arena bytes at each step.
-        cycles: Cycles of a training step (all micro-steps), page transfers included.
-        transfer_cycles: Part of ``cycles`` that is page transfers.
+        cycles: Cycles of a training step (all micro-steps), waits for page transfers included.
+        transfer_cycles: Cycles of a training step in which a page transfer is under way.
+        worn_bytes: Of storage, per training step.
         actions: Forward tensor name -> keep, recompute or page, for those that backward reads.
         regions: What each RAM region holds, where there are several; empty if the buffers did not
             find room in them: then they lie in one large region instead.
@@ -51,6 +57,7 @@ class Schedule:
     live: tuple[int, ...]
     cycles: int
     transfer_cycles: int
+    worn_bytes: int
     actions: dict[str, tuple[int, Action]]
     regions: tuple[RegionClaim, ...] = ()
     missing_bytes: int = 0
@@ -69,6 +76,7 @@ def realize(
     seed: int = 0,
     enough_bytes: int | None = None,
     quick: bool = False,
+    hide_within: Limits | None = None,
 ) -> Schedule:
     """Turn the decisions of a specialised problem (all updates fixed) into a placed schedule.
 
@@ -78,28 +86,85 @@ def realize(
         seed: Of the search for a layout.
         enough_bytes: With this RAM no long search follows a short one; None: it always does.
         quick: None follows in any case.
+        hide_within: With the RAM, state included, that transfers beside the core may take; None:
+            no more than the schedule needs anyway.
     """
-    return _Realizer(problem, solution).run(seed, enough_bytes, quick)
+    plain = _Realizer(problem, solution).built()
+    if not problem.cost.overlaps or not plain.transfers:
+        return plain.placed(seed, enough_bytes, quick)
+    moves = plain.moves()
+    room = max(moves.live)
+    if hide_within is not None:
+        room = hide_within.ram_bytes - plain.stays.state_bytes
+    for attempt in range(HIDING_TRIES):
+        places = Hiding(moves.micro_steps, moves.transfers, moves.live, room).place()
+        found = _Realizer(problem, solution, plain, places).built()
+        schedule = found.placed(seed, enough_bytes, quick or attempt > 0)
+        over = 0 if hide_within is None else schedule.over_bytes(hide_within)
+        if over <= 0:
+            return schedule
+        room -= over
+    places = synchronous(plain.transfers)
+    return _Realizer(problem, solution, plain, places).built().placed(seed, enough_bytes, quick)
+
+
+@dataclass(frozen=True)
+class Moves:
+    """The transfers of a schedule, and the steps that compute, which they may run beside.
+
+    Attributes:
+        transfers: By the position where they are needed.
+        live: Arena bytes of each of these steps where every transfer is waited for at once.
+        micro_steps: How often there is which micro-step: cycles of each of these steps.
+    """
+
+    transfers: tuple[Transfer, ...]
+    live: tuple[int, ...]
+    micro_steps: tuple[tuple[int, list[int]], ...]
+
+
+def moves_of(problem: Problem, solution: Solution) -> Moves:
+    """What ``realize`` places the transfers of."""
+    return _Realizer(problem, solution).built().moves()
 
 
 @dataclass
 class _Realizer:
+    """One pass over the timeline.
+
+    Attributes:
+        problem: What is decided.
+        solution: The decisions.
+        plain: The pass with transfers that are waited for at once; None: this is it.
+        places: Where transfers run.
+        transfers: All transfers, by the position where they are needed.
+    """
+
     problem: Problem
     solution: Solution
+    plain: _Realizer | None = None
+    places: Placement = ()
+    transfers: list[Transfer] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     ran: set[Node] = field(default_factory=set)
     stored: dict[Tensor, str] = field(default_factory=dict)
     extra: list[Buffer] = field(default_factory=list)
-    transfer: int = 0
     storage_top: int = 0
     repeated: set[Node] = field(default_factory=set)
     loaded: set[Tensor] = field(default_factory=set)
     read_late: dict[Tensor, None] = field(default_factory=dict)
+    computed: int = 0
+    touched: dict[Tensor, int] = field(default_factory=dict)
+    paged_until: dict[Tensor, tuple[int, int]] = field(default_factory=dict)
+    targets: dict[int, str] = field(default_factory=dict)
+    waits: dict[int, int] = field(default_factory=dict)
 
-    def run(self, seed: int, enough_bytes: int | None, quick: bool) -> Schedule:
+    def built(self) -> _Realizer:
+        """All steps."""
         p = self.problem
         self.storage = p.storage
         self.stays = Stays(p.storage)
+        self.pending = self._pending()
         paged = {t for t, _ in self.solution.loads}
         loads: dict[int, list[int]] = {}
         for t, k in sorted(self.solution.loads):
@@ -116,13 +181,34 @@ class _Realizer:
                 self._views(slot.node)
                 for tensor in slot.writes:
                     self._page_out_if(tensor, slot.node, paged)
+        self._move()
         self.stays.hold(p.training.loss, len(self.steps) - 1)
-        return self._place(seed, enough_bytes, quick)
+        until = {t.index: ends for t, ends in self.paged_until.items()}
+        self.transfers = [
+            replace(t, free=until[t.tensor][0], latest=until[t.tensor][1]) if t.out else t
+            for t in self.transfers
+        ]
+        return self
 
     # -- steps ------------------------------------------------------------------------------------
 
+    def _computes(self, reads: Iterable[Value | None], writes: Iterable[Value] = ()) -> int:
+        """The next step computes; where it stands, behind transfers that are due."""
+        self._move()
+        written = [t for v in writes if (t := self.storage.of.get(v)) is not None]
+        read = [t for v in reads if v is not None and (t := self.storage.of.get(v)) is not None]
+        for t in written:
+            self._ends(t)
+        self.computed += 1
+        self.touched |= dict.fromkeys((*read, *written), self.computed)
+        return len(self.steps)
+
+    def _ends(self, tensor: Tensor) -> None:
+        """Another stay of a tensor begins: note when the one that was paged out was over."""
+        if tensor in self.stored and tensor not in self.paged_until:
+            self.paged_until[tensor] = (self.touched.get(tensor, 0), self.computed)
+
     def _run_slot(self, slot: Slot) -> None:
-        k = len(self.steps)
         node = slot.node
         if slot.update is not None:
             self._update_step(slot, slot.update)
@@ -131,6 +217,7 @@ class _Realizer:
             self._note_late_reads(node)
         if node in self.ran:
             self.repeated.add(node)
+        k = self._computes(node.inputs, node.outputs)
         reads = [self.stays.read(v, k) for v in node.inputs]
         writes = [self.stays.write(v, k) for v in node.outputs]
         self.steps.append(
@@ -147,21 +234,21 @@ class _Realizer:
         self.ran.add(node)
 
     def _update_step(self, slot: Slot, update: Update) -> None:
-        k = len(self.steps)
         accumulate = update.accumulate_node is not None and not slot.last_micro
         consumer = update.accumulate_node if accumulate else update.apply_node
         assert consumer is not None
         nodes = [consumer]
         operands: list[Value | None] = list(consumer.inputs)
         tile, workspace, rows = None, None, 0
+        grad = None if slot.last_micro else update.grad_node
+        k = self._computes((*operands, *(() if grad is None else grad.inputs)))
         if slot.last_micro:
             assert update.accumulator is not None
             assert update.accumulate_node is not None
             operands = [
                 update.accumulator if v is update.accumulate_node.out else v for v in operands
             ]
-        elif update.grad_node is not None:
-            grad = update.grad_node
+        elif grad is not None:
             nodes.insert(0, grad)
             operands = [*grad.inputs, *(v for v in operands if v is not update.grad)]
             tile = self.stays.scratch("tile", grad, update.tile_bytes, k)
@@ -199,7 +286,7 @@ class _Realizer:
 
     def _views(self, node: Node | None) -> None:
         for view in self.storage.followers.get(node, ()):
-            k = len(self.steps)
+            k = self._computes(view.inputs, view.outputs)
             source = view.inputs[0]
             reads = self.stays.read(source, k)
             write = self.stays.write(view.out, k)
@@ -222,12 +309,18 @@ class _Realizer:
         complete = tensor.writers[-1] if tensor.writers else None
         if tensor.index not in paged or tensor in self.stored or complete is not writer:
             return
-        k = len(self.steps)
-        value = self._paged_value(tensor)
+        self.stored[tensor] = f"{self._paged_value(tensor).name}@storage"
+        if self.plain is None:
+            cycles = self.problem.cost.write_cycles(tensor.bytes)
+            at = self.computed
+            self.transfers.append(Transfer(tensor.index, True, cycles, tensor.bytes, at, at, at))
+            self._start_out(tensor, cycles)
+
+    def _start_out(self, tensor: Tensor, cycles: int, *, overlapped: bool = False) -> None:
+        k, value = len(self.steps), self._paged_value(tensor)
         source = self.stays.read(value, k)
         assert source is not None
-        name = f"{value.name}@storage"
-        self.stored[tensor] = name
+        name = self.stored[tensor]
         self.extra.append(
             Buffer(
                 id=name, value=value.name, space="storage", dtype=value.type.dtype,
@@ -235,26 +328,103 @@ class _Realizer:
                 first=k, last=k,
             )
         )  # fmt: skip
-        self.storage_top += tensor.bytes
-        cycles = self.problem.cost.write_cycles(tensor.bytes)
-        self.transfer += cycles
-        self.steps.append(Step(kind="page_out", reads=(source,), writes=(name,), cycles=cycles))
+        self.storage_top += self.problem.cost.stored_bytes(tensor.bytes)
+        self._transfer("page_out", source, name, cycles, overlapped)
 
     def _page_in(self, tensor: Tensor) -> None:
-        k = len(self.steps)
-        value = self._paged_value(tensor)
+        if self.plain is None:
+            cycles = self.problem.cost.read_cycles(tensor.bytes)
+            at, dead = self.computed, self.touched.get(tensor, 0)
+            self._ends(tensor)
+            self.transfers.append(Transfer(tensor.index, False, cycles, tensor.bytes, at, dead, at))
+            self._start_in(tensor, cycles)
+        self._views(tensor.writers[-1] if tensor.writers else None)
+
+    def _start_in(self, tensor: Tensor, cycles: int, *, overlapped: bool = False) -> str:
+        k, value = len(self.steps), self._paged_value(tensor)
         target = self.stays.open(value, k)
         self.loaded.add(tensor)
         name = self.stored[tensor]
+        self._keep_stored(name)
+        self._transfer("page_in", name, target, cycles, overlapped)
+        return target
+
+    def _transfer(
+        self, kind: StepKind, source: str, target: str, cycles: int, overlapped: bool
+    ) -> None:
+        self.steps.append(
+            Step(
+                kind=kind, reads=(source,), writes=(target,), overlapped=overlapped,
+                cycles=0 if overlapped else cycles,
+            )
+        )  # fmt: skip
+
+    def _keep_stored(self, name: str) -> None:
+        k = len(self.steps)
         self.extra = [b.model_copy(update={"last": k}) if b.id == name else b for b in self.extra]
-        cycles = self.problem.cost.read_cycles(tensor.bytes)
-        self.transfer += cycles
-        self.steps.append(Step(kind="page_in", reads=(name,), writes=(target,), cycles=cycles))
-        self._views(tensor.writers[-1] if tensor.writers else None)
 
-    # -- layout -----------------------------------------------------------------------------------
+    # -- transfers beside the core ----------------------------------------------------------------
 
-    def _place(self, seed: int, enough_bytes: int | None, quick: bool) -> Schedule:
+    def _pending(self) -> list[tuple[int, int, bool]]:
+        """Starts and waits that are still to come, the next one last."""
+        if self.plain is None:
+            return []
+        return [*order(self.plain.transfers, self.places)][::-1]
+
+    def _move(self) -> None:
+        """Start and wait for what stands at this position."""
+        while self.pending and self.pending[-1][0] <= self.computed:
+            assert self.plain is not None
+            _, i, starts = self.pending.pop()
+            t = self.plain.transfers[i]
+            tensor = self.storage.tensors[t.tensor]
+            if not starts:
+                self._wait(i, tensor)
+            elif t.out:
+                self._start_out(tensor, t.cycles, overlapped=True)
+            else:
+                self.targets[i] = self._start_in(tensor, t.cycles, overlapped=True)
+
+    def _wait(self, index: int, tensor: Tensor) -> None:
+        k, stored, value = len(self.steps), self.stored[tensor], self._paged_value(tensor)
+        self._keep_stored(stored)
+        held = self.stays.read(value, k)
+        reads = (stored, held) if index in self.targets else (held, stored)
+        self.waits[k] = index
+        self.steps.append(Step(kind="page_wait", reads=reads))
+
+    def moves(self) -> Moves:
+        """Of the pass with transfers that are waited for at once."""
+        live = live_bytes(self.stays.blocks(), len(self.steps))
+        return Moves(
+            tuple(self.transfers),
+            tuple(n for n, s in zip(live, self.steps, strict=True) if s.nodes),
+            self._micro_steps(),
+        )
+
+    def _micro_steps(self) -> tuple[tuple[int, list[int]], ...]:
+        """How often there is which micro-step: cycles of each step that computes."""
+        steps = [s for s in self.steps if s.nodes]
+        last = [s.cycles for s in steps]
+        others = [0 if s.last_micro else s.cycles for s in steps]
+        return (1, last), (self.problem.micro_batches - 1, others)
+
+    def _clocked(self) -> int:
+        """Let the clocks run: waits get their cycles; returns those of a training step."""
+        if self.plain is None:
+            micro = self.problem.micro_batches
+            return sum(s.cycles * (1 if s.last_micro else micro) for s in self.steps)
+        moved = self.plain.transfers
+        clocks = [(n, run(cycles, moved, self.places)) for n, cycles in self._micro_steps()]
+        for k, index in self.waits.items():
+            waited = {"cycles": clocks[0][1].waits[index]}
+            self.steps[k] = self.steps[k].model_copy(update=waited)
+        return sum(n * c.cycles for n, c in clocks)
+
+    # -- placed -----------------------------------------------------------------------------------
+
+    def placed(self, seed: int, enough_bytes: int | None, quick: bool) -> Schedule:
+        """The schedule, with addresses."""
         regions = self.problem.limits.regions
         if not regions:
             return self._in_one_region(seed, enough_bytes, quick)
@@ -309,9 +479,9 @@ class _Realizer:
 
     def _schedule(self, stays: Stays, offsets: Sequence[int]) -> Schedule:
         n, blocks = len(self.steps), stays.blocks()
-        buffers = stays.buffers(n, offsets)
-        micro = self.problem.micro_batches
-        cycles = sum(s.cycles * (1 if s.last_micro else micro) for s in self.steps)
+        buffers, cycles = stays.buffers(n, offsets), self._clocked()
+        transfers = self.transfers if self.plain is None else self.plain.transfers
+        micro, cost = self.problem.micro_batches, self.problem.cost
         return Schedule(
             tuple(self.steps),
             (*buffers, *self.extra),
@@ -320,7 +490,8 @@ class _Realizer:
             self.storage_top,
             tuple(live_bytes(blocks, n)),
             cycles,
-            self.transfer * micro,
+            micro * sum(t.cycles for t in transfers),
+            micro * sum(cost.worn_bytes(t.bytes) for t in transfers if t.out),
             {self._paged_value(t).name: (t.bytes, self._action(t)) for t in self.read_late},
         )
 

@@ -15,7 +15,7 @@ from ..ir.training import Candidate
 from .assemble import ROUNDING
 from .at_once import at_once, bound_of_all, tightened
 from .check import CheckReport
-from .decided import Decided, LayoutError, OutOfTimeError, Scheduled
+from .decided import Decided, LateError, LayoutError, OutOfTimeError, Scheduled
 from .objective import Goal, Weighted
 from .plan import Plan, Stopped
 from .progress import Watch
@@ -150,6 +150,11 @@ class Search:
                 if self.best is None or not decided.same_graph(self.best.scheduled.decided):
                     self._offer(at_once(stages, decided, last, fixed=True))
                 raise
+            except LateError:
+                if is_last:
+                    raise
+                self.watch.stage("transfers hide too little: choosing updates again")
+                limits = replace(limits, wait_for_transfers=True)
             except LayoutError as e:
                 if is_last:
                     raise

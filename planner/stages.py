@@ -17,12 +17,13 @@ from ..ir.precision import Precision, lower
 from ..ir.streaming import Block, blocks, stream
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from .choices import Choices, score_of
-from .cost import CostModel
+from .cost import CostModel, code_bytes, flash_weights_bytes
 from .decided import (
     LAYOUT_TRIES,
     MIXED,
     Decided,
     Excess,
+    LateError,
     LayoutError,
     OutOfTimeError,
     ProvenInfeasibleError,
@@ -32,8 +33,9 @@ from .demands import Demand, impose
 from .greedy import keeping
 from .importance import prior
 from .linear import SolverOptions
-from .milp import Milp, SolveResult
-from .objective import Goal, Weighted
+from .milp import Milp, SolveResult, is_timed
+from .objective import Goal, Weighted, wants
+from .plan import ObjectiveName
 from .precision import NOISE_WEIGHT
 from .problem import Limits, Problem
 from .progress import Watch
@@ -183,7 +185,9 @@ class Stages:
         """Decide all but the updates until the layout, too, keeps the RAM budget.
 
         The bound is that of the first solve: it holds for the budget that was asked for, later ones
-        hold for tighter budgets only.
+        hold for tighter budgets only. The model may hide more of the page transfers than a schedule
+        can. Where that leaves a gap, or breaks a limit, what is best with transfers that are waited
+        for is scheduled as well: it takes no longer than its model says.
 
         Args:
             start: The update set, and precisions as far as they are given.
@@ -193,26 +197,76 @@ class Stages:
         Raises:
             InfeasibleError: No choice keeps the limits.
             LayoutError: One does, but no layout was found.
+            LateError: One does, but not with what its transfers really hide.
             OutOfTimeError: None was found in time.
         """
+        limits = self.limits
+        if not self.cost.overlaps or not is_timed(goal, limits):
+            return self._scheduled(start, goal, free, limits)
+        waiting = replace(limits, wait_for_transfers=True)
+        try:
+            first = self._scheduled(start, goal, free, limits)
+        except LateError as late:
+            try:
+                return replace(self._scheduled(start, goal, free, waiting), bound=late.bound)
+            except OutOfTimeError:
+                raise
+            except InfeasibleError:
+                raise late from None
+        reached = self._reached(first, goal)
+        timed = wants(goal, "latency", "energy") and first.schedule.transfer_cycles > 0
+        if not timed or reached <= first.bound * (1 + self.options.gap):
+            return first
+        try:
+            second = self._scheduled(start, goal, free, waiting)
+        except InfeasibleError:
+            return first
+        best = min((first, second), key=lambda s: self._reached(s, goal))
+        return replace(best, bound=first.bound)
+
+    def _reached(self, done: Scheduled, goal: Goal) -> float:
+        """What a schedule reaches; smaller is better."""
+        s = done.schedule
+        figures: dict[ObjectiveName, float] = {
+            "latency": s.cycles,
+            "energy": self.cost.energy_j(s.cycles, s.transfer_cycles),
+            "ram": max(s.live) + s.state_bytes,
+            "learn": sum(self.achieved(done.training).values()) + self.noise_avoided(done.decided),
+        }
+        by_name = {n.name: n for n in done.training.graph.nodes}
+        figures["flash"] = flash_weights_bytes(done.training) + code_bytes(
+            [by_name[name] for step in s.steps for name in step.nodes], len(s.steps)
+        )
+        return goal.value(figures) if isinstance(goal, Weighted) else figures[goal]
+
+    def _scheduled(
+        self, start: Decided, goal: Goal, free: Sequence[str], limits: Limits
+    ) -> Scheduled:
+        """``schedule`` under one way to count transfers."""
         if self.watch.over():
             raise self._out_of_time()
-        limits, excess = self.limits, Excess()
+        excess = Excess()
         decided, proven = self._streaming(start, goal, free, limits)
         for _ in range(LAYOUT_TRIES):
             training = build_training(self.lowered(decided), self.spec, decided.updates)
             problem, result = self._keep(training, goal, limits, proven)
             proven = result.bound if proven is None else proven
             if result.solution is not None:
-                enough = None if _wants_ram(goal) else self.limits.ram_bytes
+                result = self._moving_less(problem, goal, result)
+                assert result.solution is not None
+                enough = None if wants(goal, "ram") else self.limits.ram_bytes
                 schedule = realize(
                     problem,
                     result.solution,
                     seed=self.options.seed,
                     enough_bytes=enough,
                     quick=self.watch.over() is not None,
+                    hide_within=None if enough is None else self.limits,
                 )
                 excess = Excess.of(schedule, problem, self.limits)
+                hides = schedule.transfer_cycles and not limits.wait_for_transfers
+                if excess and not excess.ram_bytes and self.cost.overlaps and hides:
+                    raise LateError(self.cost.latency_s(schedule.cycles), proven)
                 if not excess:
                     return Scheduled(decided, training, schedule, proven)
                 self.tell(f"{excess}: tightening", goal)
@@ -228,6 +282,17 @@ class Stages:
                     break
                 decided = other
         raise LayoutError(self.limits, excess)
+
+    def _moving_less(self, problem: Problem, goal: Goal, found: SolveResult) -> SolveResult:
+        """Of solutions that are as good, one with few transfers, which a schedule can hide."""
+        assert found.solution is not None
+        modelled = self.cost.overlaps and not problem.limits.wait_for_transfers
+        modelled = modelled and is_timed(goal, problem.limits)
+        if not modelled or not found.solution.loads or self.watch.over():
+            return found
+        shy = Milp(problem, goal, shy=True)
+        other = self._solved(shy, goal, PLAIN_SHARE, found.solution)
+        return found if other.solution is None else other
 
     def most_gain(self, free: Sequence[str]) -> float:
         """Score without any limit, with these layers mixed."""
@@ -307,13 +372,13 @@ class Stages:
 
         Unless a bound is known, it is that of the problem in which rebuilding takes nothing.
         """
-        result = self._solved(Milp(problem), goal, PLAIN_SHARE)
+        result = self._solved(Milp(problem, goal), goal, PLAIN_SHARE)
         if result.solution is None:
             return None
         if proven is None:
             proven = 0.0
             if not self.watch.over():
-                relaxed = Milp(problem, relaxed=True)
+                relaxed = Milp(problem, goal, relaxed=True)
                 proven = self._solved(relaxed, goal, PLAIN_SHARE).bound
         return replace(result, bound=proven)
 
@@ -372,7 +437,7 @@ class Stages:
         """Solve; raises InfeasibleError if there is no solution."""
         result = self._attempt(problem, goal, share, begin)
         if result.status == "infeasible":
-            if problem.limits is not self.limits:  # tightened for the layout
+            if problem.limits is not self.limits:  # tightened for the layout, or transfers wait
                 raise InfeasibleError(f"no plan fits {problem.limits.ram_bytes:,} B of RAM")
             raise ProvenInfeasibleError("no plan fits")
         return result
@@ -381,7 +446,7 @@ class Stages:
         self, problem: Problem, goal: Goal, share: float = 1.0, begin: Solution | None = None
     ) -> SolveResult:
         """Solve in a share of the time that is left; else the problem is proven infeasible."""
-        result = self._solved(Milp(problem), goal, share, begin)
+        result = self._solved(Milp(problem, goal), goal, share, begin)
         self.cut_short |= result.status in ("feasible", "unknown")
         if result.solution is None and result.status != "infeasible":
             raise self._out_of_time()
@@ -404,7 +469,3 @@ class Stages:
             f"no plan found within {self.watch.limit_s:g} s, and none excluded;"
             " raise --time-limit or the budgets"
         )
-
-
-def _wants_ram(goal: Goal) -> bool:
-    return goal == "ram" or (isinstance(goal, Weighted) and "ram" in goal.weights)

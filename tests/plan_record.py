@@ -43,6 +43,7 @@ def finish(
     actions: Action,
     storage: str | None = None,
     transfer_cycles: int = 0,
+    cycles: int | None = None,
     regions: tuple[RegionClaim, ...] = (),
 ) -> Plan:
     """The plan record around steps and buffers, with true claims."""
@@ -63,9 +64,12 @@ def finish(
     forward = [n for n in training.graph.nodes if n.phase == "forward"]
     flash = flash_weights_bytes(training)
     code = code_bytes([by_name[n] for s in steps for n in s.nodes], len(steps))
-    cycles = sum(s.cycles * (1 if s.last_micro else spec.micro_batches) for s in steps)
+    if cycles is None:
+        cycles = sum(s.cycles * (1 if s.last_micro else spec.micro_batches) for s in steps)
     ram = top + weights + optimizer + accumulators
-    stored = max((b.offset + padded(b.bytes) for b in buffers if b.space == "storage"), default=0)
+    paged = [b for b in buffers if b.space == "storage"]
+    stored = max((b.offset + cost.stored_bytes(padded(b.bytes)) for b in paged), default=0)
+    worn = spec.micro_batches * sum(cost.worn_bytes(padded(b.bytes)) for b in paged)
     decided = []
     for u in updates:
         sizes = u.value.type.size, 0
@@ -111,6 +115,8 @@ def finish(
             cycles=cycles,
             latency_s=cost.latency_s(cycles),
             energy_j=cost.energy_j(cycles, transfer_cycles),
+            worn_bytes=worn,
+            life_steps=cost.life_steps(worn, spec.micro_batches),
         ),
         regions=regions,
         decisions=Decisions(

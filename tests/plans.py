@@ -16,7 +16,7 @@ from odt_plan.ir.graph import Graph, Node, Value
 from odt_plan.ir.opdef import get_op
 from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec, Update
 from odt_plan.planner.cost import CostModel
-from odt_plan.planner.device import Core, Device, load_core, load_device
+from odt_plan.planner.device import Core, Device, Fact, load_core, load_device
 from odt_plan.planner.importance import prior
 from odt_plan.planner.linear import SolverOptions
 from odt_plan.planner.milp import Milp
@@ -33,9 +33,25 @@ def whole(forward: Graph) -> list[Candidate]:
     return [c for c in candidates(forward) if c == Candidate(c.param)]
 
 
-def cost_of(device: Device, storage: str | None = None, core: Core | None = None) -> CostModel:
+def cost_of(
+    device: Device,
+    storage: str | None = None,
+    core: Core | None = None,
+    *,
+    overlap: bool = False,
+) -> CostModel:
+    """Predicted costs; transfers run beside the core only if that is asked for."""
     found = device.find_storage(storage) if storage else None
+    if found is not None:
+        dma = Fact(value=True, source="asked for by a test") if overlap else None
+        found = found.model_copy(update={"dma": dma})
     return CostModel(device, core or load_core(device.core), found)
+
+
+def without_dma(device: Device) -> Device:
+    """The device, with transfers that the core waits for."""
+    storage = tuple(s.model_copy(update={"dma": None}) for s in device.storage)
+    return device.model_copy(update={"storage": storage})
 
 
 def problem_of(
@@ -65,19 +81,21 @@ def squeezed(
     ram_bytes: int,
     storage: str | None = None,
     device: Device | None = None,
+    overlap: bool = False,
     regions: tuple[RamRegion, ...] = (),
 ) -> Plan:
     """A plan of the planner's own model and schedule within a live-byte limit."""
     device = device or load_device(BOARD)
     limits = Limits(ram_bytes, 10**7, None, None, 10**6 if storage else 0, regions)
-    problem = problem_of(forward, training, limits, cost_of(device, storage), fixed=True)
-    result = Milp(problem).solve("latency", SolverOptions(time_limit_s=30))
+    cost = cost_of(device, storage, overlap=overlap)
+    problem = problem_of(forward, training, limits, cost, fixed=True)
+    result = Milp(problem, shy=overlap).solve("latency", SolverOptions(time_limit_s=30))
     assert result.solution is not None, result.status
-    s = realize(problem, result.solution)
+    s = realize(problem, result.solution, hide_within=limits)
     assert bool(s.regions) == bool(regions), s.missing_bytes
     return finish(
         training, device, problem.cost, s.steps, s.buffers, s.actions, storage, s.transfer_cycles,
-        s.regions,
+        s.cycles, s.regions,
     )  # fmt: skip
 
 

@@ -63,7 +63,8 @@ def on_board(
 
 @needs_zig
 @pytest.mark.parametrize(
-    "case", ["resnet-adam", "cnn-micro", "cnn-paged", "cnn-i8", "cnn-i8-input"]
+    "case",
+    ["resnet-adam", "cnn-micro", "cnn-paged", "cnn-overlapped", "cnn-i8", "cnn-i8-input"],
 )
 def test_cortex_m7(case: str, tmp_path: Path) -> None:
     _, result = on_board(CASES[case](), tmp_path)

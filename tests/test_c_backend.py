@@ -46,15 +46,19 @@ def partly(forward: Graph) -> Planned:
     return plans.keep_all(training), training
 
 
-def paged(forward: Graph) -> Planned:
-    """So little RAM that the plan pages."""
-    training = build_training(forward, TrainingSpec(), plans.whole(forward))
+def paged(
+    forward: Graph, spec: TrainingSpec | None = None, *, storage: str = "sdcard"
+) -> Planned:
+    """So little RAM that the plan pages; to the SDRAM with transfers beside the core."""
+    training = build_training(forward, spec or TrainingSpec(), plans.whole(forward))
     roomy = plans.squeezed(forward, training, ram_bytes=10**6)
     ram = roomy.claims.ram_bytes
     plan = roomy
     for ram_bytes in range(ram.total - 256, ram.total - ram.arena, -256):
         try:
-            plan = plans.squeezed(forward, training, ram_bytes=ram_bytes, storage="sdcard")
+            plan = plans.squeezed(
+                forward, training, ram_bytes=ram_bytes, storage=storage, overlap=storage == "sdram"
+            )
         except AssertionError:
             break
         if plan.claims.storage_bytes:
@@ -87,6 +91,10 @@ CASES: dict[str, Callable[[], Planned]] = {
     "cnn-micro": lambda: planned(nets.cnn(), TrainingSpec(optimizer="adam", micro_batches=2)),
     "cnn-partly": lambda: partly(nets.cnn(channels=8)),
     "cnn-paged": lambda: paged(nets.cnn(size=8)),
+    "cnn-overlapped": lambda: paged(nets.cnn(size=8), storage="sdram"),
+    "resnet-overlapped-micro": lambda: paged(
+        nets.resnet(2, 8, 12), TrainingSpec(optimizer="adam", micro_batches=2), storage="sdram"
+    ),
     "cnn-i8": lambda: quantized(nets.cnn(), i8_input=False),
     "cnn-i8-input": lambda: quantized(nets.cnn(), i8_input=True),
     "resnet-i8-middle": lambda: quantized(
@@ -120,13 +128,17 @@ def reference(plan: Plan, training: TrainingGraph, count: int, lr: float) -> byt
 def test_host_equals_numpy_bit_for_bit(case: str, tmp_path: Path) -> None:
     plan, training = CASES[case]()
     name = emit_c(plan, training, tmp_path)[0].stem
-    program = lane.build_host(tmp_path, name)
-    result = lane.run_host(program, lane.training_input(*samples(training, 5), 0.05))
-    assert result.exit_code == 0, result.stdout
-    assert result.value("selftest_exact") == 1
-    assert result.files["output.bin"] == reference(plan, training, 5, 0.05)
-    if case == "cnn-paged":
-        assert len(result.files["page.bin"]) > 0
+    overlaps = "overlapped" in case
+    for extreme in (1, 2) if overlaps else (0,):  # transfers move at their start, at their wait
+        program = lane.build_host(
+            tmp_path, name, defines=[f"MODEL_OVERLAPS={extreme}"] if overlaps else []
+        )
+        result = lane.run_host(program, lane.training_input(*samples(training, 5), 0.05))
+        assert result.exit_code == 0, result.stdout
+        assert result.value("selftest_exact") == 1
+        assert result.files["output.bin"] == reference(plan, training, 5, 0.05)
+        if overlaps or case == "cnn-paged":
+            assert len(result.files["page.bin"]) > 0
 
 
 @needs_gcc

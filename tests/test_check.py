@@ -42,7 +42,7 @@ def test_zoo_has_every_action() -> None:
     actions = Counter(a.action for n in RECIPES for a in exhibit(n).plan.decisions.activations)
     assert min(actions[a] for a in ("keep", "recompute", "page")) > 0
     kinds = {s.kind for n in RECIPES for s in exhibit(n).plan.steps}
-    assert kinds == {"compute", "update", "page_out", "page_in"}
+    assert kinds == {"compute", "update", "page_out", "page_in", "page_wait"}
 
 
 def test_views_follow_what_is_paged_and_recomputed() -> None:

@@ -133,6 +133,26 @@ def test_report_tells_paging_and_its_storage(odt: Cli) -> None:
     assert "of sdcard" in done.out
 
 
+def test_no_paging_to_the_flash_of_the_chip(odt: Cli, tmp_path: Path) -> None:
+    """Refused in one line, unless the spec allows it; then with the steps until it is worn out."""
+    spec = (ROOT / "specs" / "devices" / "stm32f746g-disco.yaml").read_text(encoding="utf-8")
+    own = spec.replace("0x7000_0000", "0x2_0000\n    region: FLASH")
+    own = own.replace("levelled: true", "levelled: false")
+    board = tmp_path / "board.yaml"
+    board.write_text(own, encoding="utf-8")
+    options = (MODEL, "--device", board, "--ram", "340KB", "--train", "all", "--storage", "sdcard")
+    done = odt(*options)
+    assert done.code == 2
+    assert "sdcard is flash of the chip itself" in done.error
+    assert "(allow_paging); choose none, sdram" in done.error
+    allowed = "    region: FLASH\n    allow_paging: {value: true, source: a test}"
+    board.write_text(own.replace("    region: FLASH", allowed), encoding="utf-8")
+    done = odt(*options, "--min-steps", "900")
+    assert done.code == 0, done.err
+    assert "paging to sdcard that lasts 900 steps" in done.out
+
+
+
 def test_report_survives_an_ascii_pipe(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "odt_plan.cli", str(MODEL), *BUDGET]

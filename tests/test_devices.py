@@ -151,6 +151,17 @@ def test_own_device_file_is_read(tmp_path: Path) -> None:
         ("id: sdram", "id: none", "id: none", "storage.1.id: 'none' stands for"),
         ("value: 216000000", "value: 0", "clock_hz", "clock_hz: must be above 0"),
         ("value: 4440000", "value: 0", "write_bytes", "storage.0.write_bytes_per_s: must be"),
+        ("dma: {value: true", "dma: {value: fast", "dma:", "storage.0.dma.value: .*boolean"),
+        ("dma: {value: true", "dma: {yes: true", "dma:", "storage.0.dma.value: is missing"),
+        ("value: 1000,", "value: 0,", "value: 0,", "storage.0.wear.cycles: must be 1 or more"),
+        ("unit_bytes: 16384", "unit_bytes: 6", "unit_bytes", "unit_bytes: must be a multiple of 4"),
+        ("    wear:", "    region: FLASH\n    wear:", "wear:", "storage.0.wear: .*levelled: false"),
+        (
+            "    wear:",
+            "    allow_paging: {value: true, source: me too}\n    wear:",
+            "allow_paging:",
+            "storage.0.allow_paging: is for a part of the chip's flash",
+        ),
         ("kind: ram", "kind: ram\n    kind: ram", 15, "kind: given twice .first in line 14"),
     ],
 )
@@ -210,3 +221,17 @@ def test_missing_file_and_folder_are_told(tmp_path: Path) -> None:
     (tmp_path / "folder.yaml").mkdir()
     with pytest.raises(UsageError, match="can't read"):
         load_device(str(tmp_path / "folder.yaml"))
+
+
+def test_internal_flash_is_a_part_of_a_flash_region(tmp_path: Path) -> None:
+    path = edited(tmp_path, "levelled: true", "levelled: false")
+    text = path.read_text(encoding="utf-8")
+    assert load_device(str(path)).find_storage("sdcard").pages
+    for region, size in (("FLASH", 4096), ("FLASH", 1 << 21), ("SRAM", 4096)):
+        changed = text.replace("bytes: 0x7000_0000", f"bytes: {size}\n    region: {region}")
+        path.write_text(changed, encoding="utf-8")
+        if (region, size) == ("FLASH", 4096):
+            assert [s.id for s in load_device(str(path)).pageable] == ["sdram"]
+            continue
+        with pytest.raises(UsageError, match=f"sdcard is no part of a flash region {region}"):
+            load_device(str(path))

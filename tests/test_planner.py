@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from itertools import combinations, product
 
@@ -82,17 +82,24 @@ def every_schedule(problem: Problem, without: Collection[int] = ()) -> list[Sche
         problem: With all updates fixed.
         without: Activities that no schedule may have.
     """
-    assert free_bits(problem) <= 14, "too large for brute force"
-    free = [a for a in free_activities(problem) if a not in without]
-    loads, result = page_ins(problem), []
-    for bits in product((False, True), repeat=len(free) + len(loads)):
-        active = frozenset(a for a, b in zip(free, bits, strict=False) if b) | {ALWAYS}
-        paged = frozenset(x for x, b in zip(loads, bits[len(free) :], strict=True) if b)
+    result = []
+    for solution in every_solution(problem, without):
         try:
-            result.append(realize(problem, Solution(active, paged)))
+            result.append(realize(problem, solution))
         except KeyError:
             continue  # an auxiliary tensor was never made, or not before its page-out
     return result
+
+
+def every_solution(problem: Problem, without: Collection[int] = ()) -> Iterator[Solution]:
+    """All decisions of a small problem, also some that make no schedule."""
+    assert free_bits(problem) <= 14, "too large for brute force"
+    free, loads = [a for a in free_activities(problem) if a not in without], page_ins(problem)
+    for bits in product((False, True), repeat=len(free) + len(loads)):
+        active = frozenset(a for a, b in zip(free, bits, strict=False) if b) | {ALWAYS}
+        yield Solution(
+            active, frozenset(x for x, b in zip(loads, bits[len(free) :], strict=True) if b)
+        )
 
 
 CASES = [

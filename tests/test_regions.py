@@ -40,7 +40,14 @@ needs_zig = pytest.mark.skipif(not lane.has_zig_lane(), reason="needs ziglang an
 Planned = tuple[Plan, TrainingGraph]
 
 
-def split(forward: Graph, spec: TrainingSpec, share: float, storage: str | None = None) -> Planned:
+def split(
+    forward: Graph,
+    spec: TrainingSpec,
+    share: float,
+    storage: str | None = None,
+    *,
+    overlap: bool = False,
+) -> Planned:
     """A plan for a fast and a slow region that only together hold what one region would have to."""
     training = plans.training_of(forward, spec)
     ram = plans.squeezed(forward, training, ram_bytes=10**6).claims.ram_bytes
@@ -52,7 +59,7 @@ def split(forward: Graph, spec: TrainingSpec, share: float, storage: str | None 
         try:
             plan = plans.squeezed(
                 forward, training, ram_bytes=total + more, storage=storage, device=BOARD,
-                regions=regions,
+                regions=regions, overlap=overlap,
             )  # fmt: skip
         except AssertionError:
             continue
@@ -68,6 +75,9 @@ CASES: dict[str, Callable[[], Planned]] = {
     ),
     "cnn-momentum": lambda: split(nets.cnn(), TrainingSpec(optimizer="momentum"), 0.6),
     "cnn-paged": lambda: split(nets.cnn(size=8), TrainingSpec(), 0.4, "sdcard"),
+    "cnn-overlapped": lambda: split(
+        nets.cnn(size=8), TrainingSpec(micro_batches=2), 0.4, "sdcard", overlap=True
+    ),
     "views": lambda: split(nets.views(), TrainingSpec(), 0.5),
 }
 

@@ -24,7 +24,7 @@ from odt_plan.ir.errors import UsageError
 from odt_plan.ir.graph import Graph
 from odt_plan.ir.training import TrainingGraph, TrainingSpec
 from odt_plan.planner.check import CheckError, check
-from odt_plan.planner.device import load_device
+from odt_plan.planner.device import Wear, load_device
 from odt_plan.planner.pipeline import PlannedModel, Request, make_plan
 from odt_plan.planner.plan import Plan, load_plan
 from odt_plan.planner.replay import RAM, Wanted, cuts, with_replay
@@ -462,6 +462,22 @@ def test_the_checker_knows_the_storage() -> None:
     large = r.model_copy(update={"samples": many, "cache_bytes": many * r.stride})
     with pytest.raises(CheckError, match="of sdram, which holds"):
         check(plan.model_copy(update={"replay": large}), training, DEVICE)
+
+
+def test_no_cache_where_somebody_must_look_after_erase_units() -> None:
+    plan, training = case("resnet-sdram")
+    s = DEVICE.find_storage("sdram")
+    wear = Wear(unit_bytes=4096, cycles=s.read_bytes_per_s, levelled=False, source="tests")
+    worn = [t.model_copy(update={"wear": wear}) if t is s else t for t in DEVICE.storage]
+    device = DEVICE.model_copy(update={"storage": tuple(worn)})
+    with pytest.raises(CheckError, match="sdram is neither ram nor a storage"):
+        check(plan, training, device)
+    with pytest.raises(UsageError, match="it has ram, sdcard$"):
+        Request(DIGITS, device, replay=Wanted(5, place="sdram"))
+    done = make_plan(
+        Request(DIGITS, device, storage="sdram", train=("last",), replay=Wanted(10**6))
+    )
+    assert done.plan.replay is None
 
 
 # ---- C

@@ -159,7 +159,10 @@ def _plan(training: TrainingGraph, budget: int = 4096) -> tuple[Plan, CheckRepor
         cycles=10 * len(steps),
         latency_s=0.0123,
         energy_j=4.5e-6,
+        transfer_cycles=0,
         storage_bytes=1024,
+        worn_bytes=0,
+        life_steps=None,
         flash_weights_bytes=5760,
         phase_cycles={},
     )

@@ -46,6 +46,10 @@ RECIPES: dict[str, tuple[str, TrainingSpec, float | None, str | None]] = {
         "resnet", TrainingSpec(optimizer="momentum", micro_batches=2), 0.6, "sdcard"
     ),
     "views": ("views", TrainingSpec(), 0.65, "sdcard"),
+    # by transfers beside the core
+    "overlapped": ("resnet", TrainingSpec(), 0.6, "sdram"),
+    "overlapped-card": ("resnet", TrainingSpec(), 0.5, "sdcard"),
+    "overlapped-accumulate": ("views", TrainingSpec(micro_batches=2), 0.65, "sdram"),
 }  # fmt: skip
 
 
@@ -74,5 +78,8 @@ def exhibit(name: str) -> Exhibit:
     if fraction is not None:
         ram = plan.claims.ram_bytes
         limit = int(ram.live_peak * fraction) + ram.total - ram.arena
-        plan = plans.squeezed(forward, training, ram_bytes=limit, storage=storage)
+        overlap = name.startswith("overlapped")
+        plan = plans.squeezed(
+            forward, training, ram_bytes=limit, storage=storage, overlap=overlap
+        )
     return Exhibit(forward, training, plan)

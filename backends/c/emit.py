@@ -24,6 +24,13 @@ from .schedule import emit_schedule
 
 _INCLUDE = re.compile(r'^#include "(odtplan_\w+)\.h"', re.MULTILINE)
 
+_OVERLAP_FIELDS = """\
+    /* This plan starts transfers and waits for them later, in place of the two above. */
+    odtplan_start_write_t page_start_write;
+    odtplan_start_read_t page_start_read;
+    odtplan_wait_t page_wait;
+"""
+
 
 def emit_c(
     plan: Plan, training: TrainingGraph, folder: Path, *, name: str | None = None
@@ -149,6 +156,8 @@ class _Library:
             "decay": self._decay(),
             "params": "\n".join(schedule.params),
             "body": "\n".join(f"    {line}" for line in schedule.body),
+            "no_callback": " || ".join(f"net->{c} == NULL" for c in schedule.callbacks),
+            "overlap_fields": _OVERLAP_FIELDS if schedule.under_way else "",
             "infer_pages": int(schedule.infer_pages),
             "train_pages": int(schedule.train_pages),
             "initial": self._initial(),
@@ -220,6 +229,9 @@ class _Library:
             "MICRO_BATCHES": (f"{plan.training.micro_batches}", "training calls per update"),
         }
         sizes |= replay_sizes(plan)
+        if self.schedule.under_way:
+            note = "transfers at most that are started and not waited for"
+            sizes["TRANSFERS"] = (f"{self.schedule.under_way}", note)
         sizes |= self.parts.sizes() | sample_sizes(training.sample.type)
         if training.spec.loss == "cross_entropy":
             sizes["CLASSES"] = (f"{training.prediction.type.shape[-1]}", "labels are 0 .. this - 1")

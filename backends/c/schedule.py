@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from ...ir.errors import GraphError
 from ...ir.graph import Node, TensorType, Value
@@ -35,6 +35,8 @@ class Schedule:
         prediction: Buffer of the prediction after an inference.
         infer_pages: Whether an inference pages.
         train_pages: Whether a training step pages.
+        callbacks: What it pages through.
+        under_way: Most transfers that are started and not waited for; 0: none runs beside the core.
     """
 
     prediction: Buffer
@@ -44,6 +46,8 @@ class Schedule:
     sources: list[str] = field(default_factory=list)
     infer_pages: bool = False
     train_pages: bool = False
+    callbacks: tuple[str, ...] = ("page_write", "page_read")
+    under_way: int = 0
 
 
 def inference_steps(plan: Plan, prediction: str) -> list[int]:
@@ -61,6 +65,8 @@ def inference_steps(plan: Plan, prediction: str) -> list[int]:
     chosen: list[int] = []
     for i in range(last, -1, -1):
         step = plan.steps[i]
+        if step.kind == "page_wait" and step.reads[1] in wanted:
+            chosen.append(i)
         if wanted.isdisjoint(step.writes):
             continue
         if step.kind == "update":
@@ -103,6 +109,8 @@ class _Emitter:
                     self.updates[n.name] = u
         self.structs: dict[str, str] = {}  # text without its name -> name
         self.params: list[str] = []
+        starts = [s.writes[0] for s in plan.steps if s.overlapped]
+        self.transfers = {target: i for i, target in enumerate(starts)}
 
     def emit(self) -> Schedule:
         prediction = self.training.prediction.name
@@ -112,7 +120,7 @@ class _Emitter:
         result = Schedule(buffer, self.params)
         sources: set[str] = set()
         for i, step in enumerate(self.plan.steps):
-            pages = step.kind in ("page_in", "page_out")
+            pages = step.kind in ("page_in", "page_out", "page_wait")
             result.train_pages |= pages
             result.infer_pages |= pages and i in infer
             nodes = [self.nodes[n] for n in step.nodes]
@@ -137,10 +145,29 @@ class _Emitter:
                 *(f"DEAD({piece});" for a, b in dying for piece in self.parts.cut(a, b)),
             ]
         result.sources = sorted(sources)
+        result.under_way = self._under_way()
+        if result.under_way:
+            result.callbacks = self._callbacks()
         return result
+
+    def _callbacks(self) -> tuple[str, ...]:
+        """What a plan with transfers beside the core calls."""
+        found = ["page_start_write", "page_start_read", "page_wait"]
+        if any(s.kind in ("page_out", "page_in") and not s.overlapped for s in self.plan.steps):
+            found += ["page_write", "page_read"]
+        return tuple(found)
+
+    def _under_way(self) -> int:
+        """Most transfers that are started and not waited for."""
+        change = [s.overlapped - (s.kind == "page_wait") for s in self.plan.steps]
+        return max(accumulate(change))
 
     def _describe(self, step: Step) -> str:
         what = step.kind.replace("_", " ")
+        if step.kind == "page_wait":
+            return f"wait for {self.buffers[str(step.reads[1])].value}"
+        if step.overlapped:
+            what = f"start of {what}"
         if step.nodes:
             ops = " + ".join(f"{n} ({self.nodes[n].op})" for n in step.nodes)
             what = ("again " if step.recompute else "") + ops
@@ -156,6 +183,10 @@ class _Emitter:
     def _step(self, index: int, step: Step) -> list[str]:
         if step.kind in ("page_out", "page_in"):
             return self._page(step)
+        if step.kind == "page_wait":
+            transfer = self.transfers[str(step.reads[1])]
+            test = f"if (net->page_wait(net->user, {transfer}u) != 0) {{"
+            return block(test, ["return ODTPLAN_ERROR_STORAGE;"])
         nodes = [self.nodes[n] for n in step.nodes]
         if step.kind == "update":
             lines = self._update(step, nodes)
@@ -172,9 +203,11 @@ class _Emitter:
         source, target = self.buffers[str(step.reads[0])], self.buffers[step.writes[0]]
         out = step.kind == "page_out"
         ram, stored = (source, target) if out else (target, source)
-        callback = "write" if out else "read"
+        callback, first = "write" if out else "read", f"{stored.offset}u"
+        if step.overlapped:
+            callback, first = f"start_{callback}", f"{self.transfers[target.id]}u, {first}"
         test = (
-            f"if (net->page_{callback}(net->user, {stored.offset}u, {self.pointer(ram.id)},"
+            f"if (net->page_{callback}(net->user, {first}, {self.pointer(ram.id)},"
             f" {ram.bytes}u) != 0) {{"
         )
         return block(test, ["return ODTPLAN_ERROR_STORAGE;"])

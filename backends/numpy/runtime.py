@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,13 +29,18 @@ class Runtime:
         inference_steps: Indices of the steps that the prediction needs.
     """
 
-    def __init__(self, plan: Plan, training: TrainingGraph) -> None:
+    def __init__(
+        self, plan: Plan, training: TrainingGraph, *, moved_at: Literal["start", "wait"] = "start"
+    ) -> None:
         """Allocate the planned memory and load the model's parameters into it.
 
         Args:
             plan: A plan that ``planner.check`` accepts for this training graph.
             training: The training graph.
+            moved_at: When a transfer beside the core copies its bytes: at its start or at its wait,
+                the extremes of what DMA may do. The results are the same.
         """
+        self._moved_at = moved_at
         self.plan, self.training = plan, training
         self.micro_steps = self.updates = 0
         self._bias = (0, np.float32(0.0), np.float32(0.0))
@@ -188,15 +194,22 @@ class Runtime:
 
     def _step(self, step: Step) -> None:
         if step.kind in ("page_out", "page_in"):
-            source = step.reads[0]
-            assert source is not None, "a checked plan names what it pages"
-            self._arrays[step.writes[0]][...] = self._arrays[source]
+            if not step.overlapped or self._moved_at == "start":
+                self._copy(step.reads[0], step.writes[0])
+        elif step.kind == "page_wait":
+            if self._moved_at == "wait":
+                self._copy(*step.reads)
         elif step.kind == "compute":
             node = self._nodes[step.nodes[0]]
             if not get_op(node.op).view:
                 self._call(node, [self._operand(b) for b in step.reads], step.writes)
         else:
             self._update(step)
+
+    def _copy(self, source: str | None, target: str | None) -> None:
+        assert source is not None, "a checked plan names what it pages"
+        assert target is not None, "a checked plan names where it pages to"
+        self._arrays[target][...] = self._arrays[source]
 
     def _operand(self, name: str | None) -> Array | None:
         return None if name is None else self._arrays[name]
@@ -372,7 +385,9 @@ def _slice_to(plan: Plan, value: str) -> tuple[int, ...]:
     result = []
     for index in range(end, -1, -1):
         step = steps[index]
-        if step.kind != "update" and needed.intersection(step.writes):
+        if step.kind == "page_wait" and step.reads[1] in needed:
+            result.append(index)
+        elif step.kind != "update" and needed.intersection(step.writes):
             result.append(index)
             needed.update(r for r in step.reads if r is not None)
     return tuple(reversed(result))

@@ -129,6 +129,10 @@ def plan(
             help="Where they are kept; auto: in RAM that is left or in --storage.",
         ),
     ] = None,
+    min_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Training steps that paging may not wear the storage out in."),
+    ] = None,
     latency: Annotated[
         str | None, typer.Option(metavar="TIME", help="Limit per training step, as 0.5s.")
     ] = None,
@@ -230,6 +234,7 @@ def plan(
         replay=replay,
         epochs=epochs,
         replay_in=replay_in,
+        min_steps=min_steps,
         latency=latency,
         energy=energy,
         train=tuple(train or ()),

@@ -51,6 +51,7 @@ class PlanOptions:
     replay: int | None = None
     epochs: int | None = None
     replay_in: str | None = None
+    min_steps: int | None = None
     latency: str | None = None
     energy: str | None = None
     train: tuple[str, ...] = ()
@@ -140,6 +141,7 @@ def make_request(options: PlanOptions) -> Request:
         device=device,
         storage=storage,
         replay=_replay(options),
+        min_steps=options.min_steps,
         ram_bytes=ram,
         ram_regions=regions,
         flash_bytes=flash,

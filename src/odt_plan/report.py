@@ -6,7 +6,7 @@ Rich draws it; through a pipe or with NO_COLOR it is plain text.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from .ir.graph import PHASES
 from .planner.check import CheckReport
-from .planner.device import GENERIC_DEVICE, Device
+from .planner.device import GENERIC_DEVICE, Device, Storage
 from .planner.pipeline import PlannedModel
 from .planner.plan import Plan
 from .planner.sizes import format_bytes, format_joules, format_seconds
@@ -97,6 +97,8 @@ def verified_record(plan: Plan, report: CheckReport) -> dict[str, object]:
         "peak_step": report.peak_step,
         "flash_weights_bytes": report.flash_weights_bytes,
         "storage_bytes": report.storage_bytes,
+        "worn_bytes": report.worn_bytes,
+        "life_steps": report.life_steps,
         "cycles": report.cycles,
         "latency_s": report.latency_s,
         "energy_j": report.energy_j,
@@ -131,6 +133,8 @@ def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
         limits.append(f"energy {format_joules(own.energy_j)}")
     storage = plan.device.storage
     limits.append(f"paging to {storage}" if storage else "no paging")
+    if storage and own.min_steps is not None:
+        limits[-1] += f" that lasts {own.min_steps:,} steps"
     _line(out, "budget", ", ".join(limits))
     batches = f"batch {m.batch}" + (f" x {t.micro_batches}" if t.micro_batches > 1 else "")
     fold = ", BatchNormalization folded" if m.fold_batchnorm else ""
@@ -191,7 +195,15 @@ def _memory(out: Console, plan: Plan, device: Device, budgeted: Budgeted) -> Non
         _line(out, "storage", f"{size} of {plan.replay.place} {_sum(parts)}")
     elif plan.device.storage:
         size = format_bytes(plan.claims.storage_bytes)
-        _line(out, "storage", f"{size} of {plan.device.storage}")
+        _line(out, "storage", f"{size} of {plan.device.storage}{_wear(plan)}")
+
+
+def _wear(plan: Plan) -> str:
+    c = plan.claims
+    if c.life_steps is None:
+        return ""
+    worn = f"a training step wears {c.worn_bytes:,} B"
+    return f"; {worn}, so it is worn out after {c.life_steps:,} steps (predicted)"
 
 
 def _regions(out: Console, plan: Plan) -> None:
@@ -223,6 +235,11 @@ def _time(out: Console, report: CheckReport) -> None:
     split = ", ".join(f"{p} {spent[p] / report.cycles:.1%}" for p in parts)
     latency = f"{format_seconds(report.latency_s)} predicted per training step"
     _line(out, "latency", f"{latency} ({report.cycles:,} cycles): {split}")
+    if report.transfer_cycles:
+        hidden = 1 - spent["paging"] / report.transfer_cycles
+        clock = report.cycles / report.latency_s
+        moving = f"{format_seconds(report.transfer_cycles / clock)} of transfers"
+        _line(out, "paging", f"{moving}, {hidden:.1%} of it beside the computation (predicted)")
     _line(out, "energy", f"{format_joules(report.energy_j)} predicted per training step")
 
 
@@ -360,6 +377,20 @@ def print_devices(devices: Sequence[Device]) -> None:
     out.print("`odt-plan devices show ID` prints every number with its source.", soft_wrap=True)
 
 
+def _storage_facts(s: Storage) -> Iterator[tuple[str, str, str]]:
+    """Whether transfers run beside the core, what wears, and whether the chip's flash may."""
+    if s.dma is not None:
+        yield "  DMA", "beside the core" if s.dma.value else "none", s.dma.source
+    if s.wear is not None:
+        yield "  erase cycles", f"{s.wear.cycles.value:g}", s.wear.cycles.source
+        how = "levelled" if s.wear.levelled else "of each tensor's own"
+        yield "  erase unit", f"{format_bytes(s.wear.unit_bytes)}, {how}", s.wear.source
+    if s.region is not None:
+        allowed = "allowed" if s.pages else "not allowed"
+        source = s.allow_paging.source if s.allow_paging else ""
+        yield "  paging", f"{allowed} to this flash of the chip, {s.region}", source
+
+
 def print_device(device: Device) -> None:
     """Print everything known about a device, each number with its source."""
     out = console()
@@ -392,6 +423,7 @@ def print_device(device: Device) -> None:
             rows.append((f"  {what} rate", f"{rate.value / 1e6:g} MB/s", rate.source))
             rows.append((f"  {what} latency", format_seconds(wait.value), wait.source))
         rows.append(("  power", f"{s.power_w.value:g} W", s.power_w.source))
+        rows += _storage_facts(s)
     for label, value, source in rows:
         told = Text(f"{label:<24}{value}")
         out.print(told.append(f"  ({source})" if source else "", "dim"), soft_wrap=True)

@@ -164,7 +164,7 @@ def build(
     Raises:
         BuildError: The compiler or the linker failed, for example because a region overflows.
     """
-    macros = [*_model_macros(folder, name, selftest), *["BOARD_MPU"] * mpu, *defines]
+    macros = [*_model_macros(folder, name, selftest, defines), *["BOARD_MPU"] * mpu]
     return build_program(
         folder,
         [*_model_sources(folder, name, selftest), main],
@@ -211,11 +211,15 @@ def _model_sources(folder: Path, name: str, selftest: bool) -> list[Path]:
     return [s for s in sorted(folder.glob("*.c")) if selftest or s.name != left_out]
 
 
-def _model_macros(folder: Path, name: str, selftest: bool) -> list[str]:
+def _model_macros(folder: Path, name: str, selftest: bool, defines: Sequence[str]) -> list[str]:
     header = folder / f"{name}.h"
-    labels = header.is_file() and f"{name.upper()}_CLASSES" in header.read_text()
+    text = header.read_text() if header.is_file() else ""
+    labels = f"{name.upper()}_CLASSES" in text
     macros = [f'MODEL_HEADER="{name}.h"', f"MODEL_NAME={name}", f"MODEL_MACRO={name.upper()}"]
-    return macros + ["MODEL_LABELS"] * labels + ["MODEL_SELFTEST"] * selftest
+    macros += ["MODEL_LABELS"] * labels + ["MODEL_SELFTEST"] * selftest
+    # Where transfers run beside the core they move at their wait, unless told otherwise.
+    late = f"{name.upper()}_TRANSFERS" in text and not any("MODEL_OVERLAPS" in d for d in defines)
+    return [*macros, *["MODEL_OVERLAPS=2"] * late, *defines]
 
 
 def _driver(core: str, compiler: Compiler) -> list[str]:
@@ -267,7 +271,7 @@ def build_host(
     """
     target = folder / f"host{'-checked' if sanitize else ''}"
     checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DODTPLAN_POISON"]
-    macros = [*_model_macros(folder, name, selftest), *defines]
+    macros = _model_macros(folder, name, selftest, defines)
     command = [*compiler, *STRICT, "-O1" if sanitize else "-O2", "-ffp-contract=off"]
     command += checks if sanitize else ()
     options = [f"-I{folder}", f"-I{FIRMWARE}", *(f"-D{m}" for m in macros)]

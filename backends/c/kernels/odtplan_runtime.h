@@ -26,6 +26,16 @@ typedef enum {
 typedef int (*odtplan_write_t)(void *user, uint32_t offset, const void *data, uint32_t bytes);
 typedef int (*odtplan_read_t)(void *user, uint32_t offset, void *data, uint32_t bytes);
 
+/* Transfers beside the core, which plans for storage with DMA use. A start returns at once; until the
+ * wait for its number has returned, the driver reads and writes the bytes when it likes. Transfers
+ * are numbered in the order of their starts, and run one at a time in that order. Return 0 on
+ * success; a callback that fails first sees to it that no transfer goes on. */
+typedef int (*odtplan_start_write_t)(void *user, uint32_t transfer, uint32_t offset, const void *data,
+                                     uint32_t bytes);
+typedef int (*odtplan_start_read_t)(void *user, uint32_t transfer, uint32_t offset, void *data,
+                                    uint32_t bytes);
+typedef int (*odtplan_wait_t)(void *user, uint32_t transfer);
+
 /* Where training stands, besides the tensors. */
 typedef struct {
     uint32_t updates; /* updates done */

@@ -53,7 +53,7 @@ static int check(const ${model}_t *net, const void *x, int pages) {
     if (net->ready != READY) {
         return ODTPLAN_ERROR_NOT_READY;
     }
-    if (pages && (net->page_write == NULL || net->page_read == NULL)) {
+    if (pages && ($no_callback)) {
         return ODTPLAN_ERROR_CALLBACK;
     }
     return ODTPLAN_OK;

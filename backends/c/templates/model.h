@@ -32,7 +32,7 @@ typedef struct {
 $fields    /* Paging of tensors; needed when ${MODEL}_STORAGE_BYTES is not 0. */
     odtplan_write_t page_write;
     odtplan_read_t page_read;
-    void *user; /* handed to the page callbacks */
+$overlap_fields    void *user; /* handed to the page callbacks */
     /* Kept by the library. */
     odtplan_progress_t progress;
 $captured    float hyper[3];

@@ -27,6 +27,65 @@ static int page_read(void *user, uint32_t offset, void *data, uint32_t bytes) {
     return board_seek(pages, offset) != 0 || board_read(pages, data, bytes) != 0;
 }
 
+#ifdef MODEL_OVERLAPS
+/* Transfers beside the core, at the extremes of what they may do: with 1 a transfer is over when its
+ * start returns, with 2 it only begins when it is waited for. */
+static struct {
+    uint32_t number, offset, bytes;
+    const void *from;
+    void *to;
+} queue[SIZE(_TRANSFERS)];
+static uint32_t waiting;
+
+static int move(uint32_t i) {
+    return queue[i].to == NULL ? page_write(NULL, queue[i].offset, queue[i].from, queue[i].bytes)
+                               : page_read(NULL, queue[i].offset, queue[i].to, queue[i].bytes);
+}
+
+static int start(uint32_t number, uint32_t offset, const void *from, void *to, uint32_t bytes) {
+    if (waiting == SIZE(_TRANSFERS)) {
+        return 1;
+    }
+    queue[waiting].number = number;
+    queue[waiting].offset = offset;
+    queue[waiting].bytes = bytes;
+    queue[waiting].from = from;
+    queue[waiting].to = to;
+    waiting++;
+    return MODEL_OVERLAPS == 1 ? move(waiting - 1u) : 0;
+}
+
+static int page_start_write(void *user, uint32_t number, uint32_t offset, const void *data,
+                            uint32_t bytes) {
+    (void)user;
+    return start(number, offset, data, NULL, bytes);
+}
+
+static int page_start_read(void *user, uint32_t number, uint32_t offset, void *data,
+                           uint32_t bytes) {
+    (void)user;
+    return start(number, offset, NULL, data, bytes);
+}
+
+static int page_wait(void *user, uint32_t number) {
+    uint32_t i = 0;
+    int status;
+    (void)user;
+    while (i < waiting && queue[i].number != number) {
+        i++;
+    }
+    if (i == waiting) {
+        return 1;
+    }
+    status = MODEL_OVERLAPS == 2 ? move(i) : 0;
+    waiting--;
+    for (; i < waiting; i++) {
+        queue[i] = queue[i + 1u];
+    }
+    return status;
+}
+#endif
+
 static void stop(const char *what, int status) {
     board_value(what, (uint32_t)status);
     board_exit(1);
@@ -70,6 +129,11 @@ int main(void) {
     uint32_t count;
     net.page_write = page_write;
     net.page_read = page_read;
+#ifdef MODEL_OVERLAPS
+    net.page_start_write = page_start_write;
+    net.page_start_read = page_start_read;
+    net.page_wait = page_wait;
+#endif
     pages = board_open("page.bin", BOARD_CREATE);
     status = FN(_init)(&net);
 #ifdef OUT_OF_BOUNDS

@@ -472,7 +472,7 @@ def test_no_cache_where_somebody_must_look_after_erase_units() -> None:
     device = DEVICE.model_copy(update={"storage": tuple(worn)})
     with pytest.raises(CheckError, match="sdram is neither ram nor a storage"):
         check(plan, training, device)
-    with pytest.raises(UsageError, match="it has ram, sdcard$"):
+    with pytest.raises(UsageError, match=r"it has ram, sdcard$"):
         Request(DIGITS, device, replay=Wanted(5, place="sdram"))
     done = make_plan(
         Request(DIGITS, device, storage="sdram", train=("last",), replay=Wanted(10**6))

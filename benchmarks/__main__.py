@@ -20,6 +20,7 @@ from . import (
     layout,
     peers,
     planning,
+    scale,
     sweeps,
     tte,
 )
@@ -30,6 +31,7 @@ TABLES = (
     planning.solver_table,
     planning.baseline_table,
     planning.squeeze_table,
+    scale.scale_table,
     budgets.budgets_table,
     layout.instance_table,
     layout.arena_table,

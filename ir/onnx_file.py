@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -122,10 +122,16 @@ def load_file(path: Path, batch: int) -> ModelFile:
         outputs=tuple(v.name for v in proto.graph.output),
         constants={k: a for k, a in constants.items() if k in used},
         quantization={k: q for k, q in stored.items() if k in used},
-        nodes=tuple(needed),
+        nodes=tuple(_without_unread(n, used) for n in needed),
         types=types,
         obstacles=tuple(o for o in obstacles if o.op != "initializer" or o.where in used),
     )
+
+
+def _without_unread(node: FileNode, used: set[str]) -> FileNode:
+    """A node whose optional results have names only where something reads them."""
+    rest = tuple(o if o in used else "" for o in node.outputs[1:])
+    return replace(node, outputs=(*node.outputs[:1], *rest))
 
 
 def _unique_names(proto: ModelProto) -> None:

@@ -21,8 +21,10 @@ from .onnx_read import STANDARD_DOMAINS
 from .qdq import dequantize_constant, moved
 from .quantization import Quantization
 
-#: Results of constant folding may not be larger: a model that needs them fits no microcontroller.
-MAX_FOLDED_ELEMENTS = 2**26
+#: Results of constant folding may not be larger: a model that needs them fits no small device.
+MAX_FOLDED_ELEMENTS = 2**27
+#: Larger constants can't be shapes, axes or limits: inference gets their types alone.
+MAX_INFERRED_ELEMENTS = 2**10
 #: Begins the reason of what onnx's inference finds.
 INCONSISTENT = "is inconsistent"
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomUniform")
@@ -44,7 +46,8 @@ def infer_and_fold(
     """Infer types and fold constant nodes until nothing changes.
 
     Args:
-        proto: The model; folded nodes are replaced by initializers in place.
+        proto: The model; folded nodes are replaced by initializers in place, and large
+            initializers by inputs of their type.
         constants: Initializers; folded values are added in place.
 
     Returns:
@@ -53,6 +56,16 @@ def infer_and_fold(
     """
     stored: dict[str, Quantization] = {}
     errors: list[Obstacle] = []
+    small = [t for t in proto.graph.initializer if np.prod(t.dims) <= MAX_INFERRED_ELEMENTS]
+    if len(small) < len(proto.graph.initializer):
+        known = {t.name for t in small}
+        proto.graph.input.extend(
+            onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
+            for t in proto.graph.initializer
+            if t.name not in known
+        )
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(small)
     while True:
         inferred, errors = _infer(proto)
         types = dict(_static_types(inferred))
@@ -70,10 +83,13 @@ def infer_and_fold(
             return types, stored, errors
         del proto.graph.node[:]
         proto.graph.node.extend(rest)
-        proto.graph.initializer.extend(
-            numpy_helper.from_array(np.ascontiguousarray(a).reshape(a.shape), k)
-            for k, a in folded.items()
-        )
+        for k, a in folded.items():
+            if a.size > MAX_INFERRED_ELEMENTS:
+                kind = onnx.helper.np_dtype_to_tensor_dtype(a.dtype)
+                proto.graph.input.append(onnx.helper.make_tensor_value_info(k, kind, a.shape))
+            else:
+                a = np.ascontiguousarray(a).reshape(a.shape)
+                proto.graph.initializer.append(numpy_helper.from_array(a, k))
 
 
 def _infer(proto: ModelProto) -> tuple[ModelProto, list[Obstacle]]:

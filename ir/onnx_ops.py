@@ -159,6 +159,15 @@ def _plain(op: str, operands: int) -> Rule:
     return lambda s: s.emit(op, [s.value(i) for i in range(operands)])
 
 
+def _sum(s: Site) -> Value:
+    """Operands are added one after the other."""
+    total = s.value(0)
+    for i in range(1, len(s.node.inputs)):
+        last = i == len(s.node.inputs) - 1
+        total = s.emit("Add", (total, s.value(i)), None, "" if last else f"partial{i}")
+    return total
+
+
 def _with_reals(op: str, **defaults: float) -> Rule:
     return lambda s: s.emit(op, (s.value(0),), {k: s.real(k, d) for k, d in defaults.items()})
 
@@ -309,6 +318,7 @@ RULES: dict[str, Rule] = {
     "Softmax": _softmax,
     "Squeeze": shapes.squeeze,
     "Sub": _plain("Sub", 2),
+    "Sum": _sum,
     "Tanh": _plain("Tanh", 1),
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.unsqueeze,

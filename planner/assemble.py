@@ -200,7 +200,7 @@ def _updates(
 ) -> tuple[UpdateDecision, ...]:
     """Every trainable parameter, frozen ones with the ratio 0."""
     done = {u.candidate.param: u.candidate for u in training.updates}
-    updates = []
+    updates, slots = [], param_slots(forward)
     for param, uses in param_slots(lowered).items():
         node, slot = uses[0]
         candidate = done.get(param)
@@ -209,7 +209,7 @@ def _updates(
                 param=param,
                 node=node.name,
                 role=slot.role,
-                ratio=ratio(forward, candidate) if candidate else 0.0,
+                ratio=ratio(forward, candidate, slots) if candidate else 0.0,
                 channels=candidate.channels if candidate else None,
                 saved=candidate.saved if candidate else "f32",
                 importance=importance[candidate] if candidate else 0.0,

@@ -6,18 +6,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..ir.autodiff import build_training
-from ..ir.training import Candidate, TrainingGraph
-from .baselines import greedy
+from ..ir.training import Candidate
 from .bounds import bound
 from .decided import LAYOUT_TRIES, Decided, Excess, Scheduled
 from .footprint import measure
 from .greedy import blocks_to_stream, choose_updates, keeping
+from .linear import INF
 from .objective import Goal, wants
 from .plan import ObjectiveName
-from .problem import Limits, Problem
+from .problem import Problem
+from .remakes import Found
+from .residency import Residency
 from .schedule import realize
 from .solution import Solution
 from .stages import Stages
+
+#: Part of the time left, and rounds, in which cuts may find what is kept.
+CUTS_SHARE, CUTS_ROUNDS = 0.1, 8
+#: Budgets that are tried where RAM is to be least.
+BISECTIONS = 8
+#: Without a layout, the part of the arena by which there is to be less RAM at least.
+SLACK = 256
 
 
 def at_once(
@@ -38,6 +47,7 @@ def at_once(
         return None
     stages.tell("planning by heuristics", goal)
     limits, problem = stages.limits, _plain_problem(stages, start, fixed=fixed)
+    least, rounds = 0.0, CUTS_ROUNDS
     for _ in range(LAYOUT_TRIES):
         tight = replace(problem, limits=limits)
         if fixed:
@@ -47,22 +57,30 @@ def at_once(
         else:
             decided = replace(start, updates=tuple(chosen[0]), streamed=tuple(chosen[1]))
         training = build_training(stages.lowered(decided), stages.spec, decided.updates)
-        found = _keep_all_or_drop(stages, training, limits)
+        residency = stages.residency(training, goal, limits)
+        found, proven = _keep_all_or_drop(stages, residency, rounds)
         if found is None:
             return None
+        kept, solution = found
+        # the bound is to hold for all that can be chosen, and for the RAM that was asked for
+        loose = bool(problem.streams or free)
+        if limits is not stages.limits:
+            proven = least if fixed else 0.0
+        least = 0.0 if loose else max(proven, bound(kept, goal))
+        enough = None if wants(goal, "ram") else stages.limits.ram_bytes
         schedule = realize(
-            *found,
+            kept,
+            solution,
             seed=stages.options.seed,
+            enough_bytes=enough,
             quick=True,
             hide_within=None if wants(goal, "ram") else stages.limits,
         )
-        excess = Excess.of(schedule, found[0], stages.limits)
+        excess = Excess.of(schedule, kept, stages.limits)
         if not excess:
-            # the bound is to hold for all that can be chosen
-            loose = bool(problem.streams or free)
-            least = 0.0 if loose else bound(found[0], goal)
             return Scheduled(decided, training, schedule, least, loose)
-        limits = excess.off(limits)
+        limits = excess.off(limits, schedule.arena_bytes // SLACK)
+        rounds //= 2  # hardly another plan; the last tries evict
     return None
 
 
@@ -104,12 +122,42 @@ def _plain_problem(
 
 
 def _keep_all_or_drop(
-    stages: Stages, training: TrainingGraph, limits: Limits
+    stages: Stages, residency: Residency, rounds: int
+) -> tuple[tuple[Problem, Solution] | None, float]:
+    """Fixed decisions that keep the limits, with as little rebuilt and paged as that takes.
+
+    With a bound on the objective of all such decisions.
+    """
+    plain = residency.plain
+    solution = keeping(plain, (), ())
+    needs = measure(plain, solution)
+    if residency.goal == "ram":
+        return _little_ram(residency, (plain, solution)), 0.0
+    if needs.keeps(plain.limits):
+        return (plain, solution), 0.0
+    watch = stages.watch.part(CUTS_SHARE * stages.watch.left_s, lambda _: None)
+    best: Found | None = residency.search(stages.options, watch, rounds)
+    assert best is not None
+    proven = residency.total(best.bound) if residency.priced else 0.0
+    if best.made is None:
+        best = None if best.bound == INF else residency.first()
+    return (None if best is None else residency.decided(best)), proven
+
+
+def _little_ram(
+    residency: Residency, every: tuple[Problem, Solution]
 ) -> tuple[Problem, Solution] | None:
-    """Fixed decisions that keep the limits, with as little rebuilt and paged as that takes."""
-    for rebuild in (False, True):
-        problem = stages.problem(training, fixed=True, limits=limits, rebuild=rebuild)
-        solution = greedy(problem) if rebuild else keeping(problem, (), ())
-        if measure(problem, solution).keeps(limits):
-            return problem, solution
-    return None
+    """Decisions that evict for as little RAM as bisection finds; at first everything is kept."""
+    plain, kept = residency.plain, measure(*every)
+    best = every if kept.keeps(plain.limits) else None
+    low, high = int(bound(plain, "ram")), min(kept.ram_bytes, plain.limits.ram_bytes + 4)
+    for _ in range(BISECTIONS):
+        limits = replace(plain.limits, ram_bytes=(low + high) // 2)
+        part = Residency(replace(plain, limits=limits), residency.build, residency.goal)
+        found = part.first()
+        decided = None if found is None else residency.decided(found)
+        if decided is None:
+            low = limits.ram_bytes
+        else:
+            best, high = decided, measure(*decided).ram_bytes
+    return best

@@ -12,11 +12,13 @@ Each baseline is an update set plus a rule for the forward tensors that backward
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
-from .footprint import Meter, holds
+import numpy as np
+
+from .footprint import Meter, Stays
 from .problem import ALWAYS, Problem, Slot
 from .schedule import Schedule, realize
 from .solution import Solution
@@ -65,10 +67,15 @@ def greedy(problem: Problem) -> Solution:
     meter = Meter(problem)
     keep = set(problem.storage.tensors)
     best = retain(problem, keep)
-    found = meter.measure(best)
+    state = meter.state_bytes(meter.vector(best.active))
+    live = meter.live(meter.vector(best.active), best)
+    rebuild = [
+        sum(problem.cost.node_cycles(w) for w in r.tensor.writers) for r in problem.retentions
+    ]
     tried: set[tuple[Tensor, _Load]] = set()
-    while found.ram_bytes > problem.limits.ram_bytes:
-        offers = _offers(problem, best, int(found.live.argmax()), tried)
+    while live.max() + state > problem.limits.ram_bytes:
+        stays = meter.stays(meter.vector(best.active), best)
+        offers = _offers(problem, best, stays, int(live.argmax()), rebuild, tried)
         if not offers:
             break
         _, _, victim, load = max(offers, key=lambda o: o[:2])
@@ -77,16 +84,21 @@ def greedy(problem: Problem) -> Solution:
         kept = keep if load is not None else keep - {victim}
         try:
             trial = Solution(retain(problem, kept).active, loads)
-            after = meter.measure(trial)
+            after = meter.live(meter.vector(trial.active), trial)
         except KeyError:  # what it is made from is gone
             continue
-        if after.ram_bytes <= found.ram_bytes:
-            keep, best, found = kept, trial, after
+        if after.max() <= live.max():
+            keep, best, live = kept, trial, after
     return best
 
 
 def _offers(
-    problem: Problem, solution: Solution, peak: int, tried: set[tuple[Tensor, _Load]]
+    problem: Problem,
+    solution: Solution,
+    stays: Stays,
+    peak: int,
+    rebuild: Sequence[int],
+    tried: set[tuple[Tensor, _Load]],
 ) -> list[tuple[float, int, Tensor, _Load]]:
     """What may be dropped across a slot: merit, order, tensor, and its page-in if it is paged."""
     result: list[tuple[float, int, Tensor, _Load]] = []
@@ -94,21 +106,20 @@ def _offers(
         problem.cost.stored_bytes(problem.storage.tensors[t].bytes) for t, _ in solution.loads
     )
     paged = {t for t, _ in solution.loads}
-    for r in problem.retentions:
-        t, k = r.tensor, 0 if r.window is None else r.window[1] + 1
-        for h in holds(r, solution):
-            if h.held and k <= peak < h.event.slot:
-                freed = t.bytes * (h.event.slot - k)
-                if t.rebuildable and (t, None) not in tried:
-                    cycles = sum(problem.cost.node_cycles(w) for w in t.writers)
-                    result.append((freed / (1 + cycles), -t.index, t, None))
-                load = t.index, h.event.slot
-                pages = h.event.may_load and problem.cost.stored_bytes(t.bytes) <= storage
-                pages = pages and _lasts(problem, paged | {t.index})
-                if pages and (t, load) not in tried:
-                    cycles = problem.cost.write_cycles(t.bytes) + problem.cost.read_cycles(t.bytes)
-                    result.append((freed / (1 + cycles), -t.index, t, load))
-            k = h.event.slot + 1
+    across = stays.held & (stays.begin <= peak) & (peak < stays.end)
+    for j in np.flatnonzero(across).tolist():
+        i, end = int(stays.of[j]), int(stays.end[j])
+        t = problem.retentions[i].tensor
+        freed = t.bytes * (end - int(stays.begin[j]))
+        if t.rebuildable and (t, None) not in tried:
+            result.append((freed / (1 + rebuild[i]), -t.index, t, None))
+        load = t.index, end
+        pages = problem.cost.storage is not None
+        pages = pages and problem.cost.stored_bytes(t.bytes) <= storage
+        pages = pages and _lasts(problem, paged | {t.index})
+        if pages and (t, load) not in tried:
+            cycles = problem.cost.write_cycles(t.bytes) + problem.cost.read_cycles(t.bytes)
+            result.append((freed / (1 + cycles), -t.index, t, load))
     return result
 
 

@@ -63,11 +63,12 @@ class Excess:
             return f"live bytes fit, the layout is {self.ram_bytes:,} B over"
         return f"buffers in slow RAM take {self.cycles:,} cycles, {self.energy_j:.3g} J too many"
 
-    def off(self, limits: Limits) -> Limits:
-        """Limits that are tighter by it."""
+    def off(self, limits: Limits, least_bytes: int = 0) -> Limits:
+        """Limits that are tighter by it; by so many bytes at least where RAM is exceeded."""
+        ram = max(self.ram_bytes, least_bytes) if self.ram_bytes else 0
         return replace(
             limits,
-            ram_bytes=limits.ram_bytes - self.unused_bytes - self.ram_bytes,
+            ram_bytes=limits.ram_bytes - self.unused_bytes - ram,
             cycles=None if limits.cycles is None else limits.cycles - self.cycles,
             energy_j=None if limits.energy_j is None else limits.energy_j - self.energy_j,
         )

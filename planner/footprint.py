@@ -98,6 +98,25 @@ def measure(problem: Problem, solution: Solution) -> Footprint:
     return Meter(problem).measure(solution)
 
 
+@dataclass(frozen=True)
+class Stays:
+    """Ranges of slots in which retained tensors are live behind their windows, as arrays.
+
+    Attributes:
+        of: Position of its retention.
+        begin: First slot.
+        end: Last slot: of a read, a rebuild or a page-in, of which each has its own range.
+        size: Bytes.
+        held: It is kept from the event before into a read.
+    """
+
+    of: NDArray[np.int64]
+    begin: NDArray[np.int64]
+    end: NDArray[np.int64]
+    size: NDArray[np.int64]
+    held: NDArray[np.bool_]
+
+
 class Meter:
     """Measures many decisions about one problem; arrays over slots, activities are 0/1 vectors."""
 
@@ -131,12 +150,13 @@ class Meter:
                 for t in p.transients
             ]
         )
-        self._reads = _Groups(
-            [[(e.activity, e.slot) for e in r.events if not e.writes] for r in p.retentions]
-        )
-        self._writes = _Groups(
-            [[(e.activity, e.slot) for e in r.events if e.writes] for r in p.retentions]
-        )
+        events = [(i, e) for i, r in enumerate(p.retentions) for e in r.events]
+        self._of = _integers(i for i, _ in events)
+        self._event = _integers(e.activity for _, e in events)
+        self._at = _integers(e.slot for _, e in events)
+        self._from = _integers(e.begin for _, e in events)
+        self._makes = np.array([e.writes for _, e in events], dtype=bool)
+        self._place = {(p.retentions[i].tensor.index, e.slot): j for j, (i, e) in enumerate(events)}
 
     def measure(self, solution: Solution) -> Footprint:
         """All needs of these decisions.
@@ -165,31 +185,19 @@ class Meter:
     def live(
         self, active: NDArray[np.bool_], solution: Solution | None = None
     ) -> NDArray[np.int64]:
-        """Live arena bytes at each slot; ``solution`` is needed where it rebuilds or pages.
+        """Live arena bytes at each slot; ``solution`` is needed where it pages.
 
         Raises:
             KeyError: A tensor is read that these decisions never make.
         """
-        p, change = self.problem, np.zeros(self._slots + 1, dtype=np.int64)
+        change = np.zeros(self._slots + 1, dtype=np.int64)
         last = self._ends.last(active)
         lives = last >= 0
         np.add.at(change, self._made[lives], self._size[lives])
         np.subtract.at(change, last[lives] + 1, self._size[lives])
-        last, first = self._reads.last(active), self._reads.first(active)
-        made, count = self._writes.last(active), self._writes.count(active)
-        begin = np.where(self._behind >= 0, self._behind, made)
-        lives = last >= 0
-        simple = np.where(self._behind >= 0, count == 0, (count == 1) & (made < first))
-        if solution is not None:
-            paged = {t for t, _ in solution.loads}
-            simple &= np.array([r.tensor.index not in paged for r in p.retentions], dtype=bool)
-        for i in np.flatnonzero(lives & ~simple):
-            if solution is None:
-                raise KeyError(p.retentions[i].tensor.name)
-            self._stays(p.retentions[i], solution, change)
-        lives &= simple
-        np.add.at(change, begin[lives], self._kept[lives])
-        np.subtract.at(change, last[lives] + 1, self._kept[lives])
+        stays = self.stays(active, solution)
+        np.add.at(change, stays.begin, stays.size)
+        np.subtract.at(change, stays.end + 1, stays.size)
         runs = self._runs(active)
         live: NDArray[np.int64] = np.cumsum(change[:-1]) + self._windows + self._scratch * runs
         for s in self._mixed:
@@ -204,14 +212,32 @@ class Meter:
         live -= saved
         return live
 
+    def stays(self, active: NDArray[np.bool_], solution: Solution | None = None) -> Stays:
+        """Where tensors are behind their windows.
+
+        Raises:
+            KeyError: A tensor is read that these decisions never make.
+        """
+        loaded = np.zeros(len(self._of), dtype=bool)
+        if solution is not None:
+            loaded[[self._place[load] for load in solution.loads]] = True
+        happens = np.flatnonzero(active[self._event] | loaded)
+        of, at = self._of[happens], self._at[happens]
+        before = self._behind[of]
+        before[1:] = np.where(of[1:] == of[:-1], at[:-1] + 1, before[1:])
+        held = ~self._makes[happens] & ~loaded[happens]
+        lost = np.flatnonzero(held & (before < 0))
+        if len(lost):
+            raise KeyError(self.problem.retentions[of[lost[0]]].tensor.name)
+        begin = np.where(held, before, np.where(loaded[happens], at, self._from[happens]))
+        return Stays(of, begin, at, self._kept[of], held)
+
     def live_always(self) -> NDArray[np.int64]:
         """Live arena bytes at each slot that no decision can avoid."""
         live = self._windows.copy()
         for t in self.problem.transients:
-            for last, acts in t.segments:
-                if ALWAYS in acts:
-                    live[t.begin : last + 1] += t.tensor.bytes
-                    break
+            last = max((k for k, acts in t.segments if ALWAYS in acts), default=-1)
+            live[t.begin : last + 1] += t.tensor.bytes
         for s in self.problem.slots:
             if s.activity == ALWAYS:
                 mixed = s.scratch_bytes if s.mixed is None else s.mixed.scratch_bytes
@@ -317,20 +343,6 @@ class Meter:
                 more[block.slots[0] + 1 : end + 1] -= t.bytes
         return more
 
-    @staticmethod
-    def _stays(r: Retention, solution: Solution, change: NDArray[np.int64]) -> None:
-        """Bytes of a tensor behind its window, where it is rebuilt or paged."""
-        k = 0 if r.window is None else r.window[1] + 1
-        for h in holds(r, solution):
-            e = h.event
-            made = e.writes and (e.activity == ALWAYS or e.activity in solution.active)
-            begin = k if h.held else e.begin if made else e.slot
-            end = e.slot + 1 if h.resident else e.slot
-            if begin < end:
-                change[begin] += r.tensor.bytes
-                change[end] -= r.tensor.bytes
-            k = e.slot + 1
-
     def _transfer_cycles(self, solution: Solution) -> int:
         p, total = self.problem, 0
         size = {t.index: t.bytes for t in p.storage.tensors}
@@ -363,13 +375,6 @@ class _Groups:
         if self._empty:
             return self._slot
         return np.maximum.reduceat(np.where(self._holds(active), self._slot, -1), self._begin)
-
-    def first(self, active: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """First slot of each group, a large number where none holds."""
-        if self._empty:
-            return self._slot
-        most = np.iinfo(np.int64).max
-        return np.minimum.reduceat(np.where(self._holds(active), self._slot, most), self._begin)
 
     def count(self, active: NDArray[np.bool_]) -> NDArray[np.int64]:
         """How many slots of each group hold."""

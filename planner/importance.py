@@ -46,20 +46,16 @@ def prior(forward: Graph, candidates: Sequence[Candidate]) -> dict[Candidate, in
         node, slot = slots[c.param][0]
         size = forward.values[c.param].type.size
         role = 1.0 if slot.role == "weight" else 0.5
-        part = _ratio(forward, c, slots)
+        part = ratio(forward, c, slots)
         raw[c] = role * depth[node] * sqrt(size * part) * KEPT[c.saved]
     top = max(raw.values(), default=1.0)
     return {c: max(1, round(SCALE * s / top)) for c, s in raw.items()}
 
 
-def ratio(forward: Graph, candidate: Candidate) -> float:
-    """Updated part of the parameter, in (0, 1]."""
-    return _ratio(forward, candidate, param_slots(forward))
-
-
-def _ratio(
+def ratio(
     forward: Graph, candidate: Candidate, slots: Mapping[str, Sequence[tuple[Node, ParamSlot]]]
 ) -> float:
+    """Updated part of the parameter, in (0, 1]; ``slots`` are those of the graph."""
     if candidate.channels is None:
         return 1.0
     node, slot = slots[candidate.param][0]

@@ -27,7 +27,7 @@ from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP
 from .problem import ALWAYS, Event, Limits, Problem, Retention, Slot, Transient
 from .progress import Watch
 from .solution import Solution
-from .tensors import Tensor, aligned
+from .tensors import Tensor
 
 #: A weighted objective counts in millionths: solvers take differences of 1e-6 for rounding.
 WEIGHTED_SCALE = 1e6
@@ -406,10 +406,7 @@ class Milp:
     def _region_rows(self, largest: int) -> None:
         """What needs a tensor that no region can hold does not run; the layout decides the rest."""
         for s in self.problem.slots:
-            sizes = [t.bytes for t in (*s.reads, *s.writes)]
-            if s.update is not None:
-                sizes += [aligned(v.type.nbytes) for v in s.update.resident]
-            if max(sizes, default=0) > largest:
+            if s.largest_bytes > largest:
                 self.c.row(self._of_slot(s, 1.0, None), upper=0.0)
 
     def _hides(self) -> bool:

@@ -17,7 +17,7 @@ from typing import Literal
 from ..ir.graph import Node
 from ..ir.training import TrainingGraph, Update
 from .cost import CostModel
-from .tensors import Storage, Tensor
+from .tensors import Storage, Tensor, aligned
 
 ActivityKind = Literal["always", "update", "needed", "auxiliary", "rebuild", "mixed", "streamed"]
 
@@ -108,6 +108,14 @@ class Slot:
     split: tuple[SplitCost, ...] = ()
     rebuild: bool = False
     last_micro: bool = False
+
+    @property
+    def largest_bytes(self) -> int:
+        """Of the largest buffer that it reads, writes or keeps."""
+        sizes = [t.bytes for t in (*self.reads, *self.writes)]
+        if self.update is not None:
+            sizes += [aligned(v.type.nbytes) for v in self.update.resident]
+        return max(sizes, default=0)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ from .transfers import Hiding, Placement, Transfer, order, run, synchronous
 HIDING_TRIES = 3
 #: Work of a search for a layout, in seconds; see ``planner.layout``.
 QUICK_S, THOROUGH_S = 0.2, 5.0
+#: Blocks beyond which best fit alone comes first: a short search takes seconds then.
+MANY_BLOCKS = 1000
 
 
 @dataclass(frozen=True)
@@ -467,7 +469,8 @@ class _Realizer:
         blocks = stays.blocks()
         peak = peak_bytes(blocks)
         room = peak if enough_bytes is None else max(peak, enough_bytes - stays.state_bytes)
-        offsets = place(blocks, n, exact_time_s=QUICK_S, seed=seed)
+        short = QUICK_S if len(blocks) <= MANY_BLOCKS else 0.0
+        offsets = place(blocks, n, exact_time_s=short, seed=seed)
         if arena_bytes(blocks, offsets) > room:
             other = stays.apart(n, room)
             elsewhere = place(other.blocks(), n, enough_bytes=room, exact_time_s=QUICK_S, seed=seed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isnan, nan
 
 from ..ir.autodiff import build_training
 from ..ir.errors import InfeasibleError
@@ -32,20 +33,26 @@ from .decided import (
 from .demands import Demand, impose
 from .greedy import keeping
 from .importance import prior
-from .linear import SolverOptions
+from .linear import INF, SolverOptions, Status
 from .milp import Milp, SolveResult, is_timed
 from .objective import Goal, Weighted, wants
 from .plan import ObjectiveName
 from .precision import NOISE_WEIGHT
 from .problem import Limits, Problem
 from .progress import Watch
+from .residency import Residency
 from .schedule import realize
 from .solution import Solution
-from .timeline import build_problem
+from .timeline import Rebuilds, build_problem
 
 #: Parts of the time left that go into choosing updates, into each try without rebuilding, and into
 #: choosing what is streamed.
-LEARN_SHARE, PLAIN_SHARE, STREAMING_SHARE = 0.6, 0.3, 0.6
+LEARN_SHARE, PLAIN_SHARE, STREAMING_SHARE, CUTS_SHARE = 0.6, 0.3, 0.6, 0.6
+#: Slots without rebuilds beyond which the whole model is left out where cuts have found a plan,
+#: and the part of the time left that goes into cuts there.
+LARGE_SLOTS, LARGE_SHARE = 1000, 0.9
+#: Without a layout in two tries, the part of the arena by which there is to be less RAM.
+SLACK = 512
 
 
 @dataclass
@@ -100,7 +107,7 @@ class Stages:
         fixed: bool,
         limits: Limits | None = None,
         choices: Choices | None = None,
-        rebuild: bool = True,
+        rebuild: bool | Rebuilds = True,
     ) -> Problem:
         """The planning problem of a training graph."""
         problem = build_problem(
@@ -113,6 +120,14 @@ class Stages:
             rebuild=rebuild,
         )
         return impose(problem, self.demands)
+
+    def residency(self, training: TrainingGraph, goal: Goal, limits: Limits) -> Residency:
+        """What is kept, rebuilt and paged, all else decided."""
+
+        def build(rebuild: bool | Rebuilds) -> Problem:
+            return self.problem(training, fixed=True, limits=limits, rebuild=rebuild)
+
+        return Residency(build(False), build, goal)
 
     def achieved(self, training: TrainingGraph) -> dict[Candidate, int]:
         """Importance of the graph's updates in the precision that they have."""
@@ -247,7 +262,9 @@ class Stages:
             raise self._out_of_time()
         excess = Excess()
         decided, proven = self._streaming(start, goal, free, limits)
-        for _ in range(LAYOUT_TRIES):
+        for tried in range(LAYOUT_TRIES):
+            if tried and self.watch.over():
+                raise self._out_of_time()
             training = build_training(self.lowered(decided), self.spec, decided.updates)
             problem, result = self._keep(training, goal, limits, proven)
             proven = result.bound if proven is None else proven
@@ -270,7 +287,7 @@ class Stages:
                 if not excess:
                     return Scheduled(decided, training, schedule, proven)
                 self.tell(f"{excess}: tightening", goal)
-                limits = excess.off(limits)
+                limits = excess.off(limits, tried * schedule.arena_bytes // SLACK)
             else:  # tightened below what these blocks need
                 try:
                     other, _ = self._streaming(start, goal, free, limits)
@@ -305,12 +322,58 @@ class Stages:
         self, training: TrainingGraph, goal: Goal, limits: Limits, proven: float | None
     ) -> tuple[Problem, SolveResult]:
         """Choose what is kept, rebuilt and paged; with a bound that is known, or a new one."""
-        return self._decide(
-            lambda rebuild: self.problem(training, fixed=True, limits=limits, rebuild=rebuild),
-            "choosing what is kept",
-            goal,
-            proven,
+        residency = self.residency(training, goal, limits)
+        by_cuts = self._by_cuts(residency, goal) if residency.priced else None
+        if by_cuts is not None:
+            if by_cuts[1].status == "infeasible" and proven is None:
+                raise self._no_plan(limits)
+            if by_cuts[1].status == "infeasible" or self._within_gap(by_cuts[1]):
+                return by_cuts
+            if by_cuts[1].solution is not None and _large(residency):
+                self.cut_short = True
+                return by_cuts
+        try:
+            problem, result = self._decide(
+                lambda rebuild: self.problem(training, fixed=True, limits=limits, rebuild=rebuild),
+                "choosing what is kept",
+                goal,
+                proven,
+            )
+        except OutOfTimeError:
+            if by_cuts is None or by_cuts[1].solution is None:
+                raise
+            self.cut_short = True
+            return by_cuts
+        if by_cuts is None:
+            return problem, result
+        bound = max(result.bound, by_cuts[1].bound)
+        if by_cuts[1].value <= result.value or result.solution is None:
+            problem, result = by_cuts
+        # the whole model offers fewer rebuilds than cuts do, so its bound may be above their plan
+        return problem, replace(
+            result, bound=bound if isnan(result.value) else min(bound, result.value)
         )
+
+    def _by_cuts(self, residency: Residency, goal: Goal) -> tuple[Problem, SolveResult]:
+        """Choose what is kept by a program over few cuts of the timeline."""
+        self.tell(f"choosing what is kept, by cuts: {len(residency.plain.slots)} slots", goal)
+        share = LARGE_SHARE if _large(residency) else CUTS_SHARE
+        watch = self.watch.part(share * self.watch.left_s, lambda _: None)
+        found = residency.search(self.options, watch)
+        if found.made is None and found.bound < INF and (first := residency.first()) is not None:
+            found = replace(first, bound=min(found.bound, first.price))
+        self.time_s += watch.elapsed_s
+        bound, value = residency.total(found.bound), residency.total(found.price)
+        decided = residency.decided(found)
+        if decided is None:
+            status: Status = "infeasible" if found.bound == INF else "unknown"
+            return residency.plain, SolveResult(status, nan, bound, None, "", watch.elapsed_s)
+        self.watch.found(value, bound)
+        problem, solution = decided
+        return problem, SolveResult("feasible", value, bound, solution, "", watch.elapsed_s)
+
+    def _within_gap(self, result: SolveResult) -> bool:
+        return result.value <= result.bound * (1 + self.options.gap)
 
     def _streaming(
         self, start: Decided, goal: Goal, free: Sequence[str], limits: Limits
@@ -350,7 +413,7 @@ class Stages:
         plain = build(False)
         self.tell(f"{what}, nothing rebuilt: {len(plain.slots)} slots", goal)
         first = self._without_rebuilds(plain, goal, proven)
-        if first is not None and first.value <= first.bound * (1 + self.options.gap):
+        if first is not None and self._within_gap(first):
             return plain, first
         problem = build(True)
         self.tell(f"{what}: {len(problem.slots)} slots", goal)
@@ -437,10 +500,13 @@ class Stages:
         """Solve; raises InfeasibleError if there is no solution."""
         result = self._attempt(problem, goal, share, begin)
         if result.status == "infeasible":
-            if problem.limits is not self.limits:  # tightened for the layout, or transfers wait
-                raise InfeasibleError(f"no plan fits {problem.limits.ram_bytes:,} B of RAM")
-            raise ProvenInfeasibleError("no plan fits")
+            raise self._no_plan(problem.limits)
         return result
+
+    def _no_plan(self, limits: Limits) -> InfeasibleError:
+        if limits is not self.limits:  # tightened for the layout, or transfers wait
+            return InfeasibleError(f"no plan fits {limits.ram_bytes:,} B of RAM")
+        return ProvenInfeasibleError("no plan fits")
 
     def _attempt(
         self, problem: Problem, goal: Goal, share: float = 1.0, begin: Solution | None = None
@@ -469,3 +535,7 @@ class Stages:
             f"no plan found within {self.watch.limit_s:g} s, and none excluded;"
             " raise --time-limit or the budgets"
         )
+
+
+def _large(residency: Residency) -> bool:
+    return len(residency.plain.slots) > LARGE_SLOTS

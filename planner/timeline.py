@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..ir.graph import Node
@@ -40,6 +40,8 @@ REBUILD_LIMIT = 24
 #: Rebuilds up to which all of them are offered while updates are chosen; beyond, only those of
 #: auxiliary tensors are, because a proof would take minutes.
 LEARN_REBUILDS = 400
+#: Node of a backward step -> indices of storage tensors that are made right before it, in order.
+Rebuilds = Mapping[Node, Sequence[int]]
 
 
 def build_problem(
@@ -50,7 +52,7 @@ def build_problem(
     *,
     fixed_updates: bool,
     choices: Choices | None = None,
-    rebuild: bool = True,
+    rebuild: bool | Rebuilds = True,
 ) -> Problem:
     """Lay the timeline out and collect all choices.
 
@@ -61,7 +63,8 @@ def build_problem(
         importance: Integer score of each update's candidate.
         fixed_updates: Every update of the graph is carried out; nothing is chosen about them.
         choices: Other forms of its layers and blocks.
-        rebuild: Offer to compute activations again; auxiliary tensors may be made late anyway.
+        rebuild: Offer to compute activations again; without it auxiliary tensors may be made late
+            anyway. Or just these: backward step -> what may be made right before it.
     """
     return _Builder(
         training, cost, limits, importance, fixed_updates, choices or Choices(), rebuild
@@ -85,7 +88,7 @@ class _Builder:
     importance: Mapping[Candidate, int]
     fixed_updates: bool
     choices: Choices
-    rebuild: bool
+    rebuild: bool | Rebuilds
     activities: list[Activity] = field(default_factory=lambda: [Activity(ALWAYS, "always")])
     drafts: list[_Draft] = field(default_factory=list)
 
@@ -229,9 +232,13 @@ class _Builder:
         for n in nodes:
             if n.phase in ("forward", "loss"):
                 self.drafts.append(_Draft(n, None, self.node_activity[n]))
-        rebuilds = self._rebuilds(backward)
+        if isinstance(self.rebuild, Mapping):
+            tensors = self.storage.tensors
+            rebuilds = {n: [tensors[i] for i in found] for n, found in self.rebuild.items()}
+        else:
+            rebuilds = self._rebuilds(backward)
         many = not self.fixed_updates and sum(map(len, rebuilds.values())) > LEARN_REBUILDS
-        if many or not self.rebuild:
+        if many:
             rebuilds = {
                 n: [t for t in tensors if self._kept_for_backward(t)]
                 for n, tensors in rebuilds.items()
@@ -309,6 +316,8 @@ class _Builder:
         stack = list(uses)
         while stack:
             t = stack.pop()
+            if not self.rebuild and not self._kept_for_backward(t):
+                continue
             if t in found or not t.rebuildable:
                 continue
             if any(v.name in updated for w in t.writers for v in w.operands()):

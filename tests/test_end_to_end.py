@@ -22,7 +22,7 @@ from onnx_files import export
 from oracle import Unconstrained, batch
 
 from odt_plan.backends.numpy import Runtime
-from odt_plan.ir.candidates import candidates
+from odt_plan.ir.candidates import candidates, param_slots
 from odt_plan.ir.errors import InfeasibleError
 from odt_plan.ir.graph import Graph, TensorType, Value
 from odt_plan.ir.onnx_import import import_model
@@ -164,7 +164,8 @@ def request_of(case: Case, folder: Path) -> Request:
         partial = [c for c in candidates(forward) if c.channels and c.saved == "f32"]
         chosen = partial[case.part % len(partial)]
         biases = [c.param for c in candidates(forward) if c.param.endswith(".bias")]
-        train = (f"{chosen.param}={ratio(forward, chosen)}", biases[case.part % len(biases)])
+        part = ratio(forward, chosen, param_slots(forward))
+        train = (f"{chosen.param}={part}", biases[case.part % len(biases)])
     return Request(
         model=path,
         # What of transfers is hidden is found by local search: no plan is the best of all then.

@@ -107,7 +107,9 @@ def test_example_model() -> None:
 # -- onnx's own operator cases ---------------------------------------------------------------------
 
 #: Operands that must be run-time data; the other operands of a case become initializers.
-DATA_OPERANDS = {"Add": 2, "Sub": 2, "Mul": 2, "Div": 2, "MatMul": 2, "Concat": 9}
+DATA_OPERANDS = {
+    "Add": 2, "Sub": 2, "Mul": 2, "Div": 2, "Sum": 9, "MatMul": 2, "Concat": 9,
+}  # fmt: skip
 #: All reasons for which cases are refused.
 REFUSED = (
     "3 spatial axes; 1 and 2 are supported",
@@ -283,6 +285,37 @@ def test_nodes_that_no_output_needs_are_no_obstacle(tmp_path: Path) -> None:
     assert [n.op for n in agrees(save(model(nodes, {"x": [2, 2]}, ["y"]), tmp_path)).nodes] == [
         "Relu"
     ]
+
+
+def test_results_that_nobody_reads_are_no_obstacle(tmp_path: Path) -> None:
+    """Old exporters give a mask or an index a name that nothing reads."""
+    nodes = [
+        node("Dropout", "x", "a mask"),
+        node("MaxPool", "a", "b index", kernel_shape=[2, 2]),
+        node("Sum", "b b b", "y"),
+    ]
+    graph = agrees(save(model(nodes, {"x": [1, 2, 4, 4]}, ["y"]), tmp_path))
+    assert [n.op for n in graph.nodes] == ["MaxPool", "Add", "Add"]
+
+
+def test_weights_that_are_filled(tmp_path: Path) -> None:
+    """As in the light models of the onnx package: larger than what inference looks into."""
+    one = numpy_helper.from_array(np.array([0.5], np.float32))
+    nodes = [
+        node("ConstantOfShape", "s", "w", value=one),
+        node("Shape", "w", "size"),
+        node("MatMul", "x w", "a"),
+        node("Reshape", "a size2", "b"),
+        node("Reshape", "b t", "y"),
+    ]
+    nodes.insert(2, node("Slice", "size zero one", "size2"))
+    constants = {
+        "s": np.array([40, 40]), "zero": np.array([1]), "one": np.array([2]),
+        "t": np.array([1, 40]),
+    }  # fmt: skip
+    graph = agrees(save(model(nodes, {"x": [1, 40]}, ["y"], constants), tmp_path))
+    assert graph.constants["w"].shape == (40, 40)
+    assert np.all(graph.constants["w"] == 0.5)
 
 
 def test_local_functions_are_inlined(tmp_path: Path) -> None:

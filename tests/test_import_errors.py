@@ -344,7 +344,7 @@ def test_nodes_that_are_not_supported(tmp_path: Path, name: str) -> None:
     nodes, constants, reason = CASES[name]
     nodes[-1].name = "culprit"
     opset = 20 if name == "erf" else 17
-    proto = model(nodes, {"x": [1, 2, 4, 4]}, ["y"], constants, opset=opset)
+    proto = model(nodes, {"x": [1, 2, 4, 4]}, nodes[-1].output, constants, opset=opset)
     proto.opset_import.append(helper.make_opsetid("com.example", 1))
     refused(save(proto, tmp_path), "culprit", reason)
 

@@ -1,0 +1,297 @@
+"""What is kept, rebuilt and paged, with updates fixed: a program over few cuts of the timeline.
+
+A *cut* is a slot. Between neighbouring cuts a tensor is made again or loaded at most once, and what
+is made again needs what it is made from: live at the cut before, or made or loaded in between, too.
+Live bytes must fit at the cuts. Whatever is done in a plan is a solution, so the optimum is a bound
+for all plans; with all slots as cuts it would be the whole model. But few cuts matter, often a
+single one: they are added where the solution, carried out, takes too much memory. So the program
+has a few columns per tensor and cut, not per tensor and step.
+
+Its LP is tighter than that of the whole model, too, where halves of a tensor can be made at two
+times, each from the same half of an operand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .evicting import guided
+from .linear import INF, LinearProgram, SolverOptions
+from .progress import Watch
+from .remakes import NEVER, Found, Ints, Needs, Prices, Remade, Remakes
+
+#: Cuts and tighter limits that are tried at most.
+ROUNDS = 40
+#: The part of the gap that one solve may leave.
+PART = 0.5
+
+
+class Program:
+    """The program for some cuts.
+
+    Attributes:
+        held: Cut, tensor -> column of being live at it; -1: not made yet.
+        again: Interval (that which ends at this cut), tensor -> column of being made again.
+        loaded: Interval, tensor -> column of being loaded.
+        stored: Tensor -> column of being paged out.
+    """
+
+    def __init__(self, remakes: Remakes, cuts: Sequence[int], rooms: Sequence[int], prices: Prices):
+        """Build all rows."""
+        self.r, self.cuts, self.prices = remakes, list(cuts), prices
+        self.c = LinearProgram()
+        self.one = self.c.column(integer=False, lower=1.0)
+        n, m = len(remakes.tensors), len(cuts)
+        self.first = np.searchsorted(np.asarray(cuts), remakes.made, side="right")
+        self.held = np.full((m, n), -1)
+        self.again = np.full((m + 1, n), -1)
+        self.loaded = np.full((m + 1, n), -1)
+        self.stored = np.full(n, -1)
+        self.objective: list[tuple[int, float]] = []
+        self.used = self._used()
+        for i in self.used:
+            self._columns(i)
+        for i in self.used:
+            self._rows(i)
+        for s, room in enumerate(rooms):
+            live = [(int(h), float(remakes.size[i])) for i, h in enumerate(self.held[s]) if h >= 0]
+            self.c.row(live, upper=float(room))
+        if remakes.pages:
+            pages = [(int(o), float(remakes.size[i])) for i, o in enumerate(self.stored) if o >= 0]
+            self.c.row(pages, upper=float(remakes.problem.limits.storage_bytes))
+
+    def _used(self) -> list[int]:
+        """What backward reads, and what that is made from."""
+        r = self.r
+        found = {i for i, reads in enumerate(r.reads) if reads}
+        stack = list(found)
+        while stack:
+            i = stack.pop()
+            if r.can[i]:
+                more = set(r.operands[i]) - found
+                found |= more
+                stack += more
+        return sorted(i for i in found if self.first[i] < len(self.cuts))
+
+    def _columns(self, i: int) -> None:
+        r, m, f = self.r, len(self.cuts), int(self.first[i])
+        reads = set(r.reads[i])
+        for s in range(f, m):
+            read = self.cuts[s] in reads
+            self.held[s, i] = self.c.column(integer=True, lower=float(read))
+        for s in range(f + 1, m + 1):
+            if r.can[i] and r.until[i] > self.cuts[s - 1]:
+                self.again[s, i] = self.c.column(integer=True)
+            if r.pages:
+                self.loaded[s, i] = self.c.column(integer=True)
+        if r.pages:
+            self.stored[i] = self.c.column(integer=True)
+
+    def _ways(self, s: int, i: int) -> list[tuple[int, float]]:
+        """Columns that say that a tensor is there in interval ``s``."""
+        found = (self.held[s - 1, i], self.again[s, i], self.loaded[s, i])
+        return [(int(v), 1.0) for v in found if v >= 0]
+
+    def _rows(self, i: int) -> None:
+        r, m, f, row = self.r, len(self.cuts), int(self.first[i]), self.c.row
+        again = [int(a) for a in self.again[:, i] if a >= 0]
+        loads = [int(p) for p in self.loaded[:, i] if p >= 0]
+        price = self.prices.again[i]
+        self.objective += [(a, price) for a in again]
+        if r.auxiliary[i] and not any(k <= self.cuts[f] for k in r.reads[i]):
+            # it is made for the first time in forward, or again only
+            early = int(self.held[f, i])
+            if loads:
+                early = self.c.column(integer=False)
+                row([(early, 1.0), (int(self.held[f, i]), -1.0)], lower=0.0)
+                row([(early, 1.0), (int(self.stored[i]), -1.0)], lower=0.0)
+            self.objective += [(early, price), (self.one, -price)]
+        if loads:
+            out = int(self.stored[i])
+            self.objective += [(p, self.prices.load[i]) for p in loads]
+            self.objective.append((out, self.prices.store[i]))
+            for p in loads:
+                row([(out, 1.0), (p, -1.0)], lower=0.0)
+        for s in range(f + 1, m + 1):
+            ways = self._ways(s, i)
+            end = self.cuts[s] if s < m else NEVER
+            if any(self.cuts[s - 1] < k < end for k in r.reads[i]):
+                row(ways, lower=1.0)
+            if s < m:
+                row([*ways, (int(self.held[s, i]), -1.0)], lower=0.0)
+            if self.again[s, i] >= 0:
+                for j in r.operands[i]:
+                    if self.first[j] < s:
+                        row([*self._ways(s, j), (int(self.again[s, i]), -1.0)], lower=0.0)
+
+
+class _Carried:
+    """Decisions of a program, carried out step by step: made again at the first need."""
+
+    def __init__(self, program: Program, values: NDArray[np.float64]) -> None:
+        self.p, self.r = program, program.r
+        self.values = np.append(np.round(values), 0.0)  # column -1 is 0
+        self.made = Remade(late=set(np.flatnonzero(program.r.auxiliary).tolist()))
+        self.here = set(range(len(self.r.tensors)))
+        self.fresh = set(self.here)  # as forward has left them
+        self.interval = 0
+
+    def run(self) -> Remade | None:
+        """What is made again; None: something can't be when it is needed."""
+        for step in self.r.steps:
+            k = step.index
+            while self.interval < len(self.p.cuts) and self.p.cuts[self.interval] < k:
+                self._cut()
+            wanted = list(self.r.read_by.get(k, ()))
+            if self.interval < len(self.p.cuts) and self.p.cuts[self.interval] == k:
+                again, held = self.p.again[self.interval], self.p.held[self.interval]
+                made = (self.values[again] > 0) & (self.values[held] > 0)
+                wanted += np.flatnonzero(made).tolist()
+            if not all(self._supply(i, k, None) for i in wanted):
+                return None
+        for tensors in self.made.again.values():
+            tensors.sort(key=lambda i: self.r.order[i])
+        return self.made
+
+    def _cut(self) -> None:
+        """What is not held at a cut is gone behind it."""
+        held = self.p.held[self.interval]
+        gone = set(np.flatnonzero((held >= 0) & (self.values[held] == 0)).tolist())
+        self.here -= gone
+        self.fresh -= gone
+        self.interval += 1
+
+    def _supply(self, i: int, step: int, reader: int | None) -> bool:
+        """Have a tensor for a step, or for a tensor that is made again right before it."""
+        if i in self.here:
+            if i in self.fresh:
+                self.made.late.discard(i)
+            return True
+        if self.p.loaded.size and self.values[self.p.loaded[self.interval, i]]:
+            self.made.loaded.setdefault(step, []).append((i, reader))
+            self.made.late.discard(i)
+        elif self.r.can[i] and step <= self.r.until[i]:
+            if not all(self._supply(j, step, i) for j in self.r.operands[i]):
+                return False
+            self.made.again.setdefault(step, []).append(i)
+        else:
+            return False
+        self.here.add(i)
+        return True
+
+
+def search(
+    remakes: Remakes,
+    prices: Prices,
+    base: float,
+    options: SolverOptions,
+    watch: Watch,
+    rounds: int = ROUNDS,
+) -> Found:
+    """Search for the plan of the least price.
+
+    Args:
+        remakes: The tensors.
+        prices: Their prices.
+        base: Price of making everything once.
+        options: How to solve; the gap is relative, ``base`` included.
+        watch: Says when to end.
+        rounds: Programs that are solved at most.
+
+    Raises:
+        OdtPlanError: The solver failed.
+    """
+    return _Search(remakes, prices, base, options, watch, rounds).run()
+
+
+@dataclass
+class _Search:
+    remakes: Remakes
+    prices: Prices
+    base: float
+    options: SolverOptions
+    watch: Watch
+    rounds: int
+    best: Found = field(default_factory=lambda: Found(None, INF, 0.0))
+    cuts: list[int] = field(default_factory=list)
+    tighter: dict[int, int] = field(default_factory=dict)
+
+    def run(self) -> Found:
+        self.cuts = [self._first()]
+        for _ in range(self.rounds):
+            if self.watch.over():
+                break
+            program = Program(self.remakes, self.cuts, self._rooms(), self.prices)
+            terms = [*program.objective, (program.one, self.base)]
+            result = program.c.solve(terms, self._options(), maximize=False, watch=self.watch)
+            if not self.tighter:
+                bound = INF if result.status == "infeasible" else result.bound - self.base
+                self.best = replace(self.best, bound=max(self.best.bound, bound))
+            if result.values is None:
+                break
+            made = _Carried(program, result.values).run()
+            if made is None or not self._offer(made):
+                break
+        return replace(self.best, bound=min(self.best.bound, self.best.price))
+
+    def _options(self) -> SolverOptions:
+        o = self.options
+        solver = "highs" if o.solver == "auto" else o.solver
+        left = max(0.01, min(o.time_limit_s, self.watch.left_s))
+        return replace(o, solver=solver, gap=PART * o.gap, time_limit_s=left)
+
+    def _offer(self, made: Remade) -> bool:
+        """Keep a plan if it fits and is better; else one like it. True: there may be better ones.
+
+        What doesn't fit tells where another cut is needed.
+        """
+        needs = self.remakes.run(made)
+        over = needs.live + self.remakes.state - self.remakes.problem.limits.ram_bytes
+        if over.max() <= 0:
+            self._keep(made)
+            return False
+        for other in guided(self.remakes, self.prices, made):
+            self._keep(other)
+        self._refine(needs, over)
+        best = self.best
+        if best.made is None:
+            return True
+        return best.price - best.bound > self.options.gap * (self.base + best.price)
+
+    def _keep(self, made: Remade) -> None:
+        price = self.prices.of(self.remakes, made)
+        if price < self.best.price:
+            self.best = replace(self.best, made=made, price=price)
+
+    def _rooms(self) -> list[int]:
+        return [int(self.remakes.room[k]) - self.tighter.get(k, 0) for k in self.cuts]
+
+    def _refine(self, needs: Needs, over: Ints) -> None:
+        """Another cut where memory is over the limit, or less room where there is one already."""
+        at_steps = np.where(needs.again, 0, over)
+        worst = int(needs.step[int(np.argmax(at_steps if at_steps.max() > 0 else over))])
+        if worst in self.cuts:
+            self.tighter[worst] = self.tighter.get(worst, 0) + int(over.max())
+        else:
+            self.cuts = sorted([*self.cuts, worst])
+
+    def _first(self) -> int:
+        """The slot that costs most by itself: a knapsack of what has to be there or made again."""
+        r = self.remakes
+        last = np.array([steps[-1] if steps else -1 for steps in r.reads])
+        price = np.where(r.can, np.array(self.prices.again), INF)
+        price[r.auxiliary] = 0.0
+        if r.pages:
+            price = np.minimum(price, np.add(self.prices.store, self.prices.load))
+        price /= np.maximum(r.size, 1)
+        order = np.argsort(price, kind="stable")
+        k = np.arange(len(r.problem.slots))[:, None]
+        held = np.where((r.made[order] < k) & (k <= last[order]), r.size[order], 0)
+        over = np.maximum(held.sum(axis=1) - r.room, 0)[:, None]
+        part = np.clip(over - (np.cumsum(held, axis=1) - held), 0, held)
+        each = np.where(np.isfinite(price[order]), price[order], 0.0)
+        return int(np.argmax((part * each).sum(axis=1)))

@@ -1,0 +1,102 @@
+"""What is kept, rebuilt and paged where updates are fixed: first plans, better ones, and bounds.
+
+The first plan evicts what is cheapest to have back (``planner.evicting``), the next ones are
+those of a program over few cuts of the timeline (``planner.cuts``), which is where the bound is
+from, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from .bounds import bound
+from .cuts import ROUNDS, search
+from .evicting import evicting
+from .footprint import measure
+from .linear import SolverOptions
+from .objective import Goal
+from .problem import Problem
+from .progress import Watch
+from .remakes import Found, Prices, Remakes
+from .solution import Solution
+from .timeline import Rebuilds
+
+#: Objectives that are prices of making things again and of paging.
+PRICED = ("latency", "energy")
+
+
+@dataclass
+class Residency:
+    """One problem.
+
+    Attributes:
+        plain: The problem without rebuilt activations.
+        build: Lays out the problem with the given rebuilds.
+        goal: What is to be minimized.
+    """
+
+    plain: Problem
+    build: Callable[[Rebuilds], Problem]
+    goal: Goal
+
+    @property
+    def priced(self) -> bool:
+        """All that is left to decide has a price: what is kept, rebuilt and paged.
+
+        Not so where computing may hide transfers, which prices count in full, nor where a buffer is
+        larger than any RAM region: the whole model tells why that fails.
+        """
+        p = self.plain
+        if p.cost.overlaps and not p.limits.wait_for_transfers:
+            return False
+        if p.limits.regions and max(s.largest_bytes for s in p.slots) > p.limits.largest_bytes:
+            return False
+        return self.goal in PRICED and not (p.streams or p.mixed_layers or p.forced)
+
+    @cached_property
+    def remakes(self) -> Remakes:
+        """The tensors."""
+        return Remakes(self.plain)
+
+    @cached_property
+    def prices(self) -> Prices:
+        """In cycles, or in what one computing cycle takes of energy."""
+        cost, micro, pages = self.plain.cost, self.plain.micro_batches, self.remakes.pages
+        sizes = [int(b) for b in self.remakes.size] if pages else []
+        page = cost.energy_j(1, 1) / cost.energy_j(1, 0) if pages and self.goal == "energy" else 1.0
+        return Prices(
+            tuple(float(c) for c in self.remakes.cycles),
+            tuple(page * micro * cost.write_cycles(b) for b in sizes),
+            tuple(page * micro * cost.read_cycles(b) for b in sizes),
+        )
+
+    @cached_property
+    def base(self) -> float:
+        """What it takes to make everything once."""
+        return bound(self.plain, "latency")
+
+    def first(self) -> Found | None:
+        """The cheapest plan by eviction, with the bound that takes no solver."""
+        plans = list(evicting(self.remakes, self.prices))
+        if not plans:
+            return None
+        made = min(plans, key=lambda m: self.prices.of(self.remakes, m))
+        return Found(made, self.prices.of(self.remakes, made), 0.0)
+
+    def search(self, options: SolverOptions, watch: Watch, rounds: int = ROUNDS) -> Found:
+        """The best plan that is found, and a bound on all; see ``planner.cuts``."""
+        return search(self.remakes, self.prices, self.base, options, watch, rounds)
+
+    def total(self, price: float) -> float:
+        """A price as the value of the objective."""
+        unit = self.plain.cost.energy_j(1, 0) if self.goal == "energy" else 1.0
+        return unit * (self.base + price)
+
+    def decided(self, found: Found) -> tuple[Problem, Solution] | None:
+        """A plan as decisions about a problem; None: it breaks a limit other than RAM's."""
+        if found.made is None:
+            return None
+        problem, solution = self.remakes.laid_out(self.build, found.made)
+        return (problem, solution) if measure(problem, solution).keeps(problem.limits) else None

@@ -61,8 +61,13 @@ class Program:
             live = [(int(h), float(remakes.size[i])) for i, h in enumerate(self.held[s]) if h >= 0]
             self.c.row(live, upper=float(room))
         if remakes.pages:
-            pages = [(int(o), float(remakes.size[i])) for i, o in enumerate(self.stored) if o >= 0]
-            self.c.row(pages, upper=float(remakes.problem.limits.storage_bytes))
+            limits, cost = remakes.problem.limits, remakes.problem.cost
+            pages = [(int(o), int(remakes.size[i])) for i, o in enumerate(self.stored) if o >= 0]
+            taken = [(o, float(cost.stored_bytes(b))) for o, b in pages]
+            self.c.row(taken, upper=float(limits.storage_bytes))
+            if limits.worn_bytes is not None:
+                worn = [(o, float(cost.worn_bytes(b))) for o, b in pages]
+                self.c.row(worn, upper=limits.worn_bytes / remakes.problem.micro_batches)
 
     def _used(self) -> list[int]:
         """What backward reads, and what that is made from."""

@@ -29,6 +29,8 @@ class Footprint:
         flash_bytes: Weights and estimated code.
         cycles: Of a training step, page transfers included in full.
         energy_j: Of a training step.
+        storage_bytes: Of storage, in whole erase units where tensors may not share them.
+        worn_bytes: Of storage, per training step.
     """
 
     live: NDArray[np.int64]
@@ -36,6 +38,8 @@ class Footprint:
     flash_bytes: int
     cycles: int
     energy_j: float
+    storage_bytes: int
+    worn_bytes: int
 
     @property
     def ram_bytes(self) -> int:
@@ -49,6 +53,8 @@ class Footprint:
             and self.flash_bytes <= limits.flash_bytes
             and (limits.cycles is None or self.cycles <= limits.cycles)
             and (limits.energy_j is None or self.energy_j <= limits.energy_j)
+            and self.storage_bytes <= limits.storage_bytes
+            and (limits.worn_bytes is None or self.worn_bytes <= limits.worn_bytes)
         )
 
 
@@ -168,12 +174,16 @@ class Meter:
         active = self.vector(solution.active)
         transfer = self._transfer_cycles(solution)
         cycles = self.cycles(active) + transfer
+        paged = {t for t, _ in solution.loads}
+        sizes = [t.bytes for t in p.storage.tensors if t.index in paged]
         return Footprint(
             self.live(active, solution),
             self.state_bytes(active),
             self.flash_bytes(active, solution),
             cycles,
             p.cost.energy_j(cycles, transfer),
+            sum(p.cost.stored_bytes(b) for b in sizes),
+            p.micro_batches * sum(p.cost.worn_bytes(b) for b in sizes),
         )
 
     def vector(self, activities: Collection[int]) -> NDArray[np.bool_]:

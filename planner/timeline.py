@@ -243,6 +243,8 @@ class _Builder:
                 n: [t for t in tensors if self._kept_for_backward(t)]
                 for n, tensors in rebuilds.items()
             }
+        elif self.rebuild is True:
+            self._add_siblings(rebuilds, backward)
         for node in backward:
             update = self.storage.update_of.get(node)
             if update is not None and node is update.grad_node:
@@ -278,6 +280,26 @@ class _Builder:
             if update is not None and node is update.apply_node:
                 updated.add(update.candidate.param)
         return result
+
+    def _add_siblings(self, rebuilds: dict[Node, list[Tensor]], backward: list[Node]) -> None:
+        """Offer more before a step: what later ones read, made from the same as what it reads.
+
+        A mask beside an index, say: what both are made from is then rebuilt once.
+        """
+        last = {t: i for i, n in enumerate(backward) for t in self._forward_reads(n)}
+        small = [t for t in last if self._kept_for_backward(t)]
+        for i, node in enumerate(backward):
+            known = set(rebuilds.get(node, ()))
+            uses = self._forward_reads(node)
+            there = {u for t in uses & known for u in self._inputs_of(t)}
+            more = [
+                t
+                for t in small
+                if last[t] > i and t not in known and there.issuperset(self._inputs_of(t))
+            ]
+            if more:
+                ordered = sorted([*known, *more], key=lambda t: self.order[t.writers[-1]])
+                rebuilds[node] = ordered
 
     def _kept_for_backward(self, tensor: Tensor) -> bool:
         """A mask, an index, leading channels: made for backward alone, by one node."""

@@ -25,7 +25,7 @@ from .schedule import emit_schedule
 _INCLUDE = re.compile(r'^#include "(odtplan_\w+)\.h"', re.MULTILINE)
 
 _OVERLAP_FIELDS = """\
-    /* This plan starts transfers and waits for them later, in place of the two above. */
+    /* Pages are started and waited for later; the two above serve a replay cache only. */
     odtplan_start_write_t page_start_write;
     odtplan_start_read_t page_start_read;
     odtplan_wait_t page_wait;

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import nets
@@ -88,9 +89,9 @@ def case(name: str) -> Planned:
 
 
 @cache
-def planned(**options: object) -> PlannedModel:
+def planned(**options: Any) -> PlannedModel:
     return make_plan(
-        Request(DIGITS, BOARD, with_baselines=False, with_relaxations=False, **options)  # type: ignore[arg-type]
+        Request(DIGITS, BOARD, with_baselines=False, with_relaxations=False, **options)
     )
 
 
@@ -255,7 +256,7 @@ def test_an_unknown_region_is_told() -> None:
 # ---- the checker
 
 
-def mutated(name: str, change: Callable[[dict[str, object]], None]) -> None:
+def mutated(name: str, change: Callable[[dict[str, Any]], None]) -> None:
     """A changed plan must be refused."""
     plan, training = case(name)
     d = plan.model_dump(mode="json")
@@ -263,25 +264,25 @@ def mutated(name: str, change: Callable[[dict[str, object]], None]) -> None:
     check(Plan.model_validate(d), training, BOARD)
 
 
-def buffers(d: dict[str, object], space: str) -> list[dict[str, int]]:
+def buffers(d: dict[str, Any], space: str) -> list[dict[str, int]]:
     return sorted(
-        (b for b in d["buffers"] if b["space"] == space),  # type: ignore[attr-defined, index]
+        (b for b in d["buffers"] if b["space"] == space),
         key=lambda b: b["offset"],
     )
 
 
-def boundary(d: dict[str, object], space: str) -> int:
-    return int(d["regions"][0][space])  # type: ignore[index]
+def boundary(d: dict[str, Any], space: str) -> int:
+    return int(d["regions"][0][space])
 
 
-def across(d: dict[str, object]) -> None:
+def across(d: dict[str, Any]) -> None:
     """The last buffer of the fast region, 4 bytes further."""
     end = boundary(d, "arena")
     last = next(b for b in buffers(d, "arena") if b["offset"] + -(-b["bytes"] // 4) * 4 == end)
     last["offset"] += 4
 
 
-def elsewhere(d: dict[str, object]) -> None:
+def elsewhere(d: dict[str, Any]) -> None:
     """A buffer of the fast region at the first byte of the slow one, where something lives."""
     end = boundary(d, "arena")
     for b in buffers(d, "arena"):
@@ -294,45 +295,45 @@ def elsewhere(d: dict[str, object]) -> None:
     raise AssertionError("nothing to move")
 
 
-def state_across(d: dict[str, object]) -> None:
+def state_across(d: dict[str, Any]) -> None:
     end = boundary(d, "state")
     next(b for b in buffers(d, "state") if b["offset"] == end)["offset"] = end - 4
 
 
-def less_budget(d: dict[str, object]) -> None:
+def less_budget(d: dict[str, Any]) -> None:
     """The budget of one region for the other: the sum stays."""
-    first, second = d["regions"]  # type: ignore[misc]
+    first, second = d["regions"]
     used = first["arena"] + first["state"]
     second["budget"] += first["budget"] - used + 4
     first["budget"] = used - 4
 
 
-def moved_boundary(d: dict[str, object]) -> None:
-    first, second = d["regions"]  # type: ignore[misc]
+def moved_boundary(d: dict[str, Any]) -> None:
+    first, second = d["regions"]
     first["arena"] += 4
     second["arena"] -= 4
 
 
-def swapped_names(d: dict[str, object]) -> None:
+def swapped_names(d: dict[str, Any]) -> None:
     """All that is in the slow region claims to be in the fast one."""
-    first, second = d["regions"]  # type: ignore[misc]
+    first, second = d["regions"]
     first["name"], second["name"] = second["name"], first["name"]
 
 
-def wrong_name(d: dict[str, object]) -> None:
-    d["regions"][0]["name"] = "CCM"  # type: ignore[index]
+def wrong_name(d: dict[str, Any]) -> None:
+    d["regions"][0]["name"] = "CCM"
 
 
-def dropped(d: dict[str, object]) -> None:
+def dropped(d: dict[str, Any]) -> None:
     """As if all lay in one region, which is fast."""
     del d["regions"]
 
 
-def more_in_all(d: dict[str, object]) -> None:
-    d["regions"][0]["budget"] += 4  # type: ignore[index]
+def more_in_all(d: dict[str, Any]) -> None:
+    d["regions"][0]["budget"] += 4
 
 
-def no_extra(d: dict[str, object]) -> None:
+def no_extra(d: dict[str, Any]) -> None:
     """Cycles of a step as if its slow buffers were fast."""
     whole = case("cnn-momentum")[0]
     training = case("cnn-momentum")[1]
@@ -340,7 +341,7 @@ def no_extra(d: dict[str, object]) -> None:
     nodes = {n.name: n for n in training.graph.nodes}
     for i, s in enumerate(whole.steps):
         if s.kind == "compute" and s.cycles > cost.node_cycles(nodes[s.nodes[0]]):
-            d["steps"][i]["cycles"] = cost.node_cycles(nodes[s.nodes[0]])  # type: ignore[index]
+            d["steps"][i]["cycles"] = cost.node_cycles(nodes[s.nodes[0]])
             return
     raise AssertionError("no step touches the slow region")
 
@@ -360,7 +361,7 @@ def no_extra(d: dict[str, object]) -> None:
         (no_extra, r"claims \d+ cycles, takes"),
     ],
 )
-def test_the_checker_rejects(change: Callable[[dict[str, object]], None], message: str) -> None:
+def test_the_checker_rejects(change: Callable[[dict[str, Any]], None], message: str) -> None:
     mutated("cnn-momentum", lambda d: None)
     with pytest.raises(CheckError, match=message):
         mutated("cnn-momentum", change)

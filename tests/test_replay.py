@@ -129,7 +129,8 @@ def averages(plan: Plan, training: TrainingGraph, epochs: int) -> dict[tuple[int
             here._arrays[b.id][...] = early._arrays[b.id]
             if (here._train(k, y, lr), here.state_bytes()) == want:
                 core = cost.core
-                copy = core.call.value + b.bytes * core.operators.rates["Concat"]["copy"].value  # type: ignore[union-attr]
+                assert core.operators is not None
+                copy = core.call.value + b.bytes * core.operators.rates["Concat"]["copy"].value
                 copy = ceil(round(copy * DEVICE.cycles_per_instruction.value, 6))
                 front = sum(s.cycles for s in plan.steps[:k])
                 share = ceil(micro * (front + copy) / epochs)

@@ -21,7 +21,7 @@ from zoo import exhibit
 from odt_plan.backends.numpy import Runtime
 from odt_plan.ir.errors import InfeasibleError, UsageError
 from odt_plan.ir.graph import Graph
-from odt_plan.ir.training import TrainingSpec
+from odt_plan.ir.training import TrainingGraph, TrainingSpec
 from odt_plan.planner.baselines import keep_all
 from odt_plan.planner.check import CheckError, check
 from odt_plan.planner.device import Device, Fact, Quantity, Storage, Wear, load_device
@@ -432,7 +432,9 @@ def raw_flash(*, allowed: bool | None = True, unit: int = 2048) -> Storage:
     return Storage.model_validate(base)
 
 
-def paged_to(storage: Storage, spec: TrainingSpec | None = None) -> tuple[Plan, Device, object]:
+def paged_to(
+    storage: Storage, spec: TrainingSpec | None = None
+) -> tuple[Plan, Device, TrainingGraph]:
     device = with_storage(DEVICE, storage)
     forward = nets.resnet()
     training = plans.training_of(forward, spec)
@@ -473,7 +475,7 @@ def test_raw_flash_gives_each_tensor_units_of_its_own() -> None:
         assert len(stored) > 1
         assert all(b.offset % 2048 == 0 for b in stored)
         assert plan.claims.life_steps == 10_000 // micro
-        check(plan, training, device)  # type: ignore[arg-type]
+        check(plan, training, device)
 
 
 def test_tensors_that_share_an_erase_unit_are_rejected() -> None:
@@ -484,7 +486,7 @@ def test_tensors_that_share_an_erase_unit_are_rejected() -> None:
     )[:2]
     second["offset"] = first["offset"] + (first["bytes"] + 3) // 4 * 4
     with pytest.raises(CheckError, match="share the erase unit 0 of own"):
-        check(Plan.model_validate(d), training, device)  # type: ignore[arg-type]
+        check(Plan.model_validate(d), training, device)
 
 
 @pytest.mark.parametrize("allowed", [None, False])
@@ -497,7 +499,7 @@ def test_no_paging_to_the_flash_of_the_chip_unless_the_spec_allows_it(allowed: b
     ):
         device.find_storage("own")
     with pytest.raises(CheckError, match="does not allow paging to its own flash, own"):
-        check(plan, training, device)  # type: ignore[arg-type]
+        check(plan, training, device)
     assert with_storage(DEVICE, raw_flash()).find_storage("own").pages
 
 

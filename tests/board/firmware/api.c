@@ -1,14 +1,8 @@
 /* Calls the functions of a classifier with good and bad arguments; prints what they return. */
-#include MODEL_HEADER
-
 #include <string.h>
 
 #include "board.h"
-
-#define JOIN2(a, b) a##b
-#define JOIN(a, b) JOIN2(a, b)
-#define FN(name) JOIN(MODEL_NAME, name)
-#define SIZE(name) JOIN(MODEL_MACRO, name)
+#include "names.h"
 
 static FN(_t) net;
 static float x[SIZE(_SAMPLE_SIZE)], y[SIZE(_PREDICTION_SIZE)];

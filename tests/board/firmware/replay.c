@@ -1,17 +1,12 @@
 /* Fills the replay cache of a generated model, then trains from it by input.bin; writes losses and
  * state to output.bin. */
-#include MODEL_HEADER
-
 #include "board.h"
+#include "names.h"
+#include "pages.h"
 
-#define JOIN2(a, b) a##b
-#define JOIN(a, b) JOIN2(a, b)
-#define FN(name) JOIN(MODEL_NAME, name)
-#define SIZE(name) JOIN(MODEL_MACRO, name)
 #define SAMPLE_BYTES (SIZE(_SAMPLE_SIZE) * (uint32_t)sizeof *SIZE(_SAMPLE)(&net))
 
 static FN(_t) net;
-static int pages = -1;
 static union {
     float values[SIZE(_TARGET_SIZE)];
     int32_t labels[SIZE(_TARGET_SIZE)];
@@ -21,16 +16,6 @@ static union {
 #else
 #define TARGET target.values
 #endif
-
-static int page_write(void *user, uint32_t offset, const void *data, uint32_t bytes) {
-    (void)user;
-    return board_seek(pages, offset) != 0 || board_write(pages, data, bytes) != 0;
-}
-
-static int page_read(void *user, uint32_t offset, void *data, uint32_t bytes) {
-    (void)user;
-    return board_seek(pages, offset) != 0 || board_read(pages, data, bytes) != 0;
-}
 
 static void need(const char *what, int status) {
     if (status != 0) {

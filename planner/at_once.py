@@ -8,14 +8,12 @@ from dataclasses import replace
 from ..ir.autodiff import build_training
 from ..ir.training import Candidate
 from .bounds import bound
-from .decided import LAYOUT_TRIES, Decided, Excess, Scheduled
+from .decided import LAYOUT_TRIES, SLACK, Decided, Excess, Scheduled
 from .footprint import measure
 from .greedy import blocks_to_stream, choose_updates, keeping
-from .linear import INF
 from .objective import Goal, wants
 from .plan import ObjectiveName
 from .problem import Problem
-from .remakes import Found
 from .residency import Residency
 from .schedule import realize
 from .solution import Solution
@@ -25,8 +23,6 @@ from .stages import Stages
 CUTS_SHARE, CUTS_ROUNDS = 0.1, 8
 #: Budgets that are tried where RAM is to be least.
 BISECTIONS = 8
-#: Without a layout, the part of the arena by which there is to be less RAM at least.
-SLACK = 256
 
 
 def at_once(
@@ -136,12 +132,8 @@ def _keep_all_or_drop(
     if needs.keeps(plain.limits):
         return (plain, solution), 0.0
     watch = stages.watch.part(CUTS_SHARE * stages.watch.left_s, lambda _: None)
-    best: Found | None = residency.search(stages.options, watch, rounds)
-    assert best is not None
-    proven = residency.total(best.bound) if residency.priced else 0.0
-    if best.made is None:
-        best = None if best.bound == INF else residency.first()
-    return (None if best is None else residency.decided(best)), proven
+    best = residency.search(stages.options, watch, rounds)
+    return residency.decided(best), residency.total(best.bound) if residency.priced else 0.0
 
 
 def _little_ram(

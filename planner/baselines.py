@@ -18,7 +18,7 @@ from math import isqrt
 
 import numpy as np
 
-from .footprint import Meter, Stays
+from .footprint import Holds, Meter
 from .problem import ALWAYS, Problem, Slot
 from .schedule import Schedule, realize
 from .solution import Solution
@@ -74,8 +74,8 @@ def greedy(problem: Problem) -> Solution:
     ]
     tried: set[tuple[Tensor, _Load]] = set()
     while live.max() + state > problem.limits.ram_bytes:
-        stays = meter.stays(meter.vector(best.active), best)
-        offers = _offers(problem, best, stays, int(live.argmax()), rebuild, tried)
+        holds = meter.holds(meter.vector(best.active), best)
+        offers = _offers(problem, best, holds, int(live.argmax()), rebuild, tried)
         if not offers:
             break
         _, _, victim, load = max(offers, key=lambda o: o[:2])
@@ -95,7 +95,7 @@ def greedy(problem: Problem) -> Solution:
 def _offers(
     problem: Problem,
     solution: Solution,
-    stays: Stays,
+    holds: Holds,
     peak: int,
     rebuild: Sequence[int],
     tried: set[tuple[Tensor, _Load]],
@@ -106,11 +106,11 @@ def _offers(
         problem.cost.stored_bytes(problem.storage.tensors[t].bytes) for t, _ in solution.loads
     )
     paged = {t for t, _ in solution.loads}
-    across = stays.held & (stays.begin <= peak) & (peak < stays.end)
+    across = holds.held & (holds.begin <= peak) & (peak < holds.end)
     for j in np.flatnonzero(across).tolist():
-        i, end = int(stays.of[j]), int(stays.end[j])
+        i, end = int(holds.of[j]), int(holds.end[j])
         t = problem.retentions[i].tensor
-        freed = t.bytes * (end - int(stays.begin[j]))
+        freed = t.bytes * (end - int(holds.begin[j]))
         if t.rebuildable and (t, None) not in tried:
             result.append((freed / (1 + rebuild[i]), -t.index, t, None))
         load = t.index, end

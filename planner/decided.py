@@ -14,6 +14,8 @@ from .solution import Solution
 
 #: Solve again with a tighter RAM limit at most this often when live bytes fit but no layout does.
 LAYOUT_TRIES = 6
+#: The part of the arena by which there is to be less RAM at least in a further try.
+SLACK = 256
 MIXED: Precision = "mixed"
 
 

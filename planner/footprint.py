@@ -105,7 +105,7 @@ def measure(problem: Problem, solution: Solution) -> Footprint:
 
 
 @dataclass(frozen=True)
-class Stays:
+class Holds:
     """Ranges of slots in which retained tensors are live behind their windows, as arrays.
 
     Attributes:
@@ -205,7 +205,7 @@ class Meter:
         lives = last >= 0
         np.add.at(change, self._made[lives], self._size[lives])
         np.subtract.at(change, last[lives] + 1, self._size[lives])
-        stays = self.stays(active, solution)
+        stays = self.holds(active, solution)
         np.add.at(change, stays.begin, stays.size)
         np.subtract.at(change, stays.end + 1, stays.size)
         runs = self._runs(active)
@@ -222,7 +222,7 @@ class Meter:
         live -= saved
         return live
 
-    def stays(self, active: NDArray[np.bool_], solution: Solution | None = None) -> Stays:
+    def holds(self, active: NDArray[np.bool_], solution: Solution | None = None) -> Holds:
         """Where tensors are behind their windows.
 
         Raises:
@@ -240,7 +240,7 @@ class Meter:
         if len(lost):
             raise KeyError(self.problem.retentions[of[lost[0]]].tensor.name)
         begin = np.where(held, before, np.where(loaded[happens], at, self._from[happens]))
-        return Stays(of, begin, at, self._kept[of], held)
+        return Holds(of, begin, at, self._kept[of], held)
 
     def live_always(self) -> NDArray[np.int64]:
         """Live arena bytes at each slot that no decision can avoid."""

@@ -84,9 +84,10 @@ class Effort:
     below: float = INF
     root_only: bool = False
 
-    def tell(self, highs: mathopt.HighsOptions, *, minimize: bool) -> None:
+    def tell(self, parameters: mathopt.SolveParameters, *, minimize: bool) -> None:
         """Set the options of the solver."""
         assert minimize or self.below == INF
+        highs = parameters.highs
         highs.bool_options["mip_allow_restart"] = False
         if self.below < INF:
             highs.double_options["objective_bound"] = self.below
@@ -175,7 +176,7 @@ class LinearProgram:
             threads=None if solver == "highs" else options.threads,
         )
         if effort is not None:
-            effort.tell(parameters.highs, minimize=not maximize)
+            effort.tell(parameters, minimize=not maximize)
         start = None
         if hint is not None:
             start = mathopt.SolutionHint({model.get_variable(c): x for c, x in hint.items()})

@@ -8,14 +8,14 @@ from, too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from .bounds import bound
 from .cuts import ROUNDS, search
 from .evicting import evicting
 from .footprint import measure
-from .linear import SolverOptions
+from .linear import INF, SolverOptions
 from .objective import Goal
 from .problem import Problem
 from .progress import Watch
@@ -86,8 +86,14 @@ class Residency:
         return Found(made, self.prices.of(self.remakes, made), 0.0)
 
     def search(self, options: SolverOptions, watch: Watch, rounds: int = ROUNDS) -> Found:
-        """The best plan that is found, and a bound on all; see ``planner.cuts``."""
-        return search(self.remakes, self.prices, self.base, options, watch, rounds)
+        """The best plan that is found, by eviction where cuts find none, and a bound on all.
+
+        See ``planner.cuts``.
+        """
+        found = search(self.remakes, self.prices, self.base, options, watch, rounds)
+        if found.made is None and found.bound < INF and (first := self.first()) is not None:
+            return replace(first, bound=min(found.bound, first.price))
+        return found
 
     def total(self, price: float) -> float:
         """A price as the value of the objective."""

@@ -22,6 +22,7 @@ from .cost import CostModel, code_bytes, flash_weights_bytes
 from .decided import (
     LAYOUT_TRIES,
     MIXED,
+    SLACK,
     Decided,
     Excess,
     LateError,
@@ -51,8 +52,6 @@ LEARN_SHARE, PLAIN_SHARE, STREAMING_SHARE, CUTS_SHARE = 0.6, 0.3, 0.6, 0.6
 #: Slots without rebuilds beyond which the whole model is left out where cuts have found a plan,
 #: and the part of the time left that goes into cuts there.
 LARGE_SLOTS, LARGE_SHARE = 1000, 0.9
-#: Without a layout in two tries, the part of the arena by which there is to be less RAM.
-SLACK = 512
 
 
 @dataclass
@@ -360,8 +359,6 @@ class Stages:
         share = LARGE_SHARE if _large(residency) else CUTS_SHARE
         watch = self.watch.part(share * self.watch.left_s, lambda _: None)
         found = residency.search(self.options, watch)
-        if found.made is None and found.bound < INF and (first := residency.first()) is not None:
-            found = replace(first, bound=min(found.bound, first.price))
         self.time_s += watch.elapsed_s
         bound, value = residency.total(found.bound), residency.total(found.price)
         decided = residency.decided(found)

@@ -14,7 +14,7 @@ from test_choices import WIDE, small
 from odt_plan.ir.autodiff import build_training
 from odt_plan.planner import milp, timeline
 from odt_plan.planner.core import optimize
-from odt_plan.planner.linear import LinearProgram, SolverOptions
+from odt_plan.planner.linear import Effort, LinearProgram, LinearResult, SolverOptions
 from odt_plan.planner.milp import Milp
 from odt_plan.planner.occupancy import Occupancy
 from odt_plan.planner.problem import Problem
@@ -53,6 +53,26 @@ def test_cores_agree_with_the_solver_alone(gap: float, *, maximize: bool) -> Non
         assert sign * found.bound >= sign * best - 1e-6, "a bound"
         assert sign * found.bound <= sign * value + gap * abs(value) + 1e-6, "within the gap"
         assert found.status == "optimal"
+
+
+def test_what_a_core_leaves_open_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A solver that stops within the gap proves its bound, not its solution."""
+
+    def answer(
+        program: LinearProgram, *_: object, effort: Effort | None = None, **__: object
+    ) -> LinearResult:
+        if not any(program.integer):
+            return LinearResult("optimal", -100.0, np.array([-100.0]), 0.0, np.zeros(1))
+        if effort is not None and effort.root_only:
+            return LinearResult("feasible", -100.0, np.array([-95.0]), 0.0)
+        return LinearResult("optimal", -99.0, np.array([-97.5]), 0.0)
+
+    monkeypatch.setattr(LinearProgram, "solve", answer)
+    program = LinearProgram()
+    column = program.column(integer=True, lower=-100.0)
+    found = optimize(program, [(column, 1.0)], SolverOptions(gap=0.02), maximize=False)
+    assert found.values is not None
+    assert (found.bound, found.values[0]) == (-99.0, -97.5)
 
 
 def test_infeasible_is_told() -> None:

@@ -189,8 +189,9 @@ def test_arenas_of_the_projects_own_plans_equal_the_live_peak(train: str) -> Non
     assert report.arena_bytes == report.live_peak_bytes
 
 
+@pytest.mark.parametrize("spare", [0, 20_000])
 def test_in_place_results_move_beside_their_operands_where_that_saves_the_layout(
-    monkeypatch: pytest.MonkeyPatch,
+    spare: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first layout is one block above the other, so only the one with chains apart fits."""
     path = ROOT / "examples" / "digits_cnn.onnx"
@@ -208,7 +209,7 @@ def test_in_place_results_move_beside_their_operands_where_that_saves_the_layout
         return place(blocks, steps, **options)
 
     monkeypatch.setattr(schedule_module, "place", first_fails)
-    apart = make_plan(replace(request, ram_bytes=joined.plan.claims.ram_bytes.total + 20_000))
+    apart = make_plan(replace(request, ram_bytes=joined.plan.claims.ram_bytes.total + spare))
     assert calls[1] > calls[0], "no chain was taken apart"
     ranges = [{b.value: b.offset for b in p.plan.buffers} for p in (joined, apart)]
     pairs = [
@@ -220,7 +221,7 @@ def test_in_place_results_move_beside_their_operands_where_that_saves_the_layout
     ]
     moved = [r for r, w in pairs if ranges[0][r] == ranges[0][w] and ranges[1][r] != ranges[1][w]]
     assert moved, "in place in the one plan, beside in the other"
-    assert apart.report.live_peak_bytes <= joined.report.arena_bytes + 20_000
+    assert apart.report.live_peak_bytes <= joined.report.arena_bytes + spare
 
 
 # ---- several regions ----------------------------------------------------------------------------

@@ -23,7 +23,10 @@ from odt_plan.ir.graph import Graph
 from odt_plan.ir.training import Candidate
 from odt_plan.planner.check import check
 from odt_plan.planner.device import load_device
+from odt_plan.planner.linear import SolverOptions
+from odt_plan.planner.milp import Milp
 from odt_plan.planner.pipeline import PlannedModel, Request, make_plan
+from odt_plan.planner.problem import Forced
 from odt_plan.planner.schedule import Schedule
 
 BOARD = load_device(plans.BOARD)
@@ -121,6 +124,28 @@ def test_brute_force_agrees(graph_seed: int) -> None:
         case.stages(replace(WIDE, ram_bytes=least - 4)).learn(
             case.start, fixed=False, free=case.free
         )
+
+
+@pytest.mark.parametrize("seed", range(4, 10))
+def test_updates_take_the_same_ram_among_all_and_alone(seed: int) -> None:
+    """In-place results that depend on the choice are as right as those of the chosen graph."""
+    case = small_case(seed)
+    stages, options = case.stages(), SolverOptions(gap=0.0)
+    every = stages.learn_problem(case.start, fixed=False, free=())
+    alone: dict[tuple[Candidate, ...], float] = {}
+    for c in case.combinations():
+        if not c.mixed:
+            problem = stages.problem(case.graph(c), fixed=True)
+            least = Milp(problem, "ram").solve("ram", options).value
+            alone[c.updates] = min(least, alone.get(c.updates, least))
+    for updates, least in alone.items():
+        forced = tuple(
+            Forced((a.index,), holds=a.update.candidate in updates)
+            for a in every.activities
+            if a.update is not None
+        )
+        among = Milp(replace(every, forced=forced), "ram").solve("ram", options).value
+        assert round(among) == round(least), updates
 
 
 # --- laws -----------------------------------------------------------------------------------------

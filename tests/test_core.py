@@ -62,17 +62,17 @@ def test_what_a_core_leaves_open_stays_open(monkeypatch: pytest.MonkeyPatch) -> 
         program: LinearProgram, *_: object, effort: Effort | None = None, **__: object
     ) -> LinearResult:
         if not any(program.integer):
-            return LinearResult("optimal", -100.0, np.array([-100.0]), 0.0, np.zeros(1))
+            return LinearResult("optimal", -97.5, np.array([-97.5]), 0.0, np.zeros(1))
         if effort is not None and effort.root_only:
-            return LinearResult("feasible", -100.0, np.array([-95.0]), 0.0)
-        return LinearResult("optimal", -99.0, np.array([-97.5]), 0.0)
+            return LinearResult("feasible", -97.5, np.array([-95.0]), 0.0)
+        return LinearResult("optimal", -97.2, np.array([-96.5]), 0.0)
 
     monkeypatch.setattr(LinearProgram, "solve", answer)
     program = LinearProgram()
     column = program.column(integer=True, lower=-100.0)
-    found = optimize(program, [(column, 1.0)], SolverOptions(gap=0.02), maximize=False)
+    found = optimize(program, [(column, 1.0)], SolverOptions(gap=0.01), maximize=False)
     assert found.values is not None
-    assert (found.bound, found.values[0]) == (-99.0, -97.5)
+    assert (found.bound, found.values[0]) == (-97.2, -96.5)
 
 
 def test_infeasible_is_told() -> None:

@@ -22,6 +22,7 @@ from odt_plan.planner.layout_exact import solve_exactly
 from odt_plan.planner.layout_regions import Region, missing_bytes, place_in_regions
 from odt_plan.planner.layout_search import Search, search
 from odt_plan.planner.pipeline import Request, make_plan
+from odt_plan.planner.stays import Stays
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -208,6 +209,12 @@ def test_in_place_results_move_beside_their_operands_where_that_saves_the_layout
             return [sum(b.bytes for b in blocks[:i]) for i in range(len(blocks))]
         return place(blocks, steps, **options)
 
+    def without_room(self: Stays, steps: int, room: int) -> Stays:
+        assert take_apart(self, steps, 0).blocks() == self.blocks(), "no step has room for two"
+        return take_apart(self, steps, room)
+
+    take_apart = Stays.apart
+    monkeypatch.setattr(Stays, "apart", without_room)
     monkeypatch.setattr(schedule_module, "place", first_fails)
     apart = make_plan(replace(request, ram_bytes=joined.plan.claims.ram_bytes.total + spare))
     assert calls[1] > calls[0], "no chain was taken apart"

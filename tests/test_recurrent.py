@@ -229,10 +229,10 @@ def test_stacked_layers_of_torch(kind: Any, tmp_path: Path) -> None:
     assert build_training(graph, TrainingSpec(), [Candidate(n) for n in graph.constants]).updates
 
 
-def stateful(*, also: bool = False) -> onnx.ModelProto:
+def stateful(*, also: bool = False, steps: int = 4) -> onnx.ModelProto:
     """An LSTM whose states come in and go out, stacked as one input each."""
     rng = np.random.default_rng(0)
-    proto = recurrent(rng, "LSTM", results="y y_h y_c")
+    proto = recurrent(rng, "LSTM", results="y y_h y_c", steps=steps)
     layer = proto.graph.node[0]
     layer.input.extend(["", "h1", "c1"])
     nodes = [node("Slice", f"{s} zero one", f"{s}1") for s in "hc"]
@@ -241,7 +241,7 @@ def stateful(*, also: bool = False) -> onnx.ModelProto:
     weights = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
     ints = {k: np.array([v], np.int64) for k, v in (("zero", 0), ("one", 1), ("axis", 1))}
     batch = 1 if also else "N"
-    inputs = {"x": [4, 1, 3], "h": [2, batch, 2], "c": [2, batch, 2]}
+    inputs = {"x": [steps, 1, 3], "h": [2, batch, 2], "c": [2, batch, 2]}
     return model(nodes, inputs, ["z", "h_out", "y_c"], weights | ints)
 
 
@@ -259,11 +259,17 @@ def test_states_as_inputs_are_bound_to_zero(tmp_path: Path) -> None:
 
 
 def test_bound_states_are_told(odt: Cli, tmp_path: Path) -> None:
-    path = save(stateful(), tmp_path)
+    path = save(stateful(steps=1), tmp_path)
     told = "initial states h, c are bound to zero, last states h_out, y_c are left out"
     assert f"note: {told}" in odt("check", path).out
     assert odt("check", path, "--json").json["notes"] == [told]
     assert told in odt(path, "--ram", "100KB", "--flash", "1MB", "--loss", "mse").out
+
+
+def test_steps_are_not_taken_for_samples(odt: Cli, tmp_path: Path) -> None:
+    done = odt(save(stateful(), tmp_path), "--ram", "100KB", "--flash", "1MB", "--loss", "mse")
+    assert done.code == UnsupportedModelError.exit_code
+    assert "first axis of the input x, f32[4,1,3], is not a batch of 1; use --batch 4" in done.error
 
 
 def test_states_that_are_read_otherwise_stay_inputs(tmp_path: Path) -> None:

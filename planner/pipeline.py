@@ -355,8 +355,8 @@ class Planner:
     def _found(self, stages: Stages, start: Start) -> Found:
         """The best plan in the order of the file, or in a better one; bounds are of its order.
 
-        The other order is tried in the time that is left then, if there is one and the file's has
-        no plan, or one that may leave something to gain.
+        The other order is tried if there is one and the file's has no plan, or one that may leave
+        something to gain: in the time that is left then, by heuristics alone where none is.
         """
         gap, failed = self.request.gap, None
         first: Found | None = None
@@ -366,8 +366,7 @@ class Planner:
         except InfeasibleError as e:
             failed = e
         ranks = None
-        proven = isinstance(failed, ProvenInfeasibleError)
-        if proven or not (search.settled() or self.watch.over()):
+        if not search.settled() and not self.watch.interrupted:
             ranks = self._better_order(stages, start)
         if ranks is not None:
             self.watch.stage("another order of operators")

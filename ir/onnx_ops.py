@@ -6,7 +6,6 @@ made positive, padding explicit, shapes static, so that the IR has one form of e
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import inf, prod
 
 import numpy as np
@@ -14,17 +13,15 @@ import numpy as np
 from . import onnx_math
 from . import onnx_shapes as shapes
 from .graph import Attr, Value
-from .onnx_convert import RejectedError, Site
+from .onnx_convert import RejectedError, Rule, Site
 from .onnx_quantize import (
     dequantize_linear,
     qlinear_operands,
     qlinear_result,
     quantize_linear,
 )
+from .onnx_recurrent import RECURRENT_RULES
 from .onnx_shapes import positive_axes, positive_axis
-
-Rule = Callable[[Site], Value]
-
 
 # -- windows ---------------------------------------------------------------------------------------
 
@@ -285,4 +282,5 @@ RULES: dict[str, Rule] = {
     "Squeeze": shapes.squeeze,
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.unsqueeze,
+    **RECURRENT_RULES,
 }

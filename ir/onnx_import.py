@@ -97,7 +97,8 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
             domain = f" of the domain {node.domain}" if node.domain else ""
             raise RejectedError(f"the operator{domain} is not supported")
         names = [i for i in node.inputs if i]
-        if any(i not in file.constants and conversion.values.get(i) is None for i in names):
+        known = file.constants.keys() | conversion.empty
+        if any(i not in known and conversion.values.get(i) is None for i in names):
             _placeholders(conversion, node)  # the reason is reported where it arose
             return
         stored = integers_kept(conversion, node)
@@ -121,9 +122,10 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         return
     conversion.order += [n.name for n in graph.nodes[begin:]]
     for out, result in zip(node.outputs, results, strict=False):
-        if result is None:
-            continue
         conversion.values[out] = result
+        if result is None:
+            conversion.empty.add(out)
+            continue
         if stored is not None:
             conversion.stored[out] = stored
             graph.quantization.setdefault(result.name, stored.quant)

@@ -14,6 +14,8 @@ from . import onnx_math
 from . import onnx_shapes as shapes
 from .graph import Attr, Value
 from .onnx_convert import RejectedError, Rule, Site
+from .onnx_einsum import EINSUM_RULES
+from .onnx_index import INDEX_RULES
 from .onnx_quantize import (
     dequantize_linear,
     qlinear_operands,
@@ -21,7 +23,8 @@ from .onnx_quantize import (
     quantize_linear,
 )
 from .onnx_recurrent import RECURRENT_RULES
-from .onnx_shapes import positive_axes, positive_axis
+from .onnx_reduce import REDUCE_RULES
+from .onnx_shapes import positive_axis
 
 # -- windows ---------------------------------------------------------------------------------------
 
@@ -227,16 +230,6 @@ def _of_shape(s: Site, index: int, shape: tuple[int, ...]) -> Value:
     raise RejectedError(f"operand {index}, {v.type}, is not of the normalized shape {list(shape)}")
 
 
-def _reduce_mean(s: Site) -> Value:
-    x = s.value(0)
-    rank = len(x.type.shape)
-    axes = s.ints_or_attr(1, "axes")
-    if not axes and s.integer("noop_with_empty_axes"):
-        return x
-    chosen = positive_axes(axes, rank) if axes else tuple(range(rank))
-    return s.emit("ReduceMean", (x,), {"axes": chosen, "keepdims": s.integer("keepdims", 1)})
-
-
 # -- nothing at inference --------------------------------------------------------------------------
 
 
@@ -246,6 +239,10 @@ def _dropout(s: Site) -> Value:
     if s.present(2) and s.scalar(2, "training_mode", 0.0):
         raise RejectedError("is in training mode; export the model in inference mode")
     return s.value(0)
+
+
+#: Element types of a Cast that changes nothing: TensorProto.FLOAT; INT32 and INT64, which are i32.
+_FLOAT, _INTEGERS = (1,), (6, 7)
 
 
 def _constant(s: Site) -> Value:
@@ -264,7 +261,6 @@ RULES: dict[str, Rule] = {
     "DequantizeLinear": dequantize_linear,
     "Dropout": _dropout,
     "Flatten": shapes.flatten,
-    "Gather": shapes.gather,
     "Gemm": _gemm,
     "GlobalAveragePool": _plain("GlobalAveragePool", 1),
     "Identity": lambda s: s.value(0),
@@ -275,7 +271,6 @@ RULES: dict[str, Rule] = {
     "QLinearConv": _qlinear_conv,
     "QLinearMatMul": lambda s: qlinear_result(s, s.emit("MatMul", qlinear_operands(s, -1)[:2])),
     "QuantizeLinear": quantize_linear,
-    "ReduceMean": _reduce_mean,
     "Reshape": shapes.reshape,
     "Slice": shapes.slice_,
     "Softmax": _softmax,
@@ -283,4 +278,7 @@ RULES: dict[str, Rule] = {
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.unsqueeze,
     **RECURRENT_RULES,
+    **EINSUM_RULES,
+    **INDEX_RULES,
+    **REDUCE_RULES,
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, inliner
 
 from .graph import Array, TensorType
 from .obstacles import Obstacle
@@ -98,7 +98,22 @@ def load_file(path: Path, batch: int) -> ModelFile:
         UnsupportedModelError: The file can't be read as a graph at all. Everything less than that
             stands in ``obstacles``.
     """
-    proto = read_proto(path)
+    return model_file(read_proto(path), path, batch)
+
+
+def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
+    """Check, bind, infer and fold a model.
+
+    Args:
+        proto: A model without external data; changed.
+        path: What messages call it.
+        batch: Value of the symbolic batch dimension.
+
+    Raises:
+        UnsupportedModelError: It is no graph at all. Everything less stands in ``obstacles``.
+    """
+    if proto.functions:
+        proto = inliner.inline_local_functions(proto)
     check_structure(proto, path)
     proto, opset = at_known_opset(proto, path)
     _unique_names(proto)

@@ -36,7 +36,21 @@ def import_model(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
         UsageError: The path is missing, a folder or unreadable.
         UnsupportedModelError: Lists everything in the model that can't be planned.
     """
-    conversion = convert(load_file(path, batch))
+    return graph_of(load_file(path, batch), path, fold_batchnorm=fold_batchnorm)
+
+
+def graph_of(file: ModelFile, path: Path, *, fold_batchnorm: bool = True) -> Graph:
+    """The cleaned forward graph of a model that has been read.
+
+    Args:
+        file: The model.
+        path: What messages call it.
+        fold_batchnorm: As in ``import_model``.
+
+    Raises:
+        UnsupportedModelError: Lists everything in the model that can't be planned.
+    """
+    conversion = convert(file)
     if conversion.obstacles:
         raise report_obstacles(path, conversion.obstacles)
     clean(conversion.graph, fold_batchnorm=fold_batchnorm)

@@ -179,6 +179,7 @@ def _clip(s: Site) -> Value:
         low, high = s.scalar(1, "min", -inf), s.scalar(2, "max", inf)
     limit = float(np.finfo(np.float32).max)  # old exporters write "no bound" as the largest float
     low, high = (-inf if low <= -limit else low), (inf if high >= limit else high)
+    low = min(low, high)  # ONNX: where min > max, everything becomes max
     if low == -inf and high == inf:
         return s.value(0)
     if low == 0.0 and high == inf:

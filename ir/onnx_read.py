@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, inliner, numpy_helper, version_converter
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper, version_converter
 
 from .errors import UnsupportedModelError, UsageError
 from .graph import Array
@@ -67,7 +67,7 @@ def read_proto(path: Path) -> ModelProto:
         raise UnsupportedModelError(f"{path}: damaged: a name is not UTF-8 text")
     if obstacles := load_external(proto, path):
         raise report_obstacles(path, obstacles)
-    return inliner.inline_local_functions(proto) if proto.functions else proto
+    return proto
 
 
 def at_known_opset(proto: ModelProto, path: Path) -> tuple[ModelProto, int]:

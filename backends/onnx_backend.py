@@ -20,6 +20,7 @@ from ..ir.graph import Array, Graph, Value
 from ..ir.interpreter import run
 from ..ir.onnx_file import model_file
 from ..ir.onnx_import import graph_of
+from .onnx_training import OptimizerRep, has_optimizers
 
 #: What a file's uint8 is more than the i8 that stands for it.
 SHIFT = 128
@@ -112,7 +113,7 @@ class OdtPlanBackend(Backend):
     """Back end for ``onnx.backend.test`` and everything else that drives ``Backend``."""
 
     @classmethod
-    def prepare(cls, model: ModelProto, device: str = "CPU", **kwargs: Any) -> OdtPlanRep:
+    def prepare(cls, model: ModelProto, device: str = "CPU", **kwargs: Any) -> BackendRep:
         """A model, ready to run; it is judged when it runs, with the shapes of its inputs.
 
         Raises:
@@ -120,7 +121,7 @@ class OdtPlanBackend(Backend):
         """
         if not cls.supports_device(device):
             raise UsageError(f"device {device}: only CPU is supported")
-        return OdtPlanRep(model)
+        return OptimizerRep(model) if has_optimizers(model) else OdtPlanRep(model)
 
     @classmethod
     def run_node(

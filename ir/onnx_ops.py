@@ -14,6 +14,7 @@ import numpy as np
 from . import onnx_shapes as shapes
 from .graph import Attr, Value
 from .onnx_convert import RejectedError, Site
+from .onnx_losses import negative_log_likelihood
 from .onnx_quantize import (
     dequantize_linear,
     qlinear_operands,
@@ -307,6 +308,7 @@ RULES: dict[str, Rule] = {
     "MatMul": _matmul,
     "MaxPool": _pool("MaxPool"),
     "Mul": _plain("Mul", 2),
+    "NegativeLogLikelihoodLoss": negative_log_likelihood,
     "Pad": shapes.pad,
     "QLinearConv": _qlinear_conv,
     "QLinearMatMul": lambda s: qlinear_result(s, s.emit("MatMul", qlinear_operands(s, -1)[:2])),

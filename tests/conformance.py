@@ -24,8 +24,11 @@ from odt_plan.ir.errors import OdtPlanError, UnsupportedModelError
 FOLDERS = ("simple", "pytorch-converted", "pytorch-operator")
 #: Relative and absolute tolerance; that of the package is 1e-3 and 1e-7.
 CLOSE = (1e-5, 1e-6)
-#: Cases whose expected values are rounded by hand to 4 digits.
-ROUNDED = {"test_averagepool_2d_ceil_last_window_starts_on_pad"}
+#: Cases that the package's own tolerance judges.
+LOOSE = {
+    "test_averagepool_2d_ceil_last_window_starts_on_pad",  # wants values rounded to 4 digits
+    "test_nllloss_NCd1d2d3d4d5_mean_weight",  # a chain of 6,480 additions in f32
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +135,7 @@ def _run(case: Case) -> Exception | None:
         rep = OdtPlanBackend.prepare(case.model)
         for feeds, want in case.data:
             got = rep.run(feeds)
-            rtol, atol = (1e-3, 1e-7) if case.name in ROUNDED else CLOSE
+            rtol, atol = (1e-3, 1e-7) if case.name in LOOSE else CLOSE
             Runner.assert_similar_outputs(want, got, rtol, atol)
     except (AssertionError, OdtPlanError) as e:
         return e

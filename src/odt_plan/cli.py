@@ -32,7 +32,7 @@ _ClickError: type[Any] = next(
 )
 
 
-Optimizer = Literal["sgd", "momentum", "adam"]
+Optimizer = Literal["sgd", "momentum", "adagrad", "adam"]
 Rounding = Literal["stochastic", "nearest"]
 Loss = Literal["cross-entropy", "mse"]
 CalibMethod = Literal["minmax", "percentile", "mse"]

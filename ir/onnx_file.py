@@ -9,13 +9,15 @@ from pathlib import Path
 import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, inliner
 
-from .graph import Array, TensorType
+from .graph import MAX_ELEMENTS, Array, TensorType
 from .obstacles import Obstacle
 from .onnx_fold import ELEMENT_TYPES, infer_and_fold
+from .onnx_guard import is_sound
 from .onnx_read import (
     STANDARD_DOMAINS,
     at_known_opset,
     check_structure,
+    known_attributes,
     node_name,
     read_initializers,
     read_proto,
@@ -45,6 +47,7 @@ class FileNode:
         outputs: Value names, "" where an optional result is not wanted.
         attrs: Attributes; tensors as arrays, subgraphs left out.
         subgraphs: It carries subgraphs (If, Loop, Scan).
+        unknown: Names of attributes that the operator does not have in the model's opset.
     """
 
     name: str
@@ -54,6 +57,7 @@ class FileNode:
     outputs: tuple[str, ...]
     attrs: dict[str, FileAttr] = field(default_factory=dict)
     subgraphs: bool = False
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +131,8 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
     _forget_symbols(proto)
     types, stored, errors = infer_and_fold(proto, constants)
     obstacles += [o for o in errors if o not in obstacles]
-    needed = _needed([_record(n) for n in proto.graph.node], {v.name for v in proto.graph.output})
+    records = [_record(n, opset) for n in proto.graph.node]
+    needed = _needed(records, {v.name for v in proto.graph.output})
     used = {i for n in needed for i in n.inputs} | {v.name for v in proto.graph.output}
     return ModelFile(
         name=proto.graph.name or path.stem,
@@ -185,6 +190,9 @@ def _bind(
     if not tensor.HasField("shape"):
         obstacles.append(Obstacle(v.name, "input", "has no shape; export with static shapes"))
         return None
+    for d in dims:
+        if d.dim_value < 0:
+            d.Clear()
     first = [w.type.tensor_type.shape.dim for w in runtime if w.type.HasField("tensor_type")]
     symbols = {d[0].dim_param for d in first if d} - {""}
     for axis, d in enumerate(dims):
@@ -197,14 +205,24 @@ def _bind(
         elif axis == 0 or d.dim_param in symbols:
             d.dim_value = batch
         else:
+            bind = f"--input_name {v.name} --input_shape 1,..."
+            if d.dim_param:
+                bind = f"--dim_param {d.dim_param} --dim_value ..."
             reason = (
-                f"dimension {axis} ({d.dim_param or 'unnamed'}) is not known;"
-                " --batch binds only the batch, export with a static shape"
+                f"dimension {axis} ({d.dim_param or 'unnamed'}) is not known; --batch binds only"
+                " the batch, export with a static shape or bind it by python -m"
+                f" onnxruntime.tools.make_dynamic_shape_fixed {bind}"
             )
             obstacles.append(Obstacle(v.name, "input", reason))
             return None
+    sizes = tuple(d.dim_value for d in dims)
+    if not is_sound(sizes):
+        reason = f"{[*sizes]} has more than {MAX_ELEMENTS} elements"
+        obstacles.append(Obstacle(v.name, "input", reason))
+        tensor.ClearField("shape")
+        return None
     dtype = ELEMENT_TYPES[tensor.elem_type] if tensor.elem_type in EIGHT_BITS else "f32"
-    return TensorType(tuple(d.dim_value for d in dims), dtype)
+    return TensorType(sizes, dtype)
 
 
 def _forget_symbols(proto: ModelProto) -> None:
@@ -218,7 +236,7 @@ def _forget_symbols(proto: ModelProto) -> None:
                     d.Clear()
 
 
-def _record(node: NodeProto) -> FileNode:
+def _record(node: NodeProto, opset: int) -> FileNode:
     attrs: dict[str, FileAttr] = {}
     subgraphs = False
     for a in node.attribute:
@@ -234,8 +252,16 @@ def _record(node: NodeProto) -> FileNode:
         elif a.type in (AttributeProto.INT, AttributeProto.FLOAT):
             attrs[a.name] = onnx.helper.get_attribute_value(a)
     domain = "" if node.domain in STANDARD_DOMAINS else node.domain
+    known = None if domain else known_attributes(node.op_type, opset)
     return FileNode(
-        node.name, node.op_type, domain, tuple(node.input), tuple(node.output), attrs, subgraphs
+        node.name,
+        node.op_type,
+        domain,
+        tuple(node.input),
+        tuple(node.output),
+        attrs,
+        subgraphs,
+        tuple(a.name for a in node.attribute if known is not None and a.name not in known),
     )
 
 

@@ -91,11 +91,14 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         rule = RULES.get(node.op) if not node.domain else None
         if node.subgraphs:
             raise RejectedError("operators with subgraphs are not supported")
+        if rule is not None and node.unknown:
+            names = ", ".join(node.unknown)
+            raise RejectedError(f"has no attribute {names} in opset {file.opset}")
         if rule is None:
             domain = f" of the domain {node.domain}" if node.domain else ""
             raise RejectedError(f"the operator{domain} is not supported")
-        names = [i for i in node.inputs if i]
-        if any(i not in file.constants and conversion.values.get(i) is None for i in names):
+        operands = [i for i in node.inputs if i]
+        if any(i not in file.constants and conversion.values.get(i) is None for i in operands):
             _placeholders(conversion, node)  # the reason is reported where it arose
             return
         stored = integers_kept(conversion, node)

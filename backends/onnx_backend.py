@@ -104,6 +104,8 @@ class OdtPlanRep(BackendRep):
                 raise UsageError(f"{self._path}: {v.name} is {[*x.shape]}, not [{sizes}]")
             del shape.dim[:]
             shape.dim.extend(type(shape).Dimension(dim_value=n) for n in x.shape)
+            if not x.size and v.name not in bound:
+                raise UnsupportedModelError(f"{self._path}: {v.name} (input): has no elements")
             if v.name in bound:
                 proto.graph.initializer.append(numpy_helper.from_array(x, v.name))
         return proto
@@ -163,14 +165,16 @@ class OdtPlanBackend(Backend):
 
 
 def _stored(v: Value, array: Array) -> Array:
-    """An input in the form that the graph reads: i8 for uint8, everything else as it is."""
+    """An input in the form that the graph reads: i8 for uint8, i32 for int64."""
     if v.type.dtype == "i8" and array.dtype == np.uint8:
         return (array.astype(np.int16) - SHIFT).astype(np.int8)
-    return array
+    return array.astype(np.int32) if v.type.dtype == "i32" else array
 
 
 def _as_in_file(graph: Graph, v: Value, array: Array, kind: int) -> Array:
     """A result in the file's element type: the graph has real numbers for 8-bit integers."""
+    if kind == TensorProto.INT64 and array.dtype == np.int32:
+        return array.astype(np.int64)
     if kind not in (TensorProto.INT8, TensorProto.UINT8) or array.dtype != np.float32:
         return array
     stored = graph.quantization[v.name].quantize(array)

@@ -25,6 +25,8 @@ Array = NDArray[Any]
 MAX_RUN_BYTES = 50_000_000
 #: Largest difference from the oracle, relative to the largest value.
 TOLERANCE = 1e-3
+#: Characters of a line: nodes with one reason share a line, and their names may be long.
+MAX_LINE = 20_000
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def _judge_message(path: Path, text: str, *, named: bool = True) -> Verdict:
     """One line, or one per obstacle: no traceback, no line without end, the file's name."""
     lines = text.splitlines()
     listed = all(line.startswith("  ") and len(line) > 4 for line in lines[1:])
-    if not text.strip() or "Traceback" in text or not listed or max(map(len, lines)) > 1500:
+    if not text.strip() or "Traceback" in text or not listed or max(map(len, lines)) > MAX_LINE:
         return Verdict("defect", f"unclear message: {text[:500]!r}")
     if named and str(path) not in text:
         return Verdict("defect", f"the message doesn't name the file: {text[:500]!r}")

@@ -27,11 +27,20 @@ from .quantization import Quantization
 
 #: Why an input of another element type is refused.
 INPUT_KINDS = (
-    "only float32 inputs, and int8 or uint8 ones that DequantizeLinear reads, are supported"
+    "only float32 inputs, int32 and int64 ones that are read as indices or labels, and int8 or"
+    " uint8 ones that DequantizeLinear reads, are supported"
 )
 #: Element types that operators read through DequantizeLinear only: never judged as float32.
 QUANTIZED_ONLY = ("float4", "float8", "int2", "int4", "uint2", "uint4")
 EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8)
+INDICES = (TensorProto.INT32, TensorProto.INT64)
+#: Operators that read indices or labels as operand 1, from the input of a model as well.
+_INDEXED = ("Gather", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss")
+#: Operators that hand the indices of operand 0 on.
+_MOVING_INDICES = (
+    *("Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"),
+    *("Tile", "Transpose", "Unsqueeze"),
+)
 FileAttr = int | float | str | tuple[int, ...] | tuple[float, ...] | Array
 
 
@@ -125,7 +134,8 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
     known = set(constants) | {o.where for o in obstacles}
     runtime = [v for v in proto.graph.input if v.name not in known]
     del proto.graph.input[:]
-    inputs = {v.name: _bind(v, batch, runtime, obstacles) for v in runtime}
+    indices = _indices(proto)
+    inputs = {v.name: _bind(v, batch, runtime, indices, obstacles) for v in runtime}
     proto.graph.input.extend(runtime)
     proto.ir_version = max(proto.ir_version, 4)  # from here on initializers need not be inputs
     _forget_symbols(proto)
@@ -167,20 +177,26 @@ def _unique_names(proto: ModelProto) -> None:
 
 
 def _bind(
-    v: ValueInfoProto, batch: int, runtime: list[ValueInfoProto], obstacles: list[Obstacle]
+    v: ValueInfoProto,
+    batch: int,
+    runtime: list[ValueInfoProto],
+    indices: set[str],
+    obstacles: list[Obstacle],
 ) -> TensorType | None:
     """Replace the symbolic batch of an input by its value; the type if it is static now.
 
     Files also write an unknown batch as 0 or -1. An input of another element type is judged on as
     if it were float32, so that the report does not repeat the reason at every node; 8-bit inputs
-    are judged where the graph is built, because their scales stand in later nodes.
+    are judged where the graph is built, because their scales stand in later nodes. Indices become
+    i32, whatever the file has.
     """
     if not v.type.HasField("tensor_type"):
         obstacles.append(Obstacle(v.name, "input", "is not a tensor"))
         return None
     tensor = v.type.tensor_type
     dims = tensor.shape.dim
-    if tensor.elem_type not in (TensorProto.FLOAT, *EIGHT_BITS):
+    indexing = tensor.elem_type in INDICES and v.name in indices
+    if tensor.elem_type not in (TensorProto.FLOAT, *EIGHT_BITS) and not indexing:
         kinds = TensorProto.DataType.items()
         kind = next((k.lower() for k, v in kinds if v == tensor.elem_type), "of an unknown type")
         obstacles.append(Obstacle(v.name, "input", f"is {kind}; {INPUT_KINDS}"))
@@ -222,7 +238,18 @@ def _bind(
         tensor.ClearField("shape")
         return None
     dtype = ELEMENT_TYPES[tensor.elem_type] if tensor.elem_type in EIGHT_BITS else "f32"
-    return TensorType(sizes, dtype)
+    return TensorType(sizes, "i32" if indexing else dtype)
+
+
+def _indices(proto: ModelProto) -> set[str]:
+    """Values that are read as indices or labels, maybe after something has moved them."""
+    found: set[str] = set()
+    for node in reversed(proto.graph.node):
+        if node.op_type in _INDEXED and len(node.input) > 1:
+            found.add(node.input[1])
+        if node.op_type in _MOVING_INDICES and found.intersection(node.output):
+            found.add(node.input[0])
+    return found
 
 
 def _forget_symbols(proto: ModelProto) -> None:

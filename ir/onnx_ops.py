@@ -6,25 +6,24 @@ made positive, padding explicit, shapes static, so that the IR has one form of e
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import inf, prod
 
 import numpy as np
 
 from . import onnx_shapes as shapes
 from .graph import Attr, Value
-from .onnx_convert import RejectedError, Site
-from .onnx_losses import negative_log_likelihood
+from .onnx_convert import RejectedError, Rule, Site
+from .onnx_einsum import EINSUM_RULES
+from .onnx_index import INDEX_RULES
+from .onnx_losses import LOSS_RULES
 from .onnx_quantize import (
     dequantize_linear,
     qlinear_operands,
     qlinear_result,
     quantize_linear,
 )
-from .onnx_shapes import positive_axes, positive_axis
-
-Rule = Callable[[Site], Value]
-
+from .onnx_reduce import REDUCE_RULES
+from .onnx_shapes import positive_axis
 
 # -- windows ---------------------------------------------------------------------------------------
 
@@ -251,16 +250,6 @@ def _of_shape(s: Site, index: int, shape: tuple[int, ...]) -> Value:
     raise RejectedError(f"operand {index}, {v.type}, is not of the normalized shape {list(shape)}")
 
 
-def _reduce_mean(s: Site) -> Value:
-    x = s.value(0)
-    rank = len(x.type.shape)
-    axes = s.ints_or_attr(1, "axes")
-    if not axes and s.integer("noop_with_empty_axes"):
-        return x
-    chosen = positive_axes(axes, rank) if axes else tuple(range(rank))
-    return s.emit("ReduceMean", (x,), {"axes": chosen, "keepdims": s.integer("keepdims", 1)})
-
-
 # -- nothing at inference --------------------------------------------------------------------------
 
 
@@ -272,14 +261,22 @@ def _dropout(s: Site) -> Value:
     return s.value(0)
 
 
+#: Element types of a Cast that changes nothing: TensorProto.FLOAT; INT32 and INT64, which are i32.
+_FLOAT, _INTEGERS = (1,), (6, 7)
+
+
 def _constant(s: Site) -> Value:
     raise RejectedError("its value is not a dense numeric tensor, or can't be read")
 
 
 def _cast(s: Site) -> Value:
-    if s.integer("to") != 1:
-        raise RejectedError("only casts of float32 to itself are supported outside constants")
-    return s.value(0)
+    x, to = s.value(0), s.integer("to")
+    if to not in {"f32": _FLOAT, "i32": _INTEGERS}.get(x.type.dtype, ()):
+        raise RejectedError(
+            "only casts of float32 to itself, and of indices to int32 or int64, are supported"
+            " outside constants"
+        )
+    return x
 
 
 #: ONNX operator of the standard domain -> its rule.
@@ -296,7 +293,6 @@ RULES: dict[str, Rule] = {
     "Div": _plain("Div", 2),
     "Dropout": _dropout,
     "Flatten": shapes.flatten,
-    "Gather": shapes.gather,
     "Gelu": _gelu,
     "Gemm": _gemm,
     "GlobalAveragePool": _plain("GlobalAveragePool", 1),
@@ -308,12 +304,10 @@ RULES: dict[str, Rule] = {
     "MatMul": _matmul,
     "MaxPool": _pool("MaxPool"),
     "Mul": _plain("Mul", 2),
-    "NegativeLogLikelihoodLoss": negative_log_likelihood,
     "Pad": shapes.pad,
     "QLinearConv": _qlinear_conv,
     "QLinearMatMul": lambda s: qlinear_result(s, s.emit("MatMul", qlinear_operands(s, -1)[:2])),
     "QuantizeLinear": quantize_linear,
-    "ReduceMean": _reduce_mean,
     "Relu": _plain("Relu", 1),
     "Reshape": shapes.reshape,
     "Sigmoid": _plain("Sigmoid", 1),
@@ -325,4 +319,8 @@ RULES: dict[str, Rule] = {
     "Tanh": _plain("Tanh", 1),
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.unsqueeze,
+    **EINSUM_RULES,
+    **INDEX_RULES,
+    **LOSS_RULES,
+    **REDUCE_RULES,
 }

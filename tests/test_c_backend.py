@@ -106,7 +106,7 @@ CASES: dict[str, Callable[[], Planned]] = {
 
 def samples(training: TrainingGraph, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     rng = np.random.default_rng(7)
-    xs = [random_sample(training.sample.type, rng) for _ in range(count)]
+    xs = [random_sample(training, rng) for _ in range(count)]
     kind = training.target.type
     if kind.dtype == "i32":
         classes = training.prediction.type.shape[-1]

@@ -83,7 +83,7 @@ def test_what_the_judge_calls_a_defect(tmp_path: Path, monkeypatch: pytest.Monke
         "no file",
         f"{path}: two\nlines",
         f"{path}: Traceback",
-        f"{path}: {'x' * 2000}",
+        f"{path}: {'x' * 30_000}",
     ):
         assert imported(UnsupportedModelError(text)).kind == "defect", text
 

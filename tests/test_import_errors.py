@@ -205,6 +205,10 @@ def test_sizes_beyond_measure(tmp_path: Path) -> None:
         constant = helper.make_node("Constant", [], ["c"], value=proto.graph.initializer[0])
         path = _relu(tmp_path, constant, node("Add", "x c", "y"))
         refused(path, "Constant_0 (Constant): its value is not a dense numeric tensor")
+    for wrong in ({"pads": [2**40, 2**40]}, {"kernel_shape": [2**20], "pads": [2**20] * 2}):
+        pool = node("MaxPool", "x", "y", **{"kernel_shape": [2], **wrong})
+        path = _relu(tmp_path, pool, inputs={"x": [1, 1, 8]})
+        refused(path, "MaxPool_y (MaxPool): kernel (", "exceed 65536")
     wide = np.array([2**14, 2**15])
     path = _relu(tmp_path, node("Reshape", "x s", "y"), constants={"s": wide})
     refused(path, "Reshape_y (Reshape)")
@@ -411,17 +415,47 @@ CASES: dict[str, tuple[list[NodeProto], dict[str, NDArray[Any]], str]] = {
     "gather outside": (
         [node("Gather", "x i", "y", axis=3)],
         {"i": _ints(0, 4)},
-        "indices [0, 4] leave axis 3",
+        "index 4 leaves axis 3",
     ),
     "gather at run time": (
         [node("Gather", "s x", "y")],
         {"s": ONES},
-        "index x is not constant",
+        "indices x are f32[1,2,4,4]; give integers",
     ),
-    "many gathers": (
-        [node("Gather", "x i", "y", axis=3)],
-        {"i": _ints(*[1] * 17)},
+    "many parts": (
+        [node("Concat", " ".join(["x"] * 17), "y", axis=3)],
+        {},
         "17 operands; 1 to 16 can be concatenated",
+    ),
+    "positions at run time": (
+        [node("ArgMax", "x", "i"), node("GatherElements", "x i", "y")],
+        {},
+        "indices i are computed; only constant ones are supported here",
+    ),
+    "scatter twice": (
+        [node("ScatterND", "x i u", "y")],
+        {"i": _ints(0, 0).reshape(2, 1), "u": np.ones((2, 2, 4, 4), np.float32)},
+        "indices occur twice",
+    ),
+    "scatter outside": (
+        [node("ScatterElements", "x i u", "y", axis=3)],
+        {"i": _ints(4).reshape(1, 1, 1, 1), "u": np.ones((1, 1, 1, 1), np.float32)},
+        "index 4 leaves axis 3",
+    ),
+    "split": (
+        [node("Split", "x s", "y z", axis=3)],
+        {"s": _ints(1, 2)},
+        "parts [1, 2] are not axis 3",
+    ),
+    "diagonal": (
+        [node("Einsum", "x", "y", equation="abcc->abc")],
+        {},
+        "term abcc takes a diagonal",
+    ),
+    "comparison": (
+        [node("Greater", "x zero", "y")],
+        {"zero": ZERO},
+        "evaluated only where its operands are constants",
     ),
     "erf": ([node("Gelu", "x", "y")], {}, "approximate none (by erf) is not supported"),
     "drop": (

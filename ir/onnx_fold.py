@@ -6,6 +6,7 @@ are repeated until nothing changes.
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -29,16 +30,18 @@ from .quantization import Quantization
 
 #: All results of constant folding together may not be larger: such a model fits no small device.
 MAX_FOLDED_ELEMENTS = 2**27
+#: Longer vectors are not followed by inference; none of them is a shape.
+MAX_PROPAGATED_ELEMENTS = 2**16
 #: Begins the reason of what onnx's inference finds.
 INCONSISTENT = "is inconsistent"
 #: Results may be much larger than the operands: folded only where inference knows how large.
 _GROWING = frozenset(
     {
         *("CenterCropPad", "ConstantOfShape", "EyeLike", "Expand", "MaxUnpool", "OneHot", "Pad"),
-        *("Range", "Resize", "Tile", "Upsample"),
+        *("Resize", "Tile", "Upsample"),
     }
 )
-_RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomUniform")
+_RANDOM = ("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomUniform")
 #: ONNX element type -> dtype name of the IR.
 ELEMENT_TYPES: dict[int, str] = {
     TensorProto.FLOAT: "f32",
@@ -73,7 +76,8 @@ def infer_and_fold(
     while True:
         shown = without_unsafe_slices(proto, types)
         inferred, errors = _infer(shown)
-        known, types = types, dict(_static_types(inferred))
+        known = types
+        types = {k: t for k, t in _static_types(inferred) if is_sound(t.shape)}
         rest: list[NodeProto] = []
         folded: dict[str, Array] = {}
         for node in proto.graph.node:
@@ -98,11 +102,30 @@ def infer_and_fold(
                 proto.graph.initializer.append(numpy_helper.from_array(a, k))
 
 
+def _propagates(proto: ModelProto) -> bool:
+    """Whether onnx may follow integers through the shapes of a model.
+
+    It writes them out, every vector of a known length that it comes by, and takes all memory where
+    a file has a long one. Without it folding takes more rounds, within limits.
+    """
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto)
+    except Exception:  # said again by the strict run
+        return False
+    lists = {o for n in proto.graph.node if n.op_type in ("Range", "Tile") for o in n.output}
+    for name, t in _static_types(inferred):
+        lists.discard(name)
+        if len(t.shape) == 1 and t.size > MAX_PROPAGATED_ELEMENTS:
+            return False
+    return not lists
+
+
 def _infer(proto: ModelProto) -> tuple[ModelProto, list[Obstacle]]:
     """Shape inference by onnx; inconsistencies become obstacles of the nodes that they are in."""
+    follow = _propagates(proto)
     try:
         return onnx.shape_inference.infer_shapes(
-            proto, check_type=True, strict_mode=True, data_prop=True
+            proto, check_type=True, strict_mode=True, data_prop=follow
         ), []
     except Exception as e:  # onnx raises InferenceError, TypeError and RuntimeError here
         text = str(e)
@@ -115,7 +138,7 @@ def _infer(proto: ModelProto) -> tuple[ModelProto, list[Obstacle]]:
     if not found:
         obstacles = [Obstacle(proto.graph.name or "model", "graph", _plain(text.splitlines()[0]))]
     try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True), obstacles
+        return onnx.shape_inference.infer_shapes(proto, data_prop=follow), obstacles
     except Exception:  # the strict run has said why; conversion goes on with what it infers itself
         return proto, obstacles
 
@@ -128,7 +151,7 @@ def _static_types(proto: ModelProto) -> Iterator[tuple[str, TensorType]]:
     for v in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output):
         t = v.type.tensor_type
         sizes = tuple(d.dim_value for d in t.shape.dim)
-        if t.HasField("shape") and all(s > 0 for s in sizes) and is_sound(sizes):
+        if t.HasField("shape") and all(s > 0 for s in sizes):
             yield v.name, TensorType(sizes, ELEMENT_TYPES.get(t.elem_type, "f32"))
 
 
@@ -158,10 +181,14 @@ def _evaluate(
     names = [i for i in node.input if i]
     if any(i not in constants for i in names):
         return None
-    if node.op_type in _GROWING and any(o and o not in types for o in node.output):
-        return None
     if sum(types[o].size for o in node.output if o in types) > room:
         return None
+    if node.op_type == "Range":
+        length = _range_length(*(constants[i] for i in names)) if len(names) == 3 else None
+        if length is None or length > room:
+            return None
+    elif node.op_type in _GROWING and any(o and o not in types for o in node.output):
+        return None  # the next round knows how large it is
     wanted = [o for o in node.output if o]
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -169,12 +196,24 @@ def _evaluate(
             values = _run(node, proto, {i: constants[i] for i in names}, wanted)
     except Exception:  # an operator without reference: it stays a node, and the table judges it
         return None
+    if any(isinstance(a, list) for a in values):  # a sequence is no constant
+        return None
     arrays = [np.asarray(a) for a in values]
     if len(arrays) != len(wanted):
         return None
     if any(a.dtype.kind not in "fiub" or a.dtype.itemsize > 8 for a in arrays):
         return None
     return dict(zip(wanted, arrays, strict=True))
+
+
+def _range_length(start: Array | None, limit: Array | None, delta: Array | None) -> int | None:
+    """Elements of a Range; None where an operand is not known, or where it is not defined."""
+    if start is None or limit is None or delta is None:
+        return None
+    a, b, step = (float(v.reshape(())) if v.size == 1 else math.nan for v in (start, limit, delta))
+    if step == 0 or not math.isfinite(length := (b - a) / step):
+        return None
+    return max(0, math.ceil(length))
 
 
 def _run(

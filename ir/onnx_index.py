@@ -268,6 +268,8 @@ def _cumsum(s: Site) -> Value:
 
 
 def _constant_only(s: Site) -> Value:
+    if all(s.data(i) is not None for i, name in enumerate(s.node.inputs) if name):
+        raise RejectedError("its result is not defined, or has too many elements to be written out")
     raise RejectedError(
         "it depends on the data of a sample; this operator is evaluated only where its operands"
         " are constants or shapes"

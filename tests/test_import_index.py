@@ -1,4 +1,4 @@
-"""Import of operators with indices, of reductions and of Einsum: against PyTorch and onnxruntime."""
+"""Import of operators with indices, reductions, Einsum: against PyTorch and onnxruntime."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -188,27 +187,9 @@ def _tile(s: Site) -> Value:
     x, repeats = s.value(0), s.ints(1, "repeats")
     if repeats is None:
         raise RejectedError("repeats are missing")
-    return _repeated(s, x, repeats)
-
-
-def _expand(s: Site) -> Value:
-    """Expand: axes of length 1 are repeated."""
-    x, shape = s.value(0), s.ints(1, "shape")
-    if shape is None:
-        raise RejectedError("the shape is missing")
-    try:
-        whole = np.broadcast_shapes(x.type.shape, shape)
-    except ValueError:
-        raise RejectedError(f"{x.type} does not broadcast to {list(shape)}") from None
-    lead = (1,) * (len(whole) - len(x.type.shape))
-    x = s.reshape(x, (*lead, *x.type.shape), "axes")
-    return _repeated(s, x, [n // d for n, d in zip(whole, x.type.shape, strict=True)])
-
-
-def _repeated(s: Site, x: Value, repeats: Sequence[int]) -> Value:
-    if all(r == 1 for r in repeats) and len(repeats) == len(x.type.shape):
-        return x
-    return s.emit("Tile", (x,), {"repeats": tuple(repeats)})
+    if len(repeats) != len(x.type.shape) or min(repeats, default=1) < 1:
+        raise RejectedError(f"repeats {list(repeats)} do not fit {x.type}")
+    return x if set(repeats) <= {1} else s.emit("Tile", (x,), {"repeats": repeats})
 
 
 def _blocks(s: Site) -> tuple[Value, int]:
@@ -276,16 +257,15 @@ def _constant_only(s: Site) -> Value:
     )
 
 
-#: Operators that give shapes, indices or conditions: folded where they are constant.
+#: Operators that give shapes, indices or what follows from them: folded where they are constant.
 CONSTANT_ONLY = (
-    *("And", "ConstantOfShape", "Equal", "EyeLike", "Greater", "GreaterOrEqual", "IsInf", "IsNaN"),
-    *("Less", "LessOrEqual", "NonZero", "Not", "OneHot", "Or", "Range", "Shape", "Size", "Xor"),
+    *("ConstantOfShape", "EyeLike", "IsInf", "IsNaN", "NonZero", "OneHot", "Range", "Shape"),
+    "Size",
 )
 #: ONNX operator of the standard domain -> its rule.
 INDEX_RULES: dict[str, Rule] = {
     "CumSum": _cumsum,
     "DepthToSpace": _depth_to_space,
-    "Expand": _expand,
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,

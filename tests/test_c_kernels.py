@@ -366,6 +366,28 @@ def test_indices_outside_read_and_write_nothing(library: Library) -> None:
     assert np.array_equal(out.array(scatter.node.out.type), x)
 
 
+LANES = (
+    *("ArgMax", "ArgMin", "LogSoftmax", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax"),
+    *("ReduceMin", "ReduceProd", "ReduceProdGrad", "ReduceL1Grad", "ReduceL2Grad"),
+)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.op.name in LANES], ids=lambda c: c.name)
+def test_lanes_of_special_values(library: Library, case: Case) -> None:
+    """NaN, infinities, zeros and equal numbers, in many mixtures."""
+    rng = np.random.default_rng(0)
+    values = np.array([np.nan, np.inf, -np.inf, 0.0, 1.0, 1.0, -2.0], np.float32)
+    function = library.function(case)
+    for chosen in (values, values[1:], values[2:], values[3:], values[:1], values[2:3]):
+        for _ in range(8):
+            data = [rng.choice(chosen, t.shape) for t in case.sample.types if t is not None]
+            with np.errstate(all="ignore"):
+                (want,) = case.op.kernel(case.node, data)
+            out = Buffer(case.node.out.type.nbytes)
+            _invoke(function, case, data, [out])
+            assert_same_bits(out.array(case.node.out.type), want)
+
+
 def test_every_operator_has_a_kernel_and_samples() -> None:
     for op in all_ops().values():
         assert (op.c is None) == op.view, op.name

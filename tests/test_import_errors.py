@@ -420,9 +420,9 @@ CASES: dict[str, tuple[list[NodeProto], dict[str, NDArray[Any]], str]] = {
         {},
         "term abcc takes a diagonal",
     ),
-    "comparison": (
-        [node("Greater", "x zero", "y")],
-        {"zero": ZERO},
+    "places": (
+        [node("NonZero", "x", "y")],
+        {},
         "evaluated only where its operands are constants",
     ),
     "erf": ([node("Gelu", "x", "y")], {}, "approximate none (by erf) is not supported"),

@@ -142,17 +142,13 @@ def test_extremes_of_equal_numbers(tmp_path: Path) -> None:
 @FAST
 @given(SHAPES, st.data())
 def test_moves(tmp_path: Path, shape: tuple[int, ...], data: st.DataObject) -> None:
-    """Tile, Expand, CumSum, Trilu, LogSoftmax on random shapes."""
+    """Tile, CumSum, Trilu, LogSoftmax on random shapes."""
     rank = len(shape)
     x = np.random.default_rng(2).standard_normal(shape)
     repeats = np.array(data.draw(st.lists(st.integers(1, 3), min_size=rank, max_size=rank)))
     if sum(repeats > 1) < 3:
         graph = imported(tmp_path, "Tile", shape, repeats)
         equals_torch(graph, x, lambda t: t.repeat(*repeats.tolist()))
-        target = [2, *(n if d == 1 else 1 for d, n in zip(shape, repeats.tolist(), strict=True))]
-        whole = torch.broadcast_shapes(shape, target)
-        graph = imported(tmp_path, "Expand", shape, np.array(target))
-        equals_torch(graph, x, lambda t: t.expand(whole) * 1.0)
     axis = data.draw(st.integers(-rank, rank - 1))
     graph = imported(tmp_path, "LogSoftmax", shape, axis=axis)
     equals_torch(graph, x, lambda t: torch.log_softmax(t, axis))

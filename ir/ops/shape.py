@@ -78,17 +78,15 @@ register(
 
 # --- Transpose ----------------------------------------------------------------------------------
 
-#: First element read, lengths of the loops from the outermost on, the operand's stride of each.
-Walk = tuple[int, tuple[int, ...], tuple[int, ...]]
-
 
 def register_read(
     name: str,
     infer: Callable[[Node], list[TensorType]],
     kernel: Callable[[Node, Array], Array],
-    walk: Callable[[Node], Walk],
+    walk: Callable[[Node], tuple[int, tuple[int, ...]]],
     vjp: Vjp,
     samples: Sequence[Sample],
+    loops: Callable[[Node], tuple[int, ...]] = lambda node: node.out.type.shape,
 ) -> None:
     """Register a strided read, the loop nest in C that Transpose, Slice and Tile have in common.
 
@@ -96,14 +94,15 @@ def register_read(
         name: Operator.
         infer: Its type rule.
         kernel: Its NumPy meaning; a view is fine.
-        walk: The first element read, and the loops that read.
+        walk: The first element read and the operand's stride per loop.
         vjp: Its gradient rule.
         samples: Its samples.
+        loops: Lengths of the loops; by default one per axis of the result.
     """
 
     def params(node: Node) -> dict[str, Attr]:
-        offset, lengths, strides = walk(node)
-        dims, (merged,) = merge_axes(lengths, strides)
+        offset, strides = walk(node)
+        dims, (merged,) = merge_axes(loops(node), strides)
         return {"rank": len(dims), "offset": offset, "dims": dims, "strides": merged}
 
     register(
@@ -133,9 +132,9 @@ def _infer_transpose(node: Node) -> list[TensorType]:
     return [TensorType(tuple(x.shape[i] for i in perm), x.dtype, x.quant)]
 
 
-def _walk_transpose(node: Node) -> Walk:
+def _walk_transpose(node: Node) -> tuple[int, tuple[int, ...]]:
     strides = contiguous_strides(movable(node, 0).shape)
-    return 0, node.out.type.shape, tuple(strides[i] for i in node.ints_attr("perm"))
+    return 0, tuple(strides[i] for i in node.ints_attr("perm"))
 
 
 def _vjp_transpose(
@@ -200,11 +199,10 @@ def _infer_tile(node: Node) -> list[TensorType]:
     return [TensorType(tuple(shape), x.dtype, x.quant)]
 
 
-def _walk_tile(node: Node) -> Walk:
+def _walk_tile(node: Node) -> tuple[int, tuple[int, ...]]:
     lengths, once = _loops(node)
     strides = contiguous_strides(once)
-    read = (s if d == n else 0 for s, d, n in zip(strides, once, lengths, strict=True))
-    return 0, lengths, tuple(read)
+    return 0, tuple(s if d == n else 0 for s, d, n in zip(strides, once, lengths, strict=True))
 
 
 def _vjp_tile(
@@ -232,6 +230,7 @@ register_read(
         Sample((_I8,), {"repeats": (1, 2, 1, 1)}, differentiable=()),
         Sample((_I32,), {"repeats": (2, 1, 2)}, differentiable=()),
     ],
+    lambda node: _loops(node)[0],
 )
 
 

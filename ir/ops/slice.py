@@ -17,7 +17,7 @@ from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, Sample, Vjp, Work, array, f32_operand, register
 from ..quantization import Quantization
 from .elementwise import check_rank, contiguous_strides, merge_axes
-from .shape import SOURCE, Walk, movable, register_read
+from .shape import SOURCE, movable, register_read
 
 if TYPE_CHECKING:
     from ..grad_builder import GradBuilder
@@ -61,9 +61,8 @@ def _infer_slice(node: Node) -> list[TensorType]:
     return [TensorType(sizes, x.dtype, x.quant)]
 
 
-def _walk_slice(node: Node) -> Walk:
-    offset, strides = _walk_window(node, movable(node, 0).shape)
-    return offset, node.out.type.shape, strides
+def _walk_slice(node: Node) -> tuple[int, tuple[int, ...]]:
+    return _walk_window(node, movable(node, 0).shape)
 
 
 def _walk_window(node: Node, whole: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:

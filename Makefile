@@ -26,6 +26,7 @@ bench: $(VENV)/.test ## solve times, gaps, peaks and instruction counts into ben
 bench-planner: $(VENV)/.test ## addresses (ODT_PLAN_LAYOUT_INSTANCES, own plans), schedules against other planners, ten RAM budgets
 	$(BIN)/python -m benchmarks.layout
 	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.rivals
 	$(BIN)/python -m benchmarks.budgets
 	$(BIN)/python -m benchmarks.activation_budget
 

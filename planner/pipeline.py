@@ -26,6 +26,7 @@ from .device import Device, load_core
 from .importance import prior
 from .imported import Imported, import_requested
 from .infeasible import explain
+from .known import Known, KnownPlan
 from .linear import SolverName, SolverOptions
 from .objective import Goal, Weighted
 from .plan import Asked, Budget, DeviceInfo, ObjectiveName, Plan, SolverInfo, Stopped
@@ -73,6 +74,7 @@ class Request:
         replay: Keep what the frozen front makes of the samples; see ``planner.replay``.
         with_relaxations: If no plan keeps the limits, also plan what else would work.
         demands: Decisions that are given; ``planner.explain`` asks what they would cost.
+        known: What plans of the same request under other budgets tell.
     """
 
     model: Path
@@ -101,6 +103,7 @@ class Request:
     with_baselines: bool = True
     with_relaxations: bool = True
     demands: tuple[Demand, ...] = ()
+    known: Known = field(default_factory=Known)
 
     def __post_init__(self) -> None:
         """Reject limits that can't be meant."""
@@ -142,6 +145,7 @@ class PlannedModel:
     """A checked plan with what it was made from.
 
     Attributes:
+        known: What a search under looser limits may begin with.
         scales: Where the scales of i8 come from; empty for a model without.
         no_replay: Why the plan has no replay that was asked for.
     """
@@ -151,6 +155,7 @@ class PlannedModel:
     device: Device
     report: CheckReport
     baselines: tuple[Baseline, ...]
+    known: KnownPlan
     scales: str = ""
     no_replay: str = ""
 
@@ -181,6 +186,7 @@ def make_plan(
     except ProvenInfeasibleError:
         watch.stage("no plan fits: finding out why")
     watch.begin(request.time_limit_s)
+    request = replace(request, known=Known())  # an explanation also asks about looser limits
     raise explain(request, lambda r: Planner(r, model, watch.part(r.time_limit_s)), watch)
 
 
@@ -293,7 +299,7 @@ class Planner:
         goals = self._goals(stages, decided, fixed=fixed, free=free)
         if chosen is not None:
             decided = replace(decided, updates=tuple(demanded_updates(chosen, r.demands)))
-        return stages, Start(decided, tuple(every), tuple(free), fixed, goals)
+        return stages, Start(decided, tuple(every), tuple(free), fixed, goals, r.known)
 
     def _goals(
         self, stages: Stages, start: Decided, *, fixed: bool, free: Sequence[str]
@@ -343,7 +349,9 @@ class Planner:
         if r.replay is not None:
             plan, reason = with_replay(plan, training, r.replay, self.cost)
             report = check(plan, training, r.device)
-        return PlannedModel(plan, training, r.device, report, rivals, self.imported.scales, reason)
+        return PlannedModel(
+            plan, training, r.device, report, rivals, found.known, self.imported.scales, reason
+        )
 
     def _checked(self, done: Scheduled, bounds: Bounds, stopped: Stopped | None) -> Found:
         """Assemble the plan of a schedule and have it checked."""

@@ -380,9 +380,9 @@ def row(name: str, case: Case, rival: str, theirs: Run, ours: Run) -> str:
     )
 
 
-def rivals_table(cases: Sequence[tuple[str, str, bool, tuple[SolverName, ...]]] = CASES) -> (
-    Iterator[str]
-):
+def rivals_table(
+    cases: Sequence[tuple[str, str, bool, tuple[SolverName, ...]]] = CASES,
+) -> Iterator[str]:
     """Markdown rows: each instance and solver."""
     limit = float(os.environ.get("ODT_PLAN_RIVALS_SECONDS", "60"))
     only = os.environ.get("ODT_PLAN_RIVALS_ONLY", "").split(",")

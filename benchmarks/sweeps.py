@@ -20,7 +20,7 @@ from .planning import DEVICE
 from .results import put
 
 POINTS = 10
-INHERITING = f"### `pareto --x ram --y learn` on {DEVICE}: with what other budgets tell, and without"
+INHERITING = f"### `pareto --x ram --y learn` on {DEVICE}: every budget alone, and by the curve"
 #: Model, number of points.
 CURVES = (
     ("digits_cnn", 10),

@@ -232,20 +232,14 @@ class Search:
                 self.best = replace(
                     self.best, scheduled=replace(before, bound=tightest, loose=loose)
                 )
+        if self._inherited is not None:
+            reached = self.stages.reached(scheduled, self.start.goals[0])
+            if self._sign * (reached - self._inherited) > ROUNDING * abs(reached):
+                self._inherited = None  # of a model that is stricter than schedules are
         found = self._check(scheduled)
-        if self._beats_inherited(found):
-            self._inherited = None
-            found = self._check(scheduled)
         if self.best is None or found.merit > self.best.merit:
             self.best = found
         self.watch.has_plan = True
-
-    def _beats_inherited(self, found: Found) -> bool:
-        """A plan is better than the inherited bound allows: of a model stricter than schedules."""
-        if self._inherited is None:
-            return False
-        first = found.plan.objective[0].value
-        return self._sign * (first - self._inherited) > ROUNDING * abs(first)
 
     def _check(self, scheduled: Scheduled) -> Found:
         first = self._bound if self.start.learns else scheduled.bound

@@ -233,7 +233,7 @@ class Stages:
                 raise
             except InfeasibleError:
                 raise late from None
-        reached = self._reached(first, goal)
+        reached = self.reached(first, goal)
         timed = wants(goal, "latency", "energy") and first.schedule.transfer_cycles > 0
         if not timed or reached <= first.bound * (1 + self.options.gap):
             return first
@@ -241,11 +241,11 @@ class Stages:
             second = self._scheduled(start, goal, free, waiting)
         except InfeasibleError:
             return first
-        best = min((first, second), key=lambda s: self._reached(s, goal))
+        best = min((first, second), key=lambda s: self.reached(s, goal))
         return replace(best, bound=first.bound)
 
-    def _reached(self, done: Scheduled, goal: Goal) -> float:
-        """What a schedule reaches; smaller is better."""
+    def reached(self, done: Scheduled, goal: Goal) -> float:
+        """What a schedule reaches of an objective."""
         s = done.schedule
         figures: dict[ObjectiveName, float] = {
             "latency": s.cycles,

@@ -1,4 +1,7 @@
-"""What plans of the same request under other budgets tell: a first plan and a bound."""
+"""What plans of the same request under other budgets tell: a first plan and a bound.
+
+Both are of plans that run operators in the file's order, for the search in that order.
+"""
 
 from __future__ import annotations
 

@@ -23,14 +23,16 @@ from odt_plan.ir.errors import InfeasibleError, Shortfall, UsageError
 from odt_plan.local_pool import InProcess
 from odt_plan.pareto import Curve, Tracer, XName, YName
 from odt_plan.planner import search
+from odt_plan.planner.decided import Decided
 from odt_plan.planner.device import load_device
-from odt_plan.planner.known import Known
+from odt_plan.planner.known import Known, KnownPlan
 from odt_plan.planner.pipeline import Request, make_plan
 from odt_plan.planner.stages import Stages
 from odt_plan.sweep import Figures, OnDone, Outcome, Stage, Task, solve
 
 BOARD = load_device("stm32f746g-disco")
 CLOCK_HZ = BOARD.clock_hz.value
+SOME = KnownPlan(Decided((), {}), None)  # type: ignore[arg-type]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -69,7 +71,7 @@ class Imagined:
             return Outcome(None, InfeasibleError.exit_code, "too small", why)
         best = max(p[2] for p in fit)
         use = (min if request.objective == "ram" else max)(p[1] for p in fit if p[2] == best)
-        return Outcome(self.figures(use, best))
+        return Outcome(self.figures(use, best), plan=SOME)
 
     def figures(self, use: int, score: int) -> Figures:
         cycles = 10_000 - score
@@ -132,6 +134,7 @@ def test_a_curve_is_monotone_within_its_bounds_and_never_worse_than_the_planner(
         if alone is not None and (known := inherited[int(p.budget)]).bound is not None:
             unit = 1 if y == "learn" else CLOCK_HZ
             assert sign * (known.bound - unit * own) >= -1e-9 * abs(unit * own)
+            assert known.plan in (None, SOME)
         if slack == 0.2 and p.made_for == p.budget:
             assert p.status == "feasible"  # such a bound proves nothing
 

@@ -243,10 +243,10 @@ class Tracer:
 
     def _warm(self, budget: float) -> Request:
         """The request for one budget, with what earlier rounds tell of it."""
-        best, bound = self._best(budget), self._tightest(budget)
+        best, bound = self._best(budget), self._tightest(budget, reordered=False)
         unit = self._clock_hz if self._y == "latency" else 1.0  # its stage counts cycles
         known = Known(bound=None if bound is None else unit * bound)
-        if best is not None:
+        if best is not None and not best[2].reordered:
             known = replace(known, plan=best[1].plan, value=unit * self._value(best[2]))
         return replace(self._at(budget), known=known)
 
@@ -316,15 +316,17 @@ class Tracer:
             default=None,
         )
 
-    def _tightest(self, budget: float) -> float | None:
+    def _tightest(self, budget: float, *, reordered: bool) -> float | None:
         """The tightest bound that holds for a budget: that of it, or of a larger one.
+
+        It is of plans in the file's order of operators, or of reordered ones.
 
         Bounds are those of the planner's model, which can be a little stricter than its schedules
         (docs/design.md, known limits). One that a known plan beats is not used.
         """
         bounds = []
         for b, outcome in self._solved.items():
-            if b < budget or outcome.figures is None:
+            if b < budget or outcome.figures is None or outcome.figures.reordered != reordered:
                 continue
             bound, best = self._bound(outcome.figures), self._best(b)
             assert best is not None
@@ -356,7 +358,9 @@ class Tracer:
         if best is None:
             return self._unplanned(budget, own, seconds)
         made_for, _, plan = best
-        value, bound = self._value(plan), self._tightest(budget)
+        value, bound = self._value(plan), self._tightest(budget, reordered=plan.reordered)
+        if bound is None and own is not None:  # a reordered plan of another budget is better
+            bound = self._tightest(budget, reordered=not plan.reordered)
         if bound is None:
             return None
         gap = max(0.0, self._sign * (bound - value)) / max(abs(value), 1e-9)

@@ -61,6 +61,7 @@ class Figures:
         updates: Updated parameters as items of ``--train``.
         tensors: Number of trainable tensors.
         mixed: Layers that were chosen to be mixed.
+        reordered: Operators run in another order than the file's; bounds are of that order.
     """
 
     ram_bytes: int
@@ -73,6 +74,7 @@ class Figures:
     updates: tuple[str, ...]
     tensors: int
     mixed: tuple[str, ...]
+    reordered: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,4 +190,5 @@ def _figures(planned: PlannedModel) -> Figures:
         updates=tuple(u.param if u.channels is None else f"{u.param}={u.ratio}" for u in chosen),
         tensors=len(decisions.updates),
         mixed=tuple(n for n, p in decisions.precision.items() if p == "mixed"),
+        reordered=plan.reordered,
     )

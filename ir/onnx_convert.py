@@ -7,7 +7,7 @@ can't be expressed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,9 @@ from .graph import Array, Attr, Graph, Value
 from .obstacles import Obstacle
 from .onnx_file import FileAttr, FileNode, ModelFile
 from .qdq import Stored
+
+#: Makes of a node the value of its result, or those of all its results in order (None: no element).
+Rule = Callable[["Site"], Value | tuple[Value | None, ...]]
 
 
 class RejectedError(Exception):
@@ -202,7 +205,8 @@ class Site:
     ) -> Value:
         """Append an IR node; ``suffix`` tells those beside the main one apart."""
         name = f"{self.node.name}/{suffix}" if suffix else self.node.name
-        out = self.node.outputs[0] + (f"/{suffix}" if suffix else "")
+        first = next(filter(None, self.node.outputs))
+        out = f"{first}/{suffix}" if suffix else first
         node = self.conversion.graph.add_node(op, inputs, attrs, name=name, outputs=[out])
         return node.out
 

@@ -21,6 +21,7 @@ from .onnx_read import (
     read_proto,
     tensor_array,
 )
+from .onnx_states import bind_states
 from .quantization import Quantization
 
 #: Why an input of another element type is refused.
@@ -30,7 +31,7 @@ INPUT_KINDS = (
 #: Element types that operators read through DequantizeLinear only: never judged as float32.
 QUANTIZED_ONLY = ("float4", "float8", "int2", "int4", "uint2", "uint4")
 EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8)
-FileAttr = int | float | str | tuple[int, ...] | tuple[float, ...] | Array
+FileAttr = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,7 @@ class ModelFile:
         nodes: In order of execution; only those that the outputs need.
         types: Inferred types of values, where they are static.
         obstacles: What is wrong so far.
+        notes: What was changed to make it one that can be trained.
     """
 
     name: str
@@ -84,6 +86,7 @@ class ModelFile:
     nodes: tuple[FileNode, ...]
     types: dict[str, TensorType]
     obstacles: tuple[Obstacle, ...]
+    notes: tuple[str, ...] = ()
 
 
 def load_file(path: Path, batch: int) -> ModelFile:
@@ -99,6 +102,7 @@ def load_file(path: Path, batch: int) -> ModelFile:
             stands in ``obstacles``.
     """
     proto = read_proto(path)
+    notes = bind_states(proto, batch)
     check_structure(proto, path)
     proto, opset = at_known_opset(proto, path)
     _unique_names(proto)
@@ -125,6 +129,7 @@ def load_file(path: Path, batch: int) -> ModelFile:
         nodes=tuple(_without_unread(n, used) for n in needed),
         types=types,
         obstacles=tuple(o for o in obstacles if o.op != "initializer" or o.where in used),
+        notes=notes,
     )
 
 
@@ -214,6 +219,8 @@ def _record(node: NodeProto) -> FileNode:
                 attrs[a.name] = tensor_array(a.t)
         elif a.type in (AttributeProto.INTS, AttributeProto.FLOATS):
             attrs[a.name] = tuple(onnx.helper.get_attribute_value(a))
+        elif a.type == AttributeProto.STRINGS:
+            attrs[a.name] = tuple(text.decode(errors="replace") for text in a.strings)
         elif a.type == AttributeProto.STRING:
             attrs[a.name] = a.s.decode(errors="replace")
         elif a.type in (AttributeProto.INT, AttributeProto.FLOAT):

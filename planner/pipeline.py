@@ -149,6 +149,7 @@ class PlannedModel:
         known: What a search under looser limits may begin with.
         scales: Where the scales of i8 come from; empty for a model without.
         no_replay: Why the plan has no replay that was asked for.
+        notes: What the importer changed to make a model that can be trained.
     """
 
     plan: Plan
@@ -159,6 +160,7 @@ class PlannedModel:
     known: KnownPlan
     scales: str = ""
     no_replay: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def make_plan(
@@ -356,8 +358,9 @@ class Planner:
         if r.replay is not None:
             plan, reason = with_replay(plan, training, r.replay, self.cost)
             report = check(plan, training, r.device)
+        scales, notes = self.imported.scales, self.imported.forward.notes
         return PlannedModel(
-            plan, training, r.device, report, rivals, found.known, self.imported.scales, reason
+            plan, training, r.device, report, rivals, found.known, scales, reason, notes
         )
 
     def _found(self, stages: Stages, start: Start) -> Found:

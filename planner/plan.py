@@ -131,6 +131,8 @@ class Objective(_Record):
         bound: Proven for all plans within the budget that run operators in this plan's order.
         gap: Relative, |bound - value| / |value|.
         terms: Of a weighted objective.
+        bound_kept: Where updates and precisions of a large model are chosen, ``bound`` is loose.
+            This one is proven for plans that make nothing again but masks, indices and channels.
     """
 
     name: StageName
@@ -138,6 +140,27 @@ class Objective(_Record):
     bound: float
     gap: NonNegativeFloat
     terms: tuple[Term, ...] = ()
+    bound_kept: float | None = None
+
+    @property
+    def gap_kept(self) -> float | None:
+        """What plans without other rebuilds may reach beyond this one, relative to it."""
+        if self.bound_kept is None:
+            return None
+        more = self.bound_kept - self.value
+        return max(0.0, more if self.name == "learn" else -more) / max(abs(self.value), 1e-9)
+
+    @property
+    def least_gap(self) -> float:
+        """The gap that a search can close: that of the plans that it goes through."""
+        return self.gap if self.gap_kept is None else self.gap_kept
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, object]:
+        record: dict[str, object] = plain(self)
+        if self.bound_kept is None:
+            record.pop("bound_kept", None)
+        return record
 
 
 class RamClaim(_Record):

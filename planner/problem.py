@@ -356,6 +356,7 @@ class Problem:
         cost: Cost model.
         micro_batches: Micro-steps of one training step.
         forced: Decisions that are given, see ``planner.demands``.
+        partial: Activations could be made again, too, but there are too many to offer that.
     """
 
     training: TrainingGraph
@@ -378,6 +379,7 @@ class Problem:
     cost: CostModel
     micro_batches: int
     forced: tuple[Forced, ...] = ()
+    partial: bool = False
 
 
 ALWAYS = 0

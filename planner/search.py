@@ -26,7 +26,7 @@ from .stages import Stages
 #: Rounds of choosing updates again, with less RAM, where no layout was found for them.
 ROUNDS = 3
 #: A stage of the objective and the bound on it.
-Bounds = Sequence[tuple[Goal, float]]
+Bounds = Sequence[tuple[Goal, float, float | None]]
 
 
 class StoppedEarlyError(KeyboardInterrupt):
@@ -114,6 +114,7 @@ class Search:
         self._inherited = start.known.bound
         self._decided: tuple[Decided, ...] = ()  # of first plans, the best one first
         self._bound = math.nan  # of the first stage, if that chooses updates or precisions
+        self._kept: float | None = None  # the same, without rebuilt activations
         if first == "learn":
             self._bound = self.stages.most_gain(start.free)
         elif start.learns:
@@ -184,7 +185,8 @@ class Search:
                 known=self._decided,
             )
             if limits is stages.limits:
-                self._tighten(proven)
+                self._tighten(proven if stages.bound is None else stages.bound)
+                self._kept = None if stages.bound is None else proven
             try:
                 self._offer(stages.schedule(decided, last, ()))
                 if not self._is_best(decided):
@@ -192,6 +194,8 @@ class Search:
                     self.best = self._check(self.best.scheduled)  # with the bounds as they are now
                     if self._only_last_left():
                         self._schedule_best()
+                if self._kept is not None and not self.start.fixed and not self.watch.over():
+                    self._offer(self._all_updates())
                 return
             except OutOfTimeError:
                 if not self._is_best(decided):
@@ -207,6 +211,22 @@ class Search:
                     raise
                 self.watch.stage(f"no layout, {e.excess}: choosing updates again")
                 limits = e.excess.off(limits)
+
+    def _all_updates(self) -> Scheduled | None:
+        """Everything updated, activations made again: the choice of updates knows no such plan.
+
+        None: heuristics find no room for it.
+        """
+        assert self.best is not None
+        most: dict[str, Candidate] = {}
+        for c in self.start.every:
+            if c.param not in most or self._worth(c) > self._worth(most[c.param]):
+                most[c.param] = c
+        decided = replace(self.best.scheduled.decided, updates=tuple(most.values()), streamed=())
+        return at_once(self.stages, decided, self.start.goals[-1], fixed=True)
+
+    def _worth(self, candidate: Candidate) -> int:
+        return self.stages.importance[candidate]
 
     def _only_last_left(self) -> bool:
         """There is a plan, and its last stage of several is all that is not proven."""
@@ -265,16 +285,18 @@ class Search:
         first = self._bound if self.start.learns else scheduled.bound
         if self._inherited is not None:
             first = self._tighter(first, self._inherited)
-        bounds: list[tuple[Goal, float]] = [(self.start.goals[0], first)]
+        bounds: list[tuple[Goal, float, float | None]] = [(self.start.goals[0], first, self._kept)]
         if self.start.learns and len(self.start.goals) > 1:
-            bounds.append((self.start.goals[-1], scheduled.bound))
+            # models of fixed updates offer fewer rebuilds than cuts do: a bound can be above a plan
+            reached = self.stages.reached(scheduled, self.start.goals[-1])
+            bounds.append((self.start.goals[-1], min(scheduled.bound, reached), None))
         stopped: Stopped | None = "time limit" if self.stages.cut_short else None
         return self.checked(scheduled, bounds, self.watch.over() or stopped)
 
     def _proven(self, found: Found, *, but_last: bool = False) -> bool:
         """All stages are, or all but the last."""
         stages = found.plan.objective[: -1 if but_last else None]
-        return all(o.gap <= max(self.gap, ROUNDING) for o in stages)
+        return all(o.least_gap <= max(self.gap, ROUNDING) for o in stages)
 
     def _tighten_last(self, found: Found) -> None:
         if found.scheduled.loose and not (self.start.learns and len(self.start.goals) == 1):

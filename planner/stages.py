@@ -73,6 +73,7 @@ class Stages:
         ranks: The order that nodes run in, see ``planner.order``; None: that of the file.
         time_s: Solve time so far.
         cut_short: A solve ended before its gap was closed.
+        bound: What ``learn`` has found of all plans, where its own bound is of a part of them.
     """
 
     forward: Graph
@@ -87,6 +88,7 @@ class Stages:
     ranks: Mapping[str, int] | None = None
     time_s: float = field(default=0.0, init=False)
     cut_short: bool = field(default=False, init=False)
+    bound: float | None = field(default=None, init=False)
     _lowered: dict[tuple[tuple[str, Precision], ...], Graph] = field(
         default_factory=dict, init=False
     )
@@ -162,6 +164,9 @@ class Stages:
     ) -> tuple[Decided, float]:
         """The update set and the precisions with the highest score, and a bound on it.
 
+        In a large problem it is a bound of plans that make nothing again but auxiliary tensors;
+        ``bound`` is then set to one of all plans within these limits.
+
         Args:
             start: All candidates, or the update set; precisions as far as they are given.
             fixed: The update set is given.
@@ -181,6 +186,9 @@ class Stages:
         begin = next((b for b in begins if measure(problem, b).keeps(problem.limits)), None)
         result = self._solve(problem, goal, share=LEARN_SHARE, begin=begin)
         assert result.solution is not None
+        if problem.partial and not self.watch.over():
+            watch = self.watch.part(self.watch.left_s, lambda _: None)
+            self.bound = Milp(problem, goal, relaxed=True).relaxation(goal, self.options, watch)
         updates = start.updates if fixed else tuple(result.solution.candidates(problem))
         return replace(start, updates=updates).taking(problem, result.solution), result.bound
 

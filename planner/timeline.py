@@ -91,6 +91,7 @@ class _Builder:
     rebuild: bool | Rebuilds
     activities: list[Activity] = field(default_factory=lambda: [Activity(ALWAYS, "always")])
     drafts: list[_Draft] = field(default_factory=list)
+    partial: bool = False
 
     def build(self) -> Problem:
         self.storage = Storage(self.training)
@@ -149,6 +150,7 @@ class _Builder:
             streams=streams,
             cost=self.cost,
             micro_batches=self.training.spec.micro_batches,
+            partial=self.partial,
         )
 
     def _constants(self, slots: tuple[Slot, ...]) -> tuple[Constant, ...]:
@@ -239,6 +241,7 @@ class _Builder:
             rebuilds = self._rebuilds(backward)
         many = not self.fixed_updates and sum(map(len, rebuilds.values())) > LEARN_REBUILDS
         if many:
+            self.partial = self.rebuild is True
             rebuilds = {
                 n: [t for t in tensors if self._kept_for_backward(t)]
                 for n, tensors in rebuilds.items()

@@ -105,6 +105,10 @@ def export(graph: Graph, folder: Path) -> Path:
         elif n.op == "Reshape":
             operands.append(f"{n.name}.shape")
             constants[operands[-1]] = np.array(attrs.pop("shape"), np.int64)
+        elif n.op == "Clip":
+            for name in ("min", "max"):
+                operands.append(f"{n.name}.{name}")
+                constants[operands[-1]] = np.array(attrs.pop(name), np.float32)
         nodes.append(node(n.op, " ".join(operands), n.out.name, n.name, **attrs))
     inputs = {v.name: v.type.shape for v in graph.inputs}
     return save(model(nodes, inputs, [v.name for v in graph.outputs], constants), folder)

@@ -321,6 +321,8 @@ def _solved(out: Console, planned: PlannedModel) -> None:
     for o in plan.objective:
         value, bound = amount(o.name, o.value), amount(o.name, o.bound)
         _line(out, "objective", f"{o.name} {value}, bound {bound}, gap {o.gap:.3%}")
+        if o.gap_kept is not None:
+            _line(out, "", f"  gap {o.gap_kept:.3%} to plans that make no activation again")
         for t in o.terms:
             what = "of forgone importance" if t.name == "learn" else f"of {t.name}"
             whole = amount(t.name, t.reference)

@@ -7,7 +7,7 @@ can't be expressed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,10 @@ from .graph import Array, Attr, Graph, Value
 from .obstacles import Obstacle
 from .onnx_file import FileAttr, FileNode, ModelFile
 from .qdq import Stored
+
+
+#: Makes of a node the value that stands for its result.
+Rule = Callable[["Site"], Value]
 
 
 class RejectedError(Exception):

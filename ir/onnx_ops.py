@@ -20,6 +20,7 @@ from .onnx_quantize import (
     qlinear_result,
     quantize_linear,
 )
+from .onnx_resize import RESIZE_RULES
 from .onnx_shapes import positive_axes, positive_axis
 from .onnx_spatial import SPATIAL_RULES
 
@@ -173,6 +174,7 @@ def _cast(s: Site) -> Value:
 #: ONNX operator of the standard domain -> its rule.
 RULES: dict[str, Rule] = {
     **NORM_RULES,
+    **RESIZE_RULES,
     **SPATIAL_RULES,
     "Add": _plain("Add", 2),
     "Cast": _cast,

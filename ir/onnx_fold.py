@@ -66,6 +66,7 @@ def infer_and_fold(
         )
         del proto.graph.initializer[:]
         proto.graph.initializer.extend(small)
+    _write_defaults(proto)
     while True:
         inferred, errors = _infer(proto)
         types = dict(_static_types(inferred))
@@ -90,6 +91,13 @@ def infer_and_fold(
             else:
                 a = np.ascontiguousarray(a).reshape(a.shape)
                 proto.graph.initializer.append(numpy_helper.from_array(a, k))
+
+
+def _write_defaults(proto: ModelProto) -> None:
+    """Attributes that onnx's inference of an operator's definition must find in the node."""
+    for node in proto.graph.node:
+        if node.op_type == "MeanVarianceNormalization" and not node.attribute:
+            node.attribute.append(onnx.helper.make_attribute("axes", (0, 2, 3)))
 
 
 def _infer(proto: ModelProto) -> tuple[ModelProto, list[Obstacle]]:

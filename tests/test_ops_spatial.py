@@ -177,6 +177,17 @@ def test_local_response_normalization(channels: int, size: int, beta: float, see
     _agree("LRN", data, attrs, lambda x: f.local_response_norm(x, size, 0.7, beta, 1.3), 1)
 
 
+def test_an_even_number_of_channels_reaches_further_behind() -> None:
+    """As onnx defines the window; its runtime takes odd ones only."""
+    x = np.random.default_rng(0).standard_normal((1, 5, 2))
+    attrs: dict[str, Attr] = {"size": 4, "alpha": 0.8, "beta": 0.5, "bias": 2.0}
+    y, _, _ = forward_and_gradients("LRN", [x], attrs)
+    for c in range(5):
+        around = x[:, max(0, c - 1) : c + 3]
+        want = x[:, c] / np.sqrt(2.0 + 0.2 * (around**2).sum(axis=1))
+        np.testing.assert_allclose(y[:, c], want, rtol=1e-12)
+
+
 def test_groups_that_do_not_fit() -> None:
     graph = Graph("bad")
     x, scale = graph.add_input("x", TensorType((2, 6, 4))), graph.add_input("s", TensorType((4,)))

@@ -18,7 +18,6 @@ from .obstacles import Obstacle
 from .onnx_file import FileAttr, FileNode, ModelFile
 from .qdq import Stored
 
-
 #: Makes of a node the value that stands for its result.
 Rule = Callable[["Site"], Value]
 

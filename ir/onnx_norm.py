@@ -12,14 +12,30 @@ from .onnx_shapes import positive_axes, positive_axis
 
 
 def _batchnorm(s: Site) -> Value:
-    if s.integer("training_mode") or any(map(s.wanted, range(1, 5))):
-        raise RejectedError(
-            "is in training mode; export the model in inference mode (frozen statistics)"
-        )
     if s.integer("spatial", 1) != 1:
         raise RejectedError("spatial=0 is not supported")
     operands = [s.value(i) for i in range(5)]
-    return s.emit("BatchNormalization", operands, {"epsilon": s.real("epsilon", 1e-5)})
+    attrs: dict[str, Attr] = {"epsilon": s.real("epsilon", 1e-5)}
+    # before opset 14 a file tells training mode by the results that it names
+    wanted = [i for i in range(1, len(s.node.outputs)) if s.wanted(i)]
+    if not (s.integer("training_mode") or (s.opset < 14 and wanted)):
+        if wanted:
+            raise RejectedError("only its first result exists with frozen statistics")
+        return s.emit("BatchNormalization", operands, attrs)
+    if any(i > 2 for i in wanted):
+        raise RejectedError("the saved statistics of its training mode are not supported")
+    attrs["momentum"] = s.real("momentum", 0.9)
+    for i, observed in ((1, "BatchMean"), (2, "BatchVariance")):
+        if i in wanted:
+            seen = s.emit(observed, operands[:1], None, observed)
+            average = s.emit(
+                "RunningAverage",
+                (operands[2 + i], seen),
+                {"momentum": attrs["momentum"]},
+                f"running{observed}",
+            )
+            s.conversion.values[s.node.outputs[i]] = average
+    return s.emit("BatchNormTraining", operands, attrs)
 
 
 def _layernorm(s: Site) -> Value:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .graph import Array, Value
+from .graph import Array, Attr, Value
 from .onnx_convert import RejectedError, Rule, Site
 from .onnx_shapes import positive_axis
 
@@ -163,7 +163,7 @@ def _resized(s: Site, axes: list[_Axis], coordinates: str, nearest: str) -> Valu
     table = s.conversion.constant(
         f"{s.node.name}/positions", np.concatenate(positions).astype(np.float32)
     )
-    attrs = {"sizes": tuple(axes[i].out for i in last), "mode": mode}
+    attrs: dict[str, Attr] = {"sizes": tuple(axes[i].out for i in last), "mode": mode}
     y = s.emit("Resize", (x, table), attrs, "resized" if moved else "")
     if not moved:
         return y

@@ -31,7 +31,6 @@ from .surgery import (
     stored_differently,
 )
 
-
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 

@@ -187,3 +187,20 @@ def spatial(size: int = 6, seed: int = 0, batch: int = 1) -> Graph:
     g.outputs = [dense(g, rng, x, "fc", 3)]
     g.verify()
     return g
+
+
+def batch_normalized(batch: int = 4, size: int = 5, seed: int = 0) -> Graph:
+    """Two layers normalized by the statistics of the batch."""
+    rng, g = np.random.default_rng(seed), Graph("batch-normalized")
+    x = g.add_input("x", TensorType((batch, 2, size, size)))
+    for i in range(2):
+        x = conv(g, rng, x, f"conv{i}", 4)
+        scale, mean, var = (rng.uniform(0.5, 1.5, 4).astype(np.float32) for _ in range(3))
+        parts = {"scale": scale, "bias": mean - scale, "mean": mean, "var": var}
+        operands = [g.add_constant(f"bn{i}.{n}", a) for n, a in parts.items()]
+        attrs: dict[str, Attr] = {"epsilon": 1e-3, "momentum": 0.8}
+        x = g.add_node("BatchNormTraining", (x, *operands), attrs, name=f"bn{i}").out
+        x = relu(g, x, f"relu{i}")
+    g.outputs = [dense(g, rng, flat(g, x), "fc", 3)]
+    g.verify()
+    return g

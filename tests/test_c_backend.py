@@ -91,6 +91,10 @@ CASES: dict[str, Callable[[], Planned]] = {
     "spatial": lambda: planned(nets.spatial(batch=2), TrainingSpec(optimizer="momentum")),
     "spatial-paged": lambda: paged(nets.spatial(size=8)),
     "spatial-i8": lambda: quantized(nets.spatial(), i8_input=False),
+    "batch-normalized": lambda: planned(nets.batch_normalized(), TrainingSpec(optimizer="adam")),
+    "batch-normalized-micro": lambda: planned(
+        nets.batch_normalized(batch=2), TrainingSpec(micro_batches=2)
+    ),
     "cnn-micro": lambda: planned(nets.cnn(), TrainingSpec(optimizer="adam", micro_batches=2)),
     "cnn-partly": lambda: partly(nets.cnn(channels=8)),
     "cnn-paged": lambda: paged(nets.cnn(size=8)),

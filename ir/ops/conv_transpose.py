@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, ParamSlot, Sample, Work, array, f32_operand, operand, register
@@ -48,7 +46,8 @@ def _convolution(node: Node) -> dict[str, Attr]:
     if min(extra, default=0) < 0:
         raise GraphError(f"output_padding {extra} is negative")
     ends = tuple(max(0, e - o) for e, o in zip(pads[rank:], extra, strict=True))
-    attrs = {k: node.attrs[k] for k in ("strides", "dilations", "group") if k in node.attrs}
+    keys = ("strides", "dilations", "group")
+    attrs: dict[str, Attr] = {k: node.attrs[k] for k in keys if k in node.attrs}
     return {**attrs, "pads": (*pads[:rank], *ends)}
 
 

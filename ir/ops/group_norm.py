@@ -1,8 +1,10 @@
 """Normalization of each sample's groups of channels, with a scale and a bias per channel.
 
 Group normalization (Wu and He 2018); instance normalization is that of groups of one channel, and
-one without scales is what remains of mean-variance and Lp normalization. The formulas are those of
-``standardize``. Backward saves ``x`` alone, as that of ``layer_norm``.
+one without scales is what remains of mean-variance and Lp normalization. With the attribute
+``across_batch`` the gradients are those of ``batch_norm``, whose rows are channels over all
+samples. The formulas are those of ``standardize``. Backward saves ``x`` alone, as in
+``layer_norm``.
 """
 
 from __future__ import annotations
@@ -34,12 +36,14 @@ class Layout:
         groups: Groups of channels.
         pieces: Parts of a row that have a scale of their own.
         run: Elements of a piece.
+        samples: That a row takes its channel from; 0: it lies in one sample.
     """
 
     rows: int
     groups: int
     pieces: int
     run: int
+    samples: int = 0
 
     @property
     def size(self) -> int:
@@ -50,6 +54,18 @@ class Layout:
     def scales(self) -> int:
         """Scales of all groups."""
         return self.groups * self.pieces
+
+    def rows_of(self, x: Array) -> Array:
+        """A tensor as ``[rows, size]``."""
+        if self.samples:
+            x = np.swapaxes(x.reshape(self.samples, self.rows, -1), 0, 1)
+        return x.reshape(self.rows, self.size)
+
+    def whole(self, rows: Array, shape: tuple[int, ...]) -> Array:
+        """The tensor again."""
+        if self.samples:
+            rows = np.swapaxes(rows.reshape(self.rows, self.samples, -1), 0, 1)
+        return np.ascontiguousarray(rows).reshape(shape)
 
     def per_row(self, scale: Array) -> Array:
         """The scale of each element, ``[rows, size]``."""
@@ -68,6 +84,8 @@ def layout(node: Node, scales: int | None) -> Layout:
         raise GraphError(f"input {operand(node, 0)} has no channel axis")
     if groups < 1 or shape[1] % groups:
         raise GraphError(f"{shape[1]} channels are not {groups} groups of one size")
+    if node.attrs.get("across_batch"):
+        return across_batch(shape)
     scales = groups if scales is None else scales
     if scales not in (groups, shape[1]):
         raise GraphError(f"{scales} scales fit neither {shape[1]} channels nor {groups} groups")
@@ -76,7 +94,12 @@ def layout(node: Node, scales: int | None) -> Layout:
     return Layout(shape[0] * groups, groups, pieces, size // pieces)
 
 
-def _scales(node: Node, index: int) -> int | None:
+def across_batch(shape: tuple[int, ...]) -> Layout:
+    """Rows are channels, over all samples."""
+    return Layout(shape[1], shape[1], 1, prod(shape) // shape[1], shape[0])
+
+
+def scales_of(node: Node, index: int) -> int | None:
     """Elements of an optional operand of scales."""
     if index >= len(node.inputs) or node.inputs[index] is None:
         return None
@@ -90,16 +113,16 @@ def _layout(node: Node) -> Layout:
     """Layout of forward and of the gradients."""
     if node.op == "GroupNormGradScale":
         return layout(node, node.int_attr("scales"))
-    return layout(node, _scales(node, 2 if node.op == "GroupNormGradInput" else 1))
+    return layout(node, scales_of(node, 2 if node.op == "GroupNormGradInput" else 1))
 
 
 def _centred(node: Node) -> bool:
     return node.op != "LpNormalization" and bool(node.int_attr("centred", 1))
 
 
-def _count(node: Node) -> int:
+def _count(node: Node, lay: Layout) -> int:
     """Divisor of the sum of squares."""
-    return _layout(node).size if _centred(node) else 1
+    return lay.size if _centred(node) else 1
 
 
 def _epsilon(node: Node) -> float:
@@ -107,22 +130,27 @@ def _epsilon(node: Node) -> float:
 
 
 def _standardized(node: Node, x: Array, lay: Layout) -> tuple[Array, Array]:
-    rows = x.reshape(lay.rows, lay.size)
-    return standardized(rows, _epsilon(node), centred=_centred(node), count=_count(node))
+    return standardized(
+        lay.rows_of(x), _epsilon(node), centred=_centred(node), count=_count(node, lay)
+    )
 
 
 def _params(node: Node) -> dict[str, Attr]:
-    lay = _layout(node)
+    return struct(node, _layout(node))
+
+
+def struct(node: Node, lay: Layout) -> dict[str, Attr]:
+    """Fields of ``odtplan_group_norm_t``."""
     return {
         "rows": lay.rows,
-        "row_step": lay.size,
-        "pieces": lay.pieces,
-        "run": lay.run,
-        "step": lay.run,
+        "row_step": lay.run // lay.samples if lay.samples else lay.size,
+        "pieces": lay.samples or lay.pieces,
+        "run": lay.run // (lay.samples or 1),
+        "step": lay.run // lay.samples * lay.rows if lay.samples else lay.run,
         "groups": lay.groups,
         "scales": lay.pieces,
         "centred": int(_centred(node)),
-        "count": float(_count(node)),
+        "count": float(_count(node, lay)),
         "epsilon": _epsilon(node),
     }
 
@@ -134,28 +162,45 @@ def _work(node: Node) -> Work:
 
 def _infer(node: Node) -> list[TensorType]:
     x, lay = f32_operand(node, 0), _layout(node)
-    if len(node.inputs) > 2 and node.inputs[2] is not None and _scales(node, 2) != lay.scales:
+    if len(node.inputs) > 2 and node.inputs[2] is not None and scales_of(node, 2) != lay.scales:
         raise GraphError(f"bias {operand(node, 2)} does not fit {lay.scales} scales")
     return [x]
 
 
 def _kernel(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
-    x, lay, (scale, bias) = array(inputs, 0), _layout(node), (*inputs[1:], None, None)[:2]
+    return [normalized(node, inputs, _layout(node))]
+
+
+def normalized(node: Node, inputs: Sequence[Array | None], lay: Layout) -> Array:
+    """``y`` from x and, where there are, scale and bias."""
+    x, (scale, bias) = array(inputs, 0), (*inputs[1:], None, None)[:2]
     y, _ = _standardized(node, x, lay)
     if scale is not None:
         y = y * lay.per_row(scale)
     if bias is not None:
         y = y + lay.per_row(bias)
-    return [y.reshape(x.shape)]
+    return lay.whole(y, x.shape)
 
 
 def _vjp(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Value | None]:
-    x, scale = (*node.inputs, None)[:2]
-    lay, grads = _layout(node), [None] * len(node.inputs)
-    result: list[Value | None] = list(grads)
+    lay = _layout(node)
     attrs: dict[str, Attr] = {"num_groups": lay.groups, "epsilon": _epsilon(node)}
     if not _centred(node):
         attrs["centred"] = 0
+    return gradients(b, node, dy, need, attrs, lay)
+
+
+def gradients(
+    b: GradBuilder,
+    node: Node,
+    dy: Value,
+    need: Sequence[bool],
+    attrs: dict[str, Attr],
+    lay: Layout,
+) -> list[Value | None]:
+    """Gradients of x, scale and bias; ``attrs`` tell the gradients' operators the layout."""
+    x, scale = (*node.inputs, None)[:2]
+    result: list[Value | None] = [None] * len(node.inputs)
     if need[0]:
         result[0] = b.add("GroupNormGradInput", (dy, x, scale), attrs, suffix="grad_input")
     if len(need) > 1 and need[1]:
@@ -186,17 +231,17 @@ def _kernel_grad_input(node: Node, inputs: Sequence[Array | None]) -> list[Array
     dy, x, scale = array(inputs, 0), array(inputs, 1), inputs[2] if len(inputs) > 2 else None
     lay = _layout(node)
     xhat, inverse = _standardized(node, x, lay)
-    g = dy.reshape(lay.rows, lay.size)
+    g = lay.rows_of(dy)
     if scale is not None:
         g = g * lay.per_row(scale)
-    dx = gradient(g, xhat, inverse, centred=_centred(node), count=_count(node))
-    return [dx.reshape(x.shape)]
+    dx = gradient(g, xhat, inverse, centred=_centred(node), count=_count(node, lay))
+    return [lay.whole(dx, x.shape)]
 
 
 def _rows_grad_scale(node: Node, inputs: Sequence[Array | None], begin: int, end: int) -> Array:
     dy, x, lay = array(inputs, 0), array(inputs, 1), _layout(node)
     xhat, _ = _standardized(node, x, lay)
-    terms = (dy.reshape(xhat.shape) * xhat).reshape(-1, lay.scales, lay.run)
+    terms = (lay.rows_of(dy) * xhat).reshape(-1, lay.scales, lay.run)
     part = np.swapaxes(terms[:, begin:end], 0, 1).reshape(end - begin, -1)
     return np.ascontiguousarray(np.add.accumulate(part, axis=1)[:, -1])
 
@@ -231,6 +276,7 @@ def _cases(gradient: bool) -> Iterator[tuple[T, T | None, dict[str, Attr]]]:
         yield T(x), None if scales is None else T((scales,)), attrs
     if gradient:
         yield T((3, 2, 5)), None, {"centred": 0, "epsilon": 1e-3}
+        yield T((3, 4, 2, 3)), T((4,)), {"across_batch": 1, "epsilon": 1e-3}
 
 
 def _samples() -> Iterator[Sample]:

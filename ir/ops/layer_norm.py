@@ -1,4 +1,4 @@
-"""Layer normalization (Ba et al. 2016), RMS normalization (Zhang and Sennrich 2019), their gradients.
+"""Layer (Ba et al. 2016) and RMS normalization (Zhang and Sennrich 2019), and their gradients.
 
 A tensor is seen as ``outer`` rows of ``size`` elements, the axes from ``axis`` on. With the mean
 ``m`` and ``r = 1 / sqrt(mean((x - m)**2) + epsilon)`` of a row,
@@ -6,8 +6,8 @@ A tensor is seen as ``outer`` rows of ``size`` elements, the axes from ``axis`` 
     ``xhat = (x - m) * r``,   ``y = xhat * scale + bias``,   and for ``g = dy * scale``
     ``dx = (g - mean(g) - xhat * mean(g * xhat)) * r``,   ``dscale = sum over rows of dy * xhat``.
 
-RMS normalization is the same with ``m = 0`` and without ``mean(g)``: the attribute ``centred`` of the
-gradients is 0.
+RMS normalization is the same with ``m = 0`` and without ``mean(g)``: the attribute ``centred`` of
+its gradients is 0.
 
 Backward saves ``x`` and nothing else; it finds ``m`` and ``r`` again, by the same operations. That
 is two more passes over ``x``, about 1 % of the product with a square weight that reads ``y``.

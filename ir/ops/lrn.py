@@ -6,8 +6,8 @@ shorter half before it), and ``p = d**-beta``,
     ``y[c] = x[c] * p[c]``,
     ``dx[c] = dy[c] * p[c] - 2 * beta * alpha / size * x[c] * sum of dy[k] * x[k] * p[k] / d[k]``
 
-over the channels ``k`` that have ``c`` around them. Sums run over ascending channels. Backward saves
-``x`` and finds ``d`` and ``p`` again.
+over the channels ``k`` that have ``c`` around them. Sums run over ascending channels. Backward
+saves ``x`` and finds ``d`` and ``p`` again.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def _kernel(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
 def _vjp(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Value | None]:
     if not need[0]:
         return [None]
-    attrs = {k: node.attrs[k] for k in ("size", "alpha", "beta", "bias") if k in node.attrs}
+    keys = ("size", "alpha", "beta", "bias")
+    attrs: dict[str, Attr] = {k: node.attrs[k] for k in keys if k in node.attrs}
     return [b.add("LRNGrad", (dy, node.inputs[0]), attrs, suffix="grad_input")]
 
 

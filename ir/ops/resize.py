@@ -1,9 +1,10 @@
 """Resizing of one or two trailing axes by nearest elements or linear interpolation.
 
 Where each result lies in the operand is operand 1, ``positions``: one number for each index of the
-result, axis after axis, between 0 and the last index of the operand. So the coordinate modes of files
-are the importer's business (``ir.onnx_resize``). Nearest takes the element at the whole part; linear
-weighs it with the next one by the fraction ``f``, ``a * (1 - f) + b * f``, columns before rows.
+result, axis after axis, between 0 and the last index of the operand. So the coordinate modes of
+files are the importer's business (``ir.onnx_resize``). Nearest takes the element at the whole part;
+linear weighs it with the next one by the fraction ``f``, ``a * (1 - f) + b * f``, columns before
+rows.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ With the mean ``m`` of a row and ``r = 1 / sqrt(sum((x - m)**2) / count + epsilo
     ``xhat = (x - m) * r``,   and for the gradient ``g`` of ``xhat``
     ``dx = (g - mean(g) - xhat * (sum(g * xhat) / count)) * r``;
 
-rows that are not centred have ``m = 0`` and no ``mean(g)``. Each sum is one chain along the row. The C
-twin is backends/c/kernels/odtplan_statistics.h.
+rows that are not centred have ``m = 0`` and no ``mean(g)``. Each sum is one chain along the row.
+The C twin is backends/c/kernels/odtplan_statistics.h.
 """
 
 from __future__ import annotations
@@ -55,4 +55,5 @@ def gradient(
     """Gradient of rows from that of ``xhat``."""
     number = g.dtype.type
     mean = chain(g) / number(g.shape[1]) if centred else number(0.0)
-    return (g - mean - xhat * (chain(g * xhat) / number(count or g.shape[1]))) * inverse
+    products = chain(g * xhat) / number(count or g.shape[1])
+    return np.asarray((g - mean - xhat * products) * inverse)

@@ -199,7 +199,7 @@ class _TrainingBuilder:
             trained = any(self._trained(node, s) for s in slots)
             if trained or any(v in needed for v in node.operands()):
                 needed.update(node.outputs)
-        if not needed:
+        if not self.chosen:
             raise UsageError("no parameter is chosen for training")
         return needed
 

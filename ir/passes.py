@@ -20,6 +20,7 @@ from .layout import (
     sink_pads,
     sink_transposes,
 )
+from .norm_fusion import merge_group_norm, merge_rms_norm, merge_scale
 from .surgery import (
     absorb,
     drop_dead,
@@ -55,6 +56,9 @@ def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
         flatten_products,
         merge_bias,
         merge_gelu,
+        merge_group_norm,
+        merge_scale,
+        merge_rms_norm,
     ]
     if fold_batchnorm:
         passes.append(merge_batchnorm)

@@ -12,6 +12,7 @@ from onnx_files import Array, agrees, floats, model, node, outputs, save
 
 from odt_plan.ir.errors import UnsupportedModelError
 from odt_plan.ir.onnx_import import import_model
+from odt_plan.ir.opdef import all_ops
 
 RNG = np.random.default_rng(0)
 
@@ -116,6 +117,54 @@ def test_other_normalizations(tmp_path: Path) -> None:
         assert _imported(tmp_path, lrn, shape) == ["LRN"]
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_group_normalization_as_exporters_write_it(tmp_path: Path, affine: bool) -> None:
+    """PyTorch's exporters at any opset: instances of groups, then a number per channel."""
+    nodes = [
+        node("Reshape", "x rows", "a"),
+        node("InstanceNormalization", "a ones zeros", "b"),
+        node("Reshape", "b whole", "c" if affine else "y"),
+    ]
+    constants = {
+        "rows": np.array([0, 3, -1]),
+        "whole": np.array([2, 6, 4, 5]),
+        "ones": np.ones(3, np.float32),
+        "zeros": np.zeros(3, np.float32),
+    }
+    if affine:
+        nodes += [node("Mul", "c s", "d"), node("Add", "b1 d", "y")]
+        constants |= {"s": floats(RNG, 6, 1, 1), "b1": floats(RNG, 1, 6, 1, 1)}
+    proto = model(nodes, {"x": (2, 6, 4, 5)}, ["y"], constants)
+    graph = agrees(save(proto, tmp_path))
+    assert [n.op for n in graph.nodes] == ["GroupNormalization"]
+    assert set(graph.constants) == ({"s", "b1"} if affine else set())
+    constants["ones"][1] = 2.0  # then each group has a scale of its own
+    proto = model(nodes, {"x": (2, 6, 4, 5)}, ["y"], constants)
+    assert len(agrees(save(proto, tmp_path)).nodes) == len(nodes)
+
+
+@pytest.mark.skipif("Sqrt" not in all_ops(), reason="needs the operator Sqrt")
+@pytest.mark.parametrize("inverse", [True, False])
+def test_rms_normalization_as_exporters_write_it(tmp_path: Path, inverse: bool) -> None:
+    nodes = [
+        node("Pow", "x two", "a"),
+        node("ReduceMean", "a", "b", axes=[-1]),
+        node("Add", "b eps", "c"),
+        node("Sqrt", "c", "d"),
+        *(
+            [node("Reciprocal", "d", "e"), node("Mul", "x e", "f")]
+            if inverse
+            else [node("Div", "x d", "f")]
+        ),
+        node("Mul", "f s", "y"),
+    ]
+    numbers = {"two": np.array(2, np.float32), "eps": np.array(1e-3, np.float32)}
+    constants = {**numbers, "s": floats(RNG, 5)}
+    assert _imported(tmp_path, nodes, (2, 3, 5), constants) == ["RMSNormalization"]
+    wide = {**numbers, "s": floats(RNG, 3, 5)}  # no scale of the rows: it stays a product
+    assert len(_imported(tmp_path, nodes, (2, 3, 5), wide)) > 1
+
+
 # -- pools -----------------------------------------------------------------------------------------
 
 
@@ -126,6 +175,14 @@ def test_other_normalizations(tmp_path: Path) -> None:
 def test_global_max_pool(tmp_path: Path, shape: tuple[int, ...], pools: int) -> None:
     ops = _imported(tmp_path, [node("GlobalMaxPool", "x", "y")], shape)
     assert ops == ["MaxPool"] * pools
+
+
+@pytest.mark.parametrize("name", ["bvlc_alexnet", "zfnet512", "inception_v1"])
+def test_networks_with_local_response_normalization(name: str) -> None:
+    """Of the light models that the onnx package brings."""
+    path = Path(onnx.__file__).parent / "backend/test/data/light" / f"light_{name}.onnx"
+    graph = import_model(path)
+    assert sum(n.op == "LRN" for n in graph.nodes) == 2
 
 
 # -- Resize ----------------------------------------------------------------------------------------

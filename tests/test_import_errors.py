@@ -266,9 +266,9 @@ CASES: dict[str, tuple[list[NodeProto], dict[str, NDArray[Any]], str]] = {
         "step -1 on axis 3; only positive steps",
     ),
     "norm": (
-        [node("BatchNormalization", "x s s s s", "y", training_mode=1)],
-        {"s": ONES},
-        "is in training mode",
+        [node("LpNormalization", "x", "y", p=1)],
+        {},
+        "p=1 is not supported",
     ),
     "row statistics": (
         [node("LayerNormalization", "x four", "y mean")],

@@ -53,7 +53,9 @@ def _vjp(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Va
 
 def _work(node: Node) -> Work:
     lay = _layout(node)
-    return Work("elementwise", operand(node, 0).size, loops=lay.rows * lay.samples)
+    size, loops = operand(node, 0).size, lay.rows * lay.samples
+    same = {"BatchNormTraining": "GroupNormalization"}.get(node.op, "")
+    return Work("elementwise", size, loops=loops, operator=same)
 
 
 def _rows_statistic(which: int, node: Node, x: Array, begin: int, end: int) -> Array:

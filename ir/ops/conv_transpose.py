@@ -11,6 +11,7 @@ Each result is one fp32 chain: the bias (or 0), then the taps in order (channel 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import GraphError
@@ -127,6 +128,11 @@ def _vjp(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Va
 
 
 def _work(node: Node) -> tuple[Work, ...]:
+    """As the gradient of a convolution's input, whose C kernel does it."""
+    return tuple(replace(w, operator="ConvGradInput") for w in _parts(node))
+
+
+def _parts(node: Node) -> tuple[Work, ...]:
     shape, weight, win = node.out.type.shape, operand(node, 1).shape, _window(node)
     group = node.int_attr("group", 1)
     if is_depthwise(node, shape[1], weight[0]):

@@ -157,7 +157,9 @@ def struct(node: Node, lay: Layout) -> dict[str, Attr]:
 
 def _work(node: Node) -> Work:
     lay = _layout(node)
-    return Work("elementwise", operand(node, 0).size, loops=lay.rows * lay.pieces)
+    size, loops = operand(node, 0).size, lay.rows * lay.pieces
+    same = {"LpNormalization": "GroupNormalization"}.get(node.op, "")
+    return Work("elementwise", size, loops=loops, operator=same)
 
 
 def _infer(node: Node) -> list[TensorType]:

@@ -215,7 +215,7 @@ register(
         name="RMSNormalization",
         infer=_infer_rms,
         kernel=_kernel,
-        work=_work,
+        work=lambda node: replace(_work(node), operator="LayerNormalization"),
         c=_c("odtplan_layer_norm_f32", operands=3),
         samples=_rms_samples,
         vjp=_vjp,

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
-from ..opdef import CKernel, OpDef, Sample, Work, array, f32_operand, operand, register
+from ..opdef import CKernel, CostClass, OpDef, Sample, Work, array, f32_operand, operand, register
 
 if TYPE_CHECKING:
     from ..autodiff import GradBuilder
@@ -136,10 +136,10 @@ def _params(node: Node, shape: Sequence[int]) -> dict[str, Attr]:
 
 
 def _work(node: Node, shape: Sequence[int], results: int) -> Work:
-    """One operation per element that a result is made from."""
+    """Bytes that are moved, or operations on the four elements that a result is made from."""
     _, after = _sizes(node, shape)
-    taps = 4 if _linear(node) else 1
-    return Work("elementwise", taps * results, loops=results // after[1])
+    cost_class: CostClass = "elementwise" if _linear(node) else "copy"
+    return Work(cost_class, 4 * results, loops=results // after[1])
 
 
 def _work_grad(node: Node) -> tuple[Work, ...]:

@@ -190,14 +190,24 @@ class Graph:
         return value
 
     def add_constant(
-        self, name: str, data: Array, dtype: str | None = None, quant: Quantization | None = None
+        self,
+        name: str,
+        data: Array,
+        dtype: str | None = None,
+        quant: Quantization | None = None,
+        *,
+        shape: tuple[int, ...] | None = None,
     ) -> Value:
-        """Declare a constant (parameter) with data; dtype is the array's if not given."""
+        """Declare a constant (parameter) with data; dtype and shape are the array's if not given.
+
+        Packed bits need both.
+        """
         if dtype is None:
             dtype = next((k for k, (d, _) in DTYPES.items() if np.dtype(d) == data.dtype), None)
             if dtype is None:
                 raise GraphError(f"constant {name}: dtype {data.dtype} is not supported")
-        value = self._new_value(name, TensorType(tuple(data.shape), dtype, quant))
+        dims = tuple(data.shape) if shape is None else shape
+        value = self._new_value(name, TensorType(dims, dtype, quant))
         self.constants[name] = data
         return value
 

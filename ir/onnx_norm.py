@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import inf, prod
 
 import numpy as np
 
@@ -104,11 +104,18 @@ _LEAST_NORM, _LEAST_VARIANCE = 1e-24, 1e-18
 
 
 def _lp(s: Site) -> Value:
-    if s.integer("p", 2) != 2:
-        raise RejectedError("p=1 is not supported; only the Euclidean norm (p=2) is")
-    x = s.value(0)
+    p, x = s.integer("p", 2), s.value(0)
     axis = positive_axis(s.integer("axis", -1), len(x.type.shape))
-    return _rows(s, x, (axis,), "LpNormalization", _LEAST_NORM)
+    if p == 2:
+        return _rows(s, x, (axis,), "LpNormalization", _LEAST_NORM)
+    if p != 1:
+        raise RejectedError(f"p is {p}; 1 and 2 are defined")
+    absolute = s.emit("Abs", (x,), None, "absolute")
+    mean = s.emit("ReduceMean", (absolute,), {"axes": (axis,), "keepdims": 1}, "mean")
+    size = s.conversion.constant(f"{s.node.name}/size", np.array(x.type.shape[axis], np.float32))
+    norm = s.emit("Mul", (mean, size), None, "norm")
+    least: dict[str, Attr] = {"min": float(np.sqrt(_LEAST_NORM)), "max": inf}
+    return s.emit("Div", (x, s.emit("Clip", (norm,), least, "at_least")))
 
 
 def _mean_variance(s: Site) -> Value:

@@ -10,6 +10,7 @@ from math import inf, prod
 
 import numpy as np
 
+from . import onnx_math
 from . import onnx_shapes as shapes
 from .graph import Attr, Value
 from .onnx_convert import RejectedError, Rule, Site
@@ -91,19 +92,6 @@ def _plain(op: str, operands: int) -> Rule:
     return lambda s: s.emit(op, [s.value(i) for i in range(operands)])
 
 
-def _sum(s: Site) -> Value:
-    """Operands are added one after the other."""
-    total = s.value(0)
-    for i in range(1, len(s.node.inputs)):
-        last = i == len(s.node.inputs) - 1
-        total = s.emit("Add", (total, s.value(i)), None, "" if last else f"partial{i}")
-    return total
-
-
-def _with_reals(op: str, **defaults: float) -> Rule:
-    return lambda s: s.emit(op, (s.value(0),), {k: s.real(k, d) for k, d in defaults.items()})
-
-
 def _clip(s: Site) -> Value:
     if s.opset < 11:
         low, high = s.real("min", -inf), s.real("max", inf)
@@ -116,13 +104,6 @@ def _clip(s: Site) -> Value:
     if low == 0.0 and high == inf:
         return s.emit("Relu", (s.value(0),))
     return s.emit("Clip", (s.value(0),), {"min": low, "max": high})
-
-
-def _gelu(s: Site) -> Value:
-    form = s.text("approximate", "none")
-    if form != "tanh":
-        raise RejectedError(f"approximate {form} (by erf) is not supported; export it as tanh")
-    return s.emit("Gelu", (s.value(0),))
 
 
 def _softmax(s: Site) -> Value:
@@ -165,48 +146,30 @@ def _constant(s: Site) -> Value:
     raise RejectedError("its value is not a dense numeric tensor, or can't be read")
 
 
-def _cast(s: Site) -> Value:
-    if s.integer("to") != 1:
-        raise RejectedError("only casts of float32 to itself are supported outside constants")
-    return s.value(0)
-
-
 #: ONNX operator of the standard domain -> its rule.
 RULES: dict[str, Rule] = {
     **NORM_RULES,
     **RESIZE_RULES,
     **SPATIAL_RULES,
-    "Add": _plain("Add", 2),
-    "Cast": _cast,
+    **onnx_math.RULES,
     "Clip": _clip,
     "Concat": shapes.concat,
     "Constant": _constant,
     "DequantizeLinear": dequantize_linear,
-    "Div": _plain("Div", 2),
     "Dropout": _dropout,
     "Flatten": shapes.flatten,
     "Gather": shapes.gather,
-    "Gelu": _gelu,
     "Gemm": _gemm,
-    "HardSigmoid": _with_reals("HardSigmoid", alpha=0.2, beta=0.5),
-    "HardSwish": _plain("HardSwish", 1),
     "Identity": lambda s: s.value(0),
-    "LeakyRelu": _with_reals("LeakyRelu", alpha=0.01),
     "MatMul": _matmul,
-    "Mul": _plain("Mul", 2),
     "Pad": shapes.pad,
     "QLinearMatMul": lambda s: qlinear_result(s, s.emit("MatMul", qlinear_operands(s, -1)[:2])),
     "QuantizeLinear": quantize_linear,
     "ReduceMean": _reduce_mean,
-    "Relu": _plain("Relu", 1),
     "Reshape": shapes.reshape,
-    "Sigmoid": _plain("Sigmoid", 1),
     "Slice": shapes.slice_,
     "Softmax": _softmax,
     "Squeeze": shapes.squeeze,
-    "Sub": _plain("Sub", 2),
-    "Sum": _sum,
-    "Tanh": _plain("Tanh", 1),
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.unsqueeze,
 }

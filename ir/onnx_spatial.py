@@ -77,10 +77,10 @@ def _conv_transpose(s: Site) -> Value:
     x, w = s.value(0), s.value(1)
     sizes, kernel = x.type.shape[2:], w.type.shape[2:]
     rank = len(sizes)
-    if rank not in (1, 2) or len(kernel) != rank:
-        raise RejectedError(
-            f"input {x.type} and weight {w.type} do not fit a transposed convolution of 1 or 2 axes"
-        )
+    if rank not in (1, 2):
+        raise RejectedError(f"{rank} spatial axes; 1 and 2 are supported")
+    if len(kernel) != rank:
+        raise RejectedError(f"input {x.type} and weight {w.type} differ in rank")
     stated = s.integers("kernel_shape", kernel)
     if stated != kernel:
         raise RejectedError(f"kernel_shape {stated} is not the weight's {kernel}")

@@ -10,13 +10,13 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .autodiff import param_slots
+from .candidates import param_slots
 from .graph import Graph, Node, TensorType, Value
 from .obstacles import Obstacle
 from .onnx_convert import Conversion
 from .onnx_file import FileNode, load_file
 from .onnx_import import convert
-from .opdef import get_op, works
+from .opdef import get_op, parameter_slots, works
 from .passes import clean
 
 _MAC_CLASSES = ("conv", "depthwise", "gemm")
@@ -157,7 +157,7 @@ def _judge(
     node: Node, graph: Graph, slots: Container[str], blocks: dict[Value, str]
 ) -> LayerReport:
     op = get_op(node.op)
-    held = [node.inputs[s.index] for s in op.params if s.index < len(node.inputs)]
+    held = [node.inputs[s.index] for s in parameter_slots(node)]
     params = [v for v in held if v is not None and v.name in graph.constants]
     data = [v.name for v in params if v.name not in slots]
     block = next((blocks[v] for v in node.outputs if v in blocks), None)

@@ -37,6 +37,7 @@ from .importance import prior
 from .linear import INF, SolverOptions, Status
 from .milp import Milp, SolveResult, is_timed
 from .objective import Goal, Weighted, wants
+from .order import arranged
 from .plan import ObjectiveName
 from .precision import NOISE_WEIGHT
 from .problem import Limits, Problem
@@ -68,6 +69,7 @@ class Stages:
         noise: Layer -> squared error of its i8 weights, relative to its result's square.
         watch: Told what goes on; says when to end.
         demands: Decisions that are given.
+        ranks: The order that nodes run in, see ``planner.order``; None: that of the file.
         time_s: Solve time so far.
         cut_short: A solve ended before its gap was closed.
     """
@@ -81,12 +83,14 @@ class Stages:
     noise: Mapping[str, float]
     watch: Watch
     demands: tuple[Demand, ...] = ()
+    ranks: Mapping[str, int] | None = None
     time_s: float = field(default=0.0, init=False)
     cut_short: bool = field(default=False, init=False)
     _lowered: dict[tuple[tuple[str, Precision], ...], Graph] = field(
         default_factory=dict, init=False
     )
     _blocks: dict[Graph, tuple[tuple[Block, ...], Graph]] = field(default_factory=dict, init=False)
+    _arranged: dict[TrainingGraph, TrainingGraph] = field(default_factory=dict, init=False)
 
     def lowered(self, decided: Decided, mixed: Sequence[str] = ()) -> Graph:
         """The forward graph in its precisions, these layers mixed as well."""
@@ -110,7 +114,7 @@ class Stages:
     ) -> Problem:
         """The planning problem of a training graph."""
         problem = build_problem(
-            training,
+            self._in_order(training),
             self.cost,
             limits or self.limits,
             self._scores(training),
@@ -119,6 +123,13 @@ class Stages:
             rebuild=rebuild,
         )
         return impose(problem, self.demands)
+
+    def _in_order(self, training: TrainingGraph) -> TrainingGraph:
+        if self.ranks is None:
+            return training
+        if training not in self._arranged:
+            self._arranged[training] = arranged(training, self.ranks)
+        return self._arranged[training]
 
     def residency(self, training: TrainingGraph, goal: Goal, limits: Limits) -> Residency:
         """What is kept, rebuilt and paged, all else decided."""

@@ -149,6 +149,32 @@ def resnet(
     return g
 
 
+def functions(size: int = 6) -> Graph:
+    """Elementwise functions between layers: trained slopes, computed and constant conditions."""
+    rng, g = np.random.default_rng(0), Graph("functions")
+
+    def add(op: str, *operands: Value | None, **attrs: Attr) -> Value:
+        return g.add_node(op, operands, attrs, name=f"n{len(g.nodes)}").out
+
+    x = conv(g, rng, g.add_input("x", TensorType((1, 2, size, size))), "conv0", 4)
+    x = add("PRelu", x, g.add_constant("slope", np.full((4, 1, 1), 0.2, np.float32)))
+    y = conv(g, rng, x, "conv1", 4)
+    y = add("Max", add("GeluErf", y), add("Mul", x, g.add_constant("half", np.float32([0.5]))))
+    above = add("And", add("Greater", y, x), add("Not", add("Equal", x, y)))
+    y = add("Where", above, add("Softplus", y), add("Mish", x))
+    y = conv(g, rng, y, "conv2", 4)
+    kept = np.packbits(rng.random((size, size)) < 0.7, axis=None, bitorder="little")
+    mask = g.add_constant("mask", kept, "bits", shape=(size, size))
+    y = add("Where", mask, add("Elu", y, gamma=1.0, alpha=0.5, rate=2.0), None, off=-0.5)
+    y = add("Sqrt", add("Exp", add("Tanh", y)))
+    y = add("Pow", y, g.add_constant("power", np.float32([3.0])))
+    y = add("Add", add("Abs", add("Sin", y)), add("Expand", add("Log", y), shape=y.type.shape))
+    y = add("Swish", conv(g, rng, y, "conv3", 4), alpha=1.5)
+    g.outputs = [dense(g, rng, flat(g, add("Softsign", add("Min", y, x))), "fc", 3)]
+    g.verify()
+    return g
+
+
 def views() -> Graph:
     """Views of the sample and of an activation, which come back with paging and recomputation."""
     rng, g = np.random.default_rng(0), Graph("views")

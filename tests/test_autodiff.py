@@ -606,7 +606,7 @@ def _no_output(g: Graph) -> None:
 
 
 def _unknown_operator(g: Graph) -> None:
-    g.nodes[0].op = "Sin"
+    g.nodes[0].op = "Bessel"
 
 
 def _missing_attribute(g: Graph) -> None:
@@ -627,7 +627,7 @@ def _missing_attribute(g: Graph) -> None:
         (_wrong_data, "constant fc0.bias: data float32"),
         (_wrong_dtype, "constant fc0.bias: data float64"),
         (_no_output, "output nowhere is never computed"),
-        (_unknown_operator, "operator Sin is not known"),
+        (_unknown_operator, "operator Bessel is not known"),
         (_missing_attribute, "node fc0 .Gemm.: operand 1 is missing"),
     ],
 )

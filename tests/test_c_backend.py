@@ -102,6 +102,10 @@ CASES: dict[str, Callable[[], Planned]] = {
     "resnet-overlapped-micro": lambda: paged(
         nets.resnet(2, 8, 12), TrainingSpec(optimizer="adam", micro_batches=2), storage="sdram"
     ),
+    "functions": lambda: planned(nets.functions()),
+    "functions-i8": lambda: quantized(
+        nets.functions(), i8_input=False, trained=("conv0", "conv2", "fc")
+    ),
     "cnn-i8": lambda: quantized(nets.cnn(), i8_input=False),
     "cnn-i8-input": lambda: quantized(nets.cnn(), i8_input=True),
     "resnet-i8-middle": lambda: quantized(

@@ -65,8 +65,18 @@ def _random_samples(rng: np.random.Generator) -> Iterator[tuple[str, Sample]]:
         whole = shape(rank)
         a, b = (tuple(d if rng.random() < 0.6 else 1 for d in whole) for _ in range(2))
         b = b[int(rng.integers(0, rank)) :]
-        for op in ("Add", "Sub", "Mul", "Div"):
+        for op in ("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PowSlope", "PowLog"):
             yield op, Sample((TensorType(a), TensorType(b)))
+        for op in ("Greater", "GreaterOrEqual", "Equal"):
+            yield op, Sample((TensorType(a), TensorType(b)))
+        for op in ("And", "Or", "Xor"):
+            yield op, Sample((TensorType(a, "bits"), TensorType(b, "bits")))
+        yield "PRelu", Sample((TensorType(whole), TensorType(b)))
+        yield "Expand", Sample((TensorType(b),), {"shape": whole})
+        condition = tuple(d if rng.random() < 0.6 else 1 for d in whole)
+        for choices in ((a, b), (b, a)):
+            types = (TensorType(condition, "bits"), *map(TensorType, choices))
+            yield "Where", Sample(types)
         perm = tuple(map(int, rng.permutation(rank)))
         yield "Transpose", Sample((TensorType(whole),), {"perm": perm})
         starts = tuple(int(rng.integers(0, d)) for d in whole)

@@ -1,4 +1,4 @@
-"""Operators that rearrange whole tensors: Reshape (a view), Transpose, Concat."""
+"""Operators that rearrange whole tensors: Reshape (a view), Transpose, Expand, Concat."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, Sample, Vjp, Work, array, f32_operand, operand, register
 from ..quantization import Quantization
-from .elementwise import check_rank, contiguous_strides, merge_axes
+from .elementwise import (
+    broadcast_strides,
+    check_rank,
+    contiguous_strides,
+    merge_axes,
+    sum_to,
+)
 
 if TYPE_CHECKING:
     from ..grad_builder import GradBuilder
@@ -84,7 +90,7 @@ def register_read(
     vjp: Vjp,
     samples: Sequence[Sample],
 ) -> None:
-    """Register a strided read, the loop nest in C that Transpose and Slice have in common.
+    """Register a strided read, the loop nest in C that Transpose, Slice and Expand have in common.
 
     Args:
         name: Operator.
@@ -157,6 +163,45 @@ register_read(
         Sample((TensorType(()),), {"perm": ()}),
         Sample((_I8,), {"perm": (0, 3, 1, 2)}, differentiable=()),
         Sample((_I8,), {"perm": (1, 0, 2, 3)}, differentiable=()),
+    ],
+)
+
+
+# --- Expand ---------------------------------------------------------------------------------------
+
+
+def _infer_expand(node: Node) -> list[TensorType]:
+    x, shape = movable(node, 0), node.ints_attr("shape")
+    check_rank(shape)
+    try:
+        fits = np.broadcast_shapes(x.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise GraphError(f"{x} does not expand to {shape}")
+    return [TensorType(shape, x.dtype, x.quant)]
+
+
+def _vjp_expand(
+    builder: GradBuilder, node: Node, dy: Value, need: Sequence[bool]
+) -> list[Value | None]:
+    x = node.inputs[0]
+    assert x is not None
+    return [sum_to(builder, dy, x, "grad") if need[0] else None]
+
+
+register_read(
+    "Expand",
+    _infer_expand,
+    lambda node, x: np.broadcast_to(x, node.ints_attr("shape")),
+    lambda node: (0, broadcast_strides(movable(node, 0).shape, node.ints_attr("shape"))),
+    _vjp_expand,
+    [
+        Sample((TensorType((3, 1)),), {"shape": (2, 3, 4)}),
+        Sample((TensorType(()),), {"shape": (2, 3)}),
+        Sample((TensorType((2, 1, 4)),), {"shape": (2, 3, 4)}),
+        Sample((TensorType((2, 3)),), {"shape": (2, 3)}),
+        Sample((_I8,), {"shape": (2, 2, 3, 4, 5)}, differentiable=()),
     ],
 )
 

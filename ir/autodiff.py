@@ -92,6 +92,11 @@ class _TrainingBuilder:
 
     def build(self) -> TrainingGraph:
         prediction = self._copy_forward()
+        if prediction.type.dtype != "f32":
+            raise UnsupportedModelError(
+                f"the prediction {prediction.name} is {prediction.type}, which no loss has a"
+                " gradient of; export the model without its last operator"
+            )
         sample = self.graph.inputs[0]
         forward_nodes = list(self.graph.nodes)
         self.hyper = self.graph.add_input("hyper", TensorType((3,)))

@@ -169,6 +169,7 @@ class Graph:
         quantization: How values of an annotated float graph may be stored as i8: activations with
             one scale, weights per output channel. Biases follow from the scales of their layer.
             The float graph itself ignores it; ``ir.precision`` lowers by it.
+        notes: What the importer changed to make a model that can be trained.
         unchanged: Layers that ``ir.precision`` found to do nothing in i8, and left out.
     """
 
@@ -181,6 +182,7 @@ class Graph:
         self.outputs: list[Value] = []
         self.values: dict[str, Value] = {}
         self.quantization: dict[str, Quantization] = {}
+        self.notes: tuple[str, ...] = ()
         self.unchanged: frozenset[str] = frozenset()
 
     def add_input(self, name: str, type_: TensorType) -> Value:

@@ -21,16 +21,24 @@ from .onnx_read import (
     read_proto,
     tensor_array,
 )
+from .onnx_states import bind_states
 from .quantization import Quantization
 
 #: Why an input of another element type is refused.
 INPUT_KINDS = (
-    "only float32 inputs, and int8 or uint8 ones that DequantizeLinear reads, are supported"
+    "only float32 inputs, int32 and int64 ones that Gather reads as indices, and int8 or uint8 ones"
+    " that DequantizeLinear reads, are supported"
 )
 #: Element types that operators read through DequantizeLinear only: never judged as float32.
 QUANTIZED_ONLY = ("float4", "float8", "int2", "int4", "uint2", "uint4")
 EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8)
-FileAttr = int | float | str | tuple[int, ...] | tuple[float, ...] | Array
+INDICES = (TensorProto.INT32, TensorProto.INT64)
+#: Operators that hand the indices of operand 0 on.
+_MOVING_INDICES = (
+    *("Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"),
+    *("Tile", "Transpose", "Unsqueeze"),
+)
+FileAttr = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +80,7 @@ class ModelFile:
         nodes: In order of execution; only those that the outputs need.
         types: Inferred types of values, where they are static.
         obstacles: What is wrong so far.
+        notes: What was changed to make it one that can be trained.
     """
 
     name: str
@@ -84,6 +93,7 @@ class ModelFile:
     nodes: tuple[FileNode, ...]
     types: dict[str, TensorType]
     obstacles: tuple[Obstacle, ...]
+    notes: tuple[str, ...] = ()
 
 
 def load_file(path: Path, batch: int) -> ModelFile:
@@ -99,6 +109,7 @@ def load_file(path: Path, batch: int) -> ModelFile:
             stands in ``obstacles``.
     """
     proto = read_proto(path)
+    notes = bind_states(proto, batch)
     check_structure(proto, path)
     proto, opset = at_known_opset(proto, path)
     _unique_names(proto)
@@ -106,7 +117,8 @@ def load_file(path: Path, batch: int) -> ModelFile:
     known = set(constants) | {o.where for o in obstacles}
     runtime = [v for v in proto.graph.input if v.name not in known]
     del proto.graph.input[:]
-    inputs = {v.name: _bind(v, batch, runtime, obstacles) for v in runtime}
+    indices = _indices(proto)
+    inputs = {v.name: _bind(v, batch, runtime, indices, obstacles) for v in runtime}
     proto.graph.input.extend(runtime)
     proto.ir_version = max(proto.ir_version, 4)  # from here on initializers need not be inputs
     _forget_symbols(proto)
@@ -125,6 +137,7 @@ def load_file(path: Path, batch: int) -> ModelFile:
         nodes=tuple(_without_unread(n, used) for n in needed),
         types=types,
         obstacles=tuple(o for o in obstacles if o.op != "initializer" or o.where in used),
+        notes=notes,
     )
 
 
@@ -147,20 +160,26 @@ def _unique_names(proto: ModelProto) -> None:
 
 
 def _bind(
-    v: ValueInfoProto, batch: int, runtime: list[ValueInfoProto], obstacles: list[Obstacle]
+    v: ValueInfoProto,
+    batch: int,
+    runtime: list[ValueInfoProto],
+    indices: set[str],
+    obstacles: list[Obstacle],
 ) -> TensorType | None:
     """Replace the symbolic batch of an input by its value; the type if it is static now.
 
     Files also write an unknown batch as 0 or -1. An input of another element type is judged on as
     if it were float32, so that the report does not repeat the reason at every node; 8-bit inputs
-    are judged where the graph is built, because their scales stand in later nodes.
+    are judged where the graph is built, because their scales stand in later nodes. Indices become
+    i32, whatever the file has.
     """
     if not v.type.HasField("tensor_type"):
         obstacles.append(Obstacle(v.name, "input", "is not a tensor"))
         return None
     tensor = v.type.tensor_type
     dims = tensor.shape.dim
-    if tensor.elem_type not in (TensorProto.FLOAT, *EIGHT_BITS):
+    indexing = tensor.elem_type in INDICES and v.name in indices
+    if tensor.elem_type not in (TensorProto.FLOAT, *EIGHT_BITS) and not indexing:
         kinds = TensorProto.DataType.items()
         kind = next((k.lower() for k, v in kinds if v == tensor.elem_type), "of an unknown type")
         obstacles.append(Obstacle(v.name, "input", f"is {kind}; {INPUT_KINDS}"))
@@ -189,7 +208,18 @@ def _bind(
             obstacles.append(Obstacle(v.name, "input", reason))
             return None
     dtype = ELEMENT_TYPES[tensor.elem_type] if tensor.elem_type in EIGHT_BITS else "f32"
-    return TensorType(tuple(d.dim_value for d in dims), dtype)
+    return TensorType(tuple(d.dim_value for d in dims), "i32" if indexing else dtype)
+
+
+def _indices(proto: ModelProto) -> set[str]:
+    """Values that Gather reads as indices, maybe after something has moved them."""
+    found: set[str] = set()
+    for node in reversed(proto.graph.node):
+        if node.op_type == "Gather" and len(node.input) > 1:
+            found.add(node.input[1])
+        if node.op_type in _MOVING_INDICES and found.intersection(node.output):
+            found.add(node.input[0])
+    return found
 
 
 def _forget_symbols(proto: ModelProto) -> None:
@@ -214,6 +244,8 @@ def _record(node: NodeProto) -> FileNode:
                 attrs[a.name] = tensor_array(a.t)
         elif a.type in (AttributeProto.INTS, AttributeProto.FLOATS):
             attrs[a.name] = tuple(onnx.helper.get_attribute_value(a))
+        elif a.type == AttributeProto.STRINGS:
+            attrs[a.name] = tuple(text.decode(errors="replace") for text in a.strings)
         elif a.type == AttributeProto.STRING:
             attrs[a.name] = a.s.decode(errors="replace")
         elif a.type in (AttributeProto.INT, AttributeProto.FLOAT):

@@ -6,6 +6,7 @@ are repeated until nothing changes.
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -25,9 +26,13 @@ from .quantization import Quantization
 MAX_FOLDED_ELEMENTS = 2**27
 #: Larger constants can't be shapes, axes or limits: inference gets their types alone.
 MAX_INFERRED_ELEMENTS = 2**10
+#: Longer vectors are not followed by inference; none of them is a shape.
+MAX_PROPAGATED_ELEMENTS = 2**16
 #: Begins the reason of what onnx's inference finds.
 INCONSISTENT = "is inconsistent"
-_RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomUniform")
+#: Operators whose results can be larger than all of their operands.
+_GROWING = ("ConstantOfShape", "Expand", "EyeLike", "OneHot", "Pad", "Resize", "Tile", "Upsample")
+_RANDOM = ("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomUniform")
 #: ONNX element type -> dtype name of the IR.
 ELEMENT_TYPES: dict[int, str] = {
     TensorProto.FLOAT: "f32",
@@ -101,11 +106,30 @@ def _write_defaults(proto: ModelProto) -> None:
             node.attribute.append(onnx.helper.make_attribute("axes", (0, 2, 3)))
 
 
+def _propagates(proto: ModelProto) -> bool:
+    """Whether onnx may follow integers through the shapes of a model.
+
+    It writes them out, every vector of a known length that it comes by, and takes all memory where
+    a file has a long one. Without it folding takes more rounds, within limits.
+    """
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto)
+    except Exception:  # said again by the strict run
+        return False
+    lists = {o for n in proto.graph.node if n.op_type in ("Range", "Tile") for o in n.output}
+    for name, t in _static_types(inferred):
+        lists.discard(name)
+        if len(t.shape) == 1 and t.size > MAX_PROPAGATED_ELEMENTS:
+            return False
+    return not lists
+
+
 def _infer(proto: ModelProto) -> tuple[ModelProto, list[Obstacle]]:
     """Shape inference by onnx; inconsistencies become obstacles of the nodes that they are in."""
+    follow = _propagates(proto)
     try:
         return onnx.shape_inference.infer_shapes(
-            proto, check_type=True, strict_mode=True, data_prop=True
+            proto, check_type=True, strict_mode=True, data_prop=follow
         ), []
     except Exception as e:  # onnx raises InferenceError, TypeError and RuntimeError here
         text = str(e)
@@ -118,7 +142,7 @@ def _infer(proto: ModelProto) -> tuple[ModelProto, list[Obstacle]]:
     if not found:
         obstacles = [Obstacle(proto.graph.name or "model", "graph", _plain(text.splitlines()[0]))]
     try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True), obstacles
+        return onnx.shape_inference.infer_shapes(proto, data_prop=follow), obstacles
     except Exception:  # the strict run has said why; conversion goes on with what it infers itself
         return proto, obstacles
 
@@ -156,6 +180,12 @@ def _evaluate(
         return None
     if any(o in types and types[o].size > MAX_FOLDED_ELEMENTS for o in node.output):
         return None
+    if node.op_type == "Range":
+        length = _range_length(*(constants[i] for i in names)) if len(names) == 3 else None
+        if length is None or length > MAX_FOLDED_ELEMENTS:
+            return None
+    elif node.op_type in _GROWING and any(o and o not in types for o in node.output):
+        return None  # the next round knows how large it is
     wanted = [o for o in node.output if o]
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -163,10 +193,22 @@ def _evaluate(
             values = _run(node, proto, {i: constants[i] for i in names}, wanted)
     except Exception:  # an operator without reference: it stays a node, and the table judges it
         return None
+    if any(isinstance(a, list) for a in values):  # a sequence is no constant
+        return None
     arrays = [np.asarray(a) for a in values]
     if any(a.dtype.kind not in "fiub" or a.dtype.itemsize > 8 for a in arrays):
         return None
     return dict(zip(wanted, arrays, strict=True))
+
+
+def _range_length(start: Array | None, limit: Array | None, delta: Array | None) -> int | None:
+    """Elements of a Range; None where an operand is not known, or where it is not defined."""
+    if start is None or limit is None or delta is None:
+        return None
+    a, b, step = (float(v.reshape(())) if v.size == 1 else math.nan for v in (start, limit, delta))
+    if step == 0 or not math.isfinite(length := (b - a) / step):
+        return None
+    return max(0, math.ceil(length))
 
 
 def _run(

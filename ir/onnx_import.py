@@ -47,6 +47,7 @@ def import_model(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
 def convert(file: ModelFile) -> Conversion:
     """Convert all nodes that can be; the obstacles stand in the result."""
     conversion = Conversion(file, Graph(file.name), obstacles=list(file.obstacles))
+    conversion.graph.notes = file.notes
     for name, type_ in file.inputs.items():
         if type_ is not None:
             add_input(conversion, name, type_)
@@ -96,11 +97,13 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
             domain = f" of the domain {node.domain}" if node.domain else ""
             raise RejectedError(f"the operator{domain} is not supported")
         names = [i for i in node.inputs if i]
-        if any(i not in file.constants and conversion.values.get(i) is None for i in names):
+        known = file.constants.keys() | conversion.empty
+        if any(i not in known and conversion.values.get(i) is None for i in names):
             _placeholders(conversion, node)  # the reason is reported where it arose
             return
         stored = integers_kept(conversion, node)
-        result = rule(Site(conversion, node))
+        made = rule(Site(conversion, node))
+        results = made if isinstance(made, tuple) else (made,)
     except (RejectedError, GraphError) as e:
         for leftover in graph.nodes[begin:]:
             for v in leftover.outputs:
@@ -117,14 +120,18 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         conversion.order.append(node.name)
         _placeholders(conversion, node)
         return
-    conversion.values[node.outputs[0]] = result
-    if stored is not None:
-        conversion.stored[node.outputs[0]] = stored
-        graph.quantization.setdefault(result.name, stored.quant)
     conversion.order += [n.name for n in graph.nodes[begin:]]
-    out = node.outputs[0]
-    if begin < len(graph.nodes) and result.name != out and out not in graph.values:
-        rename(graph, result, out)
+    for out, result in zip(node.outputs, results, strict=False):
+        conversion.values[out] = result
+        if result is None:
+            conversion.empty.add(out)
+            continue
+        if stored is not None:
+            conversion.stored[out] = stored
+            graph.quantization.setdefault(result.name, stored.quant)
+        new = result.producer is not None and result.producer in graph.nodes[begin:]
+        if out and new and result.name != out and out not in graph.values:
+            rename(graph, result, out)
 
 
 def _placeholders(conversion: Conversion, node: FileNode) -> None:

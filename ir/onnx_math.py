@@ -225,11 +225,16 @@ def _where(s: Site) -> Value:
 
 
 def _cast(s: Site) -> Value:
-    """Casts between float32 and conditions."""
+    """Casts between float32 and conditions; indices stay what they are."""
     to, x = s.integer("to"), s.value(0)
-    real, flag = 1, 9  # TensorProto.FLOAT, TensorProto.BOOL
-    if to not in (real, flag):
-        raise RejectedError("only float32 and bool can be cast to outside constants")
+    real, flag, integers = 1, 9, (6, 7)  # TensorProto.FLOAT, BOOL, INT32 and INT64
+    if x.type.dtype == "i32" and to in integers:
+        return x
+    if x.type.dtype == "i32" or to not in (real, flag):
+        raise RejectedError(
+            "only casts between float32 and bool, and of indices to int32 or int64, are supported"
+            " outside constants"
+        )
     if x.type.dtype == ("f32" if to == real else "bits"):
         return x
     if to == real:

@@ -11,7 +11,7 @@ from .onnx_convert import RejectedError, Rule, Site
 from .onnx_shapes import positive_axes, positive_axis
 
 
-def _batchnorm(s: Site) -> Value:
+def _batchnorm(s: Site) -> Value | tuple[Value | None, ...]:
     if s.integer("spatial", 1) != 1:
         raise RejectedError("spatial=0 is not supported")
     operands = [s.value(i) for i in range(5)]
@@ -25,17 +25,15 @@ def _batchnorm(s: Site) -> Value:
     if any(i > 2 for i in wanted):
         raise RejectedError("the saved statistics of its training mode are not supported")
     attrs["momentum"] = s.real("momentum", 0.9)
-    for i, observed in ((1, "BatchMean"), (2, "BatchVariance")):
-        if i in wanted:
-            seen = s.emit(observed, operands[:1], None, observed)
-            average = s.emit(
-                "RunningAverage",
-                (operands[2 + i], seen),
-                {"momentum": attrs["momentum"]},
-                f"running{observed}",
-            )
-            s.conversion.values[s.node.outputs[i]] = average
-    return s.emit("BatchNormTraining", operands, attrs)
+    y = s.emit("BatchNormTraining", operands, attrs)
+    if not wanted:
+        return y
+    running = []
+    for statistic, observed in zip(operands[3:], ("BatchMean", "BatchVariance"), strict=True):
+        seen = s.emit(observed, operands[:1], None, observed)
+        rate = {"momentum": attrs["momentum"]}
+        running.append(s.emit("RunningAverage", (statistic, seen), rate, f"running{observed}"))
+    return (y, *running)
 
 
 def _layernorm(s: Site) -> Value:

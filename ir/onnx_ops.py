@@ -14,6 +14,8 @@ from . import onnx_math
 from . import onnx_shapes as shapes
 from .graph import Attr, Value
 from .onnx_convert import RejectedError, Rule, Site
+from .onnx_einsum import EINSUM_RULES
+from .onnx_index import INDEX_RULES
 from .onnx_norm import NORM_RULES
 from .onnx_quantize import (
     dequantize_linear,
@@ -21,8 +23,10 @@ from .onnx_quantize import (
     qlinear_result,
     quantize_linear,
 )
+from .onnx_recurrent import RECURRENT_RULES
+from .onnx_reduce import REDUCE_RULES
 from .onnx_resize import RESIZE_RULES
-from .onnx_shapes import positive_axes, positive_axis
+from .onnx_shapes import positive_axis
 from .onnx_spatial import SPATIAL_RULES
 
 # -- matrix products -------------------------------------------------------------------------------
@@ -85,7 +89,7 @@ def _matmul(s: Site) -> Value:
     return s.reshape(y, tuple(shape))
 
 
-# -- elementwise and reductions --------------------------------------------------------------------
+# -- elementwise and normalization -----------------------------------------------------------------
 
 
 def _plain(op: str, operands: int) -> Rule:
@@ -121,16 +125,6 @@ def _softmax(s: Site) -> Value:
     return s.emit("Transpose", (y,), {"perm": perm})
 
 
-def _reduce_mean(s: Site) -> Value:
-    x = s.value(0)
-    rank = len(x.type.shape)
-    axes = s.ints_or_attr(1, "axes")
-    if not axes and s.integer("noop_with_empty_axes"):
-        return x
-    chosen = positive_axes(axes, rank) if axes else tuple(range(rank))
-    return s.emit("ReduceMean", (x,), {"axes": chosen, "keepdims": s.integer("keepdims", 1)})
-
-
 # -- nothing at inference --------------------------------------------------------------------------
 
 
@@ -142,15 +136,16 @@ def _dropout(s: Site) -> Value:
     return s.value(0)
 
 
+#: Element types of a Cast that changes nothing: TensorProto.FLOAT; INT32 and INT64, which are i32.
+_FLOAT, _INTEGERS = (1,), (6, 7)
+
+
 def _constant(s: Site) -> Value:
     raise RejectedError("its value is not a dense numeric tensor, or can't be read")
 
 
 #: ONNX operator of the standard domain -> its rule.
 RULES: dict[str, Rule] = {
-    **NORM_RULES,
-    **RESIZE_RULES,
-    **SPATIAL_RULES,
     **onnx_math.RULES,
     "Clip": _clip,
     "Concat": shapes.concat,
@@ -158,18 +153,23 @@ RULES: dict[str, Rule] = {
     "DequantizeLinear": dequantize_linear,
     "Dropout": _dropout,
     "Flatten": shapes.flatten,
-    "Gather": shapes.gather,
     "Gemm": _gemm,
     "Identity": lambda s: s.value(0),
     "MatMul": _matmul,
     "Pad": shapes.pad,
     "QLinearMatMul": lambda s: qlinear_result(s, s.emit("MatMul", qlinear_operands(s, -1)[:2])),
     "QuantizeLinear": quantize_linear,
-    "ReduceMean": _reduce_mean,
     "Reshape": shapes.reshape,
     "Slice": shapes.slice_,
     "Softmax": _softmax,
     "Squeeze": shapes.squeeze,
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.unsqueeze,
+    **NORM_RULES,
+    **RECURRENT_RULES,
+    **RESIZE_RULES,
+    **SPATIAL_RULES,
+    **EINSUM_RULES,
+    **INDEX_RULES,
+    **REDUCE_RULES,
 }

@@ -32,12 +32,15 @@ from .quantization import LOW, Quantization
 MOVES = frozenset(
     {
         "Concat",
+        "DepthToSpace",
         "Flatten",
         "Identity",
         "MaxPool",
         "Pad",
         "Reshape",
         "Slice",
+        "SpaceToDepth",
+        "Split",
         "Squeeze",
         "Transpose",
         "Unsqueeze",
@@ -56,7 +59,7 @@ def add_input(conversion: Conversion, name: str, type_: TensorType) -> None:
     A uint8 input becomes i8: 128 less than the file's.
     """
     graph = conversion.graph
-    if type_.dtype == "f32":
+    if type_.dtype in ("f32", "i32"):
         conversion.values[name] = graph.add_input(name, type_)
         return
     try:

@@ -108,6 +108,38 @@ def transformer(
     return g
 
 
+def recurrent(steps: int = 5, size: int = 6, seed: int = 0, batch: int = 1) -> Graph:
+    """LSTM, reverse GRU, RNN with their input products, then Gemm of the last state."""
+    rng, g = np.random.default_rng(seed), Graph("recurrent")
+    x = g.add_input("x", TensorType((steps, batch, 4)))
+    layers: tuple[tuple[str, int, dict[str, Attr]], ...] = (
+        ("LSTM", 4, {"reverse": 0, "cells": 0}),
+        ("GRU", 3, {"reverse": 1, "linear_before_reset": 1}),
+        ("RNN", 1, {"reverse": 0, "activation": "Tanh"}),
+    )
+    for op, gates, attrs in layers:
+        name = op.lower()
+        rows: dict[str, Attr] = {"shape": (steps * batch, x.type.shape[2])}
+        x = g.add_node("Reshape", (x,), rows, name=f"{name}.rows").out
+        x = dense(g, rng, x, f"{name}.product", gates * size)
+        stacked: dict[str, Attr] = {"shape": (steps, batch, gates * size)}
+        x = g.add_node("Reshape", (x,), stacked, name=f"{name}.stacked").out
+        operands = [x, _weights(g, rng, f"{name}.R", gates * size, size)]
+        if op == "GRU":
+            operands.append(_weights(g, rng, "gru.bias", size))
+        x = g.add_node(op, operands, attrs, name=name).out
+    last: dict[str, Attr] = {
+        "starts": (steps - 1, 0, 0),
+        "sizes": (1, batch, size),
+        "steps": (1, 1, 1),
+    }
+    x = g.add_node("Slice", (x,), last, name="last").out
+    x = g.add_node("Reshape", (x,), {"shape": (batch, size)}, name="flatten").out
+    g.outputs = [dense(g, rng, x, "fc", 3)]
+    g.verify()
+    return g
+
+
 def mlp(widths: tuple[int, ...] = (8, 16, 12, 4), seed: int = 0, batch: int = 1) -> Graph:
     """Gemm + Relu layers."""
     rng, g = np.random.default_rng(seed), Graph("mlp")

@@ -95,6 +95,7 @@ CASES: dict[str, Callable[[], Planned]] = {
     "batch-normalized-micro": lambda: planned(
         nets.batch_normalized(batch=2), TrainingSpec(micro_batches=2)
     ),
+    "recurrent": lambda: planned(nets.recurrent(9, 16, batch=2), TrainingSpec(optimizer="adam")),
     "cnn-micro": lambda: planned(nets.cnn(), TrainingSpec(optimizer="adam", micro_batches=2)),
     "cnn-partly": lambda: partly(nets.cnn(channels=8)),
     "cnn-paged": lambda: paged(nets.cnn(size=8)),
@@ -116,7 +117,7 @@ CASES: dict[str, Callable[[], Planned]] = {
 
 def samples(training: TrainingGraph, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     rng = np.random.default_rng(7)
-    xs = [random_sample(training.sample.type, rng) for _ in range(count)]
+    xs = [random_sample(training, rng) for _ in range(count)]
     kind = training.target.type
     if kind.dtype == "i32":
         classes = training.prediction.type.shape[-1]

@@ -288,19 +288,49 @@ CASES: dict[str, tuple[list[NodeProto], dict[str, NDArray[Any]], str]] = {
     "gather outside": (
         [node("Gather", "x i", "y", axis=3)],
         {"i": _ints(0, 4)},
-        "indices [0, 4] leave axis 3",
+        "index 4 leaves axis 3",
     ),
     "gather at run time": (
         [node("Gather", "s x", "y")],
         {"s": ONES},
-        "index x is not constant",
+        "indices x are f32[1,2,4,4]; give integers",
     ),
-    "many gathers": (
-        [node("Gather", "x i", "y", axis=3)],
-        {"i": _ints(*[1] * 17)},
+    "many parts": (
+        [node("Concat", " ".join(["x"] * 17), "y", axis=3)],
+        {},
         "17 operands; 1 to 16 can be concatenated",
     ),
     "form": ([node("Gelu", "x", "y", approximate="sine")], {}, "approximate sine is not known"),
+    "positions at run time": (
+        [node("ArgMax", "x", "i"), node("GatherElements", "x i", "y")],
+        {},
+        "indices i are computed; only constant ones are supported here",
+    ),
+    "scatter twice": (
+        [node("ScatterND", "x i u", "y")],
+        {"i": _ints(0, 0).reshape(2, 1), "u": np.ones((2, 2, 4, 4), np.float32)},
+        "indices occur twice",
+    ),
+    "scatter outside": (
+        [node("ScatterElements", "x i u", "y", axis=3)],
+        {"i": _ints(4).reshape(1, 1, 1, 1), "u": np.ones((1, 1, 1, 1), np.float32)},
+        "index 4 leaves axis 3",
+    ),
+    "split": (
+        [node("Split", "x s", "y z", axis=3)],
+        {"s": _ints(1, 2)},
+        "parts [1, 2] are not axis 3",
+    ),
+    "diagonal": (
+        [node("Einsum", "x", "y", equation="abcc->abc")],
+        {},
+        "term abcc takes a diagonal",
+    ),
+    "places": (
+        [node("NonZero", "x", "y")],
+        {},
+        "evaluated only where its operands are constants",
+    ),
     "drop": (
         [node("Dropout", "x r t", "y")],
         {"r": np.array(0.5, np.float32), "t": np.array(True)},

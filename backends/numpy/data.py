@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from ...ir.errors import UsageError
 from ...ir.graph import Array, TensorType
+from ...ir.indices import check_indices
 from ...ir.opdef import get_op
 from ...ir.sample import quantizer
 from ...ir.training import TrainingGraph
@@ -111,7 +112,7 @@ def checked_samples(training: TrainingGraph, x: Array) -> Array:
 
     Raises:
         UsageError: Not numbers, another shape than the model's, none at all, or not finite;
-            integers other than int8 for an i8 input.
+            integers other than int8 for an i8 input; indices outside of their table.
     """
     kind = training.sample.type
     want = kind.shape[1:]
@@ -126,7 +127,9 @@ def checked_samples(training: TrainingGraph, x: Array) -> Array:
         if not np.isfinite(x).all():
             bad = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
             raise UsageError(f"x: sample {bad} has a NaN or infinite value")
-    return stored_sample(x, replace(kind, shape=(len(x), *want)), "x")
+    stored = stored_sample(x, replace(kind, shape=(len(x), *want)), "x")
+    check_indices(training.graph, training.sample, stored, "x")
+    return stored
 
 
 def checked_targets(training: TrainingGraph, y: Array, count: int) -> Array:

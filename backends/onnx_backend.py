@@ -174,7 +174,7 @@ def _stored(v: Value, array: Array) -> Array:
 def _as_in_file(graph: Graph, v: Value, array: Array, kind: int) -> Array:
     """A result in the file's element type: real numbers stand for 8-bit integers and conditions."""
     if kind == TensorProto.BOOL and array.dtype == np.float32:
-        return array != 0
+        return np.not_equal(array, 0)
     if kind == TensorProto.INT64 and array.dtype == np.int32:
         return array.astype(np.int64)
     if kind not in (TensorProto.INT8, TensorProto.UINT8) or array.dtype != np.float32:

@@ -216,6 +216,30 @@ def row_cases() -> list[Case]:
     return result
 
 
+def spatial_cases() -> list[Case]:
+    """Normalizations over channels and resizing, which the models don't have."""
+    result = []
+    for batch, channels, size, groups in ((1, 16, 12, 4), (2, 24, 5, 24)):
+        g = Graph("spatial")
+        x: Value = g.add_input("x", TensorType((batch, channels, size, size)))
+        ones = [g.add_constant(f"ones{i}", np.ones(channels, np.float32)) for i in range(6)]
+        grouped: dict[str, Attr] = {"num_groups": groups}
+        x = g.add_node("BatchNormTraining", (x, *ones[:4]), name="batch").out
+        x = g.add_node("GroupNormalization", (x, *ones[4:]), grouped, name="group").out
+        x = g.add_node("LRN", (x,), {"size": 2 * batch + 1}, name="lrn").out
+        for mode, times in (("nearest", 1 + batch), ("linear", 4 - batch)):
+            size *= times
+            at = np.arange(2 * size, dtype=np.float32) % size / times
+            positions = g.add_constant(f"{mode}.positions", at)
+            wide: dict[str, Attr] = {"sizes": (size, size), "mode": mode}
+            x = g.add_node("Resize", (x, positions), wide, name=mode).out
+        flat: dict[str, Attr] = {"shape": (batch, x.type.size // batch)}
+        g.outputs = [g.add_node("Reshape", (x,), flat, name="result").out]
+        result += _training_cases(g, "spatial")
+    own = ("Group", "Batch", "Running", "LRN", "Resize")
+    return [c for c in result if c.node.op.startswith(own)]
+
+
 def product_cases() -> list[Case]:
     """Small products of batches of matrices; models have large ones."""
     g = Graph("products")
@@ -563,7 +587,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="print every case")
     options = parser.parse_args()
     paths = options.models or models(MODELS)
-    made = [*copy_cases(), *row_cases(), *product_cases()]
+    made = [*copy_cases(), *row_cases(), *spatial_cases(), *product_cases()]
     cases = thinned(distinct([*made, *(c for m in paths for c in model_cases(m))]))
     cases += distinct(sample_cases(cases))
     cases = [c for c in cases if any(fnmatch(c.node.op, p) for p in options.only.split(","))]

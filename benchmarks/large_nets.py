@@ -21,7 +21,7 @@ IR_VERSION = 8
 #: Light models of the onnx package that can be imported.
 LIGHT = (
     "light_squeezenet", "light_vgg19", "light_resnet50", "light_shufflenet", "light_inception_v2",
-    "light_densenet121",
+    "light_densenet121", "light_bvlc_alexnet", "light_zfnet512", "light_inception_v1",
 )  # fmt: skip
 
 

@@ -201,10 +201,11 @@ class _TrainingBuilder:
         """Values whose gradient some chosen parameter upstream needs."""
         needed: set[Value] = set()
         for node in nodes:
-            trained = any(self._trained(node, s) for s in get_op(node.op).params)
+            slots = (s for s in get_op(node.op).params if s.role != "statistic")
+            trained = any(self._trained(node, s) for s in slots)
             if trained or any(v in needed for v in node.operands()):
                 needed.update(node.outputs)
-        if not needed:
+        if not self.chosen:
             raise UsageError("no parameter is chosen for training")
         return needed
 
@@ -222,6 +223,10 @@ class _TrainingBuilder:
         op = get_op(node.op)
         builder = GradBuilder(self.graph, node, self.aux, self.forward.quantization, self.ends)
         chosen = [(s, name) for s in op.params if (name := self._trained(node, s)) is not None]
+        for slot, name in chosen:
+            if slot.role == "statistic":
+                self._observe(builder, slot, name)
+        chosen = [(slot, name) for slot, name in chosen if slot.role != "statistic"]
         if dy is not None and node.out in needed:
             if op.vjp is None:
                 raise UnsupportedModelError(
@@ -247,6 +252,19 @@ class _TrainingBuilder:
     def _contribute(self, builder: GradBuilder, v: Value, d: Value) -> None:
         old = self.grads.get(v)
         self.grads[v] = d if old is None else builder.add("Add", (old, d), suffix=f"sum/{v.name}")
+
+    def _observe(self, builder: GradBuilder, slot: ParamSlot, name: str) -> None:
+        """Update a running statistic, which no gradient reaches."""
+        node = builder.node
+        value = node.inputs[slot.index]
+        assert value is not None, name
+        if len(self.slots[name]) > 1:
+            raise UsageError(f"{name} is a running statistic of several nodes; freeze it")
+        seen = builder.add(slot.observed, (node.inputs[0],), suffix=f"observed/{name}")
+        producer = seen.producer
+        assert producer is not None, name
+        builder.forget(producer)
+        self._apply(self.chosen[name][0], slot, node, value, seen, producer)
 
     def _update(self, builder: GradBuilder, slot: ParamSlot, name: str, dy: Value) -> None:
         node = builder.node
@@ -312,7 +330,9 @@ class _TrainingBuilder:
         name = value.name
         if self.superset and candidate.saved != "f32":
             name = f"{name} {candidate.saved}"  # another candidate has the same value
-        states = tuple(g.add_state(f"{name}.{s}", grad.type) for s in spec.state_slots)
+        learned = slot.role != "statistic"
+        slots = spec.state_slots if learned else ()
+        states = tuple(g.add_state(f"{name}.{s}", grad.type) for s in slots)
         accumulator, accumulate_node, source = None, None, grad
         if spec.micro_batches > 1:
             accumulator = g.add_state(f"{name}.accumulated", grad.type)
@@ -329,6 +349,10 @@ class _TrainingBuilder:
             attrs |= {"beta1": spec.beta1, "beta2": spec.beta2, "epsilon": spec.epsilon}
         kind = {"sgd": "SGD"}.get(spec.optimizer, spec.optimizer.capitalize())
         inputs = [value, source, *states, self.hyper]
+        if not learned:
+            kind, inputs = "RunningAverage", [value, source]
+            attrs = {"gradient_scale": attrs["gradient_scale"]}
+            attrs["momentum"] = owner.float_attr("momentum", 0.9)
         if value.type.dtype != "f32":
             kind = f"Q{kind}"
             inputs.append(self._scales(value, owner, slot))

@@ -119,6 +119,13 @@ class Site:
             raise RejectedError(f"attribute {key} is {value!r}, not a list of integers")
         return tuple(int(v) for v in value)
 
+    def reals(self, key: str) -> tuple[float, ...]:
+        """Required float-tuple attribute."""
+        value = self.node.attrs.get(key)
+        if not isinstance(value, tuple):
+            raise RejectedError(f"attribute {key} is {value!r}, not a list of numbers")
+        return tuple(float(v) for v in value)
+
     def has(self, key: str) -> bool:
         """The attribute is given."""
         return key in self.node.attrs

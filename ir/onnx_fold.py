@@ -74,6 +74,7 @@ def infer_and_fold(
     leave_readable(proto, constants)
     types: dict[str, TensorType] = {}
     room = MAX_FOLDED_ELEMENTS
+    _write_defaults(proto)
     while True:
         shown = without_unsafe_slices(proto, types)
         inferred, errors = _infer(shown)
@@ -101,6 +102,13 @@ def infer_and_fold(
             else:
                 a = np.ascontiguousarray(a).reshape(a.shape)
                 proto.graph.initializer.append(numpy_helper.from_array(a, k))
+
+
+def _write_defaults(proto: ModelProto) -> None:
+    """Attributes that onnx's inference of an operator's definition must find in the node."""
+    for node in proto.graph.node:
+        if node.op_type == "MeanVarianceNormalization" and not node.attribute:
+            node.attribute.append(onnx.helper.make_attribute("axes", (0, 2, 3)))
 
 
 def _propagates(proto: ModelProto) -> bool:

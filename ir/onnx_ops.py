@@ -17,6 +17,7 @@ from .onnx_convert import RejectedError, Rule, Site
 from .onnx_einsum import EINSUM_RULES
 from .onnx_index import INDEX_RULES
 from .onnx_losses import LOSS_RULES
+from .onnx_norm import NORM_RULES
 from .onnx_quantize import (
     dequantize_linear,
     qlinear_operands,
@@ -25,74 +26,9 @@ from .onnx_quantize import (
 )
 from .onnx_recurrent import RECURRENT_RULES
 from .onnx_reduce import REDUCE_RULES
+from .onnx_resize import RESIZE_RULES
 from .onnx_shapes import positive_axis
-
-# -- windows ---------------------------------------------------------------------------------------
-
-
-def _geometry(s: Site, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> dict[str, Attr]:
-    """Strides, dilations and explicit pads of a convolution or pool."""
-    rank = len(sizes)
-    if rank not in (1, 2):
-        raise RejectedError(f"{rank} spatial axes; 1 and 2 are supported")
-    strides = s.integers("strides", (1,) * rank)
-    dilations = s.integers("dilations", (1,) * rank)
-    pads = s.integers("pads", (0,) * (2 * rank))
-    if not len(kernel) == len(strides) == len(dilations) == rank or len(pads) != 2 * rank:
-        raise RejectedError(f"strides, dilations, pads or kernel do not fit {rank} spatial axes")
-    if min(strides) < 1 or min(dilations) < 1:
-        raise RejectedError("strides and dilations must be positive")
-    if min(pads) < 0:
-        raise RejectedError(f"negative pads {list(pads)} are not supported")
-    mode = s.text("auto_pad", "NOTSET")
-    if mode == "VALID":
-        pads = (0,) * (2 * rank)
-    elif mode in ("SAME_UPPER", "SAME_LOWER"):
-        begins, ends = [], []
-        for n, k, step, d in zip(sizes, kernel, strides, dilations, strict=True):
-            total = max(0, (-(-n // step) - 1) * step + (k - 1) * d + 1 - n)
-            small = total // 2
-            begins.append(small if mode == "SAME_UPPER" else total - small)
-            ends.append(total - begins[-1])
-        pads = (*begins, *ends)
-    elif mode != "NOTSET":
-        raise RejectedError(f"auto_pad {mode} is not known")
-    return {"strides": strides, "dilations": dilations, "pads": pads}
-
-
-def _conv(s: Site) -> Value:
-    return _convolution(s, s.value(0), s.value(1), s.optional(2))
-
-
-def _qlinear_conv(s: Site) -> Value:
-    return qlinear_result(s, _convolution(s, *qlinear_operands(s, 0)))
-
-
-def _convolution(s: Site, x: Value, w: Value, bias: Value | None) -> Value:
-    if len(x.type.shape) < 3 or len(w.type.shape) != len(x.type.shape):
-        raise RejectedError(f"input {x.type} and weight {w.type} do not fit a convolution")
-    kernel = w.type.shape[2:]
-    stated = s.integers("kernel_shape", kernel)
-    if stated != kernel:
-        raise RejectedError(f"kernel_shape {stated} is not the weight's {kernel}")
-    attrs = _geometry(s, x.type.shape[2:], kernel) | {"group": s.integer("group", 1)}
-    return s.emit("Conv", (x, w, bias), attrs)
-
-
-def _pool(op: str) -> Rule:
-    def rule(s: Site) -> Value:
-        if s.wanted(1):
-            raise RejectedError("the index output is not supported")
-        x, kernel = s.value(0), s.integers("kernel_shape")
-        attrs = _geometry(s, x.type.shape[2:], kernel) | {"kernel_shape": kernel}
-        same = s.text("auto_pad", "NOTSET").startswith("SAME")
-        attrs["ceil_mode"] = 0 if same else s.integer("ceil_mode")
-        if op == "AveragePool":
-            attrs["count_include_pad"] = s.integer("count_include_pad")
-        return s.emit(op, (x,), attrs)
-
-    return rule
-
+from .onnx_spatial import SPATIAL_RULES
 
 # -- matrix products -------------------------------------------------------------------------------
 
@@ -191,47 +127,6 @@ def _softmax(s: Site) -> Value:
     return s.emit("Transpose", (y,), {"perm": perm})
 
 
-def _batchnorm(s: Site) -> Value:
-    if s.integer("training_mode") or any(map(s.wanted, range(1, 5))):
-        raise RejectedError(
-            "is in training mode; export the model in inference mode (frozen statistics)"
-        )
-    if s.integer("spatial", 1) != 1:
-        raise RejectedError("spatial=0 is not supported")
-    operands = [s.value(i) for i in range(5)]
-    return s.emit("BatchNormalization", operands, {"epsilon": s.real("epsilon", 1e-5)})
-
-
-def _layernorm(s: Site) -> Value:
-    if s.wanted(1) or s.wanted(2):
-        names = ", ".join(n for n in s.node.outputs[1:] if n)
-        raise RejectedError(f"the results Mean and InvStdDev ({names}) are not supported")
-    if s.integer("stash_type", 1) != 1:
-        raise RejectedError("stash_type must be 1: mean and deviation are float32")
-    x = s.value(0)
-    axis = positive_axis(s.integer("axis", -1), len(x.type.shape))
-    row = x.type.shape[axis:]
-    operands = [x, _of_shape(s, 1, row), _of_shape(s, 2, row) if s.present(2) else None]
-    attrs: dict[str, Attr] = {"axis": -len(row), "epsilon": s.real("epsilon", 1e-5)}
-    return s.emit("LayerNormalization", operands, attrs)
-
-
-def _of_shape(s: Site, index: int, shape: tuple[int, ...]) -> Value:
-    """An operand that must broadcast to ``shape``; a constant is written out."""
-    v, data = s.value(index), s.data(index)
-    if v.type.shape == shape:
-        return v
-    lead = len(v.type.shape) - len(shape)
-    if data is not None and set(data.shape[: max(lead, 0)]) <= {1}:
-        try:
-            whole = np.broadcast_to(data.reshape(data.shape[max(lead, 0) :]), shape)
-        except ValueError:
-            pass
-        else:
-            return s.derived(index, whole, "row")
-    raise RejectedError(f"operand {index}, {v.type}, is not of the normalized shape {list(shape)}")
-
-
 # -- nothing at inference --------------------------------------------------------------------------
 
 
@@ -254,23 +149,16 @@ def _constant(s: Site) -> Value:
 #: ONNX operator of the standard domain -> its rule.
 RULES: dict[str, Rule] = {
     **onnx_math.RULES,
-    "AveragePool": _pool("AveragePool"),
-    "BatchNormalization": _batchnorm,
     "Clip": _clip,
     "Concat": shapes.concat,
     "Constant": _constant,
-    "Conv": _conv,
     "DequantizeLinear": dequantize_linear,
     "Dropout": _dropout,
     "Flatten": shapes.flatten,
     "Gemm": _gemm,
-    "GlobalAveragePool": _plain("GlobalAveragePool", 1),
     "Identity": lambda s: s.value(0),
-    "LayerNormalization": _layernorm,
     "MatMul": _matmul,
-    "MaxPool": _pool("MaxPool"),
     "Pad": shapes.pad,
-    "QLinearConv": _qlinear_conv,
     "QLinearMatMul": lambda s: qlinear_result(s, s.emit("MatMul", qlinear_operands(s, -1)[:2])),
     "QuantizeLinear": quantize_linear,
     "Reshape": shapes.reshape,
@@ -279,7 +167,10 @@ RULES: dict[str, Rule] = {
     "Squeeze": shapes.squeeze,
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.unsqueeze,
+    **NORM_RULES,
     **RECURRENT_RULES,
+    **RESIZE_RULES,
+    **SPATIAL_RULES,
     **EINSUM_RULES,
     **INDEX_RULES,
     **LOSS_RULES,

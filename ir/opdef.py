@@ -142,6 +142,9 @@ class Sample:
     ranges: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
+Role = Literal["weight", "bias", "scale", "statistic"]
+
+
 @dataclass(frozen=True)
 class ParamSlot:
     """An operand position that may hold a trainable parameter.
@@ -149,11 +152,13 @@ class ParamSlot:
     Attributes:
         index: Operand index.
         role: ``weight`` tensors are updated by a ratio of their input channels, ``bias`` and
-            ``scale`` tensors whole or not at all.
+            ``scale`` tensors whole or not at all. A ``statistic`` has no gradient: its update is a
+            running average (attribute ``momentum`` of the node) of what is ``observed``.
         channel_axis: For weights: the axis of the weight that runs over input channels (None: only
             whole updates).
         cold_index: For weights: operand index that takes the frozen remainder of a partly updated
             weight (channels ``k..`` along ``channel_axis``); None: only whole updates.
+        observed: For statistics: the operator that finds them in operand 0.
         compressible: For weights: the gradient takes operand 0 in half precision or i8 as well
             (``GradBuilder.kept_input``).
         single: A constant of one element is a parameter, too. Not so where files write numbers of
@@ -161,10 +166,11 @@ class ParamSlot:
     """
 
     index: int
-    role: Literal["weight", "bias", "scale"]
+    role: Role
     channel_axis: Callable[[Node], int | None] = lambda _: None
     cold_index: int | None = None
     compressible: bool = False
+    observed: str = ""
     single: bool = True
 
 

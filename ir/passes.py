@@ -20,6 +20,7 @@ from .layout import (
     sink_pads,
     sink_transposes,
 )
+from .norm_fusion import merge_group_norm, merge_rms_norm, merge_scale
 from .surgery import (
     absorb,
     drop_dead,
@@ -30,6 +31,8 @@ from .surgery import (
     operand_of,
     stored_differently,
 )
+
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
@@ -53,6 +56,9 @@ def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
         flatten_products,
         merge_bias,
         merge_gelu,
+        merge_group_norm,
+        merge_scale,
+        merge_rms_norm,
     ]
     if fold_batchnorm:
         passes.append(merge_batchnorm)
@@ -91,7 +97,7 @@ def merge_pad(graph: Graph) -> bool:
 
 
 def merge_bias(graph: Graph) -> bool:
-    """Adding a constant per channel to a Conv, Gemm or MatMul becomes its bias.
+    """Adding a constant per channel to a convolution, Gemm or MatMul becomes its bias.
 
     As a bias it can be trained alone, and its gradient needs no saved activation.
     """
@@ -105,7 +111,7 @@ def merge_bias(graph: Graph) -> bool:
             channels = _channel_count(graph, layer)
             if channels is None or add.out.type != y.type or y.name in graph.quantization:
                 continue
-            axis = 1 if layer.op == "Conv" else len(y.type.shape) - 1
+            axis = 1 if layer.op in _CONVOLUTIONS else len(y.type.shape) - 1
             per_channel = _per_channel(graph.constants[c.name], len(y.type.shape), axis, channels)
             if per_channel is None:
                 continue
@@ -144,9 +150,7 @@ def merge_batchnorm(graph: Graph) -> bool:
             continue
         w, old = operand_of(layer, 1), layer.inputs[2] if len(layer.inputs) > 2 else None
         start = graph.constants[old.name].astype(np.float64) if old is not None else 0.0
-        out_axis = 0 if layer.op == "Conv" or layer.int_attr("trans_b", 0) else 1
-        shape = [-1 if i == out_axis else 1 for i in range(len(w.type.shape))]
-        weight = graph.constants[w.name].astype(np.float64) * factor.reshape(shape)
+        weight = graph.constants[w.name].astype(np.float64) * _by_result(layer, w, factor)
         if layer.op == "MatMul":
             layer.op, layer.attrs = "Gemm", {"trans_b": 0}
         bias = _constant(
@@ -159,10 +163,21 @@ def merge_batchnorm(graph: Graph) -> bool:
     return changed
 
 
+def _by_result(layer: Node, w: Value, factor: Array) -> Array:
+    """A number per result channel of a layer, to multiply its weight with."""
+    rank = len(w.type.shape)
+    if layer.op == "ConvTranspose":  # [channels of x, result channels of a group, kernel...]
+        group = layer.int_attr("group", 1)
+        rows = np.repeat(factor.reshape(group, -1), w.type.shape[0] // group, axis=0)
+        return rows.reshape(*rows.shape, *(1,) * (rank - 2))
+    out_axis = 0 if layer.op == "Conv" or layer.int_attr("trans_b", 0) else 1
+    return factor.reshape([-1 if i == out_axis else 1 for i in range(rank)])
+
+
 def _channel_count(graph: Graph, layer: Node) -> int | None:
     """Results of a layer with constant weight that can take a bias; None for other nodes."""
     flat = layer.op == "Gemm" or (layer.op == "MatMul" and len(layer.out.type.shape) == 2)
-    if not (layer.op == "Conv" or flat) or len(layer.inputs) > 3:
+    if not (layer.op in _CONVOLUTIONS or flat) or len(layer.inputs) > 3:
         return None
     return layer.out.type.shape[1] if operand_of(layer, 1).name in graph.constants else None
 

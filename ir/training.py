@@ -94,7 +94,7 @@ class Update:
 
     Attributes:
         candidate: What is updated.
-        role: ``weight``, ``bias`` or ``scale``.
+        role: ``weight``, ``bias``, ``scale`` or ``statistic``.
         owner: Forward node that the parameter belongs to.
         value: The updated tensor (the hot part of a partly updated weight), kept in RAM: f32, or i8
             and i32 of an integer layer.
@@ -109,7 +109,7 @@ class Update:
     """
 
     candidate: Candidate
-    role: Literal["weight", "bias", "scale"]
+    role: Literal["weight", "bias", "scale", "statistic"]
     owner: Node
     value: Value
     grad: Value

@@ -307,7 +307,7 @@ class UpdateDecision(_Record):
 
     param: str
     node: str
-    role: Literal["weight", "bias", "scale"]
+    role: Literal["weight", "bias", "scale", "statistic"]
     ratio: float
     channels: PositiveInt | None
     saved: Saved = "f32"

@@ -220,3 +220,45 @@ def views() -> Graph:
     g.outputs = [dense(g, rng, y, "fc", 3)]
     g.verify()
     return g
+
+
+def spatial(size: int = 6, seed: int = 0, batch: int = 1) -> Graph:
+    """Down and up again, through all normalizations over channels."""
+    rng, g = np.random.default_rng(seed), Graph("spatial")
+    x = g.add_input("x", TensorType((batch, 2, size, size)))
+    x = conv(g, rng, x, "down", 6, stride=2)
+    scale, bias = (_weights(g, rng, f"norm.{n}", 6) for n in ("scale", "bias"))
+    x = g.add_node("GroupNormalization", (x, scale, bias), {"num_groups": 3}, name="norm").out
+    x = g.add_node("LRN", (relu(g, x, "relu"),), {"size": 3, "alpha": 0.5}, name="lrn").out
+    w, b = _weights(g, rng, "up.weight", 6, 4, 3, 3), _weights(g, rng, "up.bias", 4)
+    up: dict[str, Attr] = {"strides": (2, 2), "pads": (1, 1, 1, 1), "output_padding": (1, 0)}
+    x = g.add_node("ConvTranspose", (x, w, b), up, name="up").out
+    height, width = x.type.shape[2:]
+    at = np.concatenate([np.arange(2 * n) * (n - 1) / (2 * n - 1) for n in (height, width)])
+    table = g.add_constant("positions", at.astype(np.float32))
+    wide: dict[str, Attr] = {"sizes": (2 * height, 2 * width), "mode": "linear"}
+    x = g.add_node("Resize", (x, table), wide, name="wide").out
+    x = pool(g, "MaxPool", conv(g, rng, x, "last", 3), "pool", 2)
+    scale = _weights(g, rng, "rms.scale", x.type.shape[-1])
+    x = g.add_node("RMSNormalization", (x, scale), {"axis": -1}, name="rms").out
+    x = g.add_node("LpNormalization", (flat(g, x),), {"epsilon": 1e-24}, name="unit").out
+    g.outputs = [dense(g, rng, x, "fc", 3)]
+    g.verify()
+    return g
+
+
+def batch_normalized(batch: int = 4, size: int = 5, seed: int = 0) -> Graph:
+    """Two layers normalized by the statistics of the batch."""
+    rng, g = np.random.default_rng(seed), Graph("batch-normalized")
+    x = g.add_input("x", TensorType((batch, 2, size, size)))
+    for i in range(2):
+        x = conv(g, rng, x, f"conv{i}", 4)
+        scale, mean, var = (rng.uniform(0.5, 1.5, 4).astype(np.float32) for _ in range(3))
+        parts = {"scale": scale, "bias": mean - scale, "mean": mean, "var": var}
+        operands = [g.add_constant(f"bn{i}.{n}", a) for n, a in parts.items()]
+        attrs: dict[str, Attr] = {"epsilon": 1e-3, "momentum": 0.8}
+        x = g.add_node("BatchNormTraining", (x, *operands), attrs, name=f"bn{i}").out
+        x = relu(g, x, f"relu{i}")
+    g.outputs = [dense(g, rng, flat(g, x), "fc", 3)]
+    g.verify()
+    return g

@@ -89,6 +89,13 @@ CASES: dict[str, Callable[[], Planned]] = {
     "mlp-adagrad": lambda: planned(nets.mlp(), TrainingSpec(optimizer="adagrad")),
     "resnet-adam": lambda: planned(nets.resnet(), TrainingSpec(optimizer="adam")),
     "transformer": lambda: planned(nets.transformer(rows=9, width=16)),
+    "spatial": lambda: planned(nets.spatial(batch=2), TrainingSpec(optimizer="momentum")),
+    "spatial-paged": lambda: paged(nets.spatial(size=8)),
+    "spatial-i8": lambda: quantized(nets.spatial(), i8_input=False),
+    "batch-normalized": lambda: planned(nets.batch_normalized(), TrainingSpec(optimizer="adam")),
+    "batch-normalized-micro": lambda: planned(
+        nets.batch_normalized(batch=2), TrainingSpec(micro_batches=2)
+    ),
     "recurrent": lambda: planned(nets.recurrent(9, 16, batch=2), TrainingSpec(optimizer="adam")),
     "cnn-micro": lambda: planned(nets.cnn(), TrainingSpec(optimizer="adam", micro_batches=2)),
     "cnn-partly": lambda: partly(nets.cnn(channels=8)),

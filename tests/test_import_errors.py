@@ -361,9 +361,9 @@ CASES: dict[str, tuple[list[NodeProto], dict[str, NDArray[Any]], str]] = {
         "step -1 on axis 3; only positive steps",
     ),
     "norm": (
-        [node("BatchNormalization", "x s s s s", "y", training_mode=1)],
-        {"s": ONES},
-        "is in training mode",
+        [node("LpNormalization", "x", "y", p=3)],
+        {},
+        "p is 3; 1 and 2 are defined",
     ),
     "row statistics": (
         [node("LayerNormalization", "x four", "y mean")],

@@ -96,6 +96,14 @@ class Run:
     tensors: tuple[Array, Array, Array | None, Array]
 
 
+def _left_over(case: Case) -> Iterator[int]:
+    """Elements at the end of each axis that no window reaches."""
+    a, rank = case.attrs, len(case.x) - 2
+    for i in range(rank):
+        reach = a["dilations"][i] * (case.w[2 + i] - 1) + 1
+        yield (case.x[2 + i] + a["pads"][i] + a["pads"][rank + i] - reach) % a["strides"][i]
+
+
 def run(case: Case, dtype: str) -> Run:
     """Forward and the three gradients by the registry's NumPy kernels."""
     rng = np.random.default_rng(case.seed)
@@ -133,6 +141,11 @@ def run(case: Case, dtype: str) -> Run:
     operands = [("part", part), ("dy", dy)]
     add("ConvGradWeight", operands, {**case.attrs, "weight_shape": tuple(shape)})
     add("ConvGradBias", [("dy", dy)], {})
+    if case.hot is None:  # the gradient of the input with a bias
+        shift = rng.standard_normal(case.x[1]).astype(real) if case.bias else None
+        operands = [("dy", dy), ("w", w), ("shift", shift)]
+        extra = {"output_padding": tuple(_left_over(case))}
+        add("ConvTranspose", operands, {**case.attrs, **extra})
     return Run(nodes, results, (x, w, bias, dy))
 
 
@@ -160,6 +173,12 @@ def test_conv_and_gradients_equal_torch(case: Case) -> None:
     assert x.grad is not None
     assert w.grad is not None
     np.testing.assert_allclose(got["ConvGradInput"], x.grad.numpy(), rtol=1e-12, atol=1e-12)
+    if "ConvTranspose" in got:
+        shift = ours.nodes["ConvTranspose"][1][2]
+        start = 0.0 if shift is None else shift.reshape(-1, *(1,) * rank)
+        np.testing.assert_allclose(
+            got["ConvTranspose"], x.grad.numpy() + start, rtol=1e-12, atol=1e-12
+        )
     grad = np.take(w.grad.numpy(), range(case.hot or case.w[case.axis]), case.axis)
     np.testing.assert_allclose(got["ConvGradWeight"], grad, rtol=1e-12, atol=1e-12)
     axes = (0, *range(2, 2 + rank))

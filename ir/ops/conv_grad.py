@@ -45,19 +45,36 @@ def _infer_grad_input(node: Node) -> list[TensorType]:
     return [TensorType(shape, dy.dtype)]
 
 
-def grad_input(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
-    """Gradient from dy, weight and the frozen rest of the weight."""
-    dy, cold = array(inputs, 0), inputs[2] if len(inputs) > 2 else None
-    weight, group = join(node, array(inputs, 1), cold), node.int_attr("group", 1)
-    shape, win = node.ints_attr("shape"), grad_input_window(node)
+def spread(
+    win: Window, group: int, dy: Array, weight: Array, shape: Sequence[int], bias: Array | None
+) -> Array:
+    """What a convolution's input gets from its result: bias (or 0), then taps (o, ky, kx).
+
+    Args:
+        win: Window of the convolution.
+        group: Groups.
+        dy: ``[N, filters, spatial...]`` as the result of the convolution.
+        weight: ``[filters, channels / group, kernel...]``.
+        shape: Of the convolution's input, ``[N, channels, spatial...]``.
+        bias: ``[channels]``.
+    """
     filters, depth = weight.shape[0] // group, weight.shape[1]
     dys = planes(dy).reshape(shape[0], group, filters, win.y.out, win.x.out)
     taps = weight.reshape(group, filters, depth, -1, 1, 1)
     dx = np.zeros((shape[0], group, depth, win.y.size, win.x.size), dy.dtype)
+    if bias is not None:
+        dx += bias.reshape(group, depth, 1, 1)
     for o in range(filters):
         for tap, outs, ins in win.walk():
             dx[ins] += dys[:, :, o : o + 1][outs] * taps[:, o, :, tap]
-    return [dx.reshape(shape)]
+    return dx.reshape(tuple(shape))
+
+
+def grad_input(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
+    """Gradient from dy, weight and the frozen rest of the weight."""
+    dy, cold = array(inputs, 0), inputs[2] if len(inputs) > 2 else None
+    weight, group = join(node, array(inputs, 1), cold), node.int_attr("group", 1)
+    return [spread(grad_input_window(node), group, dy, weight, node.ints_attr("shape"), None)]
 
 
 def _work_grad_input(node: Node) -> tuple[Work, ...]:

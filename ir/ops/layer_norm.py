@@ -1,10 +1,13 @@
-"""Layer normalization (Ba et al. 2016) and its gradients.
+"""Layer (Ba et al. 2016) and RMS normalization (Zhang and Sennrich 2019), and their gradients.
 
 A tensor is seen as ``outer`` rows of ``size`` elements, the axes from ``axis`` on. With the mean
 ``m`` and ``r = 1 / sqrt(mean((x - m)**2) + epsilon)`` of a row,
 
     ``xhat = (x - m) * r``,   ``y = xhat * scale + bias``,   and for ``g = dy * scale``
     ``dx = (g - mean(g) - xhat * mean(g * xhat)) * r``,   ``dscale = sum over rows of dy * xhat``.
+
+RMS normalization is the same with ``m = 0`` and without ``mean(g)``: the attribute ``centred`` of
+its gradients is 0.
 
 Backward saves ``x`` and nothing else; it finds ``m`` and ``r`` again, by the same operations. That
 is two more passes over ``x``, about 1 % of the product with a square weight that reads ``y``.
@@ -17,6 +20,7 @@ before. Where RAM is short the planner rebuilds ``x`` from what other layers sav
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -25,7 +29,7 @@ import numpy as np
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, ParamSlot, Sample, Work, array, f32_operand, operand, register
-from .elementary import sqrt32
+from .standardize import gradient, standardized
 
 if TYPE_CHECKING:
     from ..autodiff import GradBuilder
@@ -50,17 +54,13 @@ def _rows(node: Node, x: Array) -> Array:
     return x.reshape(-1, prod(_normalized(node, 0)))
 
 
-def _mean(rows: Array) -> Array:
-    """Mean of each row, its sum one chain; ``[outer, 1]``."""
-    return np.asarray(np.add.accumulate(rows, axis=1)[:, -1:] / rows.dtype.type(rows.shape[1]))
+def _centred(node: Node) -> bool:
+    return node.op != "RMSNormalization" and bool(node.int_attr("centred", 1))
 
 
-def _standardized(rows: Array, epsilon: float) -> tuple[Array, Array]:
-    """``xhat`` and ``r`` of rows."""
-    centred = rows - _mean(rows)
-    one = rows.dtype.type(1.0)
-    inverse = one / sqrt32(_mean(centred * centred) + rows.dtype.type(epsilon))
-    return centred * inverse, inverse
+def _standardized(node: Node, x: Array) -> tuple[Array, Array]:
+    """``xhat`` and ``r`` of the rows of ``x``."""
+    return standardized(_rows(node, x), _epsilon(node), centred=_centred(node))
 
 
 def _params(node: Node) -> dict[str, Attr]:
@@ -70,6 +70,7 @@ def _params(node: Node) -> dict[str, Attr]:
         "outer": operand(node, 0).size // size,
         "size": size,
         "line": size // shape[0],
+        "centred": int(_centred(node)),
         "epsilon": _epsilon(node),
     }
 
@@ -91,10 +92,16 @@ def _infer(node: Node) -> list[TensorType]:
     return [x]
 
 
+def _infer_rms(node: Node) -> list[TensorType]:
+    if len(node.inputs) > 2:
+        raise GraphError("operand 2: there is no bias")
+    return _infer(node)
+
+
 def _kernel(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
     x, scale = array(inputs, 0), array(inputs, 1)
     bias = inputs[2] if len(inputs) > 2 else None
-    y = _standardized(_rows(node, x), _epsilon(node))[0] * scale.reshape(-1)
+    y = _standardized(node, x)[0] * scale.reshape(-1)
     return [(y if bias is None else y + bias.reshape(-1)).reshape(x.shape)]
 
 
@@ -103,6 +110,8 @@ def _vjp(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Va
     shape = _normalized(node, 0)
     grads: list[Value | None] = [None] * len(node.inputs)
     attrs: dict[str, Attr] = {"axis": len(dy.type.shape) - len(shape), "epsilon": _epsilon(node)}
+    if not _centred(node):
+        attrs["centred"] = 0
     if need[0]:
         grads[0] = b.add("LayerNormGradInput", (dy, x, scale), attrs, suffix="grad_input")
     if need[1]:
@@ -131,9 +140,9 @@ def _infer_grad_input(node: Node) -> list[TensorType]:
 
 def _kernel_grad_input(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
     dy, x, scale = (array(inputs, i) for i in range(3))
-    xhat, inverse = _standardized(_rows(node, x), _epsilon(node))
+    xhat, inverse = _standardized(node, x)
     g = _rows(node, dy) * scale.reshape(-1)
-    return [((g - _mean(g) - xhat * _mean(g * xhat)) * inverse).reshape(x.shape)]
+    return [gradient(g, xhat, inverse, centred=_centred(node)).reshape(x.shape)]
 
 
 def _infer_grad_scale(node: Node) -> list[TensorType]:
@@ -145,7 +154,7 @@ def _rows_grad_scale(node: Node, inputs: Sequence[Array | None], begin: int, end
     shape = _normalized(node, 0)
     line = prod(shape[1:])
     part = slice(begin * line, end * line)
-    xhat, _ = _standardized(_rows(node, x), _epsilon(node))
+    xhat, _ = _standardized(node, x)
     terms = _rows(node, dy)[:, part] * xhat[:, part]
     return np.asarray(np.add.accumulate(terms, axis=0)[-1]).reshape(end - begin, *shape[1:])
 
@@ -164,13 +173,23 @@ def _samples() -> Iterator[Sample]:
     yield Sample((T((7,)), T((7,)), T((7,))), {"axis": 0})
 
 
+def _rms_samples() -> Iterator[Sample]:
+    yield Sample((T((2, 3, 5)), T((5,))), {"axis": -1, "epsilon": 1e-3})
+    yield Sample((T((3, 2, 4)), T((2, 4))), {"axis": 1})
+
+
+def _cases() -> Iterator[Sample]:
+    yield from _samples()
+    yield from (replace(s, attrs=s.attrs | {"centred": 0}) for s in _rms_samples())
+
+
 def _samples_grad_input() -> Iterator[Sample]:
-    for s in _samples():
+    for s in _cases():
         yield Sample((s.types[0], *s.types[:2]), s.attrs, differentiable=())
 
 
 def _samples_grad_scale() -> Iterator[Sample]:
-    for s in _samples():
+    for s in _cases():
         yield Sample((s.types[0],) * 2, s.attrs, differentiable=())
 
 
@@ -189,6 +208,19 @@ register(
         vjp=_vjp,
         inplace=(0,),
         params=(ParamSlot(1, "scale"), ParamSlot(2, "bias")),
+    )
+)
+register(
+    OpDef(
+        name="RMSNormalization",
+        infer=_infer_rms,
+        kernel=_kernel,
+        work=lambda node: replace(_work(node), operator="LayerNormalization"),
+        c=_c("odtplan_layer_norm_f32", operands=3),
+        samples=_rms_samples,
+        vjp=_vjp,
+        inplace=(0,),
+        params=(ParamSlot(1, "scale"),),
     )
 )
 register(

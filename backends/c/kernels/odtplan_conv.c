@@ -176,19 +176,20 @@ void odtplan_conv_f32(const odtplan_conv_t *p, const float *x, const float *w, c
     }
 }
 
-void odtplan_conv_grad_input_f32(const odtplan_conv_t *p, const float *dy, const float *w,
-                                 const float *cold, float *dx)
+/* The gradient of the input, from a start of bias (or 0). */
+static void spread(const odtplan_conv_t *p, const float *dy, const float *w, const float *bias,
+                   const float *cold, float *dx)
 {
     odtplan_gather_t g = odtplan_make_gather(p, 1);
     const int32_t taps = p->kernel[0] * p->kernel[1], rows = p->filters / p->group;
     const int32_t depth = p->group_channels, rest = depth - p->hot;
     const int32_t plane = g.y.size * g.x.size;
     if (is_depthwise(p)) {
-        depthwise(p, &g, dy, w, NULL, cold, dx);
+        depthwise(p, &g, dy, w, bias, cold, dx);
         return;
     }
     for (int32_t i = 0; i < p->batch * p->group; i++) {
-        const int32_t first = i % p->group * rows;
+        const int32_t group = i % p->group, first = group * rows;
         const odtplan_part_t all = {w + first * depth * taps, rows, taps, depth * taps};
         g.parts[0] = all;
         if (cold && p->group == 1) {
@@ -199,9 +200,21 @@ void odtplan_conv_grad_input_f32(const odtplan_conv_t *p, const float *dy, const
             g.parts[0] = frozen;
             odtplan_convolve(p, &g, dy, dx + p->hot * plane, rest, NULL);
         } else {
-            odtplan_convolve(p, &g, dy, dx, depth, NULL);
+            odtplan_convolve(p, &g, dy, dx, depth, bias ? bias + group * depth : NULL);
         }
         dy += rows * g.y.source * g.x.source;
         dx += depth * plane;
     }
+}
+
+void odtplan_conv_grad_input_f32(const odtplan_conv_t *p, const float *dy, const float *w,
+                                 const float *cold, float *dx)
+{
+    spread(p, dy, w, NULL, cold, dx);
+}
+
+void odtplan_conv_transpose_f32(const odtplan_conv_t *p, const float *x, const float *w,
+                                const float *b, float *y)
+{
+    spread(p, x, w, b, NULL, y);
 }

@@ -1,35 +1,17 @@
 #include "odtplan_layer_norm.h"
 
-#include "odtplan_math.h"
+#include "odtplan_statistics.h"
 
-/* Mean and inverse deviation of a row. */
-typedef struct {
-    float mean;
-    float inverse;
-} statistics_t;
-
-ODTPLAN_INLINE statistics_t statistics(const odtplan_layer_norm_t *p, const float *x)
+ODTPLAN_INLINE odtplan_statistics_t statistics(const odtplan_layer_norm_t *p, const float *x)
 {
-    const float count = (float)p->size;
-    statistics_t s;
-    float sum = 0.0f, squares = 0.0f;
-    for (int32_t i = 0; i < p->size; i++) {
-        sum += x[i];
-    }
-    s.mean = sum / count;
-    for (int32_t i = 0; i < p->size; i++) {
-        const float centred = x[i] - s.mean;
-        squares += centred * centred;
-    }
-    s.inverse = 1.0f / odtplan_sqrtf(squares / count + p->epsilon);
-    return s;
+    return odtplan_statistics(x, 1, p->size, p->size, p->centred, (float)p->size, p->epsilon);
 }
 
 void odtplan_layer_norm_f32(const odtplan_layer_norm_t *p, const float *x, const float *scale,
                             const float *bias, float *y)
 {
     for (int32_t n = 0; n < p->outer; n++, x += p->size, y += p->size) {
-        const statistics_t s = statistics(p, x);
+        const odtplan_statistics_t s = statistics(p, x);
         if (bias != NULL) {
             for (int32_t i = 0; i < p->size; i++) {
                 y[i] = (x[i] - s.mean) * s.inverse * scale[i] + bias[i];
@@ -47,14 +29,14 @@ void odtplan_layer_norm_grad_input_f32(const odtplan_layer_norm_t *p, const floa
 {
     const float count = (float)p->size;
     for (int32_t n = 0; n < p->outer; n++, x += p->size, dy += p->size, dx += p->size) {
-        const statistics_t s = statistics(p, x);
+        const odtplan_statistics_t s = statistics(p, x);
         float sum = 0.0f, products = 0.0f;
         for (int32_t i = 0; i < p->size; i++) {
             const float g = dy[i] * scale[i];
             sum += g;
             products += g * ((x[i] - s.mean) * s.inverse);
         }
-        sum = sum / count;
+        sum = p->centred ? sum / count : 0.0f;
         products = products / count;
         for (int32_t i = 0; i < p->size; i++) {
             const float xhat = (x[i] - s.mean) * s.inverse;
@@ -72,7 +54,7 @@ void odtplan_layer_norm_grad_scale_f32(const odtplan_layer_norm_t *p, const floa
         dscale[i] = 0.0f;
     }
     for (int32_t n = 0; n < p->outer; n++, x += p->size, dy += p->size) {
-        const statistics_t s = statistics(p, x);
+        const odtplan_statistics_t s = statistics(p, x);
         for (int32_t i = 0; i < count; i++) {
             dscale[i] += dy[begin + i] * ((x[begin + i] - s.mean) * s.inverse);
         }

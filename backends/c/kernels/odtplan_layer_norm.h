@@ -1,6 +1,6 @@
 /* Layer normalization of rows, fp32, and its gradients: with m the mean of a row of x and
- * r = 1 / sqrt(mean((x - m)^2) + epsilon), xhat = (x - m) * r and y = xhat * scale + bias. Sums over
- * a row, and over rows, run in ascending order. */
+ * r = 1 / sqrt(mean((x - m)^2) + epsilon), xhat = (x - m) * r and y = xhat * scale + bias. RMS
+ * normalization is the same with m = 0. Sums over a row, and over rows, run in ascending order. */
 #ifndef ODTPLAN_LAYER_NORM_H
 #define ODTPLAN_LAYER_NORM_H
 
@@ -14,6 +14,7 @@ typedef struct {
     int32_t outer; /* rows */
     int32_t size;  /* elements of a row */
     int32_t line;  /* elements of a row per index of its first axis */
+    int32_t centred; /* 0: RMS normalization */
     float epsilon;
 } odtplan_layer_norm_t;
 
@@ -21,7 +22,8 @@ typedef struct {
 void odtplan_layer_norm_f32(const odtplan_layer_norm_t *p, const float *x, const float *scale,
                             const float *bias, float *y);
 
-/* dx = (g - mean(g) - xhat * mean(g * xhat)) * r with g = dy * scale; dx may be dy or x. */
+/* dx = (g - mean(g) - xhat * mean(g * xhat)) * r with g = dy * scale, for RMS without mean(g);
+ * dx may be dy or x. */
 void odtplan_layer_norm_grad_input_f32(const odtplan_layer_norm_t *p, const float *dy,
                                        const float *x, const float *scale, float *dx);
 

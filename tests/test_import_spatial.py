@@ -1,0 +1,270 @@
+"""Spatial operators and normalizations of files: the imported graph equals onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx_files import Array, agrees, floats, model, node, outputs, save
+
+from odt_plan.ir.errors import UnsupportedModelError
+from odt_plan.ir.onnx_import import import_model
+
+RNG = np.random.default_rng(0)
+
+
+def _imported(
+    tmp_path: Path,
+    nodes: list[onnx.NodeProto],
+    shape: tuple[int, ...],
+    constants: dict[str, Array] | None = None,
+    opset: int = 17,
+    **options: Any,
+) -> list[str]:
+    """Operators of the graph, after its results were compared."""
+    proto = model(nodes, {"x": shape}, ["y"], constants, opset=opset)
+    if opset > 21:
+        proto.ir_version = 10
+    graph = agrees(save(proto, tmp_path), **options)
+    return [n.op for n in graph.nodes]
+
+
+# -- transposed convolution ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "weight", "attrs"),
+    [
+        ((1, 4, 5, 6), (4, 3, 3, 3), {}),
+        ((2, 4, 5, 6), (4, 3, 2, 4), {"strides": [2, 3], "pads": [0, 1, 1, 2]}),
+        ((1, 4, 5, 6), (4, 3, 3, 3), {"strides": [2, 2], "output_padding": [1, 1], "group": 2}),
+        ((1, 4, 5, 6), (4, 1, 3, 3), {"dilations": [2, 1], "pads": [1, 1, 1, 1], "group": 4}),
+        ((1, 4, 5, 6), (4, 3, 3, 3), {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+        ((1, 4, 5, 6), (4, 3, 4, 4), {"strides": [3, 3], "auto_pad": "SAME_LOWER"}),
+        ((1, 4, 5, 6), (4, 3, 3, 3), {"strides": [2, 2], "output_shape": [10, 12]}),
+        ((1, 4, 5, 6), (4, 3, 3, 3), {"strides": [2, 2], "auto_pad": "VALID"}),
+        ((1, 4, 7), (4, 3, 3), {"strides": [2], "pads": [1, 0], "output_padding": [1]}),
+    ],
+)
+def test_transposed_convolution(
+    tmp_path: Path, shape: tuple[int, ...], weight: tuple[int, ...], attrs: dict[str, Any]
+) -> None:
+    constants = {
+        "w": floats(RNG, *weight),
+        "b": floats(RNG, weight[1] * attrs.get("group", 1)),
+    }
+    nodes = [node("ConvTranspose", "x w b", "y", **attrs)]
+    assert _imported(tmp_path, nodes, shape, constants) == ["ConvTranspose"]
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_batch_normalization_is_folded_into_a_transposed_convolution(
+    tmp_path: Path, group: int
+) -> None:
+    nodes = [
+        node("ConvTranspose", "x w", "a", strides=[2, 2], group=group),
+        node("BatchNormalization", "a s b m v", "y"),
+    ]
+    constants = {k: floats(RNG, 3 * group) for k in "sbm"}
+    constants |= {"v": np.abs(floats(RNG, 3 * group)) + 1, "w": floats(RNG, 4, 3, 2, 2)}
+    assert _imported(tmp_path, nodes, (1, 4, 3, 3), constants) == ["ConvTranspose"]
+
+
+# -- normalizations --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4, 5), (2, 6, 7)])
+def test_normalizations_of_groups(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    constants = {
+        "s": floats(RNG, 6),
+        "b": floats(RNG, 6),
+        "s3": floats(RNG, 3),
+        "b3": floats(RNG, 3),
+    }
+    cases = [
+        (node("InstanceNormalization", "x s b", "y", epsilon=1e-3), 17),
+        (node("GroupNormalization", "x s3 b3", "y", num_groups=3), 18),
+        (node("GroupNormalization", "x s b", "y", num_groups=3, epsilon=1e-3), 21),
+    ]
+    for n, opset in cases:
+        kept = {k: constants[k] for k in n.input if k in constants}
+        assert _imported(tmp_path, [n], shape, kept, opset) == ["GroupNormalization"]
+
+
+def test_other_normalizations(tmp_path: Path) -> None:
+    shape = (2, 6, 4, 5)
+    plain = ["Transpose", "Reshape", None, "Reshape", "Transpose"]
+    for axis in (1, 2, -1):
+        ops = _imported(tmp_path, [node("LpNormalization", "x", "y", axis=axis)], shape)
+        assert ops == [o or "LpNormalization" for o in (plain if axis > 0 else plain[1:-1])]
+        ops = _imported(tmp_path, [node("LpNormalization", "x", "y", axis=axis, p=1)], shape)
+        assert ops == ["Abs", "ReduceMean", "Mul", "Clip", "Div"]
+    for axes in ([0, 2, 3], [2, 3], [1, 2, 3]):
+        ops = _imported(tmp_path, [node("MeanVarianceNormalization", "x", "y", axes=axes)], shape)
+        assert ops.count("GroupNormalization") == 1
+    bare = model([node("MeanVarianceNormalization", "x", "y")], {"x": shape}, ["y"])
+    graph = import_model(save(bare, tmp_path))  # the runtime knows no default
+    x = floats(RNG, *shape)
+    want = (x - x.mean((0, 2, 3), keepdims=True)) / x.std((0, 2, 3), keepdims=True)
+    np.testing.assert_allclose(outputs(graph, {"x": x})[0], want, rtol=1e-5, atol=1e-5)
+    scale = {"s": floats(RNG, 4, 5)}
+    rms = [node("RMSNormalization", "x s", "y", axis=2, epsilon=1e-3)]
+    assert _imported(tmp_path, rms, shape, scale, 23) == ["RMSNormalization"]
+    for size in (1, 5, 13):
+        lrn = [node("LRN", "x", "y", size=size, alpha=0.5, beta=0.6, bias=1.5)]
+        assert _imported(tmp_path, lrn, shape) == ["LRN"]
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_group_normalization_as_exporters_write_it(tmp_path: Path, affine: bool) -> None:
+    """PyTorch's exporters at any opset: instances of groups, then a number per channel."""
+    nodes = [
+        node("Reshape", "x rows", "a"),
+        node("InstanceNormalization", "a ones zeros", "b"),
+        node("Reshape", "b whole", "c" if affine else "y"),
+    ]
+    constants = {
+        "rows": np.array([0, 3, -1]),
+        "whole": np.array([2, 6, 4, 5]),
+        "ones": np.ones(3, np.float32),
+        "zeros": np.zeros(3, np.float32),
+    }
+    if affine:
+        nodes += [node("Mul", "c s", "d"), node("Add", "b1 d", "y")]
+        constants |= {"s": floats(RNG, 6, 1, 1), "b1": floats(RNG, 1, 6, 1, 1)}
+    proto = model(nodes, {"x": (2, 6, 4, 5)}, ["y"], constants)
+    graph = agrees(save(proto, tmp_path))
+    assert [n.op for n in graph.nodes] == ["GroupNormalization"]
+    assert set(graph.constants) == ({"s", "b1"} if affine else set())
+    constants["ones"][1] = 2.0  # then each group has a scale of its own
+    proto = model(nodes, {"x": (2, 6, 4, 5)}, ["y"], constants)
+    assert len(agrees(save(proto, tmp_path)).nodes) == len(nodes)
+
+
+@pytest.mark.parametrize("inverse", [True, False])
+def test_rms_normalization_as_exporters_write_it(tmp_path: Path, inverse: bool) -> None:
+    nodes = [
+        node("Pow", "x two", "a"),
+        node("ReduceMean", "a", "b", axes=[-1]),
+        node("Add", "b eps", "c"),
+        node("Sqrt", "c", "d"),
+        *(
+            [node("Reciprocal", "d", "e"), node("Mul", "x e", "f")]
+            if inverse
+            else [node("Div", "x d", "f")]
+        ),
+        node("Mul", "f s", "y"),
+    ]
+    numbers = {"two": np.array(2, np.float32), "eps": np.array(1e-3, np.float32)}
+    constants = {**numbers, "s": floats(RNG, 5)}
+    assert _imported(tmp_path, nodes, (2, 3, 5), constants) == ["RMSNormalization"]
+    wide = {**numbers, "s": floats(RNG, 3, 5)}  # no scale of the rows: it stays a product
+    assert len(_imported(tmp_path, nodes, (2, 3, 5), wide)) > 1
+
+
+# -- pools -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "pools"),
+    [((2, 3, 4, 5), 1), ((1, 2, 17, 16), 2), ((1, 2, 600), 2), ((1, 1, 300, 3), 3)],
+)
+def test_global_max_pool(tmp_path: Path, shape: tuple[int, ...], pools: int) -> None:
+    ops = _imported(tmp_path, [node("GlobalMaxPool", "x", "y")], shape)
+    assert ops == ["MaxPool"] * pools
+
+
+@pytest.mark.parametrize("name", ["bvlc_alexnet", "zfnet512", "inception_v1"])
+def test_networks_with_local_response_normalization(name: str) -> None:
+    """Of the light models that the onnx package brings."""
+    path = Path(onnx.__file__).parent / "backend/test/data/light" / f"light_{name}.onnx"
+    graph = import_model(path)
+    assert sum(n.op == "LRN" for n in graph.nodes) == 2
+
+
+# -- Resize ----------------------------------------------------------------------------------------
+
+MODES = [
+    {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+    {"mode": "nearest", "coordinate_transformation_mode": "half_pixel"},
+    {"mode": "nearest", "coordinate_transformation_mode": "half_pixel", "nearest_mode": "ceil"},
+    {"mode": "nearest", "nearest_mode": "round_prefer_ceil"},
+    {"mode": "linear", "coordinate_transformation_mode": "asymmetric"},
+    {"mode": "linear", "coordinate_transformation_mode": "half_pixel"},
+    {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"},
+    {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+]
+
+
+@pytest.mark.parametrize("attrs", MODES, ids=lambda a: "-".join(a.values()))
+def test_resize(tmp_path: Path, attrs: dict[str, str]) -> None:
+    constants = {
+        "double": np.array([1, 1, 2, 2], np.float32),
+        "half": np.array([1, 1, 0.5, 2], np.float32),
+        "sizes": np.array([1, 2, 7, 1], np.int64),
+        "wide": np.array([1, 2, 4, 9], np.int64),
+    }
+    for text in ("x - double", "x - half", "x - - sizes", "x - - wide"):
+        kept = {k: constants[k] for k in text.split() if k in constants}
+        ops = _imported(tmp_path, [node("Resize", text, "y", **attrs)], (1, 2, 4, 6), kept, 13)
+        assert ops == ["Resize"]
+
+
+def test_resize_in_its_other_forms(tmp_path: Path) -> None:
+    scales = {"s": np.array([1, 2, 3, 1], np.float32)}
+    old = [node("Upsample", "x s", "y", mode="linear")]
+    shape = (1, 4, 3, 5)  # of which the last axis keeps its size
+    nearest = [node("Upsample", "x s", "y", mode="nearest")]
+    assert _imported(tmp_path, nearest, shape, scales, 9) == ["Transpose", "Resize", "Transpose"]
+    two = {"s": np.array([1, 1, 2, 3], np.float32)}
+    assert _imported(tmp_path, old, shape, two, 9) == ["Resize"]
+    assert _imported(tmp_path, [node("Resize", "x s", "y", mode="linear")], shape, two, 10) == [
+        "Resize"
+    ]
+    attribute = [node("Upsample", "x", "y", scales=[1.0, 1.0, 2.0, 2.0])]
+    assert _imported(tmp_path, attribute, shape, None, 8) == ["Resize"]
+    axes = {"z": np.array([6, 9], np.int64)}
+    for policy in ("stretch", "not_larger", "not_smaller"):
+        attrs: dict[str, Any] = {"axes": [3, 2], "keep_aspect_ratio_policy": policy}
+        resize = [node("Resize", "x - - z", "y", mode="linear", **attrs)]
+        assert _imported(tmp_path, resize, shape, axes, 18) == ["Resize"]
+    same = {"s": np.ones(4, np.float32)}
+    nodes = [node("Resize", "x - s", "a"), node("Relu", "a", "y")]
+    assert _imported(tmp_path, nodes, shape, same, 13) == ["Relu"]
+    line = {"s": np.array([1, 1, 3], np.float32)}
+    assert _imported(
+        tmp_path, [node("Resize", "x - s", "y", mode="linear")], (1, 2, 4), line, 13
+    ) == ["Resize"]
+
+
+@pytest.mark.parametrize(
+    ("attrs", "operand", "opset", "reason"),
+    [
+        ({"mode": "cubic"}, [1, 1, 2, 2], 13, "mode cubic is not supported"),
+        ({"mode": "linear", "antialias": 1}, [1, 1, 0.5, 0.5], 18, "antialias is not supported"),
+        ({"mode": "nearest"}, [2, 1, 2, 2], 13, "3 axes change their size"),
+        (
+            {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+            [1, 1, 0.6, 1],
+            13,
+            "align_corners with a scale of 0.6 for 4 elements",
+        ),
+        (
+            {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize"},
+            [1, 1, 2, 2],
+            13,
+            "tf_crop_and_resize is not supported",
+        ),
+    ],
+)
+def test_resizing_that_is_refused(
+    tmp_path: Path, attrs: dict[str, Any], operand: list[float], opset: int, reason: str
+) -> None:
+    constants = {"s": np.array(operand, np.float32)}
+    nodes = [node("Resize", "x - s", "y", **attrs)]
+    path = save(model(nodes, {"x": (1, 2, 4, 4)}, ["y"], constants, opset=opset), tmp_path)
+    with pytest.raises(UnsupportedModelError, match=reason):
+        import_model(path)

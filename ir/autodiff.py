@@ -127,8 +127,9 @@ class _TrainingBuilder:
         for name, data in f.constants.items():
             split = None if self.superset else self._split(name)
             if split is None:
+                t = f.values[name].type
                 self.map[f.values[name]] = g.add_constant(
-                    name, data, f.values[name].type.dtype, f.values[name].type.quant
+                    name, data, t.dtype, t.quant, shape=t.shape
                 )
             else:
                 k, axis = split

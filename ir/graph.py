@@ -169,6 +169,7 @@ class Graph:
         quantization: How values of an annotated float graph may be stored as i8: activations with
             one scale, weights per output channel. Biases follow from the scales of their layer.
             The float graph itself ignores it; ``ir.precision`` lowers by it.
+        notes: What the importer changed to make a model that can be trained.
         unchanged: Layers that ``ir.precision`` found to do nothing in i8, and left out.
     """
 
@@ -181,6 +182,7 @@ class Graph:
         self.outputs: list[Value] = []
         self.values: dict[str, Value] = {}
         self.quantization: dict[str, Quantization] = {}
+        self.notes: tuple[str, ...] = ()
         self.unchanged: frozenset[str] = frozenset()
 
     def add_input(self, name: str, type_: TensorType) -> Value:
@@ -190,14 +192,24 @@ class Graph:
         return value
 
     def add_constant(
-        self, name: str, data: Array, dtype: str | None = None, quant: Quantization | None = None
+        self,
+        name: str,
+        data: Array,
+        dtype: str | None = None,
+        quant: Quantization | None = None,
+        *,
+        shape: tuple[int, ...] | None = None,
     ) -> Value:
-        """Declare a constant (parameter) with data; dtype is the array's if not given."""
+        """Declare a constant (parameter) with data; dtype and shape are the array's if not given.
+
+        Packed bits need both.
+        """
         if dtype is None:
             dtype = next((k for k, (d, _) in DTYPES.items() if np.dtype(d) == data.dtype), None)
             if dtype is None:
                 raise GraphError(f"constant {name}: dtype {data.dtype} is not supported")
-        value = self._new_value(name, TensorType(tuple(data.shape), dtype, quant))
+        dims = tuple(data.shape) if shape is None else shape
+        value = self._new_value(name, TensorType(dims, dtype, quant))
         self.constants[name] = data
         return value
 

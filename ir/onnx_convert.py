@@ -209,7 +209,8 @@ class Site:
     ) -> Value:
         """Append an IR node; ``suffix`` tells those beside the main one apart."""
         name = f"{self.node.name}/{suffix}" if suffix else self.node.name
-        out = self.node.outputs[0] + (f"/{suffix}" if suffix else "")
+        first = next(filter(None, self.node.outputs))
+        out = f"{first}/{suffix}" if suffix else first
         node = self.conversion.graph.add_node(op, inputs, attrs, name=name, outputs=[out])
         return node.out
 

@@ -21,6 +21,7 @@ from .onnx_read import (
     read_proto,
     tensor_array,
 )
+from .onnx_states import bind_states
 from .quantization import Quantization
 
 #: Why an input of another element type is refused.
@@ -37,7 +38,7 @@ _MOVING_INDICES = (
     *("Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"),
     *("Tile", "Transpose", "Unsqueeze"),
 )
-FileAttr = int | float | str | tuple[int, ...] | tuple[float, ...] | Array
+FileAttr = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +80,7 @@ class ModelFile:
         nodes: In order of execution; only those that the outputs need.
         types: Inferred types of values, where they are static.
         obstacles: What is wrong so far.
+        notes: What was changed to make it one that can be trained.
     """
 
     name: str
@@ -91,6 +93,7 @@ class ModelFile:
     nodes: tuple[FileNode, ...]
     types: dict[str, TensorType]
     obstacles: tuple[Obstacle, ...]
+    notes: tuple[str, ...] = ()
 
 
 def load_file(path: Path, batch: int) -> ModelFile:
@@ -106,6 +109,7 @@ def load_file(path: Path, batch: int) -> ModelFile:
             stands in ``obstacles``.
     """
     proto = read_proto(path)
+    notes = bind_states(proto, batch)
     check_structure(proto, path)
     proto, opset = at_known_opset(proto, path)
     _unique_names(proto)
@@ -133,6 +137,7 @@ def load_file(path: Path, batch: int) -> ModelFile:
         nodes=tuple(_without_unread(n, used) for n in needed),
         types=types,
         obstacles=tuple(o for o in obstacles if o.op != "initializer" or o.where in used),
+        notes=notes,
     )
 
 
@@ -239,6 +244,8 @@ def _record(node: NodeProto) -> FileNode:
                 attrs[a.name] = tensor_array(a.t)
         elif a.type in (AttributeProto.INTS, AttributeProto.FLOATS):
             attrs[a.name] = tuple(onnx.helper.get_attribute_value(a))
+        elif a.type == AttributeProto.STRINGS:
+            attrs[a.name] = tuple(text.decode(errors="replace") for text in a.strings)
         elif a.type == AttributeProto.STRING:
             attrs[a.name] = a.s.decode(errors="replace")
         elif a.type in (AttributeProto.INT, AttributeProto.FLOAT):

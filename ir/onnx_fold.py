@@ -42,6 +42,7 @@ ELEMENT_TYPES: dict[int, str] = {
     TensorProto.INT32: "i32",
     TensorProto.UINT8: "u8",
     TensorProto.INT8: "i8",
+    TensorProto.BOOL: "bits",
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .errors import GraphError
-from .graph import Graph, Value
+from .graph import Attr, Graph, Value
 from .obstacles import Obstacle, report_obstacles
 from .onnx_convert import Conversion, RejectedError, Site
 from .onnx_file import FileNode, ModelFile, load_file
@@ -25,7 +25,8 @@ def import_model(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
 
     Inputs and outputs keep the names, number and layout that they have in the file. A quantized
     model becomes a graph of real numbers with ``Graph.quantization``; its int8 inputs stay i8
-    (uint8: 128 less), its 8-bit outputs become the real numbers that they mean.
+    (uint8: 128 less), its 8-bit outputs become the real numbers that they mean, and boolean outputs
+    1 and 0.
 
     Args:
         path: An ``.onnx`` file, opset 8 to the newest of the installed onnx.
@@ -46,6 +47,7 @@ def import_model(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
 def convert(file: ModelFile) -> Conversion:
     """Convert all nodes that can be; the obstacles stand in the result."""
     conversion = Conversion(file, Graph(file.name), obstacles=list(file.obstacles))
+    conversion.graph.notes = file.notes
     for name, type_ in file.inputs.items():
         if type_ is not None:
             add_input(conversion, name, type_)
@@ -61,12 +63,26 @@ def convert(file: ModelFile) -> Conversion:
         value = conversion.values[name]
         if value is None:
             continue
+        if value.type.dtype == "bits":
+            value = _numbers(conversion, value, name)
         free = value.producer is not None and value not in conversion.graph.outputs
         if free and name not in conversion.graph.values:
             rename(conversion.graph, value, name)
         conversion.graph.outputs.append(value)
     spread(conversion.graph)
     return conversion
+
+
+def _numbers(conversion: Conversion, condition: Value, name: str) -> Value:
+    """A boolean output as 1 and 0."""
+    graph = conversion.graph
+    if condition.name == name and f"{name}/condition" not in graph.values:
+        rename(graph, condition, f"{name}/condition")
+    attrs: dict[str, Attr] = {"on": 1.0, "off": 0.0}
+    operands = (condition, None, None)
+    node = graph.add_node("Where", operands, attrs, name=f"{name}/real", outputs=[name])
+    conversion.order.append(node.name)
+    return node.out
 
 
 def _convert_node(conversion: Conversion, node: FileNode) -> None:
@@ -106,10 +122,10 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         return
     conversion.order += [n.name for n in graph.nodes[begin:]]
     for out, result in zip(node.outputs, results, strict=False):
-        conversion.values[out] = result
         if result is None:
             conversion.empty.add(out)
             continue
+        conversion.values[out] = result
         if stored is not None:
             conversion.stored[out] = stored
             graph.quantization.setdefault(result.name, stored.quant)

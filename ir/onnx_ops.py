@@ -10,6 +10,7 @@ from math import inf, prod
 
 import numpy as np
 
+from . import onnx_math
 from . import onnx_shapes as shapes
 from .graph import Attr, Value
 from .onnx_convert import RejectedError, Rule, Site
@@ -21,6 +22,7 @@ from .onnx_quantize import (
     qlinear_result,
     quantize_linear,
 )
+from .onnx_recurrent import RECURRENT_RULES
 from .onnx_reduce import REDUCE_RULES
 from .onnx_shapes import positive_axis
 
@@ -158,19 +160,6 @@ def _plain(op: str, operands: int) -> Rule:
     return lambda s: s.emit(op, [s.value(i) for i in range(operands)])
 
 
-def _sum(s: Site) -> Value:
-    """Operands are added one after the other."""
-    total = s.value(0)
-    for i in range(1, len(s.node.inputs)):
-        last = i == len(s.node.inputs) - 1
-        total = s.emit("Add", (total, s.value(i)), None, "" if last else f"partial{i}")
-    return total
-
-
-def _with_reals(op: str, **defaults: float) -> Rule:
-    return lambda s: s.emit(op, (s.value(0),), {k: s.real(k, d) for k, d in defaults.items()})
-
-
 def _clip(s: Site) -> Value:
     if s.opset < 11:
         low, high = s.real("min", -inf), s.real("max", inf)
@@ -183,13 +172,6 @@ def _clip(s: Site) -> Value:
     if low == 0.0 and high == inf:
         return s.emit("Relu", (s.value(0),))
     return s.emit("Clip", (s.value(0),), {"min": low, "max": high})
-
-
-def _gelu(s: Site) -> Value:
-    form = s.text("approximate", "none")
-    if form != "tanh":
-        raise RejectedError(f"approximate {form} (by erf) is not supported; export it as tanh")
-    return s.emit("Gelu", (s.value(0),))
 
 
 def _softmax(s: Site) -> Value:
@@ -259,65 +241,40 @@ def _dropout(s: Site) -> Value:
     return s.value(0)
 
 
-#: Element types of a Cast that changes nothing: TensorProto.FLOAT; INT32 and INT64, which are i32.
-_FLOAT, _INTEGERS = (1,), (6, 7)
-
-
 def _constant(s: Site) -> Value:
     raise RejectedError("its value is not a dense numeric tensor, or can't be read")
 
 
-def _cast(s: Site) -> Value:
-    x, to = s.value(0), s.integer("to")
-    if to not in {"f32": _FLOAT, "i32": _INTEGERS}.get(x.type.dtype, ()):
-        raise RejectedError(
-            "only casts of float32 to itself, and of indices to int32 or int64, are supported"
-            " outside constants"
-        )
-    return x
-
-
 #: ONNX operator of the standard domain -> its rule.
 RULES: dict[str, Rule] = {
-    "Add": _plain("Add", 2),
+    **onnx_math.RULES,
     "AveragePool": _pool("AveragePool"),
     "BatchNormalization": _batchnorm,
-    "Cast": _cast,
     "Clip": _clip,
     "Concat": shapes.concat,
     "Constant": _constant,
     "Conv": _conv,
     "DequantizeLinear": dequantize_linear,
-    "Div": _plain("Div", 2),
     "Dropout": _dropout,
     "Flatten": shapes.flatten,
-    "Gelu": _gelu,
     "Gemm": _gemm,
     "GlobalAveragePool": _plain("GlobalAveragePool", 1),
-    "HardSigmoid": _with_reals("HardSigmoid", alpha=0.2, beta=0.5),
-    "HardSwish": _plain("HardSwish", 1),
     "Identity": lambda s: s.value(0),
     "LayerNormalization": _layernorm,
-    "LeakyRelu": _with_reals("LeakyRelu", alpha=0.01),
     "MatMul": _matmul,
     "MaxPool": _pool("MaxPool"),
-    "Mul": _plain("Mul", 2),
     "Pad": shapes.pad,
     "QLinearConv": _qlinear_conv,
     "QLinearMatMul": lambda s: qlinear_result(s, s.emit("MatMul", qlinear_operands(s, -1)[:2])),
     "QuantizeLinear": quantize_linear,
-    "Relu": _plain("Relu", 1),
     "Reshape": shapes.reshape,
-    "Sigmoid": _plain("Sigmoid", 1),
     "Slice": shapes.slice_,
     "Softmax": _softmax,
     "Squeeze": shapes.squeeze,
-    "Sub": _plain("Sub", 2),
-    "Sum": _sum,
-    "Tanh": _plain("Tanh", 1),
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.unsqueeze,
     **EINSUM_RULES,
     **INDEX_RULES,
+    **RECURRENT_RULES,
     **REDUCE_RULES,
 }

@@ -49,7 +49,7 @@ MOVES = frozenset(
 #: Operators with integer operands and results, and the scales of all of them as operands.
 QLINEAR = ("QLinearConv", "QLinearMatMul")
 _FILE_DTYPES = {"i8": "int8", "u8": "uint8"}
-_POSITIVE = ("HardSigmoid", "Relu", "Sigmoid", "Softmax")
+_POSITIVE = ("Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax", "Softplus", "Sqrt")
 _AVERAGING = ("AveragePool", "GlobalAveragePool", "ReduceMean")
 
 

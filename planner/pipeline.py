@@ -145,6 +145,7 @@ class PlannedModel:
     Attributes:
         scales: Where the scales of i8 come from; empty for a model without.
         no_replay: Why the plan has no replay that was asked for.
+        notes: What the importer changed to make a model that can be trained.
     """
 
     plan: Plan
@@ -154,6 +155,7 @@ class PlannedModel:
     baselines: tuple[Baseline, ...]
     scales: str = ""
     no_replay: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def make_plan(
@@ -350,7 +352,8 @@ class Planner:
         if r.replay is not None:
             plan, reason = with_replay(plan, training, r.replay, self.cost)
             report = check(plan, training, r.device)
-        return PlannedModel(plan, training, r.device, report, rivals, self.imported.scales, reason)
+        scales, notes = self.imported.scales, self.imported.forward.notes
+        return PlannedModel(plan, training, r.device, report, rivals, scales, reason, notes)
 
     def _found(self, stages: Stages, start: Start) -> Found:
         """The best plan in the order of the file, or in a better one; bounds are of its order.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from op_cases import Array
+from torch_recurrent import torch_recurrent
 
 from odt_plan.ir.autodiff import build_training, candidates, param_slots
 from odt_plan.ir.errors import GraphError, UnsupportedModelError, UsageError
@@ -80,6 +81,8 @@ def _torch_op(node: Node, a: Sequence[torch.Tensor | None]) -> torch.Tensor:
             return torch.softmax(x, node.int_attr("axis"))
         case "Reshape":
             return x.reshape(node.ints_attr("shape"))
+        case "LSTM" | "GRU" | "RNN":
+            return torch_recurrent(node, x, *rest)
         case "GlobalAveragePool":
             return x.mean(dim=(2, 3), keepdim=True)
         case "ReduceMean":
@@ -315,6 +318,7 @@ SPECS = [
         nets.resnet(batch=2),
         depthwise_net(),
         nets.transformer(blocks=2, batch=2),
+        nets.recurrent(batch=2),
     ],
     ids=lambda g: g.name,
 )
@@ -325,7 +329,11 @@ def test_full_update_equals_torch(graph: Graph, spec: TrainingSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["mlperf_resnet8_bn", "st_har", "cntk_mnist", "tinymaix_mnist_cnn", "kwt1_op17"]
+    "model",
+    [
+        *("mlperf_resnet8_bn", "st_har", "cntk_mnist", "tinymaix_mnist_cnn", "kwt1_op17"),
+        "tflm_mnist_lstm",
+    ],
 )
 def test_full_update_of_a_pretrained_model_equals_torch(model: str, shared: Path) -> None:
     graph = import_model(shared / "models" / f"{model}.onnx")
@@ -606,7 +614,7 @@ def _no_output(g: Graph) -> None:
 
 
 def _unknown_operator(g: Graph) -> None:
-    g.nodes[0].op = "Sin"
+    g.nodes[0].op = "Bessel"
 
 
 def _missing_attribute(g: Graph) -> None:
@@ -627,7 +635,7 @@ def _missing_attribute(g: Graph) -> None:
         (_wrong_data, "constant fc0.bias: data float32"),
         (_wrong_dtype, "constant fc0.bias: data float64"),
         (_no_output, "output nowhere is never computed"),
-        (_unknown_operator, "operator Sin is not known"),
+        (_unknown_operator, "operator Bessel is not known"),
         (_missing_attribute, "node fc0 .Gemm.: operand 1 is missing"),
     ],
 )

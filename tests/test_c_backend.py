@@ -88,12 +88,17 @@ CASES: dict[str, Callable[[], Planned]] = {
     "cnn-momentum-batch2": lambda: planned(nets.cnn(batch=2), TrainingSpec(optimizer="momentum")),
     "resnet-adam": lambda: planned(nets.resnet(), TrainingSpec(optimizer="adam")),
     "transformer": lambda: planned(nets.transformer(rows=9, width=16)),
+    "recurrent": lambda: planned(nets.recurrent(9, 16, batch=2), TrainingSpec(optimizer="adam")),
     "cnn-micro": lambda: planned(nets.cnn(), TrainingSpec(optimizer="adam", micro_batches=2)),
     "cnn-partly": lambda: partly(nets.cnn(channels=8)),
     "cnn-paged": lambda: paged(nets.cnn(size=8)),
     "cnn-overlapped": lambda: paged(nets.cnn(size=8), storage="sdram"),
     "resnet-overlapped-micro": lambda: paged(
         nets.resnet(2, 8, 12), TrainingSpec(optimizer="adam", micro_batches=2), storage="sdram"
+    ),
+    "functions": lambda: planned(nets.functions()),
+    "functions-i8": lambda: quantized(
+        nets.functions(), i8_input=False, trained=("conv0", "conv2", "fc")
     ),
     "cnn-i8": lambda: quantized(nets.cnn(), i8_input=False),
     "cnn-i8-input": lambda: quantized(nets.cnn(), i8_input=True),

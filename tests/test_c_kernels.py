@@ -65,8 +65,18 @@ def _random_samples(rng: np.random.Generator) -> Iterator[tuple[str, Sample]]:
         whole = shape(rank)
         a, b = (tuple(d if rng.random() < 0.6 else 1 for d in whole) for _ in range(2))
         b = b[int(rng.integers(0, rank)) :]
-        for op in ("Add", "Sub", "Mul", "Div"):
+        for op in ("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PowSlope", "PowLog"):
             yield op, Sample((TensorType(a), TensorType(b)))
+        for op in ("Greater", "GreaterOrEqual", "Equal"):
+            yield op, Sample((TensorType(a), TensorType(b)))
+        for op in ("And", "Or", "Xor"):
+            yield op, Sample((TensorType(a, "bits"), TensorType(b, "bits")))
+        yield "PRelu", Sample((TensorType(whole), TensorType(b)))
+        yield "Expand", Sample((TensorType(b),), {"shape": whole})
+        condition = tuple(d if rng.random() < 0.6 else 1 for d in whole)
+        for choices in ((a, b), (b, a)):
+            types = (TensorType(condition, "bits"), *map(TensorType, choices))
+            yield "Where", Sample(types)
         perm = tuple(map(int, rng.permutation(rank)))
         yield "Transpose", Sample((TensorType(whole),), {"perm": perm})
         starts = tuple(int(rng.integers(0, d)) for d in whole)
@@ -84,8 +94,6 @@ def _random_samples(rng: np.random.Generator) -> Iterator[tuple[str, Sample]]:
         axis = int(rng.integers(0, rank))
         parts = [(*whole[:axis], n, *whole[axis + 1 :]) for n in shape(int(rng.integers(1, 5)))]
         yield "Concat", Sample(tuple(map(TensorType, parts)), {"axis": axis - rank})
-        repeats = tuple(int(r) if rank < 4 else 1 for r in rng.integers(1, 4, rank - 1))
-        yield "Tile", Sample((TensorType(whole),), {"repeats": (*repeats, 2)})
         index = TensorType(shape(int(rng.integers(0, 3))), "i32")
         ranges = {1: (-whole[axis], whole[axis] - 1)}
         yield "Gather", Sample((TensorType(whole), index), {"axis": axis}, ranges=ranges)

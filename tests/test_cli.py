@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from cli_run import Cli
 
@@ -587,7 +588,10 @@ def test_check_lists_layers(odt: Cli) -> None:
 
 
 def test_check_lists_all_obstacles_by_name(odt: Cli, shared: Path) -> None:
-    done = odt("check", shared / "models" / "tflm_mnist_lstm.onnx")
+    proto = onnx.load(shared / "models" / "tflm_mnist_lstm.onnx")
+    proto.graph.node[1].attribute.append(onnx.helper.make_attribute("clip", 3.0))
+    Path("clipped.onnx").write_bytes(proto.SerializeToString())
+    done = odt("check", "clipped.onnx")
     assert done.code == 4
     assert done.out.count("obstacle: ") == 1
     assert "LSTM_1 (LSTM)" in done.out

@@ -323,9 +323,11 @@ class _TrainingBuilder:
         attrs: dict[str, Attr] = {"gradient_scale": 1.0 / spec.micro_batches}
         if spec.optimizer == "momentum":
             attrs["momentum"] = spec.momentum
+        elif spec.optimizer == "adagrad":
+            attrs["epsilon"] = spec.epsilon
         elif spec.optimizer == "adam":
             attrs |= {"beta1": spec.beta1, "beta2": spec.beta2, "epsilon": spec.epsilon}
-        kind = {"sgd": "SGD", "momentum": "Momentum", "adam": "Adam"}[spec.optimizer]
+        kind = {"sgd": "SGD"}.get(spec.optimizer, spec.optimizer.capitalize())
         inputs = [value, source, *states, self.hyper]
         if value.type.dtype != "f32":
             kind = f"Q{kind}"

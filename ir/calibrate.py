@@ -8,7 +8,6 @@ Annotations that the model brings along (QDQ, weight-only) stay.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
@@ -17,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from .array_file import array_file
 from .errors import UsageError
 from .graph import Array, Graph, Node
 from .indices import check_indices, random_indices
@@ -75,20 +75,17 @@ def load_samples(path: Path) -> Array:
     Raises:
         UsageError: The file can't be read or holds no such array.
     """
-    try:
-        with path.open("rb") as file:
-            data = np.load(file, allow_pickle=False)
-            if isinstance(data, np.ndarray):
-                return data
-            names = list(data.files)
-            if "x" not in names and len(names) != 1:
-                raise UsageError(
-                    f"{path}: has no array x, only {', '.join(names) or 'nothing'};"
-                    " save with np.savez(path, x=...)"
-                )
-            return np.asarray(data["x" if "x" in names else names[0]])
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-        raise UsageError(f"{path}: can't be read as .npz or .npy: {e}") from None
+    with array_file(path) as file:
+        data = np.load(file, allow_pickle=False)
+        if isinstance(data, np.ndarray):
+            return data
+        names = list(data.files)
+        if "x" not in names and len(names) != 1:
+            raise UsageError(
+                f"{path}: has no array x, only {', '.join(names) or 'nothing'};"
+                " save with np.savez(path, x=...)"
+            )
+        return np.asarray(data["x" if "x" in names else names[0]])
 
 
 def knows_activations(graph: Graph) -> bool:

@@ -36,6 +36,10 @@ DTYPES: dict[str, tuple[str, int]] = {
 }
 
 
+#: Larger tensors are refused: no small device holds them, and kernels count in int32.
+MAX_ELEMENTS = 2**28
+
+
 @dataclass(frozen=True)
 class TensorType:
     """Static shape and element type.
@@ -242,6 +246,8 @@ class Graph:
         """
         node = Node(op, self._unique_node(name), tuple(inputs), (), dict(attrs or {}), phase)
         types = _infer(node)
+        for t in types:
+            _check_size(f"node {node.name} ({node.op})", t)
         wanted = list(outputs) if outputs is not None else []
         names = [
             wanted[i] if i < len(wanted) else (node.name if i == 0 else f"{node.name}.{i}")
@@ -327,6 +333,7 @@ class Graph:
             raise GraphError(f"value name {name} occurs twice")
         if any(d <= 0 for d in type_.shape):
             raise GraphError(f"value {name}: {type_} has a dimension that is not positive")
+        _check_size(f"value {name}", type_)
         if type_.quant is not None and (type_.dtype != "i8" or not type_.quant.fits(type_.shape)):
             raise GraphError(f"value {name}: {type_} can't be quantized as {type_.quant}")
         value = Value(name, type_)
@@ -353,6 +360,11 @@ def _infer(node: Node) -> tuple[TensorType, ...]:
         return tuple(definition.infer(node))
     except (GraphError, AssertionError, IndexError, KeyError, ValueError) as e:
         raise GraphError(f"node {node.name} ({node.op}): {e}") from e
+
+
+def _check_size(what: str, type_: TensorType) -> None:
+    if type_.size > MAX_ELEMENTS:
+        raise GraphError(f"{what}: {type_} has more than {MAX_ELEMENTS} elements")
 
 
 def _unique(name: str, taken: Mapping[str, Any] | set[str]) -> str:

@@ -225,7 +225,7 @@ class Site:
         return self.conversion.constant(name, data.astype(np.float32))
 
     def indices(self, data: Array) -> Value:
-        """A constant of indices, all from 0 on."""
+        """A constant of indices or labels."""
         name = f"{self.node.name}/indices"
         return self.conversion.graph.add_constant(name, np.ascontiguousarray(data, np.int32))
 

@@ -7,15 +7,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, inliner
 
-from .graph import Array, TensorType
+from .graph import MAX_ELEMENTS, Array, TensorType
 from .obstacles import Obstacle
 from .onnx_fold import ELEMENT_TYPES, infer_and_fold
+from .onnx_guard import is_sound
 from .onnx_read import (
     STANDARD_DOMAINS,
     at_known_opset,
     check_structure,
+    known_attributes,
     node_name,
     read_initializers,
     read_proto,
@@ -26,13 +28,15 @@ from .quantization import Quantization
 
 #: Why an input of another element type is refused.
 INPUT_KINDS = (
-    "only float32 inputs, int32 and int64 ones that Gather reads as indices, and int8 or uint8 ones"
-    " that DequantizeLinear reads, are supported"
+    "only float32 inputs, int32 and int64 ones that are read as indices or labels, and int8 or"
+    " uint8 ones that DequantizeLinear reads, are supported"
 )
 #: Element types that operators read through DequantizeLinear only: never judged as float32.
 QUANTIZED_ONLY = ("float4", "float8", "int2", "int4", "uint2", "uint4")
 EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8)
 INDICES = (TensorProto.INT32, TensorProto.INT64)
+#: Operators that read indices or labels as operand 1, from the input of a model as well.
+_INDEXED = ("Gather", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss")
 #: Operators that hand the indices of operand 0 on.
 _MOVING_INDICES = (
     *("Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"),
@@ -53,6 +57,7 @@ class FileNode:
         outputs: Value names, "" where an optional result is not wanted.
         attrs: Attributes; tensors as arrays, subgraphs left out.
         subgraphs: It carries subgraphs (If, Loop, Scan).
+        unknown: Names of attributes that the operator does not have in the model's opset.
     """
 
     name: str
@@ -62,6 +67,7 @@ class FileNode:
     outputs: tuple[str, ...]
     attrs: dict[str, FileAttr] = field(default_factory=dict)
     subgraphs: bool = False
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +116,22 @@ def load_file(path: Path, batch: int) -> ModelFile:
     """
     proto = read_proto(path)
     notes = bind_states(proto, batch)
+    return replace(model_file(proto, path, batch), notes=notes)
+
+
+def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
+    """Check, bind, infer and fold a model.
+
+    Args:
+        proto: A model without external data; changed.
+        path: What messages call it.
+        batch: Value of the symbolic batch dimension.
+
+    Raises:
+        UnsupportedModelError: It is no graph at all. Everything less stands in ``obstacles``.
+    """
+    if proto.functions:
+        proto = inliner.inline_local_functions(proto)
     check_structure(proto, path)
     proto, opset = at_known_opset(proto, path)
     _unique_names(proto)
@@ -124,7 +146,8 @@ def load_file(path: Path, batch: int) -> ModelFile:
     _forget_symbols(proto)
     types, stored, errors = infer_and_fold(proto, constants)
     obstacles += [o for o in errors if o not in obstacles]
-    needed = _needed([_record(n) for n in proto.graph.node], {v.name for v in proto.graph.output})
+    records = [_record(n, opset) for n in proto.graph.node]
+    needed = _needed(records, {v.name for v in proto.graph.output})
     used = {i for n in needed for i in n.inputs} | {v.name for v in proto.graph.output}
     return ModelFile(
         name=proto.graph.name or path.stem,
@@ -137,7 +160,6 @@ def load_file(path: Path, batch: int) -> ModelFile:
         nodes=tuple(_without_unread(n, used) for n in needed),
         types=types,
         obstacles=tuple(o for o in obstacles if o.op != "initializer" or o.where in used),
-        notes=notes,
     )
 
 
@@ -189,6 +211,9 @@ def _bind(
     if not tensor.HasField("shape"):
         obstacles.append(Obstacle(v.name, "input", "has no shape; export with static shapes"))
         return None
+    for d in dims:
+        if d.dim_value < 0:
+            d.Clear()
     first = [w.type.tensor_type.shape.dim for w in runtime if w.type.HasField("tensor_type")]
     symbols = {d[0].dim_param for d in first if d} - {""}
     for axis, d in enumerate(dims):
@@ -201,21 +226,31 @@ def _bind(
         elif axis == 0 or d.dim_param in symbols:
             d.dim_value = batch
         else:
+            bind = f"--input_name {v.name} --input_shape 1,..."
+            if d.dim_param:
+                bind = f"--dim_param {d.dim_param} --dim_value ..."
             reason = (
-                f"dimension {axis} ({d.dim_param or 'unnamed'}) is not known;"
-                " --batch binds only the batch, export with a static shape"
+                f"dimension {axis} ({d.dim_param or 'unnamed'}) is not known; --batch binds only"
+                " the batch, export with a static shape or bind it by python -m"
+                f" onnxruntime.tools.make_dynamic_shape_fixed {bind}"
             )
             obstacles.append(Obstacle(v.name, "input", reason))
             return None
+    sizes = tuple(d.dim_value for d in dims)
+    if not is_sound(sizes):
+        reason = f"{[*sizes]} has more than {MAX_ELEMENTS} elements"
+        obstacles.append(Obstacle(v.name, "input", reason))
+        tensor.ClearField("shape")
+        return None
     dtype = ELEMENT_TYPES[tensor.elem_type] if tensor.elem_type in EIGHT_BITS else "f32"
-    return TensorType(tuple(d.dim_value for d in dims), "i32" if indexing else dtype)
+    return TensorType(sizes, "i32" if indexing else dtype)
 
 
 def _indices(proto: ModelProto) -> set[str]:
-    """Values that Gather reads as indices, maybe after something has moved them."""
+    """Values that are read as indices or labels, maybe after something has moved them."""
     found: set[str] = set()
     for node in reversed(proto.graph.node):
-        if node.op_type == "Gather" and len(node.input) > 1:
+        if node.op_type in _INDEXED and len(node.input) > 1:
             found.add(node.input[1])
         if node.op_type in _MOVING_INDICES and found.intersection(node.output):
             found.add(node.input[0])
@@ -233,7 +268,7 @@ def _forget_symbols(proto: ModelProto) -> None:
                     d.Clear()
 
 
-def _record(node: NodeProto) -> FileNode:
+def _record(node: NodeProto, opset: int) -> FileNode:
     attrs: dict[str, FileAttr] = {}
     subgraphs = False
     for a in node.attribute:
@@ -251,8 +286,16 @@ def _record(node: NodeProto) -> FileNode:
         elif a.type in (AttributeProto.INT, AttributeProto.FLOAT):
             attrs[a.name] = onnx.helper.get_attribute_value(a)
     domain = "" if node.domain in STANDARD_DOMAINS else node.domain
+    known = None if domain else known_attributes(node.op_type, opset)
     return FileNode(
-        node.name, node.op_type, domain, tuple(node.input), tuple(node.output), attrs, subgraphs
+        node.name,
+        node.op_type,
+        domain,
+        tuple(node.input),
+        tuple(node.output),
+        attrs,
+        subgraphs,
+        tuple(a.name for a in node.attribute if known is not None and a.name not in known),
     )
 
 

@@ -18,20 +18,29 @@ from onnx.reference import ReferenceEvaluator
 
 from .graph import Array, TensorType
 from .obstacles import Obstacle
+from .onnx_guard import (
+    MAX_INFERRED_ELEMENTS,
+    is_sound,
+    leave_readable,
+    without_unsafe_slices,
+)
 from .onnx_read import STANDARD_DOMAINS
 from .qdq import dequantize_constant, moved
 from .quantization import Quantization
 
-#: Results of constant folding may not be larger: a model that needs them fits no small device.
+#: All results of constant folding together may not be larger: such a model fits no small device.
 MAX_FOLDED_ELEMENTS = 2**27
-#: Larger constants can't be shapes, axes or limits: inference gets their types alone.
-MAX_INFERRED_ELEMENTS = 2**10
 #: Longer vectors are not followed by inference; none of them is a shape.
 MAX_PROPAGATED_ELEMENTS = 2**16
 #: Begins the reason of what onnx's inference finds.
 INCONSISTENT = "is inconsistent"
-#: Operators whose results can be larger than all of their operands.
-_GROWING = ("ConstantOfShape", "Expand", "EyeLike", "OneHot", "Pad", "Resize", "Tile", "Upsample")
+#: Results may be much larger than the operands: folded only where inference knows how large.
+_GROWING = frozenset(
+    {
+        *("CenterCropPad", "ConstantOfShape", "EyeLike", "Expand", "MaxUnpool", "OneHot", "Pad"),
+        *("Resize", "Tile", "Upsample"),
+    }
+)
 _RANDOM = ("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomUniform")
 #: ONNX element type -> dtype name of the IR.
 ELEMENT_TYPES: dict[int, str] = {
@@ -62,30 +71,26 @@ def infer_and_fold(
     """
     stored: dict[str, Quantization] = {}
     errors: list[Obstacle] = []
-    small = [t for t in proto.graph.initializer if np.prod(t.dims) <= MAX_INFERRED_ELEMENTS]
-    if len(small) < len(proto.graph.initializer):
-        known = {t.name for t in small}
-        proto.graph.input.extend(
-            onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
-            for t in proto.graph.initializer
-            if t.name not in known
-        )
-        del proto.graph.initializer[:]
-        proto.graph.initializer.extend(small)
+    leave_readable(proto, constants)
+    types: dict[str, TensorType] = {}
+    room = MAX_FOLDED_ELEMENTS
     while True:
-        inferred, errors = _infer(proto)
-        types = dict(_static_types(inferred))
+        shown = without_unsafe_slices(proto, types)
+        inferred, errors = _infer(shown)
+        known = types
+        types = {k: t for k, t in _static_types(inferred) if is_sound(t.shape)}
         rest: list[NodeProto] = []
         folded: dict[str, Array] = {}
         for node in proto.graph.node:
-            values = _evaluate(node, proto, types, constants)
+            values = _evaluate(node, proto, types, constants, room)
             if values is None:
                 rest.append(node)
             else:
                 folded |= values
+                room -= sum(a.size for a in values.values())
                 constants |= values
                 stored |= _meaning(node, constants, stored)
-        if not folded:
+        if not folded and (shown is proto or types == known):
             return types, stored, errors
         del proto.graph.node[:]
         proto.graph.node.extend(rest)
@@ -152,9 +157,16 @@ def _static_types(proto: ModelProto) -> Iterator[tuple[str, TensorType]]:
 
 
 def _evaluate(
-    node: NodeProto, proto: ModelProto, types: dict[str, TensorType], constants: dict[str, Array]
+    node: NodeProto,
+    proto: ModelProto,
+    types: dict[str, TensorType],
+    constants: dict[str, Array],
+    room: int,
 ) -> dict[str, Array] | None:
-    """Results of a node that does not depend on run-time data, or None."""
+    """Results of a node that does not depend on run-time data, or None.
+
+    None also where they may have more than ``room`` elements.
+    """
     if node.domain not in STANDARD_DOMAINS or node.op_type.startswith(_RANDOM):
         return None
     if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
@@ -170,11 +182,11 @@ def _evaluate(
     names = [i for i in node.input if i]
     if any(i not in constants for i in names):
         return None
-    if any(o in types and types[o].size > MAX_FOLDED_ELEMENTS for o in node.output):
+    if sum(types[o].size for o in node.output if o in types) > room:
         return None
     if node.op_type == "Range":
         length = _range_length(*(constants[i] for i in names)) if len(names) == 3 else None
-        if length is None or length > MAX_FOLDED_ELEMENTS:
+        if length is None or length > room:
             return None
     elif node.op_type in _GROWING and any(o and o not in types for o in node.output):
         return None  # the next round knows how large it is
@@ -188,6 +200,8 @@ def _evaluate(
     if any(isinstance(a, list) for a in values):  # a sequence is no constant
         return None
     arrays = [np.asarray(a) for a in values]
+    if len(arrays) != len(wanted):
+        return None
     if any(a.dtype.kind not in "fiub" or a.dtype.itemsize > 8 for a in arrays):
         return None
     return dict(zip(wanted, arrays, strict=True))

@@ -37,7 +37,21 @@ def import_model(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
         UsageError: The path is missing, a folder or unreadable.
         UnsupportedModelError: Lists everything in the model that can't be planned.
     """
-    conversion = convert(load_file(path, batch))
+    return graph_of(load_file(path, batch), path, fold_batchnorm=fold_batchnorm)
+
+
+def graph_of(file: ModelFile, path: Path, *, fold_batchnorm: bool = True) -> Graph:
+    """The cleaned forward graph of a model that has been read.
+
+    Args:
+        file: The model.
+        path: What messages call it.
+        fold_batchnorm: As in ``import_model``.
+
+    Raises:
+        UnsupportedModelError: Lists everything in the model that can't be planned.
+    """
+    conversion = convert(file)
     if conversion.obstacles:
         raise report_obstacles(path, conversion.obstacles)
     clean(conversion.graph, fold_batchnorm=fold_batchnorm)
@@ -93,12 +107,15 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         rule = RULES.get(node.op) if not node.domain else None
         if node.subgraphs:
             raise RejectedError("operators with subgraphs are not supported")
+        if rule is not None and node.unknown:
+            names = ", ".join(node.unknown)
+            raise RejectedError(f"has no attribute {names} in opset {file.opset}")
         if rule is None:
             domain = f" of the domain {node.domain}" if node.domain else ""
             raise RejectedError(f"the operator{domain} is not supported")
-        names = [i for i in node.inputs if i]
+        operands = [i for i in node.inputs if i]
         known = file.constants.keys() | conversion.empty
-        if any(i not in known and conversion.values.get(i) is None for i in names):
+        if any(i not in known and conversion.values.get(i) is None for i in operands):
             _placeholders(conversion, node)  # the reason is reported where it arose
             return
         stored = integers_kept(conversion, node)
@@ -122,10 +139,10 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         return
     conversion.order += [n.name for n in graph.nodes[begin:]]
     for out, result in zip(node.outputs, results, strict=False):
+        conversion.values[out] = result
         if result is None:
             conversion.empty.add(out)
             continue
-        conversion.values[out] = result
         if stored is not None:
             conversion.stored[out] = stored
             graph.quantization.setdefault(result.name, stored.quant)

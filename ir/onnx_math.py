@@ -225,14 +225,15 @@ def _where(s: Site) -> Value:
 
 
 def _cast(s: Site) -> Value:
-    """Casts between float32 and conditions; indices are i32, whatever the file has."""
+    """Casts between float32 and conditions; indices stay what they are."""
     to, x = s.integer("to"), s.value(0)
-    real, flag, indices = 1, 9, (6, 7)  # TensorProto.FLOAT, TensorProto.BOOL, INT32 and INT64
-    if x.type.dtype == "i32" and to in indices:
+    real, flag, integers = 1, 9, (6, 7)  # TensorProto.FLOAT, BOOL, INT32 and INT64
+    if x.type.dtype == "i32" and to in integers:
         return x
-    if to not in (real, flag) or x.type.dtype == "i32":
+    if x.type.dtype == "i32" or to not in (real, flag):
         raise RejectedError(
-            "only float32 and bool can be cast to outside constants, and indices to int32 and int64"
+            "only casts between float32 and bool, and of indices to int32 or int64, are supported"
+            " outside constants"
         )
     if x.type.dtype == ("f32" if to == real else "bits"):
         return x

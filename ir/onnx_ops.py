@@ -16,6 +16,7 @@ from .graph import Attr, Value
 from .onnx_convert import RejectedError, Rule, Site
 from .onnx_einsum import EINSUM_RULES
 from .onnx_index import INDEX_RULES
+from .onnx_losses import LOSS_RULES
 from .onnx_quantize import (
     dequantize_linear,
     qlinear_operands,
@@ -167,6 +168,7 @@ def _clip(s: Site) -> Value:
         low, high = s.scalar(1, "min", -inf), s.scalar(2, "max", inf)
     limit = float(np.finfo(np.float32).max)  # old exporters write "no bound" as the largest float
     low, high = (-inf if low <= -limit else low), (inf if high >= limit else high)
+    low = min(low, high)  # ONNX: where min > max, everything becomes max
     if low == -inf and high == inf:
         return s.value(0)
     if low == 0.0 and high == inf:
@@ -273,8 +275,9 @@ RULES: dict[str, Rule] = {
     "Squeeze": shapes.squeeze,
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.unsqueeze,
+    **RECURRENT_RULES,
     **EINSUM_RULES,
     **INDEX_RULES,
-    **RECURRENT_RULES,
+    **LOSS_RULES,
     **REDUCE_RULES,
 }

@@ -102,6 +102,8 @@ def _parameters(
     Raises:
         QuantizationError: They are computed, run along an axis, or can't be used.
     """
+    if len(node.inputs) <= first or not node.inputs[first]:
+        raise QuantizationError("its scale is missing")
     zero_name = node.inputs[first + 1] if len(node.inputs) > first + 1 else ""
     scale, zero = file.constants.get(node.inputs[first]), file.constants.get(zero_name)
     if scale is None or (zero_name and zero is None):

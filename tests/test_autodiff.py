@@ -115,6 +115,8 @@ class Torch:
         if spec.optimizer == "adam":
             betas = (spec.beta1, spec.beta2)
             self.optimizer = torch.optim.Adam(parameters, rate, betas, spec.epsilon)
+        elif spec.optimizer == "adagrad":
+            self.optimizer = torch.optim.Adagrad(parameters, rate, eps=spec.epsilon)
         else:
             momentum = spec.momentum if spec.optimizer == "momentum" else 0.0
             self.optimizer = torch.optim.SGD(parameters, rate, momentum)
@@ -302,6 +304,7 @@ SPECS = [
     TrainingSpec(),
     TrainingSpec(loss="mse"),
     TrainingSpec(optimizer="momentum", momentum=0.7),
+    TrainingSpec(optimizer="adagrad", epsilon=0.05),
     TrainingSpec(optimizer="adam", beta1=0.8, beta2=0.95, epsilon=0.05),
     TrainingSpec(micro_batches=3),
     TrainingSpec(optimizer="adam", micro_batches=2, epsilon=0.05),

@@ -86,6 +86,7 @@ CASES: dict[str, Callable[[], Planned]] = {
     "mlp-sgd": lambda: planned(nets.mlp()),
     "mlp-mse": lambda: planned(nets.mlp(), TrainingSpec(loss="mse")),
     "cnn-momentum-batch2": lambda: planned(nets.cnn(batch=2), TrainingSpec(optimizer="momentum")),
+    "mlp-adagrad": lambda: planned(nets.mlp(), TrainingSpec(optimizer="adagrad")),
     "resnet-adam": lambda: planned(nets.resnet(), TrainingSpec(optimizer="adam")),
     "transformer": lambda: planned(nets.transformer(rows=9, width=16)),
     "recurrent": lambda: planned(nets.recurrent(9, 16, batch=2), TrainingSpec(optimizer="adam")),

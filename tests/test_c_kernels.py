@@ -49,8 +49,8 @@ OPERAND_GUARD, RESULT_GUARD = 0xA5, 0x5A
 
 #: In-place results beyond the first, which OpDef.inplace can't say: result i on operand j.
 STATE_RESULTS = {
-    "Momentum": {1: 2}, "Adam": {1: 2, 2: 3},
-    "QMomentum": {1: 2}, "QAdam": {1: 2, 2: 3},
+    "Momentum": {1: 2}, "Adagrad": {1: 2}, "Adam": {1: 2, 2: 3},
+    "QMomentum": {1: 2}, "QAdagrad": {1: 2}, "QAdam": {1: 2, 2: 3},
 }
 
 

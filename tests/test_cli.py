@@ -42,6 +42,21 @@ def test_help_lists_commands_and_exit_codes(odt: Cli) -> None:
     assert "Exit codes: 0 done; 1 internal" in done.out
 
 
+@pytest.mark.filterwarnings("default::odt_plan.ir.errors.ModelWarning")
+def test_an_opset_newer_than_known_is_tried(odt: Cli, tmp_path: Path) -> None:
+    """A warning of one line, and the report."""
+    onnx = pytest.importorskip("onnx")
+    proto = onnx.load(MODEL)
+    proto.opset_import[0].version = onnx.defs.onnx_opset_version() + 1
+    onnx.save(proto, tmp_path / "tomorrow.onnx")
+    done = odt("check", tmp_path / "tomorrow.onnx")
+    assert done.code == 0
+    assert "conv3" in done.out
+    (line,) = done.err.splitlines()
+    assert line.startswith(f"warning: {tmp_path / 'tomorrow.onnx'}: opset ")
+    assert "is newer than" in line
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['odt-plan', '--help']\n"

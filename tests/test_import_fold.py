@@ -110,6 +110,7 @@ BOMBS: dict[str, tuple[list[NodeProto], dict[str, Array]]] = {
         [node("Shape", "x", "s"), node("Mul", "d m", "dm"), node("Tile", "s dm", "r")],
         {"d": _ints(10**6), "m": _ints(10**5)},
     ),
+    "pad": ([node("Pad", "a p", "r")], {"a": _ints(1), "p": _ints(0, HUGE)}),
     "expand": ([node("Expand", "a d", "r")], {"a": _ints(1), "d": _ints(HUGE)}),
 }
 

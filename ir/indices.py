@@ -11,7 +11,7 @@ from .graph import Array, Graph, Value
 from .opdef import get_op, operand
 
 #: Operators that hand the indices of operand 0 on.
-_MOVES = ("Expand", "Reshape", "Slice", "Tile", "Transpose")
+_MOVES = ("Expand", "Reshape", "Slice", "Transpose")
 #: Entries of the table of an element that nothing reads as an index: any number is one.
 ANY = 2**31 - 1
 

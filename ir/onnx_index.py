@@ -184,12 +184,26 @@ def _split(s: Site) -> tuple[Value | None, ...]:
 
 
 def _tile(s: Site) -> Value:
+    """Tile: a new axis before each axis that is repeated, expanded."""
     x, repeats = s.value(0), s.ints(1, "repeats")
     if repeats is None:
         raise RejectedError("repeats are missing")
     if len(repeats) != len(x.type.shape) or min(repeats, default=1) < 1:
         raise RejectedError(f"repeats {list(repeats)} do not fit {x.type}")
-    return x if set(repeats) <= {1} else s.emit("Tile", (x,), {"repeats": repeats})
+    if set(repeats) <= {1}:
+        return x
+    once: list[int] = []  # an axis of length 1 before each that is repeated, the others merged
+    whole: list[int] = []
+    for r, d in zip(repeats, x.type.shape, strict=True):
+        if r > 1 or not once:
+            once += [1, d]
+            whole += [r, d]
+        else:
+            once[-1] *= d
+            whole[-1] *= d
+    result = tuple(r * d for r, d in zip(repeats, x.type.shape, strict=True))
+    x = s.reshape(x, tuple(once), "tile")
+    return s.reshape(s.emit("Expand", (x,), {"shape": tuple(whole)}, "tiles"), result)
 
 
 def _blocks(s: Site) -> tuple[Value, int]:

@@ -138,10 +138,6 @@ def _dropout(s: Site) -> Value:
     return s.value(0)
 
 
-#: Element types of a Cast that changes nothing: TensorProto.FLOAT; INT32 and INT64, which are i32.
-_FLOAT, _INTEGERS = (1,), (6, 7)
-
-
 def _constant(s: Site) -> Value:
     raise RejectedError("its value is not a dense numeric tensor, or can't be read")
 

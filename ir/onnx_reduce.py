@@ -30,6 +30,15 @@ def _sum(op: str) -> Rule:
     return rule
 
 
+def _log_sum(s: Site) -> Value:
+    """ReduceLogSum: the logarithm of a sum."""
+    x = s.value(0)
+    axes = _axes(s, len(x.type.shape))
+    if axes:
+        x = s.emit("ReduceSum", (x,), {"axes": axes, "keepdims": s.integer("keepdims", 1)}, "sum")
+    return s.emit("Log", (x,))
+
+
 def _lanes(op: str, *, of_one: bool) -> Rule:
     """Reductions of one axis: reduced axes are merged to one, after a Transpose if they lie apart.
 
@@ -91,6 +100,7 @@ REDUCE_RULES: dict[str, Rule] = {
     "LogSoftmax": _log_softmax,
     "ReduceL1": _lanes("ReduceL1", of_one=True),
     "ReduceL2": _lanes("ReduceL2", of_one=True),
+    "ReduceLogSum": _log_sum,
     "ReduceLogSumExp": _lanes("ReduceLogSumExp", of_one=False),
     "ReduceMax": _lanes("ReduceMax", of_one=False),
     "ReduceMean": _sum("ReduceMean"),

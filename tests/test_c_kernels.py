@@ -94,8 +94,6 @@ def _random_samples(rng: np.random.Generator) -> Iterator[tuple[str, Sample]]:
         axis = int(rng.integers(0, rank))
         parts = [(*whole[:axis], n, *whole[axis + 1 :]) for n in shape(int(rng.integers(1, 5)))]
         yield "Concat", Sample(tuple(map(TensorType, parts)), {"axis": axis - rank})
-        repeats = tuple(int(r) if rank < 4 else 1 for r in rng.integers(1, 4, rank - 1))
-        yield "Tile", Sample((TensorType(whole),), {"repeats": (*repeats, 2)})
         index = TensorType(shape(int(rng.integers(0, 3))), "i32")
         ranges = {1: (-whole[axis], whole[axis] - 1)}
         yield "Gather", Sample((TensorType(whole), index), {"axis": axis}, ranges=ranges)

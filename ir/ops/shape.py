@@ -1,4 +1,4 @@
-"""Operators that rearrange tensors: Reshape (a view), Transpose, Expand, Tile, Concat."""
+"""Operators that rearrange whole tensors: Reshape (a view), Transpose, Expand, Concat."""
 
 from __future__ import annotations
 
@@ -92,23 +92,21 @@ def register_read(
     walk: Callable[[Node], tuple[int, tuple[int, ...]]],
     vjp: Vjp,
     samples: Sequence[Sample],
-    loops: Callable[[Node], tuple[int, ...]] = lambda node: node.out.type.shape,
 ) -> None:
-    """Register a strided read, the loop nest in C that Transpose, Slice, Expand and Tile share.
+    """Register a strided read, the loop nest in C that Transpose, Slice and Expand have in common.
 
     Args:
         name: Operator.
         infer: Its type rule.
         kernel: Its NumPy meaning; a view is fine.
-        walk: The first element read and the operand's stride per loop.
+        walk: The first element read and the operand's stride per axis of the result.
         vjp: Its gradient rule.
         samples: Its samples.
-        loops: Lengths of the loops; by default one per axis of the result.
     """
 
     def params(node: Node) -> dict[str, Attr]:
         offset, strides = walk(node)
-        dims, (merged,) = merge_axes(loops(node), strides)
+        dims, (merged,) = merge_axes(node.out.type.shape, strides)
         return {"rank": len(dims), "offset": offset, "dims": dims, "strides": merged}
 
     register(
@@ -208,74 +206,8 @@ register_read(
         Sample((TensorType((2, 1, 4)),), {"shape": (2, 3, 4)}),
         Sample((TensorType((2, 3)),), {"shape": (2, 3)}),
         Sample((_I8,), {"shape": (2, 2, 3, 4, 5)}, differentiable=()),
+        Sample((_I32,), {"shape": (2, 2, 3, 4)}, differentiable=()),
     ],
-)
-
-
-# --- Tile ----------------------------------------------------------------------------------------
-
-
-def _loops(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Lengths of the loops over a tiled result, and the same with repetitions at length 1.
-
-    Raises:
-        GraphError: The repetitions do not fit the operand, or need too many loops.
-    """
-    shape, repeats = movable(node, 0).shape, node.ints_attr("repeats")
-    if len(repeats) != len(shape) or any(r < 1 for r in repeats):
-        raise GraphError(f"repeats = {repeats} are not {len(shape)} positive numbers, one per axis")
-    lengths: list[int] = []
-    once: list[int] = []
-    for r, d in zip(repeats, shape, strict=True):
-        if r > 1 or not lengths:
-            lengths += [r, d]
-            once += [1, d]
-        else:
-            lengths[-1] *= d
-            once[-1] *= d
-    check_rank(lengths)
-    return tuple(lengths), tuple(once)
-
-
-def _infer_tile(node: Node) -> list[TensorType]:
-    x = movable(node, 0)
-    _loops(node)
-    shape = (r * d for r, d in zip(node.ints_attr("repeats"), x.shape, strict=True))
-    return [TensorType(tuple(shape), x.dtype, x.quant)]
-
-
-def _walk_tile(node: Node) -> tuple[int, tuple[int, ...]]:
-    lengths, once = _loops(node)
-    strides = contiguous_strides(once)
-    return 0, tuple(s if d == n else 0 for s, d, n in zip(strides, once, lengths, strict=True))
-
-
-def _vjp_tile(
-    builder: GradBuilder, node: Node, dy: Value, need: Sequence[bool]
-) -> list[Value | None]:
-    if not need[0]:
-        return [None]
-    lengths, once = _loops(node)
-    dy = builder.add("Reshape", (dy,), {"shape": lengths}, suffix="tiles")
-    dy = builder.add("ReduceSumTo", (dy,), {"shape": once}, suffix="sum")
-    return [builder.add("Reshape", (dy,), {"shape": movable(node, 0).shape}, suffix="grad")]
-
-
-register_read(
-    "Tile",
-    _infer_tile,
-    lambda node, x: np.tile(x, node.ints_attr("repeats")),
-    _walk_tile,
-    _vjp_tile,
-    [
-        Sample((TensorType((2, 3)),), {"repeats": (2, 3)}),
-        Sample((TensorType((3, 1, 2)),), {"repeats": (1, 4, 1)}),
-        Sample((TensorType((2, 3, 2, 2)),), {"repeats": (3, 1, 1, 2)}),
-        Sample((TensorType((4,)),), {"repeats": (1,)}),
-        Sample((_I8,), {"repeats": (1, 2, 1, 1)}, differentiable=()),
-        Sample((_I32,), {"repeats": (2, 1, 2)}, differentiable=()),
-    ],
-    lambda node: _loops(node)[0],
 )
 
 

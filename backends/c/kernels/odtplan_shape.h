@@ -32,7 +32,7 @@ typedef struct {
     int32_t run[ODTPLAN_MAX_CONCAT]; /* elements from the axis on, per operand */
 } odtplan_concat_t;
 
-/* Transpose, slice, tile. */
+/* Transpose, slice, expand. */
 void odtplan_read_strided_f32(const odtplan_read_strided_t *p, const float *x, float *y);
 void odtplan_read_strided_i8(const odtplan_read_strided_t *p, const int8_t *x, int8_t *y);
 void odtplan_read_strided_i32(const odtplan_read_strided_t *p, const int32_t *x, int32_t *y);

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from .graph import Graph, Node
 from .opdef import ParamSlot, get_op
-from .training import Candidate, Saved
+from .training import Candidate, Saved, StateForm
 
 #: Least updated part of a weight for which the input is offered in a compressed form, too.
 _COMPRESSED = 0.5
@@ -65,6 +66,11 @@ def candidates(
                 result += [Candidate(name, k, saved) for saved in kept]
         result += [Candidate(name, None, saved) for saved in saves(graph, uses, whole=True)]
     return result
+
+
+def with_states(chosen: Sequence[Candidate], forms: Sequence[StateForm]) -> list[Candidate]:
+    """Each candidate once per form of its optimizer state, the forms in the order that is given."""
+    return [replace(c, state=form) for c in chosen for form in forms]
 
 
 def saves(

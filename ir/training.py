@@ -13,7 +13,15 @@ OptimizerName = Literal["sgd", "momentum", "adam"]
 RoundingName = Literal["stochastic", "nearest"]
 #: How the input of a float layer is kept for the gradient of its weight.
 Saved = Literal["f32", "f16", "i8"]
+#: Where an update has its optimizer tensors: in RAM, or none, because the update is plain SGD.
+StateForm = Literal["keep", "sgd"]
 
+#: Names of an optimizer's tensors per parameter.
+STATE_SLOTS: dict[OptimizerName, tuple[str, ...]] = {
+    "sgd": (),
+    "momentum": ("momentum",),
+    "adam": ("m", "v"),
+}
 #: Bytes of a gradient tile: rows of a streamed weight gradient are computed into a scratch tile of
 #: at most this size (or one row, if a row is larger) and applied at once.
 TILE_BYTES = 512
@@ -63,7 +71,7 @@ class TrainingSpec:
     @property
     def state_slots(self) -> tuple[str, ...]:
         """Names of the optimizer's tensors per parameter."""
-        return {"sgd": (), "momentum": ("momentum",), "adam": ("m", "v")}[self.optimizer]
+        return STATE_SLOTS[self.optimizer]
 
 
 @dataclass(frozen=True)
@@ -75,11 +83,14 @@ class Candidate:
         channels: Leading input channels that are updated; None: the whole tensor.
         saved: For a weight of a float layer, how the layer's input is kept for the gradient: as it
             is, or rounded to half precision or to its i8 form. Everything else is kept as it is.
+        state: Where its optimizer tensors are. ``sgd`` has none: the step is that of plain SGD, of
+            the same step size, whatever the optimizer is.
     """
 
     param: str
     channels: int | None = None
     saved: Saved = "f32"
+    state: StateForm = "keep"
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,9 +150,9 @@ class TrainingGraph:
         spec: What was asked for.
         sample: The data input.
         target: Labels ``i32[N]`` (cross entropy) or a tensor like the prediction (MSE).
-        hyper: ``f32[3]`` run-time input of the optimizers: step size (for Adam already divided by
-            its first bias correction), 1 / sqrt(second bias correction) (Adam only), and the number
-            of the update, counted from 1 (for stochastic rounding).
+        hyper: Run-time input of the optimizers, ``f32[3]``: step size, 1 / sqrt(Adam's second bias
+            correction), and the number of the update, counted from 1 (for stochastic rounding). For
+            Adam ``f32[4]``: the step size divided by its first bias correction as well.
         prediction: The model's output.
         loss: Scalar loss of the micro-batch.
         updates: One per candidate, in execution order.

@@ -212,6 +212,7 @@ def _updates(
                 ratio=ratio(forward, candidate, slots) if candidate else 0.0,
                 channels=candidate.channels if candidate else None,
                 saved=candidate.saved if candidate else "f32",
+                state=candidate.state if candidate else "keep",
                 importance=importance[candidate] if candidate else 0.0,
             )
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..ir.autodiff import build_training, candidates
+from ..ir.candidates import with_states
 from ..ir.errors import UnsupportedModelError, UsageError
 from ..ir.precision import lower
 from ..ir.ranges import Method
@@ -36,6 +37,7 @@ from .replay import RAM, Wanted, storages, with_replay
 from .search import Bounds, Found, Search, Start
 from .sizes import LARGEST_BYTES
 from .stages import Stages
+from .state_forms import state_forms
 from .train_set import choose
 
 #: Seconds or joules that no training step takes.
@@ -59,6 +61,7 @@ class Request:
         min_steps: Training steps that paging may not wear the storage out in.
         spec: Loss, optimizer, micro-batches.
         train: ``auto``, ``all``, ``last``, ``bias``, or ``NAME`` and ``NAME=RATIO`` items.
+        state: What may become of an optimizer's tensors, see ``planner.state_forms``.
         batch: Samples per micro-batch.
         fold_batchnorm: Fold frozen BatchNormalization into the layer before it.
         precision: ``LAYER=i8``, ``mixed`` and ``f32`` pins, with wildcards; see
@@ -86,6 +89,7 @@ class Request:
     min_steps: int | None = None
     spec: TrainingSpec = field(default_factory=TrainingSpec)
     train: tuple[str, ...] = ("auto",)
+    state: tuple[str, ...] = ("keep",)
     batch: int = 1
     fold_batchnorm: bool = True
     precision: tuple[str, ...] = ()
@@ -277,35 +281,36 @@ class Planner:
                 f"objective {', '.join(r.weights)} needs a fixed update set: add --train all, last,"
                 " bias or parameter names, or weigh it with learn"
             )
+        states = state_forms(r.state, r.spec)
+        several = len(states.forms) > 1
         stages = Stages(
             self.forward,
             r.spec,
             self.cost,
             self.limits,
             self.options,
-            prior(self.forward, every),
+            prior(self.forward, with_states(every, states.forms), states.sgd_worth),
             self.imported.noise,
             self.watch,
             r.demands,
+            all_updated=chosen is not None and several,
+            sgd_worth=states.sgd_worth,
         )
-        fixed = chosen is not None
-        decided = Decided(tuple(every if chosen is None else chosen), precision)
-        goals = self._goals(stages, decided, fixed=fixed, free=free)
-        if chosen is not None:
-            decided = replace(decided, updates=tuple(demanded_updates(chosen, r.demands)))
+        fixed = chosen is not None and not several
+        whole = chosen if chosen is not None else choose(lowered, ("all",), every)
+        assert whole
+        goals = self._goals(stages, Decided(tuple(whole), precision), fixed=fixed, free=free)
+        offered = every if chosen is None else demanded_updates(chosen, r.demands)
+        decided = Decided(tuple(with_states(offered, states.forms)), precision)
         return stages, Start(decided, tuple(every), tuple(free), fixed, goals)
 
     def _goals(
-        self, stages: Stages, start: Decided, *, fixed: bool, free: Sequence[str]
+        self, stages: Stages, plain: Decided, *, fixed: bool, free: Sequence[str]
     ) -> tuple[Goal, ...]:
-        """The stages of the objective."""
+        """The stages of the objective; weighted figures are relative to plain training."""
         objective = self.request.objective
         if not isinstance(objective, str):
-            updates: Sequence[Candidate] | None = start.updates
-            if not fixed:
-                updates = choose(stages.lowered(start), ("all",), start.updates)
-            assert updates
-            return (Weighted(objective, reference(stages, updates, start)),)
+            return (Weighted(objective, reference(stages, plain)),)
         if objective != "learn":
             return (objective,)
         return ("latency",) if fixed and not free else ("learn", "latency")
@@ -372,7 +377,12 @@ class Planner:
             precision=decided.precision,
             streamed=decided.streamed,
             noise_avoided=stages.noise_avoided(decided),
-            asked=Asked(train=r.train, precision=r.precision, noise=dict(self.imported.noise)),
+            asked=Asked(
+                train=r.train,
+                precision=r.precision,
+                state=r.state,
+                noise=dict(self.imported.noise),
+            ),
         )
         return Found(done, plan, check(plan, done.training, r.device))
 

@@ -36,7 +36,7 @@ from pydantic import (
 
 from ..ir.errors import UsageError
 from ..ir.precision import Precision
-from ..ir.training import LossName, OptimizerName, RoundingName, Saved
+from ..ir.training import LossName, OptimizerName, RoundingName, Saved, StateForm
 
 SCHEMA_VERSION: Final = 1
 #: Samples per micro-batch; more fit no microcontroller.
@@ -279,6 +279,7 @@ class UpdateDecision(_Record):
         ratio: Updated part of the tensor, 0 to 1; 0 = frozen.
         channels: Updated leading input channels; None: all.
         saved: How the input of a float layer is kept for the gradient of its weight.
+        state: Where its optimizer tensors are; ``sgd``: it has none.
         importance: Score of this choice.
     """
 
@@ -288,6 +289,7 @@ class UpdateDecision(_Record):
     ratio: float
     channels: PositiveInt | None
     saved: Saved = "f32"
+    state: StateForm = "keep"
     importance: NonNegativeFloat
 
 
@@ -384,12 +386,14 @@ class Asked(_Record):
     Attributes:
         train: Items of ``--train``; ``auto`` left the update set to the solver.
         precision: Pins of ``--precision``.
+        state: Items of ``--state``.
         noise: Layer -> squared error of its i8 weights relative to its result's square, where
             calibration measured it.
     """
 
     train: tuple[str, ...]
     precision: tuple[str, ...] = ()
+    state: tuple[str, ...] = ("keep",)
     noise: dict[str, NonNegativeFloat] = {}
 
 

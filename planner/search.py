@@ -66,6 +66,16 @@ class Start:
     goals: tuple[Goal, ...]
 
     @property
+    def first(self) -> tuple[Decided, ...]:
+        """What heuristics begin with: of a given update set each form of its state, for all."""
+        states = dict.fromkeys(c.state for c in self.decided.updates)
+        every = self.decided.updates
+        return tuple(
+            replace(self.decided, updates=tuple(c for c in every if c.state == state))
+            for state in states
+        )
+
+    @property
     def learns(self) -> bool:
         """The first stage chooses updates, or precisions that learning depends on."""
         first = self.goals[0]
@@ -109,8 +119,8 @@ class Search:
             InfeasibleError: No plan keeps the limits, or none was found in time.
             KeyboardInterrupt: Interrupted before there was any plan.
         """
-        start, last = self.start, self.start.goals[-1]
-        self._offer(at_once(self.stages, start.decided, last, fixed=start.fixed, free=start.free))
+        last = self.start.goals[-1]
+        self._at_once(last)
         if self.best is not None and self._proven(self.best, but_last=True):
             self._tighten_last(self.best)
         if self.best is None or not self._proven(self.best):
@@ -124,6 +134,17 @@ class Search:
         assert self.best is not None
         self._tighten_last(self.best)
         return self._check(self.best.scheduled)  # with the bounds as they are now
+
+    def _at_once(self, last: Goal) -> None:
+        """The plan that takes no solver."""
+        start, free = self.start, self.start.free
+        if not self.stages.all_updated:
+            self._offer(at_once(self.stages, start.decided, last, fixed=start.fixed, free=free))
+            return
+        for decided in start.first:
+            self._offer(at_once(self.stages, decided, last, fixed=True, free=free))
+            if self.best is not None:
+                break
 
     def _improve(self) -> None:
         """All stages; an update set that fits but for its layout is chosen again with less RAM."""

@@ -81,7 +81,7 @@ def finish(
             UpdateDecision(
                 param=u.candidate.param, node=u.owner.name, role=u.role,
                 ratio=sizes[0] / sum(sizes), channels=u.candidate.channels,
-                saved=u.candidate.saved, importance=1.0,
+                saved=u.candidate.saved, state=u.candidate.state, importance=1.0,
             )
         )  # fmt: skip
     return Plan(

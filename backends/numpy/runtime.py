@@ -296,8 +296,10 @@ class Runtime:
             return np.array([lr, 1.0, self.updates + 1], np.float32)
         bias1, bias2 = self._bias_corrections()
         one = np.float32(1.0)
-        rate = np.float32(lr) / bias1
-        return np.array([rate, one / np.sqrt(bias2), self.updates + 1], np.float32)
+        rate = np.float32(lr)
+        return np.array(
+            [rate, one / np.sqrt(bias2), self.updates + 1, rate / bias1], np.float32
+        )
 
     def _bias_corrections(self) -> tuple[np.float32, np.float32]:
         """1 - beta1^t and 1 - beta2^t of the next update t, in f32.

@@ -117,13 +117,14 @@ int odtplan_load(const uint32_t plan[2], odtplan_progress_t *progress, const odt
 }
 
 void odtplan_hyper(const odtplan_decay_t *p, odtplan_progress_t *progress, float lr,
-                   float hyper[3]) {
+                   float hyper[4]) {
     progress->updates++;
     progress->bias1 = progress->bias1 * p->beta1 + p->rest1;
     progress->bias2 = progress->bias2 * p->beta2 + p->rest2;
-    hyper[0] = lr / progress->bias1;
+    hyper[0] = lr;
     hyper[1] = 1.0f / odtplan_sqrtf(progress->bias2);
     hyper[2] = (float)progress->updates;
+    hyper[3] = lr / progress->bias1;
 }
 
 int odtplan_is_step_size(float lr) {

@@ -75,10 +75,10 @@ typedef struct {
 } odtplan_decay_t;
 
 /* Run-time factors of the optimizers for the next update, to which progress advances: hyper[0] is
- * the step size, for Adam divided by 1 - beta1 ^ t; hyper[1] is 1 / sqrt(1 - beta2 ^ t), else 1;
- * hyper[2] is the number t of the update, from 1. */
+ * the step size; hyper[1] is 1 / sqrt(1 - beta2 ^ t) for Adam, else 1; hyper[2] is the number t of
+ * the update, from 1; hyper[3] is the step size, for Adam divided by 1 - beta1 ^ t. */
 void odtplan_hyper(const odtplan_decay_t *p, odtplan_progress_t *progress, float lr,
-                   float hyper[3]);
+                   float hyper[4]);
 
 /* 1 when lr is a finite number that is not negative. */
 int odtplan_is_step_size(float lr);

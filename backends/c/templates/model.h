@@ -35,7 +35,7 @@ $fields    /* Paging of tensors; needed when ${MODEL}_STORAGE_BYTES is not 0. */
 $overlap_fields    void *user; /* handed to the page callbacks */
     /* Kept by the library. */
     odtplan_progress_t progress;
-$captured    float hyper[3];
+$captured    float hyper[4];
     uint32_t ready;
     int32_t selftest_exact; /* 1 after a self-test whose results were equal bit for bit */
 } ${model}_t;

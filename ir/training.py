@@ -13,8 +13,8 @@ OptimizerName = Literal["sgd", "momentum", "adam"]
 RoundingName = Literal["stochastic", "nearest"]
 #: How the input of a float layer is kept for the gradient of its weight.
 Saved = Literal["f32", "f16", "i8"]
-#: Where an update has its optimizer tensors: in RAM, or none, because the update is plain SGD.
-StateForm = Literal["keep", "sgd"]
+#: Where an update has its optimizer tensors: in RAM, in storage, or it has none and is plain SGD.
+StateForm = Literal["keep", "paged", "sgd"]
 
 #: Names of an optimizer's tensors per parameter.
 STATE_SLOTS: dict[OptimizerName, tuple[str, ...]] = {
@@ -83,8 +83,8 @@ class Candidate:
         channels: Leading input channels that are updated; None: the whole tensor.
         saved: For a weight of a float layer, how the layer's input is kept for the gradient: as it
             is, or rounded to half precision or to its i8 form. Everything else is kept as it is.
-        state: Where its optimizer tensors are. ``sgd`` has none: the step is that of plain SGD, of
-            the same step size, whatever the optimizer is.
+        state: Where its optimizer tensors are. ``paged`` ones are in RAM for its step only; ``sgd``
+            has none: the step is that of plain SGD, of the same step size, whatever the optimizer.
     """
 
     param: str
@@ -109,7 +109,7 @@ class Update:
         accumulate_node: Adds the gradient to the accumulator; None without gradient accumulation.
         apply_node: The optimizer.
         accumulator: Accumulated gradient (RAM, survives micro-steps), None without accumulation.
-        states: Optimizer tensors (RAM, survive steps).
+        states: Optimizer tensors (they survive steps).
         tile_rows: Rows of axis 0 per gradient tile; equal to all rows where not streamable.
     """
 
@@ -135,9 +135,14 @@ class Update:
         return t.nbytes // rows * self.tile_rows
 
     @property
+    def paged(self) -> tuple[Value, ...]:
+        """Optimizer tensors whose home is the storage."""
+        return self.states if self.candidate.state == "paged" else ()
+
+    @property
     def resident(self) -> tuple[Value, ...]:
         """What the update keeps in RAM for good: weights, optimizer tensors, accumulator."""
-        kept = (self.value, *self.states)
+        kept = (self.value, *(() if self.paged else self.states))
         return kept if self.accumulator is None else (*kept, self.accumulator)
 
 

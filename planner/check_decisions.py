@@ -148,8 +148,9 @@ def _saved(update: Update) -> str:
 
 def _state(p: Program, update: Update) -> str:
     """What has become of the optimizer tensors that the plan's optimizer has."""
-    plain = update.apply_node.op in ("SGD", "QSGD")
-    return "sgd" if plain and p.plan.training.optimizer != "sgd" else "keep"
+    if update.apply_node.op in ("SGD", "QSGD") and p.plan.training.optimizer != "sgd":
+        return "sgd"
+    return "paged" if any(v.name in p.home_of for v in update.states) else "keep"
 
 
 def _frozen(p: Program) -> dict[str, set[tuple[str, str]]]:

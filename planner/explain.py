@@ -215,8 +215,7 @@ class Explainer:
         if other.kind == "update" and self._start.goals[0] == "learn":
             flip = flip_of(self._first, (other,), "learn", self._planner.options)
         chosen = f"{u.ratio:.1%} updated" if u.ratio else "frozen"
-        if u.state == "sgd":
-            chosen += ", plain SGD"
+        chosen += {"keep": "", "paged": ", optimizer state paged", "sgd": ", plain SGD"}[u.state]
         front = self.plan.steps[: self._replay.front] if self._replay is not None else ()
         if any(u.node in step.nodes for step in front):
             chosen += ", its layer runs once per sample (replay)"

@@ -16,7 +16,7 @@ from math import sqrt
 from ..ir.autodiff import param_slots
 from ..ir.graph import Graph, Node
 from ..ir.opdef import ParamSlot
-from ..ir.training import Candidate, Saved
+from ..ir.training import Candidate, Saved, StateForm
 
 PRIOR = "prior (depth x sqrt(parameters), not measured)"
 #: Scores are integers in the solver; the largest whole update scores this much.
@@ -27,6 +27,9 @@ KEPT: dict[Saved, float] = {"f32": 1.0, "f16": 0.999, "i8": 0.98}
 #: for. An estimate without a source, as it depends on model, data and step size; ``--state`` takes
 #: another one.
 SGD_WORTH = 0.9
+#: The same where the state is paged. It learns as much: this is the preference for RAM where there
+#: is enough, because paging takes time and wears storage out.
+PAGED_WORTH = 0.995
 
 
 def prior(
@@ -37,7 +40,8 @@ def prior(
     score = depth * sqrt(n * r) with n the tensor's parameters, r the updated part of it (so a
     quarter of the channels keeps half of the gain) and depth rising linearly from 0.5 at the first
     trainable layer to 1 at the last; biases and scales count half of that, and ``KEPT`` of it is
-    left where the input is compressed, ``sgd_worth`` where the optimizer's state is given up.
+    left where the input is compressed, ``PAGED_WORTH`` where the optimizer's state is paged, and
+    ``sgd_worth`` where it is given up.
 
     Args:
         forward: Forward graph.
@@ -56,7 +60,7 @@ def prior(
         part = ratio(forward, c, slots)
         raw[c] = role * depth[node] * sqrt(size * part) * KEPT[c.saved]
     top = max(raw.values(), default=1.0)
-    worth = {"keep": 1.0, "sgd": sgd_worth}
+    worth: dict[StateForm, float] = {"keep": 1.0, "paged": PAGED_WORTH, "sgd": sgd_worth}
     return {c: max(1, round(SCALE * s / top * worth[c.state])) for c, s in raw.items()}
 
 

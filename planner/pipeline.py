@@ -281,7 +281,7 @@ class Planner:
                 f"objective {', '.join(r.weights)} needs a fixed update set: add --train all, last,"
                 " bias or parameter names, or weigh it with learn"
             )
-        states = state_forms(r.state, r.spec)
+        states = state_forms(r.state, r.spec, pages=r.storage is not None)
         several = len(states.forms) > 1
         stages = Stages(
             self.forward,

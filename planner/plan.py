@@ -10,7 +10,8 @@ Spaces of a buffer:
                  Where the plan has several RAM ``regions``, arena and state each consist of a part
                  per region, one after the other; no buffer crosses from one part into the next.
     ``flash``    constants; offset is 0, the back end places them.
-    ``storage``  storage (SD card, PSRAM) that tensors are paged to.
+    ``storage``  storage (SD card, PSRAM) that tensors are paged to. Optimizer tensors that live
+                 there survive, too; their buffers are there from the first step to the last.
     ``io``       run-time inputs that the caller owns (labels or targets, ``hyper``).
 """
 
@@ -353,7 +354,8 @@ class Step(_Record):
     page_out  ``reads = [arena buffer]``, ``writes = [storage buffer]``; page_in the reverse. An
               ``overlapped`` one only starts the transfer: both buffers belong to it until its
     page_wait ``reads = [source, target]``, which returns when it has ended. Transfers run one at a
-              time, in the order of their starts.
+              time, in the order of their starts. Transfers of optimizer tensors are marked
+              ``last_micro`` as their update is.
 
     ``cycles`` are those of the core: none for an overlapped start; what is left of the transfer for
     a wait, in the last micro-step.

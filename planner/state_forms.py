@@ -26,15 +26,17 @@ class StateForms:
     sgd_worth: float = SGD_WORTH
 
 
-def state_forms(items: Sequence[str], spec: TrainingSpec) -> StateForms:
+def state_forms(items: Sequence[str], spec: TrainingSpec, *, pages: bool) -> StateForms:
     """The forms that ``--state`` allows.
 
     Args:
-        items: ``auto`` (all), or names of forms; ``sgd=FACTOR`` says what plain SGD is worth.
+        items: ``auto`` (all that are possible), or names of forms; ``sgd=FACTOR`` says what plain
+            SGD is worth.
         spec: The optimizer.
+        pages: There is a storage to page to.
 
     Raises:
-        UsageError: An unknown form, or a factor that is not in (0, 1].
+        UsageError: An unknown form, a factor that is not in (0, 1], or paging without storage.
     """
     known: tuple[StateForm, ...] = get_args(StateForm)
     wanted: set[StateForm] = set()
@@ -46,7 +48,10 @@ def state_forms(items: Sequence[str], spec: TrainingSpec) -> StateForms:
             worth = _factor(item, text)
         elif given or (form is None and name != AUTO):
             raise UsageError(f"--state: {item!r} is not {AUTO}, {', '.join(known)} or sgd=FACTOR")
-        wanted |= set(known) if form is None else {form}
+        if form == "paged" and not pages:
+            raise UsageError(f"--state: {item!r} has nothing to page to; give --storage NAME, too")
+        every = {f for f in known if f != "paged" or pages}
+        wanted |= every if form is None else {form}
     if not spec.state_slots or not wanted:
         wanted = {"keep"}
     return StateForms(tuple(f for f in known if f in wanted), worth)

@@ -168,8 +168,8 @@ def plan(
     state: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="auto|keep|sgd[=FACTOR],...",
-            help="What may become of the optimizer's tensors of each parameter: kept in RAM, or"
+            metavar="auto|keep|paged|sgd[=FACTOR],...",
+            help="Where the optimizer's tensors of each parameter may be: in RAM, in --storage, or"
             " given up for plain SGD, which leaves FACTOR (0.9) of its importance."
             "  [default: keep]",
         ),

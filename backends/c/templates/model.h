@@ -62,9 +62,10 @@ int ${model}_infer(${model}_t *net, const $sample_type *x, float *y);
  * has changed. */
 int ${model}_train_step(${model}_t *net, const $sample_type *x, $target_decl, float lr, float *loss);
 $replay_declaration
-/* Saves and restores what was learned: ${MODEL}_SAVED_BYTES through a callback. ${model}_load
- * refuses foreign, cut or damaged data and leaves the state as it was; if reading fails half way
- * through an image that was found whole, it falls back to the initial weights. */
+/* Saves and restores what was learned: ${MODEL}_SAVED_BYTES through a callback, optimizer tensors in
+ * storage included. ${model}_load refuses foreign, cut or damaged data and leaves the state as it was;
+ * if reading fails half way through an image that was found whole, it falls back to the initial
+ * weights. */
 int ${model}_save(const ${model}_t *net, odtplan_write_t write, void *user);
 int ${model}_load(${model}_t *net, odtplan_read_t read, void *user);
 

@@ -121,6 +121,52 @@ def resnet(blocks: Sequence[int], *, resolution: int = 224, classes: int = 1000)
     return net.model(1, classes)
 
 
+def randwire(
+    nodes: int = 16, *, stages: int = 3, channels: int = 32, resolution: int = 56, seed: int = 0
+) -> onnx.ModelProto:
+    """Randomly wired stages (Xie et al. 2019): Watts-Strogatz graphs (4, 0.75) of separable convs.
+
+    Nodes are in the order of their numbers, as an exporter writes them.
+    """
+    rng = np.random.default_rng(seed)
+    net = _Net(f"randwire{nodes}", (1, 3, resolution, resolution))
+
+    def separable(name: str, before: int, after: int, stride: int) -> str:
+        net.add("Relu", [net.top], f"{name}.act")
+        depthwise = [net.top, net.weight(f"{name}.dw.weight", before, 1, 3, 3)]
+        shape = {"kernel_shape": (3, 3), "pads": (1,) * 4, "strides": (stride, stride)}
+        net.add("Conv", depthwise, f"{name}.dw", group=before, **shape)
+        pointwise = [net.top, net.weight(f"{name}.pw.weight", after, before, 1, 1)]
+        return net.add("Conv", pointwise, f"{name}.pw", kernel_shape=(1, 1))
+
+    def total(name: str, values: Sequence[str]) -> None:
+        net.top = values[0]
+        for i, v in enumerate(values[1:]):
+            net.add("Add", [net.top, v], f"{name}.sum{i}")
+
+    separable("stem", 3, channels, 1)
+    for s in range(stages):
+        source, before, after = net.top, channels << max(0, s - 1), channels << s
+        ring = [(i, (i + d) % nodes) for i in range(nodes) for d in (1, 2)]
+        edges = {
+            (min(i, k), max(i, k))
+            for i, j in ring
+            if (k := int(rng.integers(nodes)) if rng.random() < 0.75 else j) != i
+        }
+        made: list[str] = []
+        for i in range(nodes):
+            total(f"s{s}n{i}", [made[a] for a, b in sorted(edges) if b == i] or [source])
+            first = net.top == source
+            size = (before, after, 2) if first else (after, after, 1)
+            made.append(separable(f"s{s}n{i}", *size))
+        total(f"s{s}", [v for i, v in enumerate(made) if all(a != i for a, _ in edges)])
+    net.add("GlobalAveragePool", [net.top], "pool")
+    net.add("Flatten", [net.top], "flatten")
+    weights = [net.weight("fc.weight", 10, after), net.weight("fc.bias", 10)]
+    net.add("Gemm", [net.top, *weights], "fc", transB=1)
+    return net.model(1, 10)
+
+
 def bert(
     layers: int = 12,
     *,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..ir.autodiff import param_slots
-from ..ir.graph import Graph
+from ..ir.graph import Graph, Node
 from ..ir.opdef import get_op
 from ..ir.precision import Precision
 from ..ir.quantization import Quantization
@@ -31,6 +31,7 @@ from .plan import (
     RamClaim,
     SolverInfo,
     StageName,
+    Step,
     Term,
     Training,
     UpdateDecision,
@@ -124,6 +125,7 @@ def assemble(
         objective=stages,
         claims=claims,
         regions=schedule.regions,
+        reordered=_reordered(training, schedule.steps),
         decisions=Decisions(
             importance_source=PRIOR,
             updates=_updates(forward, lowered, training, importance),
@@ -147,6 +149,27 @@ def assemble(
         steps=schedule.steps,
         solver=solver,
     )
+
+
+def _reordered(training: TrainingGraph, steps: Sequence[Step]) -> bool:
+    """Operators run in another order than that of the graph.
+
+    Views, what is made for backward alone and what waits for the last micro-step don't count.
+    """
+    consumers = training.graph.consumers()
+    bound = {
+        n.name: k
+        for k, n in enumerate(training.graph.nodes)
+        if not get_op(n.op).view
+        and (n.phase != "forward" or any(_early(c) for v in n.outputs for c in consumers[v]))
+    }
+    first = [s.nodes[-1] for s in steps if s.nodes and not s.recompute and not s.last_micro]
+    ran = [bound[name] for name in first if name in bound]
+    return ran != sorted(ran)
+
+
+def _early(node: Node) -> bool:
+    return node.phase in ("forward", "loss")
 
 
 def _stage(goal: Goal, reached: Mapping[ObjectiveName, float], bound: float) -> Objective:

@@ -26,6 +26,31 @@ def decisions(p: Program, machine: Machine) -> None:
     _activations(p, machine)
     _precision(p)
     _objective(p)
+    _order(p)
+
+
+def _order(p: Program) -> None:
+    """Whether operators run in the graph's order.
+
+    Neither views count, nor what backward alone reads, nor what waits for the last micro-step.
+    """
+    wanted = {v for n in p.training.graph.nodes if n.phase in ("forward", "loss") for v in n.inputs}
+    position = {
+        n.name: k
+        for k, n in enumerate(p.training.graph.nodes)
+        if not get_op(n.op).view and (n.phase != "forward" or not wanted.isdisjoint(n.outputs))
+    }
+    last, reordered = -1, False
+    for step in p.plan.steps:
+        if step.nodes and not step.recompute and not step.last_micro:
+            here = position.get(step.nodes[-1], last)
+            reordered |= here < last
+            last = here
+    if reordered != p.plan.reordered:
+        raise CheckError(
+            f"reordered is {p.plan.reordered}, but operators run in"
+            f" {'another order than' if reordered else 'the order of'} the graph"
+        )
 
 
 def _precision(p: Program) -> None:

@@ -191,7 +191,7 @@ class Explainer:
     @cached_property
     def _last(self) -> Problem:
         """The problem of what this plan keeps."""
-        return self._planner.last_problem(self._decided)
+        return self._planner.last_problem(self._decided, reordered=self.plan.reordered)
 
     @cached_property
     def _first(self) -> Problem:

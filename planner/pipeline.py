@@ -11,7 +11,7 @@ from typing import Literal
 
 from ..ir.autodiff import build_training, candidates
 from ..ir.candidates import with_states
-from ..ir.errors import UnsupportedModelError, UsageError
+from ..ir.errors import InfeasibleError, UnsupportedModelError, UsageError
 from ..ir.precision import lower
 from ..ir.ranges import Method
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
@@ -29,12 +29,13 @@ from .imported import Imported, import_requested
 from .infeasible import explain
 from .linear import SolverName, SolverOptions
 from .objective import Goal, Weighted
+from .order import best_order
 from .plan import Asked, Budget, DeviceInfo, ObjectiveName, Plan, SolverInfo, Stopped
 from .precision import choosable, pinned, unchosen
 from .problem import Limits, Problem, RamRegion
 from .progress import Watch
 from .replay import RAM, Wanted, storages, with_replay
-from .search import Bounds, Found, Search, Start
+from .search import Bounds, Found, Search, Start, StoppedEarlyError
 from .sizes import LARGEST_BYTES
 from .stages import Stages
 from .state_forms import state_forms
@@ -316,17 +317,23 @@ class Planner:
         return ("latency",) if fixed and not free else ("learn", "latency")
 
     def problem(self) -> Problem:
-        """The first problem that is solved; the request is infeasible if and only if this is."""
+        """The first problem that is solved, in the order that needs the least RAM.
+
+        The request is infeasible if it is so in the order of the file, too.
+        """
         stages, start = self.prepared
+        stages = replace(stages, ranks=self._better_order(stages, start))
         if not start.learns:
             return stages.schedule_problem(start.decided, start.free)
         return stages.learn_problem(
             start.decided, fixed=start.fixed, free=start.free, goal=start.goals[0]
         )
 
-    def last_problem(self, decided: Decided) -> Problem:
+    def last_problem(self, decided: Decided, *, reordered: bool = False) -> Problem:
         """The problem of what is kept, rebuilt and paged, all else decided."""
-        stages, _ = self.prepared
+        stages, start = self.prepared
+        if reordered:
+            stages = replace(stages, ranks=self._better_order(stages, start))
         training = build_training(stages.lowered(decided), self.request.spec, decided.updates)
         return stages.problem(training, fixed=True)
 
@@ -340,7 +347,7 @@ class Planner:
         """
         r = self.request
         stages, start = self.prepared
-        found = Search(stages, start, r.gap, self.watch, self._checked).run()
+        found = self._found(stages, start)
         rivals: tuple[Baseline, ...] = ()
         if r.with_baselines and not self.watch.interrupted:
             rivals = self._baselines(stages, start)
@@ -349,6 +356,49 @@ class Planner:
             plan, reason = with_replay(plan, training, r.replay, self.cost)
             report = check(plan, training, r.device)
         return PlannedModel(plan, training, r.device, report, rivals, self.imported.scales, reason)
+
+    def _found(self, stages: Stages, start: Start) -> Found:
+        """The best plan in the order of the file, or in a better one; bounds are of its order.
+
+        The other order is tried if there is one and the file's has no plan, or one that may leave
+        something to gain: in the time that is left then, by heuristics alone where none is.
+        """
+        gap, failed = self.request.gap, None
+        first: Found | None = None
+        search = Search(stages, start, gap, self.watch, self._checked)
+        try:
+            first = search.run()
+        except InfeasibleError as e:
+            failed = e
+        ranks = None
+        if not search.settled() and not self.watch.interrupted:
+            ranks = self._better_order(stages, start)
+        if ranks is not None:
+            self.watch.stage("another order of operators")
+            other = Search(replace(stages, ranks=ranks), start, gap, self.watch, self._checked)
+            second = None
+            try:
+                second = other.run()
+            except InfeasibleError as e:
+                failed = e
+            except StoppedEarlyError:
+                if first is None:
+                    raise
+            if first is None or (second is not None and second.merit > first.merit):
+                first = second
+        if first is None:
+            assert failed is not None
+            raise failed
+        return first
+
+    def _better_order(self, stages: Stages, start: Start) -> Mapping[str, int] | None:
+        """An order of operators that may need less RAM than that of the file."""
+        lowered = stages.lowered(start.decided)
+        chosen: Sequence[Candidate] | None = start.first[0].updates
+        if not start.fixed and not stages.all_updated:
+            chosen = choose(lowered, ("all",), start.every)
+        assert chosen
+        return best_order(build_training(lowered, self.request.spec, chosen)).ranks
 
     def _checked(self, done: Scheduled, bounds: Bounds, stopped: Stopped | None) -> Found:
         """Assemble the plan of a schedule and have it checked."""

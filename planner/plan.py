@@ -129,7 +129,7 @@ class Objective(_Record):
         name: What is optimized; learn is maximized, all others minimized.
         value: What the plan reaches: summed importance, cycles of a training step, joules, live
             bytes at the peak plus state, bytes of flash, or the weighted sum of ``terms``.
-        bound: Proven for all plans within the budget.
+        bound: Proven for all plans within the budget that run operators in this plan's order.
         gap: Relative, |bound - value| / |value|.
         terms: Of a weighted objective.
     """
@@ -425,6 +425,8 @@ class Plan(_Record):
     all other figures are those of a training step without it. ``quantization`` holds the scales
     that calibration found, by value of the imported graph; it is empty where the model file brings
     its own, or has none. ``asked`` is null in plans that were not made by the planner.
+    ``reordered`` says that operators run in another order than that of the training graph; it is
+    left out of the file where they don't.
     """
 
     schema_version: Literal[1]
@@ -437,6 +439,7 @@ class Plan(_Record):
     claims: Claims
     regions: tuple[RegionClaim, ...] = ()
     replay: Replay | None = None
+    reordered: bool = False
     decisions: Decisions
     quantization: dict[str, QuantizationRecord] = {}
     asked: Asked | None = None
@@ -479,6 +482,8 @@ class Plan(_Record):
             record.pop("regions", None)
         if self.replay is None:
             record.pop("replay", None)
+        if not self.reordered:
+            record.pop("reordered", None)
         return record
 
 

@@ -16,7 +16,7 @@ from .assemble import ROUNDING
 from .at_once import at_once, bound_of_all, tightened
 from .check import CheckReport
 from .decided import Decided, LateError, LayoutError, OutOfTimeError, Scheduled
-from .objective import Goal, Weighted
+from .objective import Goal, Weighted, wants
 from .plan import Plan, Stopped
 from .progress import Watch
 from .stages import Stages
@@ -25,6 +25,10 @@ from .stages import Stages
 ROUNDS = 3
 #: A stage of the objective and the bound on it.
 Bounds = Sequence[tuple[Goal, float]]
+
+
+class StoppedEarlyError(KeyboardInterrupt):
+    """The run was asked to end before there was any plan."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ class Search:
 
         Raises:
             InfeasibleError: No plan keeps the limits, or none was found in time.
-            KeyboardInterrupt: Interrupted before there was any plan.
+            StoppedEarlyError: Interrupted before there was any plan.
         """
         last = self.start.goals[-1]
         self._at_once(last)
@@ -129,7 +133,7 @@ class Search:
             except InfeasibleError:
                 if self.best is None:
                     if self.watch.interrupted:
-                        raise KeyboardInterrupt from None
+                        raise StoppedEarlyError from None
                     raise
         assert self.best is not None
         self._tighten_last(self.best)
@@ -145,6 +149,22 @@ class Search:
             self._offer(at_once(self.stages, decided, last, fixed=True, free=free))
             if self.best is not None:
                 break
+
+    def settled(self) -> bool:
+        """The plan reaches bounds that take no solver and hold for any order of operators."""
+        goals, best = self.start.goals, self.best
+        if best is None or any(wants(g, "ram") for g in goals):
+            return False
+        free = () if self.start.learns else self.start.free
+        tight = tightened(self.stages, best.scheduled, goals[-1], free).bound
+        if self.start.learns and len(goals) == 1:
+            tight = self._bound
+        return self._proven(best, but_last=True) and self._meets(best, tight)
+
+    def _meets(self, found: Found, bound: float) -> bool:
+        """The value of the last stage is as good as a bound says that any is."""
+        value = found.plan.objective[-1].value
+        return abs(value - bound) <= max(self.gap, ROUNDING) * max(abs(value), 1.0)
 
     def _improve(self) -> None:
         """All stages; an update set that fits but for its layout is chosen again with less RAM."""

@@ -37,6 +37,7 @@ from .importance import SGD_WORTH, prior
 from .linear import INF, SolverOptions, Status
 from .milp import Milp, SolveResult, is_timed
 from .objective import Goal, Weighted, wants
+from .order import arranged
 from .plan import ObjectiveName
 from .precision import NOISE_WEIGHT
 from .problem import Limits, Problem
@@ -70,6 +71,7 @@ class Stages:
         demands: Decisions that are given.
         all_updated: The update set is given, and only forms of its state are to be chosen.
         sgd_worth: Part of an update's importance that is left as plain SGD.
+        ranks: The order that nodes run in, see ``planner.order``; None: that of the file.
         time_s: Solve time so far.
         cut_short: A solve ended before its gap was closed.
     """
@@ -85,12 +87,14 @@ class Stages:
     demands: tuple[Demand, ...] = ()
     all_updated: bool = False
     sgd_worth: float = SGD_WORTH
+    ranks: Mapping[str, int] | None = None
     time_s: float = field(default=0.0, init=False)
     cut_short: bool = field(default=False, init=False)
     _lowered: dict[tuple[tuple[str, Precision], ...], Graph] = field(
         default_factory=dict, init=False
     )
     _blocks: dict[Graph, tuple[tuple[Block, ...], Graph]] = field(default_factory=dict, init=False)
+    _arranged: dict[TrainingGraph, TrainingGraph] = field(default_factory=dict, init=False)
 
     def lowered(self, decided: Decided, mixed: Sequence[str] = ()) -> Graph:
         """The forward graph in its precisions, these layers mixed as well."""
@@ -114,7 +118,7 @@ class Stages:
     ) -> Problem:
         """The planning problem of a training graph."""
         problem = build_problem(
-            training,
+            self._in_order(training),
             self.cost,
             limits or self.limits,
             self._scores(training),
@@ -126,6 +130,13 @@ class Stages:
         if self.all_updated and not fixed:
             demands += tuple(Demand("update", name) for name in problem.choices)
         return impose(problem, demands)
+
+    def _in_order(self, training: TrainingGraph) -> TrainingGraph:
+        if self.ranks is None:
+            return training
+        if training not in self._arranged:
+            self._arranged[training] = arranged(training, self.ranks)
+        return self._arranged[training]
 
     def residency(self, training: TrainingGraph, goal: Goal, limits: Limits) -> Residency:
         """What is kept, rebuilt and paged, all else decided."""

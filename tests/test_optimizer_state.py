@@ -24,11 +24,14 @@ from odt_plan.ir.candidates import with_states
 from odt_plan.ir.errors import InfeasibleError, UsageError
 from odt_plan.ir.graph import Graph
 from odt_plan.ir.training import StateForm, TrainingGraph, TrainingSpec
+from odt_plan.planner.baselines import keep_all
 from odt_plan.planner.check import CheckError, check
 from odt_plan.planner.device import Device, load_device
+from odt_plan.planner.footprint import measure
 from odt_plan.planner.importance import prior
 from odt_plan.planner.linear import SolverOptions
 from odt_plan.planner.milp import Milp
+from odt_plan.planner.order_steps import steps_of
 from odt_plan.planner.pipeline import PlannedModel, Request, make_plan
 from odt_plan.planner.plan import Plan, load_plan
 from odt_plan.planner.problem import Limits
@@ -226,6 +229,32 @@ def test_training_goes_on_from_saved_state() -> None:
     assert second.state_bytes() == first.state_bytes()
     with pytest.raises(UsageError, match="the state in storage has 0 B"):
         second.load_state(first.state_bytes(), updates=2)
+
+
+@pytest.mark.parametrize("spec", [ADAM, MOMENTUM], ids=lambda s: s.optimizer)
+def test_an_order_of_operators_counts_paged_state(spec: TrainingSpec) -> None:
+    graph = nets.resnet(2, 3, 4)
+    paged = with_states(plans.whole(graph), ("paged",))
+    peaks = []
+    for chosen in (plans.whole(graph), paged):
+        training = build_training(graph, spec, chosen)
+        cost = plans.cost_of(BOARD, "sdcard")
+        problem = plans.problem_of(graph, training, WIDE, cost, fixed=True)
+        live = measure(problem, keep_all(problem)).live
+        steps = steps_of(training)
+        assert steps.peak(range(len(steps.nodes))) == live.max()
+        peaks.append(sum(live))
+    assert peaks[0] < peaks[1]
+
+
+@pytest.mark.parametrize("train", ["auto", "all"])
+def test_forms_without_the_default_one(train: str, tmp_path: Path) -> None:
+    """In RAM that is too little for everything, so that another order is looked for, too."""
+    asked = {"storage": "sdcard", "train": (train,), "ram_bytes": 6000}
+    for state in (("paged",), ("paged,sgd",)):
+        plan = planned(tmp_path, nets.resnet(2, 3, 6), state=state, **asked).plan
+        assert set(states_of(plan).values()) <= set(state[0].split(","))
+        assert plan.claims.ram_bytes.optimizer == 0
 
 
 def test_state_in_storage_stays_beside_a_replay_cache(tmp_path: Path) -> None:

@@ -324,6 +324,8 @@ def _solved(out: Console, planned: PlannedModel) -> None:
             what = "of forgone importance" if t.name == "learn" else f"of {t.name}"
             whole = amount(t.name, t.reference)
             _line(out, "", f"  + {t.weight:g} x share {what}, where plain training takes {whole}")
+    if plan.reordered:
+        _line(out, "order", "not that of the file, which needs more RAM; bounds are for this order")
     s = plan.solver
     where = f"{s.name} ({s.version}), seed {s.seed}, {format_seconds(s.time_s)}"
     ended = f" ({s.stopped})" if s.stopped else ""

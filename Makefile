@@ -23,10 +23,12 @@ test: $(VENV)/.test ## set up, then run the tests
 bench: $(VENV)/.test ## solve times, gaps, peaks and instruction counts into benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
 
-bench-planner: $(VENV)/.test ## addresses (ODT_PLAN_LAYOUT_INSTANCES, own plans), schedules against other planners, ten RAM budgets
+bench-planner: $(VENV)/.test ## addresses (ODT_PLAN_LAYOUT_INSTANCES, own plans), schedules against other planners, ten RAM budgets, curves
 	$(BIN)/python -m benchmarks.layout
 	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.rivals
 	$(BIN)/python -m benchmarks.budgets
+	$(BIN)/python -m benchmarks.sweeps
 	$(BIN)/python -m benchmarks.activation_budget
 
 lint: style types imports ## ruff, mypy strict, import contracts

@@ -7,7 +7,6 @@ import platform
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
-from pathlib import Path
 
 from . import (
     activation_budget,
@@ -21,12 +20,13 @@ from . import (
     orders,
     peers,
     planning,
+    rivals,
     scale,
     sweeps,
     tte,
 )
+from .results import RESULTS, write
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
 TABLES = (
     planning.solve_table,
     planning.solver_table,
@@ -38,7 +38,9 @@ TABLES = (
     layout.instance_table,
     layout.arena_table,
     sweeps.sweep_table,
+    sweeps.inheriting_table,
     peers.peers_table,
+    rivals.rivals_table,
     activation_budget.activation_budget_table,
     instructions.instruction_table,
     instructions.plans_table,
@@ -69,9 +71,7 @@ def _report() -> Iterator[str]:
 def main() -> None:
     """Run everything, then write the file whole."""
     text = "\n".join(_report()) + "\n"
-    temporary = RESULTS.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(RESULTS)
+    write(text)
     print(f"wrote {RESULTS}")
 
 

@@ -23,6 +23,7 @@ from fnmatch import fnmatch
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.opdef import Work, all_ops, get_op, works
 from odt_plan.ir.precision import all_i8, lower, mixable
 from odt_plan.ir.streaming import blocks, stream
-from odt_plan.ir.training import TrainingSpec
+from odt_plan.ir.training import OptimizerName, TrainingSpec
 from odt_plan.planner.device import load_core
 
 from .board import lane
@@ -128,11 +129,11 @@ def _training_cases(forward: Graph, model: str) -> list[Case]:
     whole = [c for c in candidates(forward) if c.channels is None]
     plain = {c.param: c for c in whole if c.saved == "f32"}
     result = []
-    for optimizer, saved in product(("sgd", "momentum", "adam"), ("f32", "f16", "i8")):
+    for optimizer, saved in product(get_args(OptimizerName), ("f32", "f16", "i8")):
         chosen = plain | {c.param: c for c in whole if c.saved == saved}
         if saved != "f32" and (optimizer != "sgd" or chosen == plain):
             continue
-        spec = TrainingSpec(optimizer=optimizer)  # type: ignore[arg-type]
+        spec = TrainingSpec(optimizer=optimizer)
         training = build_training(forward, spec, list(chosen.values()))
         tiles = {u.grad_node: u.tile_rows for u in training.updates if u.grad_node is not None}
         for node in training.graph.nodes:

@@ -19,10 +19,10 @@ from odt_plan.planner.remat.schedule import Schedule, keep_all_peak, schedule
 from odt_plan.planner.remat.search import Mark, Options
 
 from .models import shared
+from .results import put
 
 TITLE = "### `odt-plan schedule` on other planners' cost graphs"
 COLUMNS = 13
-RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 @dataclass(frozen=True)
@@ -158,17 +158,7 @@ def _until_gap(found: Schedule, gap: float) -> str:
 
 def main() -> None:
     """Run the table and put it into RESULTS.md, in place of the one that is there."""
-    table = [*peers_table(), ""]
-    lines = RESULTS.read_text(encoding="utf-8").splitlines()
-    begin = lines.index(TITLE) if TITLE in lines else len(lines)
-    later = (i for i in range(begin + 1, len(lines)) if lines[i].startswith("### "))
-    end = next(later, len(lines))
-    if begin == len(lines):
-        table.insert(0, "")
-    text = "\n".join([*lines[:begin], *table, *lines[end:]]).rstrip("\n") + "\n"
-    temporary = RESULTS.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(RESULTS)
+    put(TITLE, [*peers_table()])
 
 
 if __name__ == "__main__":

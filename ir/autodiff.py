@@ -102,6 +102,11 @@ class _TrainingBuilder:
 
     def build(self) -> TrainingGraph:
         prediction = self._copy_forward()
+        if prediction.type.dtype != "f32":
+            raise UnsupportedModelError(
+                f"the prediction {prediction.name} is {prediction.type}, which no loss has a"
+                " gradient of; export the model without its last operator"
+            )
         sample = self.graph.inputs[0]
         forward_nodes = list(self.graph.nodes)
         size = 4 if self.spec.optimizer == "adam" else 3
@@ -133,8 +138,9 @@ class _TrainingBuilder:
         for name, data in f.constants.items():
             split = None if self.superset else self._split(name)
             if split is None:
+                t = f.values[name].type
                 self.map[f.values[name]] = g.add_constant(
-                    name, data, f.values[name].type.dtype, f.values[name].type.quant
+                    name, data, t.dtype, t.quant, shape=t.shape
                 )
             else:
                 k, axis = split
@@ -332,9 +338,11 @@ class _TrainingBuilder:
         attrs: dict[str, Attr] = {"gradient_scale": 1.0 / spec.micro_batches}
         if optimizer == "momentum":
             attrs["momentum"] = spec.momentum
+        elif optimizer == "adagrad":
+            attrs["epsilon"] = spec.epsilon
         elif optimizer == "adam":
             attrs |= {"beta1": spec.beta1, "beta2": spec.beta2, "epsilon": spec.epsilon}
-        kind = {"sgd": "SGD", "momentum": "Momentum", "adam": "Adam"}[optimizer]
+        kind = {"sgd": "SGD"}.get(optimizer, optimizer.capitalize())
         inputs = [value, source, *states, self.hyper]
         if value.type.dtype != "f32":
             kind = f"Q{kind}"

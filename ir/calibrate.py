@@ -8,7 +8,6 @@ Annotations that the model brings along (QDQ, weight-only) stay.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
@@ -17,8 +16,10 @@ from typing import Literal
 
 import numpy as np
 
+from .array_file import array_file
 from .errors import UsageError
-from .graph import Array, Graph, Node, Value
+from .graph import Array, Graph, Node
+from .indices import check_indices, random_indices
 from .interpreter import run
 from .lowered_layers import INTEGER, KEEPING, follower_of, obstacle, out_axis
 from .opdef import get_op
@@ -74,20 +75,17 @@ def load_samples(path: Path) -> Array:
     Raises:
         UsageError: The file can't be read or holds no such array.
     """
-    try:
-        with path.open("rb") as file:
-            data = np.load(file, allow_pickle=False)
-            if isinstance(data, np.ndarray):
-                return data
-            names = list(data.files)
-            if "x" not in names and len(names) != 1:
-                raise UsageError(
-                    f"{path}: has no array x, only {', '.join(names) or 'nothing'};"
-                    " save with np.savez(path, x=...)"
-                )
-            return np.asarray(data["x" if "x" in names else names[0]])
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-        raise UsageError(f"{path}: can't be read as .npz or .npy: {e}") from None
+    with array_file(path) as file:
+        data = np.load(file, allow_pickle=False)
+        if isinstance(data, np.ndarray):
+            return data
+        names = list(data.files)
+        if "x" not in names and len(names) != 1:
+            raise UsageError(
+                f"{path}: has no array x, only {', '.join(names) or 'nothing'};"
+                " save with np.savez(path, x=...)"
+            )
+        return np.asarray(data["x" if "x" in names else names[0]])
 
 
 def knows_activations(graph: Graph) -> bool:
@@ -122,7 +120,7 @@ def calibrate(
         raise UsageError(f"percentile {percentile:g} must be above 50 and at most 100")
     if len(graph.inputs) != 1:
         raise UsageError(f"{graph.name} has {len(graph.inputs)} inputs; calibration needs one")
-    x = _synthetic(graph.inputs[0]) if samples is None else checked(graph.inputs[0], samples)
+    x = _synthetic(graph) if samples is None else checked(graph, samples)
     wanted = _wanted(graph)
     seen = {name: Histogram() for name in wanted}
     for index, env in _runs(graph, x):
@@ -151,12 +149,14 @@ def calibrate(
     return Calibration(method, count, tuple(activations), tuple(weights), noise, weight_noise)
 
 
-def checked(value: Value, samples: Array) -> Array:
-    """Samples in the dtype of an input.
+def checked(graph: Graph, samples: Array) -> Array:
+    """Samples in the dtype of the graph's input.
 
     Raises:
-        UsageError: Wrong shape, none at all, not numbers, not finite, or no i8 for an i8 input.
+        UsageError: Wrong shape, none at all, not numbers, not finite, no i8 for an i8 input, or no
+            indices that an input of indices can be.
     """
+    value = graph.inputs[0]
     shape = value.type.shape[1:]
     what = f"calibration samples are {samples.dtype}{list(samples.shape)}"
     if samples.dtype.kind not in "iuf":
@@ -169,6 +169,11 @@ def checked(value: Value, samples: Array) -> Array:
         if samples.dtype.kind == "f" or samples.min() < -128 or samples.max() > 127:
             raise UsageError(f"{what}; {value.name} needs int8, -128 to 127")
         return samples.astype(np.int8)
+    if value.type.dtype == "i32":
+        if samples.dtype.kind == "f":
+            raise UsageError(f"{what}; {value.name} needs integers, which are indices")
+        check_indices(graph, value, samples, "calibration samples")
+        return samples.astype(np.int32)
     with np.errstate(over="ignore"):  # too large for f32 becomes infinite, which is refused
         x = samples.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))
@@ -244,11 +249,13 @@ def _rounded(real: Array, quant: Quantization) -> Array:
     return quant.dequantize(quant.quantize(real))
 
 
-def _synthetic(value: Value) -> Array:
-    rng = np.random.default_rng(0)
+def _synthetic(graph: Graph) -> Array:
+    rng, value = np.random.default_rng(0), graph.inputs[0]
     shape = (_SYNTHETIC, *value.type.shape[1:])
     if value.type.dtype == "i8":
         return rng.integers(-128, 128, shape).astype(np.int8)
+    if value.type.dtype == "i32":
+        return random_indices(graph, value, _SYNTHETIC, rng)
     return rng.uniform(-1.0, 1.0, shape).astype(np.float32)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .graph import Graph, Node
-from .opdef import ParamSlot, get_op
+from .opdef import ParamSlot, parameter_slots
 from .training import Candidate, Saved, StateForm
 
 #: Least updated part of a weight for which the input is offered in a compressed form, too.
@@ -22,7 +22,7 @@ def param_slots(graph: Graph) -> dict[str, list[tuple[Node, ParamSlot]]]:
     uses: dict[str, list[tuple[Node, ParamSlot]]] = {}
     blocked: set[str] = set()
     for node in graph.nodes:
-        slots = {s.index: s for s in get_op(node.op).params}
+        slots = {s.index: s for s in parameter_slots(node)}
         for i, v in enumerate(node.inputs):
             if v is None or v.name not in graph.constants:
                 continue

@@ -32,6 +32,10 @@ class OdtPlanError(Exception):
     exit_code: ClassVar[int] = 1
 
 
+class ModelWarning(UserWarning):
+    """The model is read in a way that may not be meant; one line."""
+
+
 class UsageError(OdtPlanError):
     """The command line, a size, a device file or a data file is wrong."""
 

@@ -1,8 +1,8 @@
 """Chains of elementwise nodes that are one activation become that activation.
 
-Exporters write GELU as up to nine nodes, in many orders. Each of them would save its operands for
-backward, and would offer its constants for training. Chains are found by what they compute: their
-values at points of an interval, in double precision.
+Exporters write GELU as up to nine nodes around a tanh or an erf, in many orders. Each of them would
+save its operands for backward. Chains are found by what they compute: their values at points of an
+interval, in double precision.
 """
 
 from __future__ import annotations
@@ -11,47 +11,49 @@ import numpy as np
 
 from .graph import Array, Graph, Node, Value
 from .opdef import get_op
-from .ops.gelu import gelu
 from .surgery import drop_unread, nodes_of
 
-_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Tanh")
-#: Where chains are compared, and how far they may be off: constants of files are rounded, but GELU
-#: by erf differs by 5e-4.
+#: The function in the middle of a chain -> the operator that the whole chain is.
+_FORMS = {"Tanh": "Gelu", "Erf": "GeluErf"}
+_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Pow", *_FORMS)
+#: Where chains are compared, and how far they may be off: constants of files are rounded, but the
+#: two forms of GELU differ by 5e-4.
 _POINTS = np.linspace(-8.0, 8.0, 321)
 _TOLERANCE = 1e-5
-#: Most nodes behind tanh that a chain is looked for in.
+#: Most nodes behind that function that a chain is looked for in.
 _REACH = 4
 
 
 def merge_gelu(graph: Graph) -> bool:
-    """Chains around a Tanh that compute GELU of one value become a Gelu of it."""
+    """Chains around a Tanh or Erf that compute GELU of one value become a Gelu of it."""
     changed = False
-    for tanh in nodes_of(graph, "Tanh"):
-        found = _gelu(graph, tanh)
+    for middle in (n for op in _FORMS for n in nodes_of(graph, op)):
+        found = _gelu(graph, middle)
         if found is None:
             continue
         x, chain = found
         last = chain[-1]
-        last.op, last.attrs, last.inputs = "Gelu", {}, (x,)
+        last.op, last.attrs, last.inputs = _FORMS[middle.op], {}, (x,)
         for node in reversed(chain[:-1]):
             drop_unread(graph, node)
         changed = True
     return changed
 
 
-def _gelu(graph: Graph, tanh: Node) -> tuple[Value, list[Node]] | None:
-    """The operand of a GELU with this Tanh in it, and the nodes that make it, in order."""
-    y = tanh.out
+def _gelu(graph: Graph, middle: Node) -> tuple[Value, list[Node]] | None:
+    """The operand of a GELU with this Tanh or Erf in it, and the nodes that make it, in order."""
+    y = middle.out
+    (wanted,) = get_op(_FORMS[middle.op]).kernel(middle, [_POINTS])
     for _ in range(_REACH):
         readers = [n for n in graph.nodes if y in n.inputs]
         if len(readers) != 1 or readers[0].op not in _ELEMENTWISE or y in graph.outputs:
             return None
         y = readers[0].out
-        for x in _operands(graph, tanh):
+        for x in _operands(graph, middle):
             chain = _chain(graph, x, y)
             if chain is None or any(n.out.name in graph.quantization for n in chain[:-1]):
                 continue
-            off = np.abs(_values(graph, chain, x) - gelu(_POINTS)).max()
+            off = np.abs(_values(graph, chain, x) - wanted).max()
             if x.type == y.type and off < _TOLERANCE:
                 return x, chain
     return None

@@ -36,6 +36,10 @@ DTYPES: dict[str, tuple[str, int]] = {
 }
 
 
+#: Larger tensors are refused: no small device holds them, and kernels count in int32.
+MAX_ELEMENTS = 2**28
+
+
 @dataclass(frozen=True)
 class TensorType:
     """Static shape and element type.
@@ -169,6 +173,7 @@ class Graph:
         quantization: How values of an annotated float graph may be stored as i8: activations with
             one scale, weights per output channel. Biases follow from the scales of their layer.
             The float graph itself ignores it; ``ir.precision`` lowers by it.
+        notes: What the importer changed to make a model that can be trained.
         unchanged: Layers that ``ir.precision`` found to do nothing in i8, and left out.
     """
 
@@ -181,6 +186,7 @@ class Graph:
         self.outputs: list[Value] = []
         self.values: dict[str, Value] = {}
         self.quantization: dict[str, Quantization] = {}
+        self.notes: tuple[str, ...] = ()
         self.unchanged: frozenset[str] = frozenset()
 
     def add_input(self, name: str, type_: TensorType) -> Value:
@@ -190,14 +196,24 @@ class Graph:
         return value
 
     def add_constant(
-        self, name: str, data: Array, dtype: str | None = None, quant: Quantization | None = None
+        self,
+        name: str,
+        data: Array,
+        dtype: str | None = None,
+        quant: Quantization | None = None,
+        *,
+        shape: tuple[int, ...] | None = None,
     ) -> Value:
-        """Declare a constant (parameter) with data; dtype is the array's if not given."""
+        """Declare a constant (parameter) with data; dtype and shape are the array's if not given.
+
+        Packed bits need both.
+        """
         if dtype is None:
             dtype = next((k for k, (d, _) in DTYPES.items() if np.dtype(d) == data.dtype), None)
             if dtype is None:
                 raise GraphError(f"constant {name}: dtype {data.dtype} is not supported")
-        value = self._new_value(name, TensorType(tuple(data.shape), dtype, quant))
+        dims = tuple(data.shape) if shape is None else shape
+        value = self._new_value(name, TensorType(dims, dtype, quant))
         self.constants[name] = data
         return value
 
@@ -230,6 +246,8 @@ class Graph:
         """
         node = Node(op, self._unique_node(name), tuple(inputs), (), dict(attrs or {}), phase)
         types = _infer(node)
+        for t in types:
+            _check_size(f"node {node.name} ({node.op})", t)
         wanted = list(outputs) if outputs is not None else []
         names = [
             wanted[i] if i < len(wanted) else (node.name if i == 0 else f"{node.name}.{i}")
@@ -315,6 +333,7 @@ class Graph:
             raise GraphError(f"value name {name} occurs twice")
         if any(d <= 0 for d in type_.shape):
             raise GraphError(f"value {name}: {type_} has a dimension that is not positive")
+        _check_size(f"value {name}", type_)
         if type_.quant is not None and (type_.dtype != "i8" or not type_.quant.fits(type_.shape)):
             raise GraphError(f"value {name}: {type_} can't be quantized as {type_.quant}")
         value = Value(name, type_)
@@ -341,6 +360,11 @@ def _infer(node: Node) -> tuple[TensorType, ...]:
         return tuple(definition.infer(node))
     except (GraphError, AssertionError, IndexError, KeyError, ValueError) as e:
         raise GraphError(f"node {node.name} ({node.op}): {e}") from e
+
+
+def _check_size(what: str, type_: TensorType) -> None:
+    if type_.size > MAX_ELEMENTS:
+        raise GraphError(f"{what}: {type_} has more than {MAX_ELEMENTS} elements")
 
 
 def _unique(name: str, taken: Mapping[str, Any] | set[str]) -> str:

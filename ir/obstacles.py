@@ -31,7 +31,9 @@ def report_obstacles(path: Path, obstacles: Sequence[Obstacle]) -> UnsupportedMo
         names = groups.setdefault((o.op, o.reason), [])
         if o.where not in names:
             names.append(o.where)
-    lines = [f"{', '.join(names)} ({op}): {reason}" for (op, reason), names in groups.items()]
+    lines = [
+        _printable(f"{', '.join(names)} ({op}): {reason}") for (op, reason), names in groups.items()
+    ]
     if len(lines) == 1:
         return UnsupportedModelError(f"{path}: {lines[0]}")
     count = len({(o.where, o.op) for o in obstacles})
@@ -39,3 +41,8 @@ def report_obstacles(path: Path, obstacles: Sequence[Obstacle]) -> UnsupportedMo
     return UnsupportedModelError(
         f"{path}: {many}; the model must be exported without:\n  " + "\n  ".join(lines)
     )
+
+
+def _printable(text: str) -> str:
+    """The text on one line: names from files may hold anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -7,7 +7,7 @@ can't be expressed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,9 @@ from .graph import Array, Attr, Graph, Value
 from .obstacles import Obstacle
 from .onnx_file import FileAttr, FileNode, ModelFile
 from .qdq import Stored
+
+#: Makes of a node the value of its result, or those of all its results in order (None: no element).
+Rule = Callable[["Site"], Value | tuple[Value | None, ...]]
 
 
 class RejectedError(Exception):
@@ -35,6 +38,7 @@ class Conversion:
         obstacles: Everything that is wrong so far.
         order: Names of IR nodes and of rejected file nodes in the file's order.
         stored: File values of 8-bit integers; ``values`` holds the real numbers that they mean.
+        empty: File values without elements, which nothing stands for.
     """
 
     file: ModelFile
@@ -43,6 +47,7 @@ class Conversion:
     obstacles: list[Obstacle] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
     stored: dict[str, Stored] = field(default_factory=dict)
+    empty: set[str] = field(default_factory=set)
     _constants: dict[str, Value] = field(default_factory=dict)
 
     def constant(self, name: str, data: Array) -> Value:
@@ -146,6 +151,8 @@ class Site:
         data = self.conversion.file.constants.get(name)
         if data is not None:
             return self.conversion.constant(name, data)
+        if name in self.conversion.empty:
+            raise RejectedError(f"operand {name} has no elements")
         value = self.conversion.values[name]
         assert value is not None, name
         return value
@@ -202,7 +209,8 @@ class Site:
     ) -> Value:
         """Append an IR node; ``suffix`` tells those beside the main one apart."""
         name = f"{self.node.name}/{suffix}" if suffix else self.node.name
-        out = self.node.outputs[0] + (f"/{suffix}" if suffix else "")
+        first = next(filter(None, self.node.outputs))
+        out = f"{first}/{suffix}" if suffix else first
         node = self.conversion.graph.add_node(op, inputs, attrs, name=name, outputs=[out])
         return node.out
 
@@ -215,6 +223,11 @@ class Site:
         else:
             self.conversion.forget(name)
         return self.conversion.constant(name, data.astype(np.float32))
+
+    def indices(self, data: Array) -> Value:
+        """A constant of indices or labels."""
+        name = f"{self.node.name}/indices"
+        return self.conversion.graph.add_constant(name, np.ascontiguousarray(data, np.int32))
 
     def reshape(self, x: Value, shape: tuple[int, ...], suffix: str = "") -> Value:
         """``x`` in another shape of the same size; no node if it has the shape already."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import onnx
-from onnx import ModelProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from .obstacles import Obstacle
 
@@ -15,13 +14,29 @@ MAX_FILE_BYTES = 2**31 - 1
 
 
 def all_tensors(proto: ModelProto) -> Iterator[TensorProto]:
-    """Initializers and tensors in node attributes."""
-    yield from proto.graph.initializer
-    for node in proto.graph.node:
+    """Initializers and tensors in node attributes, those of subgraphs included."""
+    for graph in _graphs(proto.graph):
+        yield from graph.initializer
+    for _, _, t in attribute_tensors(proto.graph):
+        yield t
+
+
+def attribute_tensors(
+    graph: GraphProto,
+) -> Iterator[tuple[NodeProto, AttributeProto, TensorProto]]:
+    """Tensors in attributes with their node, those of subgraphs included."""
+    for node in (n for g in _graphs(graph) for n in g.node):
+        for a in list(node.attribute):
+            for t in (*((a.t,) if a.type == AttributeProto.TENSOR else ()), *a.tensors):
+                yield node, a, t
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    yield graph
+    for node in graph.node:
         for a in node.attribute:
-            if a.type == onnx.AttributeProto.TENSOR:
-                yield a.t
-            yield from a.tensors
+            for inner in (*((a.g,) if a.type == AttributeProto.GRAPH else ()), *a.graphs):
+                yield from _graphs(inner)
 
 
 def external_files(path: Path) -> list[Path]:

@@ -7,30 +7,42 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, inliner
 
-from .graph import Array, TensorType
+from .graph import MAX_ELEMENTS, Array, TensorType
 from .obstacles import Obstacle
 from .onnx_fold import ELEMENT_TYPES, infer_and_fold
+from .onnx_guard import is_sound
 from .onnx_read import (
     STANDARD_DOMAINS,
     at_known_opset,
     check_structure,
+    known_attributes,
     node_name,
     read_initializers,
     read_proto,
     tensor_array,
 )
+from .onnx_states import bind_states
 from .quantization import Quantization
 
 #: Why an input of another element type is refused.
 INPUT_KINDS = (
-    "only float32 inputs, and int8 or uint8 ones that DequantizeLinear reads, are supported"
+    "only float32 inputs, int32 and int64 ones that are read as indices or labels, and int8 or"
+    " uint8 ones that DequantizeLinear reads, are supported"
 )
 #: Element types that operators read through DequantizeLinear only: never judged as float32.
 QUANTIZED_ONLY = ("float4", "float8", "int2", "int4", "uint2", "uint4")
 EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8)
-FileAttr = int | float | str | tuple[int, ...] | tuple[float, ...] | Array
+INDICES = (TensorProto.INT32, TensorProto.INT64)
+#: Operators that read indices or labels as operand 1, from the input of a model as well.
+_INDEXED = ("Gather", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss")
+#: Operators that hand the indices of operand 0 on.
+_MOVING_INDICES = (
+    *("Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"),
+    *("Tile", "Transpose", "Unsqueeze"),
+)
+FileAttr = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +57,7 @@ class FileNode:
         outputs: Value names, "" where an optional result is not wanted.
         attrs: Attributes; tensors as arrays, subgraphs left out.
         subgraphs: It carries subgraphs (If, Loop, Scan).
+        unknown: Names of attributes that the operator does not have in the model's opset.
     """
 
     name: str
@@ -54,6 +67,7 @@ class FileNode:
     outputs: tuple[str, ...]
     attrs: dict[str, FileAttr] = field(default_factory=dict)
     subgraphs: bool = False
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +86,7 @@ class ModelFile:
         nodes: In order of execution; only those that the outputs need.
         types: Inferred types of values, where they are static.
         obstacles: What is wrong so far.
+        notes: What was changed to make it one that can be trained.
     """
 
     name: str
@@ -84,6 +99,7 @@ class ModelFile:
     nodes: tuple[FileNode, ...]
     types: dict[str, TensorType]
     obstacles: tuple[Obstacle, ...]
+    notes: tuple[str, ...] = ()
 
 
 def load_file(path: Path, batch: int) -> ModelFile:
@@ -99,6 +115,23 @@ def load_file(path: Path, batch: int) -> ModelFile:
             stands in ``obstacles``.
     """
     proto = read_proto(path)
+    notes = bind_states(proto, batch)
+    return replace(model_file(proto, path, batch), notes=notes)
+
+
+def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
+    """Check, bind, infer and fold a model.
+
+    Args:
+        proto: A model without external data; changed.
+        path: What messages call it.
+        batch: Value of the symbolic batch dimension.
+
+    Raises:
+        UnsupportedModelError: It is no graph at all. Everything less stands in ``obstacles``.
+    """
+    if proto.functions:
+        proto = inliner.inline_local_functions(proto)
     check_structure(proto, path)
     proto, opset = at_known_opset(proto, path)
     _unique_names(proto)
@@ -106,13 +139,15 @@ def load_file(path: Path, batch: int) -> ModelFile:
     known = set(constants) | {o.where for o in obstacles}
     runtime = [v for v in proto.graph.input if v.name not in known]
     del proto.graph.input[:]
-    inputs = {v.name: _bind(v, batch, runtime, obstacles) for v in runtime}
+    indices = _indices(proto)
+    inputs = {v.name: _bind(v, batch, runtime, indices, obstacles) for v in runtime}
     proto.graph.input.extend(runtime)
     proto.ir_version = max(proto.ir_version, 4)  # from here on initializers need not be inputs
     _forget_symbols(proto)
     types, stored, errors = infer_and_fold(proto, constants)
     obstacles += [o for o in errors if o not in obstacles]
-    needed = _needed([_record(n) for n in proto.graph.node], {v.name for v in proto.graph.output})
+    records = [_record(n, opset) for n in proto.graph.node]
+    needed = _needed(records, {v.name for v in proto.graph.output})
     used = {i for n in needed for i in n.inputs} | {v.name for v in proto.graph.output}
     return ModelFile(
         name=proto.graph.name or path.stem,
@@ -147,20 +182,26 @@ def _unique_names(proto: ModelProto) -> None:
 
 
 def _bind(
-    v: ValueInfoProto, batch: int, runtime: list[ValueInfoProto], obstacles: list[Obstacle]
+    v: ValueInfoProto,
+    batch: int,
+    runtime: list[ValueInfoProto],
+    indices: set[str],
+    obstacles: list[Obstacle],
 ) -> TensorType | None:
     """Replace the symbolic batch of an input by its value; the type if it is static now.
 
     Files also write an unknown batch as 0 or -1. An input of another element type is judged on as
     if it were float32, so that the report does not repeat the reason at every node; 8-bit inputs
-    are judged where the graph is built, because their scales stand in later nodes.
+    are judged where the graph is built, because their scales stand in later nodes. Indices become
+    i32, whatever the file has.
     """
     if not v.type.HasField("tensor_type"):
         obstacles.append(Obstacle(v.name, "input", "is not a tensor"))
         return None
     tensor = v.type.tensor_type
     dims = tensor.shape.dim
-    if tensor.elem_type not in (TensorProto.FLOAT, *EIGHT_BITS):
+    indexing = tensor.elem_type in INDICES and v.name in indices
+    if tensor.elem_type not in (TensorProto.FLOAT, *EIGHT_BITS) and not indexing:
         kinds = TensorProto.DataType.items()
         kind = next((k.lower() for k, v in kinds if v == tensor.elem_type), "of an unknown type")
         obstacles.append(Obstacle(v.name, "input", f"is {kind}; {INPUT_KINDS}"))
@@ -170,6 +211,9 @@ def _bind(
     if not tensor.HasField("shape"):
         obstacles.append(Obstacle(v.name, "input", "has no shape; export with static shapes"))
         return None
+    for d in dims:
+        if d.dim_value < 0:
+            d.Clear()
     first = [w.type.tensor_type.shape.dim for w in runtime if w.type.HasField("tensor_type")]
     symbols = {d[0].dim_param for d in first if d} - {""}
     for axis, d in enumerate(dims):
@@ -182,14 +226,35 @@ def _bind(
         elif axis == 0 or d.dim_param in symbols:
             d.dim_value = batch
         else:
+            bind = f"--input_name {v.name} --input_shape 1,..."
+            if d.dim_param:
+                bind = f"--dim_param {d.dim_param} --dim_value ..."
             reason = (
-                f"dimension {axis} ({d.dim_param or 'unnamed'}) is not known;"
-                " --batch binds only the batch, export with a static shape"
+                f"dimension {axis} ({d.dim_param or 'unnamed'}) is not known; --batch binds only"
+                " the batch, export with a static shape or bind it by python -m"
+                f" onnxruntime.tools.make_dynamic_shape_fixed {bind}"
             )
             obstacles.append(Obstacle(v.name, "input", reason))
             return None
+    sizes = tuple(d.dim_value for d in dims)
+    if not is_sound(sizes):
+        reason = f"{[*sizes]} has more than {MAX_ELEMENTS} elements"
+        obstacles.append(Obstacle(v.name, "input", reason))
+        tensor.ClearField("shape")
+        return None
     dtype = ELEMENT_TYPES[tensor.elem_type] if tensor.elem_type in EIGHT_BITS else "f32"
-    return TensorType(tuple(d.dim_value for d in dims), dtype)
+    return TensorType(sizes, "i32" if indexing else dtype)
+
+
+def _indices(proto: ModelProto) -> set[str]:
+    """Values that are read as indices or labels, maybe after something has moved them."""
+    found: set[str] = set()
+    for node in reversed(proto.graph.node):
+        if node.op_type in _INDEXED and len(node.input) > 1:
+            found.add(node.input[1])
+        if node.op_type in _MOVING_INDICES and found.intersection(node.output):
+            found.add(node.input[0])
+    return found
 
 
 def _forget_symbols(proto: ModelProto) -> None:
@@ -203,7 +268,7 @@ def _forget_symbols(proto: ModelProto) -> None:
                     d.Clear()
 
 
-def _record(node: NodeProto) -> FileNode:
+def _record(node: NodeProto, opset: int) -> FileNode:
     attrs: dict[str, FileAttr] = {}
     subgraphs = False
     for a in node.attribute:
@@ -214,13 +279,23 @@ def _record(node: NodeProto) -> FileNode:
                 attrs[a.name] = tensor_array(a.t)
         elif a.type in (AttributeProto.INTS, AttributeProto.FLOATS):
             attrs[a.name] = tuple(onnx.helper.get_attribute_value(a))
+        elif a.type == AttributeProto.STRINGS:
+            attrs[a.name] = tuple(text.decode(errors="replace") for text in a.strings)
         elif a.type == AttributeProto.STRING:
             attrs[a.name] = a.s.decode(errors="replace")
         elif a.type in (AttributeProto.INT, AttributeProto.FLOAT):
             attrs[a.name] = onnx.helper.get_attribute_value(a)
     domain = "" if node.domain in STANDARD_DOMAINS else node.domain
+    known = None if domain else known_attributes(node.op_type, opset)
     return FileNode(
-        node.name, node.op_type, domain, tuple(node.input), tuple(node.output), attrs, subgraphs
+        node.name,
+        node.op_type,
+        domain,
+        tuple(node.input),
+        tuple(node.output),
+        attrs,
+        subgraphs,
+        tuple(a.name for a in node.attribute if known is not None and a.name not in known),
     )
 
 

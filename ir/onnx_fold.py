@@ -6,6 +6,7 @@ are repeated until nothing changes.
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -17,17 +18,30 @@ from onnx.reference import ReferenceEvaluator
 
 from .graph import Array, TensorType
 from .obstacles import Obstacle
+from .onnx_guard import (
+    MAX_INFERRED_ELEMENTS,
+    is_sound,
+    leave_readable,
+    without_unsafe_slices,
+)
 from .onnx_read import STANDARD_DOMAINS
 from .qdq import dequantize_constant, moved
 from .quantization import Quantization
 
-#: Results of constant folding may not be larger: a model that needs them fits no small device.
+#: All results of constant folding together may not be larger: such a model fits no small device.
 MAX_FOLDED_ELEMENTS = 2**27
-#: Larger constants can't be shapes, axes or limits: inference gets their types alone.
-MAX_INFERRED_ELEMENTS = 2**10
+#: Longer vectors are not followed by inference; none of them is a shape.
+MAX_PROPAGATED_ELEMENTS = 2**16
 #: Begins the reason of what onnx's inference finds.
 INCONSISTENT = "is inconsistent"
-_RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomUniform")
+#: Results may be much larger than the operands: folded only where inference knows how large.
+_GROWING = frozenset(
+    {
+        *("CenterCropPad", "ConstantOfShape", "EyeLike", "Expand", "MaxUnpool", "OneHot", "Pad"),
+        *("Resize", "Tile", "Upsample"),
+    }
+)
+_RANDOM = ("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomUniform")
 #: ONNX element type -> dtype name of the IR.
 ELEMENT_TYPES: dict[int, str] = {
     TensorProto.FLOAT: "f32",
@@ -37,6 +51,7 @@ ELEMENT_TYPES: dict[int, str] = {
     TensorProto.INT32: "i32",
     TensorProto.UINT8: "u8",
     TensorProto.INT8: "i8",
+    TensorProto.BOOL: "bits",
 }
 
 
@@ -56,30 +71,26 @@ def infer_and_fold(
     """
     stored: dict[str, Quantization] = {}
     errors: list[Obstacle] = []
-    small = [t for t in proto.graph.initializer if np.prod(t.dims) <= MAX_INFERRED_ELEMENTS]
-    if len(small) < len(proto.graph.initializer):
-        known = {t.name for t in small}
-        proto.graph.input.extend(
-            onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
-            for t in proto.graph.initializer
-            if t.name not in known
-        )
-        del proto.graph.initializer[:]
-        proto.graph.initializer.extend(small)
+    leave_readable(proto, constants)
+    types: dict[str, TensorType] = {}
+    room = MAX_FOLDED_ELEMENTS
     while True:
-        inferred, errors = _infer(proto)
-        types = dict(_static_types(inferred))
+        shown = without_unsafe_slices(proto, types)
+        inferred, errors = _infer(shown)
+        known = types
+        types = {k: t for k, t in _static_types(inferred) if is_sound(t.shape)}
         rest: list[NodeProto] = []
         folded: dict[str, Array] = {}
         for node in proto.graph.node:
-            values = _evaluate(node, proto, types, constants)
+            values = _evaluate(node, proto, types, constants, room)
             if values is None:
                 rest.append(node)
             else:
                 folded |= values
+                room -= sum(a.size for a in values.values())
                 constants |= values
                 stored |= _meaning(node, constants, stored)
-        if not folded:
+        if not folded and (shown is proto or types == known):
             return types, stored, errors
         del proto.graph.node[:]
         proto.graph.node.extend(rest)
@@ -92,11 +103,30 @@ def infer_and_fold(
                 proto.graph.initializer.append(numpy_helper.from_array(a, k))
 
 
+def _propagates(proto: ModelProto) -> bool:
+    """Whether onnx may follow integers through the shapes of a model.
+
+    It writes them out, every vector of a known length that it comes by, and takes all memory where
+    a file has a long one. Without it folding takes more rounds, within limits.
+    """
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto)
+    except Exception:  # said again by the strict run
+        return False
+    lists = {o for n in proto.graph.node if n.op_type in ("Range", "Tile") for o in n.output}
+    for name, t in _static_types(inferred):
+        lists.discard(name)
+        if len(t.shape) == 1 and t.size > MAX_PROPAGATED_ELEMENTS:
+            return False
+    return not lists
+
+
 def _infer(proto: ModelProto) -> tuple[ModelProto, list[Obstacle]]:
     """Shape inference by onnx; inconsistencies become obstacles of the nodes that they are in."""
+    follow = _propagates(proto)
     try:
         return onnx.shape_inference.infer_shapes(
-            proto, check_type=True, strict_mode=True, data_prop=True
+            proto, check_type=True, strict_mode=True, data_prop=follow
         ), []
     except Exception as e:  # onnx raises InferenceError, TypeError and RuntimeError here
         text = str(e)
@@ -109,7 +139,7 @@ def _infer(proto: ModelProto) -> tuple[ModelProto, list[Obstacle]]:
     if not found:
         obstacles = [Obstacle(proto.graph.name or "model", "graph", _plain(text.splitlines()[0]))]
     try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True), obstacles
+        return onnx.shape_inference.infer_shapes(proto, data_prop=follow), obstacles
     except Exception:  # the strict run has said why; conversion goes on with what it infers itself
         return proto, obstacles
 
@@ -127,9 +157,16 @@ def _static_types(proto: ModelProto) -> Iterator[tuple[str, TensorType]]:
 
 
 def _evaluate(
-    node: NodeProto, proto: ModelProto, types: dict[str, TensorType], constants: dict[str, Array]
+    node: NodeProto,
+    proto: ModelProto,
+    types: dict[str, TensorType],
+    constants: dict[str, Array],
+    room: int,
 ) -> dict[str, Array] | None:
-    """Results of a node that does not depend on run-time data, or None."""
+    """Results of a node that does not depend on run-time data, or None.
+
+    None also where they may have more than ``room`` elements.
+    """
     if node.domain not in STANDARD_DOMAINS or node.op_type.startswith(_RANDOM):
         return None
     if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
@@ -145,8 +182,14 @@ def _evaluate(
     names = [i for i in node.input if i]
     if any(i not in constants for i in names):
         return None
-    if any(o in types and types[o].size > MAX_FOLDED_ELEMENTS for o in node.output):
+    if sum(types[o].size for o in node.output if o in types) > room:
         return None
+    if node.op_type == "Range":
+        length = _range_length(*(constants[i] for i in names)) if len(names) == 3 else None
+        if length is None or length > room:
+            return None
+    elif node.op_type in _GROWING and any(o and o not in types for o in node.output):
+        return None  # the next round knows how large it is
     wanted = [o for o in node.output if o]
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -154,10 +197,24 @@ def _evaluate(
             values = _run(node, proto, {i: constants[i] for i in names}, wanted)
     except Exception:  # an operator without reference: it stays a node, and the table judges it
         return None
+    if any(isinstance(a, list) for a in values):  # a sequence is no constant
+        return None
     arrays = [np.asarray(a) for a in values]
+    if len(arrays) != len(wanted):
+        return None
     if any(a.dtype.kind not in "fiub" or a.dtype.itemsize > 8 for a in arrays):
         return None
     return dict(zip(wanted, arrays, strict=True))
+
+
+def _range_length(start: Array | None, limit: Array | None, delta: Array | None) -> int | None:
+    """Elements of a Range; None where an operand is not known, or where it is not defined."""
+    if start is None or limit is None or delta is None:
+        return None
+    a, b, step = (float(v.reshape(())) if v.size == 1 else math.nan for v in (start, limit, delta))
+    if step == 0 or not math.isfinite(length := (b - a) / step):
+        return None
+    return max(0, math.ceil(length))
 
 
 def _run(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .errors import GraphError
-from .graph import Graph, Value
+from .graph import Attr, Graph, Value
 from .obstacles import Obstacle, report_obstacles
 from .onnx_convert import Conversion, RejectedError, Site
 from .onnx_file import FileNode, ModelFile, load_file
@@ -25,7 +25,8 @@ def import_model(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
 
     Inputs and outputs keep the names, number and layout that they have in the file. A quantized
     model becomes a graph of real numbers with ``Graph.quantization``; its int8 inputs stay i8
-    (uint8: 128 less), its 8-bit outputs become the real numbers that they mean.
+    (uint8: 128 less), its 8-bit outputs become the real numbers that they mean, and boolean outputs
+    1 and 0.
 
     Args:
         path: An ``.onnx`` file, opset 8 to the newest of the installed onnx.
@@ -36,7 +37,21 @@ def import_model(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
         UsageError: The path is missing, a folder or unreadable.
         UnsupportedModelError: Lists everything in the model that can't be planned.
     """
-    conversion = convert(load_file(path, batch))
+    return graph_of(load_file(path, batch), path, fold_batchnorm=fold_batchnorm)
+
+
+def graph_of(file: ModelFile, path: Path, *, fold_batchnorm: bool = True) -> Graph:
+    """The cleaned forward graph of a model that has been read.
+
+    Args:
+        file: The model.
+        path: What messages call it.
+        fold_batchnorm: As in ``import_model``.
+
+    Raises:
+        UnsupportedModelError: Lists everything in the model that can't be planned.
+    """
+    conversion = convert(file)
     if conversion.obstacles:
         raise report_obstacles(path, conversion.obstacles)
     clean(conversion.graph, fold_batchnorm=fold_batchnorm)
@@ -46,6 +61,7 @@ def import_model(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
 def convert(file: ModelFile) -> Conversion:
     """Convert all nodes that can be; the obstacles stand in the result."""
     conversion = Conversion(file, Graph(file.name), obstacles=list(file.obstacles))
+    conversion.graph.notes = file.notes
     for name, type_ in file.inputs.items():
         if type_ is not None:
             add_input(conversion, name, type_)
@@ -61,12 +77,26 @@ def convert(file: ModelFile) -> Conversion:
         value = conversion.values[name]
         if value is None:
             continue
+        if value.type.dtype == "bits":
+            value = _numbers(conversion, value, name)
         free = value.producer is not None and value not in conversion.graph.outputs
         if free and name not in conversion.graph.values:
             rename(conversion.graph, value, name)
         conversion.graph.outputs.append(value)
     spread(conversion.graph)
     return conversion
+
+
+def _numbers(conversion: Conversion, condition: Value, name: str) -> Value:
+    """A boolean output as 1 and 0."""
+    graph = conversion.graph
+    if condition.name == name and f"{name}/condition" not in graph.values:
+        rename(graph, condition, f"{name}/condition")
+    attrs: dict[str, Attr] = {"on": 1.0, "off": 0.0}
+    operands = (condition, None, None)
+    node = graph.add_node("Where", operands, attrs, name=f"{name}/real", outputs=[name])
+    conversion.order.append(node.name)
+    return node.out
 
 
 def _convert_node(conversion: Conversion, node: FileNode) -> None:
@@ -77,15 +107,20 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         rule = RULES.get(node.op) if not node.domain else None
         if node.subgraphs:
             raise RejectedError("operators with subgraphs are not supported")
+        if rule is not None and node.unknown:
+            names = ", ".join(node.unknown)
+            raise RejectedError(f"has no attribute {names} in opset {file.opset}")
         if rule is None:
             domain = f" of the domain {node.domain}" if node.domain else ""
             raise RejectedError(f"the operator{domain} is not supported")
-        names = [i for i in node.inputs if i]
-        if any(i not in file.constants and conversion.values.get(i) is None for i in names):
+        operands = [i for i in node.inputs if i]
+        known = file.constants.keys() | conversion.empty
+        if any(i not in known and conversion.values.get(i) is None for i in operands):
             _placeholders(conversion, node)  # the reason is reported where it arose
             return
         stored = integers_kept(conversion, node)
-        result = rule(Site(conversion, node))
+        made = rule(Site(conversion, node))
+        results = made if isinstance(made, tuple) else (made,)
     except (RejectedError, GraphError) as e:
         for leftover in graph.nodes[begin:]:
             for v in leftover.outputs:
@@ -102,14 +137,18 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         conversion.order.append(node.name)
         _placeholders(conversion, node)
         return
-    conversion.values[node.outputs[0]] = result
-    if stored is not None:
-        conversion.stored[node.outputs[0]] = stored
-        graph.quantization.setdefault(result.name, stored.quant)
     conversion.order += [n.name for n in graph.nodes[begin:]]
-    out = node.outputs[0]
-    if begin < len(graph.nodes) and result.name != out and out not in graph.values:
-        rename(graph, result, out)
+    for out, result in zip(node.outputs, results, strict=False):
+        conversion.values[out] = result
+        if result is None:
+            conversion.empty.add(out)
+            continue
+        if stored is not None:
+            conversion.stored[out] = stored
+            graph.quantization.setdefault(result.name, stored.quant)
+        new = result.producer is not None and result.producer in graph.nodes[begin:]
+        if out and new and result.name != out and out not in graph.values:
+            rename(graph, result, out)
 
 
 def _placeholders(conversion: Conversion, node: FileNode) -> None:

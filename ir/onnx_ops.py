@@ -6,24 +6,26 @@ made positive, padding explicit, shapes static, so that the IR has one form of e
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import inf, prod
 
 import numpy as np
 
+from . import onnx_math
 from . import onnx_shapes as shapes
 from .graph import Attr, Value
-from .onnx_convert import RejectedError, Site
+from .onnx_convert import RejectedError, Rule, Site
+from .onnx_einsum import EINSUM_RULES
+from .onnx_index import INDEX_RULES
+from .onnx_losses import LOSS_RULES
 from .onnx_quantize import (
     dequantize_linear,
     qlinear_operands,
     qlinear_result,
     quantize_linear,
 )
-from .onnx_shapes import positive_axes, positive_axis
-
-Rule = Callable[[Site], Value]
-
+from .onnx_recurrent import RECURRENT_RULES
+from .onnx_reduce import REDUCE_RULES
+from .onnx_shapes import positive_axis
 
 # -- windows ---------------------------------------------------------------------------------------
 
@@ -159,19 +161,6 @@ def _plain(op: str, operands: int) -> Rule:
     return lambda s: s.emit(op, [s.value(i) for i in range(operands)])
 
 
-def _sum(s: Site) -> Value:
-    """Operands are added one after the other."""
-    total = s.value(0)
-    for i in range(1, len(s.node.inputs)):
-        last = i == len(s.node.inputs) - 1
-        total = s.emit("Add", (total, s.value(i)), None, "" if last else f"partial{i}")
-    return total
-
-
-def _with_reals(op: str, **defaults: float) -> Rule:
-    return lambda s: s.emit(op, (s.value(0),), {k: s.real(k, d) for k, d in defaults.items()})
-
-
 def _clip(s: Site) -> Value:
     if s.opset < 11:
         low, high = s.real("min", -inf), s.real("max", inf)
@@ -179,18 +168,12 @@ def _clip(s: Site) -> Value:
         low, high = s.scalar(1, "min", -inf), s.scalar(2, "max", inf)
     limit = float(np.finfo(np.float32).max)  # old exporters write "no bound" as the largest float
     low, high = (-inf if low <= -limit else low), (inf if high >= limit else high)
+    low = min(low, high)  # ONNX: where min > max, everything becomes max
     if low == -inf and high == inf:
         return s.value(0)
     if low == 0.0 and high == inf:
         return s.emit("Relu", (s.value(0),))
     return s.emit("Clip", (s.value(0),), {"min": low, "max": high})
-
-
-def _gelu(s: Site) -> Value:
-    form = s.text("approximate", "none")
-    if form != "tanh":
-        raise RejectedError(f"approximate {form} (by erf) is not supported; export it as tanh")
-    return s.emit("Gelu", (s.value(0),))
 
 
 def _softmax(s: Site) -> Value:
@@ -249,16 +232,6 @@ def _of_shape(s: Site, index: int, shape: tuple[int, ...]) -> Value:
     raise RejectedError(f"operand {index}, {v.type}, is not of the normalized shape {list(shape)}")
 
 
-def _reduce_mean(s: Site) -> Value:
-    x = s.value(0)
-    rank = len(x.type.shape)
-    axes = s.ints_or_attr(1, "axes")
-    if not axes and s.integer("noop_with_empty_axes"):
-        return x
-    chosen = positive_axes(axes, rank) if axes else tuple(range(rank))
-    return s.emit("ReduceMean", (x,), {"axes": chosen, "keepdims": s.integer("keepdims", 1)})
-
-
 # -- nothing at inference --------------------------------------------------------------------------
 
 
@@ -270,56 +243,45 @@ def _dropout(s: Site) -> Value:
     return s.value(0)
 
 
+#: Element types of a Cast that changes nothing: TensorProto.FLOAT; INT32 and INT64, which are i32.
+_FLOAT, _INTEGERS = (1,), (6, 7)
+
+
 def _constant(s: Site) -> Value:
     raise RejectedError("its value is not a dense numeric tensor, or can't be read")
 
 
-def _cast(s: Site) -> Value:
-    if s.integer("to") != 1:
-        raise RejectedError("only casts of float32 to itself are supported outside constants")
-    return s.value(0)
-
-
 #: ONNX operator of the standard domain -> its rule.
 RULES: dict[str, Rule] = {
-    "Add": _plain("Add", 2),
+    **onnx_math.RULES,
     "AveragePool": _pool("AveragePool"),
     "BatchNormalization": _batchnorm,
-    "Cast": _cast,
     "Clip": _clip,
     "Concat": shapes.concat,
     "Constant": _constant,
     "Conv": _conv,
     "DequantizeLinear": dequantize_linear,
-    "Div": _plain("Div", 2),
     "Dropout": _dropout,
     "Flatten": shapes.flatten,
-    "Gather": shapes.gather,
-    "Gelu": _gelu,
     "Gemm": _gemm,
     "GlobalAveragePool": _plain("GlobalAveragePool", 1),
-    "HardSigmoid": _with_reals("HardSigmoid", alpha=0.2, beta=0.5),
-    "HardSwish": _plain("HardSwish", 1),
     "Identity": lambda s: s.value(0),
     "LayerNormalization": _layernorm,
-    "LeakyRelu": _with_reals("LeakyRelu", alpha=0.01),
     "MatMul": _matmul,
     "MaxPool": _pool("MaxPool"),
-    "Mul": _plain("Mul", 2),
     "Pad": shapes.pad,
     "QLinearConv": _qlinear_conv,
     "QLinearMatMul": lambda s: qlinear_result(s, s.emit("MatMul", qlinear_operands(s, -1)[:2])),
     "QuantizeLinear": quantize_linear,
-    "ReduceMean": _reduce_mean,
-    "Relu": _plain("Relu", 1),
     "Reshape": shapes.reshape,
-    "Sigmoid": _plain("Sigmoid", 1),
     "Slice": shapes.slice_,
     "Softmax": _softmax,
     "Squeeze": shapes.squeeze,
-    "Sub": _plain("Sub", 2),
-    "Sum": _sum,
-    "Tanh": _plain("Tanh", 1),
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.unsqueeze,
+    **RECURRENT_RULES,
+    **EINSUM_RULES,
+    **INDEX_RULES,
+    **LOSS_RULES,
+    **REDUCE_RULES,
 }

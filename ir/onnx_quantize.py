@@ -32,12 +32,15 @@ from .quantization import LOW, Quantization
 MOVES = frozenset(
     {
         "Concat",
+        "DepthToSpace",
         "Flatten",
         "Identity",
         "MaxPool",
         "Pad",
         "Reshape",
         "Slice",
+        "SpaceToDepth",
+        "Split",
         "Squeeze",
         "Transpose",
         "Unsqueeze",
@@ -46,7 +49,7 @@ MOVES = frozenset(
 #: Operators with integer operands and results, and the scales of all of them as operands.
 QLINEAR = ("QLinearConv", "QLinearMatMul")
 _FILE_DTYPES = {"i8": "int8", "u8": "uint8"}
-_POSITIVE = ("HardSigmoid", "Relu", "Sigmoid", "Softmax")
+_POSITIVE = ("Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax", "Softplus", "Sqrt")
 _AVERAGING = ("AveragePool", "GlobalAveragePool", "ReduceMean")
 
 
@@ -56,7 +59,7 @@ def add_input(conversion: Conversion, name: str, type_: TensorType) -> None:
     A uint8 input becomes i8: 128 less than the file's.
     """
     graph = conversion.graph
-    if type_.dtype == "f32":
+    if type_.dtype in ("f32", "i32"):
         conversion.values[name] = graph.add_input(name, type_)
         return
     try:
@@ -99,6 +102,8 @@ def _parameters(
     Raises:
         QuantizationError: They are computed, run along an axis, or can't be used.
     """
+    if len(node.inputs) <= first or not node.inputs[first]:
+        raise QuantizationError("its scale is missing")
     zero_name = node.inputs[first + 1] if len(node.inputs) > first + 1 else ""
     scale, zero = file.constants.get(node.inputs[first]), file.constants.get(zero_name)
     if scale is None or (zero_name and zero is None):

@@ -7,14 +7,15 @@ are finite. Everything that is wrong with single tensors is collected, not only 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, inliner, numpy_helper, version_converter
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper, version_converter
 
-from .errors import UnsupportedModelError, UsageError
+from .errors import ModelWarning, UnsupportedModelError, UsageError
 from .graph import Array
 from .obstacles import Obstacle, report_obstacles
 from .onnx_external import MAX_FILE_BYTES, all_tensors, load_external
@@ -67,14 +68,16 @@ def read_proto(path: Path) -> ModelProto:
         raise UnsupportedModelError(f"{path}: damaged: a name is not UTF-8 text")
     if obstacles := load_external(proto, path):
         raise report_obstacles(path, obstacles)
-    return inliner.inline_local_functions(proto) if proto.functions else proto
+    return proto
 
 
 def at_known_opset(proto: ModelProto, path: Path) -> tuple[ModelProto, int]:
     """The model and the version of its standard operator set; older than 8 is converted to 8.
 
+    One that is newer than the installed onnx knows is read as the newest, with a ``ModelWarning``.
+
     Raises:
-        UnsupportedModelError: Newer than the installed onnx knows, or old and not convertible.
+        UnsupportedModelError: Old and not convertible.
     """
     newest = int(onnx.defs.onnx_opset_version())
     versions = [int(o.version) for o in proto.opset_import if o.domain in STANDARD_DOMAINS]
@@ -95,11 +98,24 @@ def at_known_opset(proto: ModelProto, path: Path) -> tuple[ModelProto, int]:
                 f" can't convert it ({reason}); export again with opset {MIN_OPSET} or newer"
             ) from None
     if version > newest:
-        raise UnsupportedModelError(
+        text = (
             f"{path}: opset {version} is newer than {newest}, the newest of the installed onnx"
-            f" {onnx.__version__}; update onnx or export with opset {newest}"
+            f" {onnx.__version__}, and read as if it were {newest}; operators may have changed"
         )
+        warnings.warn(ModelWarning(text), stacklevel=2)
+        for o in proto.opset_import:
+            if o.domain in STANDARD_DOMAINS:
+                o.version = newest
+        version = newest
     return proto, version
+
+
+def known_attributes(op: str, opset: int) -> frozenset[str] | None:
+    """Attributes of a standard operator; None where the installed onnx doesn't know it."""
+    try:
+        return frozenset(onnx.defs.get_schema(op, opset).attributes)
+    except onnx.defs.SchemaError:
+        return None
 
 
 def check_structure(proto: ModelProto, path: Path) -> None:
@@ -111,15 +127,24 @@ def check_structure(proto: ModelProto, path: Path) -> None:
     graph = proto.graph
     producer: dict[str, int] = {}
     found: list[Obstacle] = []
+    given = {v.name: "an input" for v in graph.input}
+    if len(given) < len(graph.input):
+        names = [v.name for v in graph.input]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        found += [Obstacle(n, "input", "is declared twice") for n in twice]
+    given |= {t.name: "an initializer" for t in graph.initializer}
+    given |= {t.values.name: "an initializer" for t in graph.sparse_initializer}
     for i, node in enumerate(graph.node):
         for name in filter(None, node.output):
+            if name in given:
+                reason = f"computes {name}, which is {given[name]}"
+                found.append(Obstacle(node_name(node, i), node.op_type, reason))
             if name in producer:
                 first = node_name(graph.node[producer[name]], producer[name])
                 reason = f"computes {name}, which {first} computes already"
                 found.append(Obstacle(node_name(node, i), node.op_type, reason))
             producer.setdefault(name, i)
-    defined = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-    defined |= {t.values.name for t in graph.sparse_initializer}
+    defined = set(given)
     for i, node in enumerate(graph.node):
         for name in filter(None, node.input):
             if name in defined:
@@ -182,6 +207,8 @@ def tensor_array(t: TensorProto) -> Array:
     """
     if t.data_type == TensorProto.UNDEFINED or t.data_type not in TensorProto.DataType.values():
         raise ValueError(f"has the unknown element type {t.data_type}")
+    if any(d < 0 for d in t.dims):  # NumPy takes -1 for whatever fits
+        raise ValueError(f"can't be read as {list(t.dims)}: a dimension is negative")
     try:
         return numpy_helper.to_array(t)
     except (ValueError, TypeError, KeyError) as e:

@@ -99,7 +99,10 @@ def transpose(s: Site) -> Value:
 
 def concat(s: Site) -> Value:
     """Concat along one axis."""
-    parts = [s.value(i) for i in range(len(s.node.inputs))]
+    operands = enumerate(s.node.inputs)
+    parts = [s.value(i) for i, name in operands if name not in s.conversion.empty]
+    if not parts:
+        raise RejectedError("no operand has elements")
     if len(parts) == 1:
         return parts[0]
     return s.emit(
@@ -137,46 +140,6 @@ def slice_(s: Site) -> Value:
         "steps": tuple(strides),
     }
     return s.emit("Slice", (x,), attrs)
-
-
-def gather(s: Site) -> Value:
-    """Gather with constant indices: a slice per run of indices at equal distances, joined."""
-    x = s.value(0)
-    shape = x.type.shape
-    axis = positive_axis(s.integer("axis", 0), len(shape))
-    listed, data = s.ints(1, "index"), s.data(1)
-    if not listed or data is None:
-        raise RejectedError("the indices are missing or none")
-    if not all(-shape[axis] <= i < shape[axis] for i in listed):
-        raise RejectedError(f"indices {list(listed)} leave axis {axis} of {x.type}")
-    runs = _runs([i % shape[axis] for i in listed])
-    joined = "" if data.ndim == 1 else "joined"  # the last node has the name of the file's
-    parts = []
-    for k, run in enumerate(runs):
-        attrs: dict[str, Attr] = {
-            "starts": tuple(run.start if i == axis else 0 for i in range(len(shape))),
-            "sizes": (*shape[:axis], len(run), *shape[axis + 1 :]),
-            "steps": tuple(run.step if i == axis else 1 for i in range(len(shape))),
-        }
-        suffix = joined if len(runs) == 1 else f"run{k}"
-        whole = run == range(shape[axis])
-        parts.append(x if whole else s.emit("Slice", (x,), attrs, suffix))
-    y = parts[0] if len(parts) == 1 else s.emit("Concat", parts, {"axis": axis}, joined)
-    return s.reshape(y, (*shape[:axis], *data.shape, *shape[axis + 1 :]))
-
-
-def _runs(indices: list[int]) -> list[range]:
-    """Indices as ranges of positive steps, each as long as possible."""
-    runs: list[range] = []
-    for i in indices:
-        last = runs[-1] if runs else None
-        if last is not None and len(last) == 1 and i > last.start:
-            runs[-1] = range(last.start, i + 1, i - last.start)
-        elif last is not None and len(last) > 1 and i == last[-1] + last.step:
-            runs[-1] = range(last.start, i + 1, last.step)
-        else:
-            runs.append(range(i, i + 1))
-    return runs
 
 
 def pad(s: Site) -> Value:

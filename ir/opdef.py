@@ -156,6 +156,8 @@ class ParamSlot:
             weight (channels ``k..`` along ``channel_axis``); None: only whole updates.
         compressible: For weights: the gradient takes operand 0 in half precision or i8 as well
             (``GradBuilder.kept_input``).
+        single: A constant of one element is a parameter, too. Not so where files write numbers of
+            the architecture (1/2, the square root of 2, an attention's scale) in the same place.
     """
 
     index: int
@@ -163,6 +165,7 @@ class ParamSlot:
     channel_axis: Callable[[Node], int | None] = lambda _: None
     cold_index: int | None = None
     compressible: bool = False
+    single: bool = True
 
 
 @dataclass(frozen=True)
@@ -252,6 +255,12 @@ def inplace_operands(node: Node) -> tuple[int, ...]:
     """Operands that result 0 of a node may overwrite, shape and dtype permitting."""
     op = get_op(node.op)
     return op.inplace if op.inplace and op.can_be_inplace(node) else ()
+
+
+def parameter_slots(node: Node) -> list[ParamSlot]:
+    """The slots of a node whose operand is there, and of a size to be a parameter."""
+    held = ((s, node.inputs[s.index]) for s in get_op(node.op).params if s.index < len(node.inputs))
+    return [s for s, v in held if v is not None and (s.single or v.type.size > 1)]
 
 
 def works(node: Node, tile_rows: int | None = None) -> tuple[Work, ...]:

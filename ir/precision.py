@@ -215,7 +215,9 @@ class _Lowering:
         if v not in self.real:
             if v.name in self.old.constants:
                 data = self.old.constants[v.name]
-                self.real[v] = self.new.add_constant(v.name, data, v.type.dtype, v.type.quant)
+                self.real[v] = self.new.add_constant(
+                    v.name, data, v.type.dtype, v.type.quant, shape=v.type.shape
+                )
             else:
                 name = f"{v.name}/real" if v.name in self.new.values else v.name
                 node = self.new.add_node(

@@ -155,7 +155,9 @@ def stream(lowered: Graph, names: Collection[str]) -> Graph:
     twin: dict[Value, Value] = {v: result.add_input(v.name, v.type) for v in lowered.inputs}
     for name, data in lowered.constants.items():
         v = lowered.values[name]
-        twin[v] = result.add_constant(name, data, v.type.dtype, v.type.quant)
+        twin[v] = result.add_constant(
+            name, data, v.type.dtype, v.type.quant, shape=v.type.shape
+        )
     for node in lowered.nodes:
         block = inside.get(node)
         if block is not None:

@@ -7,16 +7,16 @@ gradient passes, so the report tells which layers would remain if the file were 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .autodiff import param_slots
+from .candidates import param_slots
 from .graph import Graph, Node, TensorType, Value
 from .obstacles import Obstacle
 from .onnx_convert import Conversion
 from .onnx_file import FileNode, load_file
 from .onnx_import import convert
-from .opdef import get_op, works
+from .opdef import get_op, parameter_slots, works
 from .passes import clean
 
 _MAC_CLASSES = ("conv", "depthwise", "gemm")
@@ -55,6 +55,7 @@ class TrainabilityReport:
         layers: In execution order.
         obstacles: Everything that keeps the model from being planned; empty if it can be.
         advice: The way out, one line; empty if everything can be trained.
+        notes: What the importer changed to make a model that can be trained.
     """
 
     model: str
@@ -62,6 +63,7 @@ class TrainabilityReport:
     layers: tuple[LayerReport, ...]
     obstacles: tuple[Obstacle, ...]
     advice: str
+    notes: tuple[str, ...] = ()
 
     @property
     def parametric(self) -> tuple[LayerReport, ...]:
@@ -123,10 +125,10 @@ def trainability(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
             layers.append(_judge(nodes[name], graph, slots, blocks))
         elif name in rejected:
             layers.append(_rejected(rejected[name], conversion))
-    report = TrainabilityReport(file.name, batch, tuple(layers), tuple(obstacles), "")
-    return TrainabilityReport(
-        file.name, batch, report.layers, report.obstacles, _advice(report, set(rejected))
+    report = TrainabilityReport(
+        file.name, batch, tuple(layers), tuple(obstacles), "", file.notes
     )
+    return replace(report, advice=_advice(report, set(rejected)))
 
 
 def _blocks(conversion: Conversion, rejected: Iterable[FileNode]) -> dict[Value, str]:
@@ -157,7 +159,7 @@ def _judge(
     node: Node, graph: Graph, slots: Container[str], blocks: dict[Value, str]
 ) -> LayerReport:
     op = get_op(node.op)
-    held = [node.inputs[s.index] for s in op.params if s.index < len(node.inputs)]
+    held = [node.inputs[s.index] for s in parameter_slots(node)]
     params = [v for v in held if v is not None and v.name in graph.constants]
     data = [v.name for v in params if v.name not in slots]
     block = next((blocks[v] for v in node.outputs if v in blocks), None)

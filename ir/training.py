@@ -9,7 +9,7 @@ from .errors import UsageError
 from .graph import Graph, Node, Value
 
 LossName = Literal["cross_entropy", "mse"]
-OptimizerName = Literal["sgd", "momentum", "adam"]
+OptimizerName = Literal["sgd", "momentum", "adagrad", "adam"]
 RoundingName = Literal["stochastic", "nearest"]
 #: How the input of a float layer is kept for the gradient of its weight.
 Saved = Literal["f32", "f16", "i8"]
@@ -20,6 +20,7 @@ StateForm = Literal["keep", "paged", "sgd"]
 STATE_SLOTS: dict[OptimizerName, tuple[str, ...]] = {
     "sgd": (),
     "momentum": ("momentum",),
+    "adagrad": ("sum",),
     "adam": ("m", "v"),
 }
 #: Bytes of a gradient tile: rows of a streamed weight gradient are computed into a scratch tile of
@@ -34,12 +35,12 @@ class TrainingSpec:
     Attributes:
         loss: ``cross_entropy`` (integer labels; the final Softmax is fused) or ``mse``.
         optimizer: Update rule as in torch.optim: ``sgd``, ``momentum`` (SGD with momentum, no
-            dampening, no Nesterov) or ``adam``.
+            dampening, no Nesterov), ``adagrad`` (no decay of the step size) or ``adam``.
         micro_batches: Micro-batches whose gradients are averaged before an update.
         momentum: Momentum coefficient.
         beta1: Adam's decay of the first moment.
         beta2: Adam's decay of the second moment.
-        epsilon: Adam's epsilon.
+        epsilon: That of Adagrad and Adam.
         qas: Quantization-aware scaling: the real weight of an integer parameter moves as a float
             one would. Without it, plain descent on the stored integers.
         rounding: Of the steps of integer parameters; ``stochastic`` is unbiased.

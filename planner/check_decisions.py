@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import isclose
 
 from ..ir.graph import Node, Value
-from ..ir.opdef import get_op
+from ..ir.opdef import get_op, parameter_slots
 from ..ir.ops.streamed import layers_of
 from ..ir.training import Update
 from .check_machine import Machine
@@ -186,8 +186,8 @@ def _frozen(p: Program) -> dict[str, set[tuple[str, str]]]:
         part for n in forward for part in (layers_of(n).nodes if n.op == "StreamedBlock" else (n,))
     )
     for node in layers:
-        for slot in get_op(node.op).params:
-            v = node.inputs[slot.index] if slot.index < len(node.inputs) else None
+        for slot in parameter_slots(node):
+            v = node.inputs[slot.index]
             if v is not None and v.name in p.training.graph.constants:
                 found.setdefault(v.name, set()).add((node.name, slot.role))
     return found

@@ -22,7 +22,10 @@ DEPTHS = 5
 
 
 def keeping(
-    problem: Problem, updates: Collection[Candidate], streamed: Collection[str]
+    problem: Problem,
+    updates: Collection[Candidate],
+    streamed: Collection[str],
+    mixed: Collection[str] = (),
 ) -> Solution:
     """The decisions that carry these updates out and keep all that backward reads.
 
@@ -30,6 +33,7 @@ def keeping(
         problem: With updates to choose, or fixed: then all of them are carried out.
         updates: Candidates.
         streamed: Names of blocks.
+        mixed: Names of layers whose precision is a choice.
     """
     wanted = set(updates)
     acts = {
@@ -38,6 +42,7 @@ def keeping(
         if a.update is not None and a.update.candidate in wanted
     }
     acts |= {b.activity for b in problem.streams if b.name in streamed}
+    acts |= {m.activity for m in problem.mixed_layers if m.name in mixed}
     active = _Closure(problem).of(Meter(problem).vector(acts))
     return Solution(frozenset(np.flatnonzero(active).tolist()))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..ir.calibrate import SYNTHETIC, calibrate, knows_activations, load_samples
-from ..ir.errors import UsageError
+from ..ir.errors import UnsupportedModelError, UsageError
 from ..ir.graph import Graph
 from ..ir.onnx_import import import_model
 from .progress import Watch
@@ -37,10 +37,11 @@ def import_requested(r: Request, watch: Watch) -> Imported:
     """Import the model and find the scales that the file lacks, if wanted.
 
     Raises:
-        UnsupportedModelError: The model can't be imported.
+        UnsupportedModelError: The model can't be imported, or its samples lie along another axis.
         UsageError: It brings its own scales, but others are asked for, or the samples are wrong.
     """
     forward = import_model(r.model, batch=r.batch, fold_batchnorm=r.fold_batchnorm)
+    _check_batch(r, forward)
     in_file = frozenset(forward.quantization)
     known = knows_activations(forward)
     if r.calibration is None:
@@ -61,3 +62,16 @@ def import_requested(r: Request, watch: Watch) -> Imported:
     found = calibrate(forward, samples, method=r.calibration_method)
     note = found.note if r.calibration == SYNTHETIC else f"{found.note} of {r.calibration.name}"
     return Imported(forward, in_file, found.weight_noise, note)
+
+
+def _check_batch(r: Request, forward: Graph) -> None:
+    """The first axis of the input runs over samples, as in recurrent layers it may not."""
+    if len(forward.inputs) != 1:
+        return  # training says why not
+    (x,) = forward.inputs
+    if x.type.shape and x.type.shape[0] != r.batch:
+        raise UnsupportedModelError(
+            f"{r.model}: the first axis of the input {x.name}, {x.type}, is not a batch of"
+            f" {r.batch}; use --batch {x.type.shape[0]} if it is one of that size, else export the"
+            " model with the batch first (PyTorch: batch_first=True)"
+        )

@@ -27,6 +27,7 @@ from .device import Device, load_core
 from .importance import prior
 from .imported import Imported, import_requested
 from .infeasible import explain
+from .known import Known, KnownPlan
 from .linear import SolverName, SolverOptions
 from .objective import Goal, Weighted
 from .order import best_order
@@ -77,6 +78,7 @@ class Request:
         replay: Keep what the frozen front makes of the samples; see ``planner.replay``.
         with_relaxations: If no plan keeps the limits, also plan what else would work.
         demands: Decisions that are given; ``planner.explain`` asks what they would cost.
+        known: What plans of the same request under other budgets tell, in the file's order.
     """
 
     model: Path
@@ -106,6 +108,7 @@ class Request:
     with_baselines: bool = True
     with_relaxations: bool = True
     demands: tuple[Demand, ...] = ()
+    known: Known = field(default_factory=Known)
 
     def __post_init__(self) -> None:
         """Reject limits that can't be meant."""
@@ -147,8 +150,10 @@ class PlannedModel:
     """A checked plan with what it was made from.
 
     Attributes:
+        known: What a search under looser limits may begin with.
         scales: Where the scales of i8 come from; empty for a model without.
         no_replay: Why the plan has no replay that was asked for.
+        notes: What the importer changed to make a model that can be trained.
     """
 
     plan: Plan
@@ -156,8 +161,10 @@ class PlannedModel:
     device: Device
     report: CheckReport
     baselines: tuple[Baseline, ...]
+    known: KnownPlan
     scales: str = ""
     no_replay: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def make_plan(
@@ -186,6 +193,7 @@ def make_plan(
     except ProvenInfeasibleError:
         watch.stage("no plan fits: finding out why")
     watch.begin(request.time_limit_s)
+    request = replace(request, known=Known())  # an explanation also asks about looser limits
     raise explain(request, lambda r: Planner(r, model, watch.part(r.time_limit_s)), watch)
 
 
@@ -303,7 +311,7 @@ class Planner:
         goals = self._goals(stages, Decided(tuple(whole), precision), fixed=fixed, free=free)
         offered = every if chosen is None else demanded_updates(chosen, r.demands)
         decided = Decided(tuple(with_states(offered, states.forms)), precision)
-        return stages, Start(decided, tuple(every), tuple(free), fixed, goals)
+        return stages, Start(decided, tuple(every), tuple(free), fixed, goals, r.known)
 
     def _goals(
         self, stages: Stages, plain: Decided, *, fixed: bool, free: Sequence[str]
@@ -355,7 +363,10 @@ class Planner:
         if r.replay is not None:
             plan, reason = with_replay(plan, training, r.replay, self.cost)
             report = check(plan, training, r.device)
-        return PlannedModel(plan, training, r.device, report, rivals, self.imported.scales, reason)
+        scales, notes = self.imported.scales, self.imported.forward.notes
+        return PlannedModel(
+            plan, training, r.device, report, rivals, found.known, scales, reason, notes
+        )
 
     def _found(self, stages: Stages, start: Start) -> Found:
         """The best plan in the order of the file, or in a better one; bounds are of its order.
@@ -375,7 +386,8 @@ class Planner:
             ranks = self._better_order(stages, start)
         if ranks is not None:
             self.watch.stage("another order of operators")
-            other = Search(replace(stages, ranks=ranks), start, gap, self.watch, self._checked)
+            anew = replace(start, known=Known())  # which is of the file's order
+            other = Search(replace(stages, ranks=ranks), anew, gap, self.watch, self._checked)
             second = None
             try:
                 second = other.run()

@@ -10,12 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from ..ir.autodiff import build_training
 from ..ir.errors import InfeasibleError
 from ..ir.training import Candidate
 from .assemble import ROUNDING
 from .at_once import at_once, bound_of_all, tightened
 from .check import CheckReport
 from .decided import Decided, LateError, LayoutError, OutOfTimeError, Scheduled
+from .known import Known, KnownPlan
 from .objective import Goal, Weighted, wants
 from .plan import Plan, Stopped
 from .progress import Watch
@@ -50,6 +52,11 @@ class Found:
         """Larger is better, stage by stage."""
         return tuple(o.value if o.name == "learn" else -o.value for o in self.plan.objective)
 
+    @property
+    def known(self) -> KnownPlan:
+        """What a search under looser limits may begin with."""
+        return KnownPlan(self.scheduled.decided, self.scheduled.schedule)
+
 
 @dataclass(frozen=True)
 class Start:
@@ -61,6 +68,7 @@ class Start:
         free: Layers whose precision is to be chosen.
         fixed: The update set is given.
         goals: Stages of the objective: one, or learn and what comes next.
+        known: What other searches have found.
     """
 
     decided: Decided
@@ -68,6 +76,7 @@ class Start:
     free: tuple[str, ...]
     fixed: bool
     goals: tuple[Goal, ...]
+    known: Known = field(default_factory=Known)
 
     @property
     def first(self) -> tuple[Decided, ...]:
@@ -110,6 +119,10 @@ class Search:
     def __post_init__(self) -> None:
         """Start from bounds that hold without any solver."""
         start, first = self.start, self.start.goals[0]
+        maximized = first == "learn"
+        self._sign, self._tighter = (1, min) if maximized else (-1, max)
+        self._inherited = start.known.bound
+        self._decided: tuple[Decided, ...] = ()  # of first plans, the best one first
         self._bound = math.nan  # of the first stage, if that chooses updates or precisions
         if first == "learn":
             self._bound = self.stages.most_gain(start.free)
@@ -123,8 +136,14 @@ class Search:
             InfeasibleError: No plan keeps the limits, or none was found in time.
             StoppedEarlyError: Interrupted before there was any plan.
         """
-        last = self.start.goals[-1]
+        start, last = self.start, self.start.goals[-1]
+        known = start.known.plan
         self._at_once(last)
+        if self.best is not None:
+            self._decided = (self.best.scheduled.decided,)
+        if known is not None and (self.best is None or self._is_better(start.known.value)):
+            self._offer(self._again(known))
+            self._decided = (known.decided, *self._decided)
         if self.best is not None and self._proven(self.best, but_last=True):
             self._tighten_last(self.best)
         if self.best is None or not self._proven(self.best):
@@ -172,6 +191,9 @@ class Search:
         if not start.learns:
             self._offer(stages.schedule(start.decided, last, start.free))
             return
+        if self._only_last_left():
+            self._schedule_best()
+            return
         limits = stages.limits
         for is_last in (*[False] * (ROUNDS - 1), True):
             decided, proven = stages.learn(
@@ -180,15 +202,20 @@ class Search:
                 free=start.free,
                 limits=limits,
                 goal=start.goals[0],
-                known=None if self.best is None else self.best.scheduled.decided,
+                known=self._decided,
             )
             if limits is stages.limits:
                 self._tighten(proven)
             try:
                 self._offer(stages.schedule(decided, last, ()))
+                if not self._is_best(decided):
+                    assert self.best is not None
+                    self.best = self._check(self.best.scheduled)  # with the bounds as they are now
+                    if self._only_last_left():
+                        self._schedule_best()
                 return
             except OutOfTimeError:
-                if self.best is None or not decided.same_graph(self.best.scheduled.decided):
+                if not self._is_best(decided):
                     self._offer(at_once(stages, decided, last, fixed=True))
                 raise
             except LateError:
@@ -202,9 +229,36 @@ class Search:
                 self.watch.stage(f"no layout, {e.excess}: choosing updates again")
                 limits = e.excess.off(limits)
 
+    def _only_last_left(self) -> bool:
+        """There is a plan, and its last stage of several is all that is not proven."""
+        if self.best is None or len(self.start.goals) == 1 or self._proven(self.best):
+            return False
+        return self._proven(self.best, but_last=True)
+
+    def _is_best(self, decided: Decided) -> bool:
+        """The best plan has these updates and precisions."""
+        return self.best is not None and decided.same_graph(self.best.scheduled.decided)
+
+    def _schedule_best(self) -> None:
+        """Decide anew what is streamed, kept, rebuilt and paged for the updates of the best."""
+        assert self.best is not None
+        decided = replace(self.best.scheduled.decided, streamed=())
+        self._offer(self.stages.schedule(decided, self.start.goals[-1], ()))
+
+    def _again(self, known: KnownPlan) -> Scheduled:
+        """A plan that is known, as a schedule of this search; nothing is proven of it."""
+        training = build_training(
+            self.stages.lowered(known.decided), self.stages.spec, known.decided.updates
+        )
+        return Scheduled(known.decided, training, known.schedule, 0.0, loose=True)
+
+    def _is_better(self, value: float) -> bool:
+        """Than the first stage of the best plan."""
+        assert self.best is not None
+        return self._sign * (value - self.best.plan.objective[0].value) > 0
+
     def _tighten(self, proven: float) -> None:
-        tighter = min if self.start.goals[0] == "learn" else max
-        self._bound = tighter(self._bound, proven)
+        self._bound = self._tighter(self._bound, proven)
 
     def _offer(self, scheduled: Scheduled | None) -> None:
         """Keep a schedule if its plan is better than the best so far."""
@@ -219,16 +273,21 @@ class Search:
                 self.best = replace(
                     self.best, scheduled=replace(before, bound=tightest, loose=loose)
                 )
+        if self._inherited is not None:
+            reached = self.stages.reached(scheduled, self.start.goals[0])
+            if self._sign * (reached - self._inherited) > ROUNDING * abs(reached):
+                self._inherited = None  # of a model that is stricter than schedules are
         found = self._check(scheduled)
         if self.best is None or found.merit > self.best.merit:
             self.best = found
         self.watch.has_plan = True
 
     def _check(self, scheduled: Scheduled) -> Found:
-        bounds: list[tuple[Goal, float]] = [(self.start.goals[0], self._bound)]
-        if not self.start.learns:
-            bounds = [(self.start.goals[0], scheduled.bound)]
-        elif len(self.start.goals) > 1:
+        first = self._bound if self.start.learns else scheduled.bound
+        if self._inherited is not None:
+            first = self._tighter(first, self._inherited)
+        bounds: list[tuple[Goal, float]] = [(self.start.goals[0], first)]
+        if self.start.learns and len(self.start.goals) > 1:
             bounds.append((self.start.goals[-1], scheduled.bound))
         stopped: Stopped | None = "time limit" if self.stages.cut_short else None
         return self.checked(scheduled, bounds, self.watch.over() or stopped)

@@ -32,6 +32,7 @@ from .decided import (
     Scheduled,
 )
 from .demands import Demand, impose
+from .footprint import measure
 from .greedy import keeping
 from .importance import SGD_WORTH, prior
 from .linear import INF, SolverOptions, Status
@@ -164,7 +165,7 @@ class Stages:
         free: Sequence[str],
         limits: Limits | None = None,
         goal: Goal = "learn",
-        known: Decided | None = None,
+        known: Sequence[Decided] = (),
     ) -> tuple[Decided, float]:
         """The update set and the precisions with the highest score, and a bound on it.
 
@@ -174,7 +175,8 @@ class Stages:
             free: Layers whose precision is to be chosen.
             limits: Tighter than those asked for.
             goal: What to optimize instead.
-            known: Updates and blocks of a plan that is known already.
+            known: Decisions of plans that are known; the first that keeps the limits with nothing
+                rebuilt is where the solver starts.
 
         Raises:
             InfeasibleError: No choice keeps the limits.
@@ -182,13 +184,17 @@ class Stages:
         """
         problem = self.learn_problem(start, fixed=fixed, free=free, limits=limits, goal=goal)
         self.tell(f"choosing updates and precisions: {len(problem.slots)} slots", goal)
-        begin = None
-        if known is not None:
-            begin = keeping(problem, () if fixed else known.updates, known.streamed)
+        begins = (self._beginning(problem, k, fixed=fixed) for k in known)
+        begin = next((b for b in begins if measure(problem, b).keeps(problem.limits)), None)
         result = self._solve(problem, goal, share=LEARN_SHARE, begin=begin)
         assert result.solution is not None
         updates = start.updates if fixed else tuple(result.solution.candidates(problem))
         return replace(start, updates=updates).taking(problem, result.solution), result.bound
+
+    def _beginning(self, problem: Problem, known: Decided, *, fixed: bool) -> Solution:
+        """Decisions as a solution, nothing rebuilt."""
+        mixed = [n for n in known.chosen if known.precision[n] == MIXED]
+        return keeping(problem, () if fixed else known.updates, known.streamed, mixed)
 
     def learn_problem(
         self,
@@ -245,7 +251,7 @@ class Stages:
                 raise
             except InfeasibleError:
                 raise late from None
-        reached = self._reached(first, goal)
+        reached = self.reached(first, goal)
         timed = wants(goal, "latency", "energy") and first.schedule.transfer_cycles > 0
         if not timed or reached <= first.bound * (1 + self.options.gap):
             return first
@@ -253,11 +259,11 @@ class Stages:
             second = self._scheduled(start, goal, free, waiting)
         except InfeasibleError:
             return first
-        best = min((first, second), key=lambda s: self._reached(s, goal))
+        best = min((first, second), key=lambda s: self.reached(s, goal))
         return replace(best, bound=first.bound)
 
-    def _reached(self, done: Scheduled, goal: Goal) -> float:
-        """What a schedule reaches; smaller is better."""
+    def reached(self, done: Scheduled, goal: Goal) -> float:
+        """What a schedule reaches of an objective."""
         s = done.schedule
         figures: dict[ObjectiveName, float] = {
             "latency": s.cycles,

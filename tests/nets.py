@@ -108,6 +108,38 @@ def transformer(
     return g
 
 
+def recurrent(steps: int = 5, size: int = 6, seed: int = 0, batch: int = 1) -> Graph:
+    """LSTM, reverse GRU, RNN with their input products, then Gemm of the last state."""
+    rng, g = np.random.default_rng(seed), Graph("recurrent")
+    x = g.add_input("x", TensorType((steps, batch, 4)))
+    layers: tuple[tuple[str, int, dict[str, Attr]], ...] = (
+        ("LSTM", 4, {"reverse": 0, "cells": 0}),
+        ("GRU", 3, {"reverse": 1, "linear_before_reset": 1}),
+        ("RNN", 1, {"reverse": 0, "activation": "Tanh"}),
+    )
+    for op, gates, attrs in layers:
+        name = op.lower()
+        rows: dict[str, Attr] = {"shape": (steps * batch, x.type.shape[2])}
+        x = g.add_node("Reshape", (x,), rows, name=f"{name}.rows").out
+        x = dense(g, rng, x, f"{name}.product", gates * size)
+        stacked: dict[str, Attr] = {"shape": (steps, batch, gates * size)}
+        x = g.add_node("Reshape", (x,), stacked, name=f"{name}.stacked").out
+        operands = [x, _weights(g, rng, f"{name}.R", gates * size, size)]
+        if op == "GRU":
+            operands.append(_weights(g, rng, "gru.bias", size))
+        x = g.add_node(op, operands, attrs, name=name).out
+    last: dict[str, Attr] = {
+        "starts": (steps - 1, 0, 0),
+        "sizes": (1, batch, size),
+        "steps": (1, 1, 1),
+    }
+    x = g.add_node("Slice", (x,), last, name="last").out
+    x = g.add_node("Reshape", (x,), {"shape": (batch, size)}, name="flatten").out
+    g.outputs = [dense(g, rng, x, "fc", 3)]
+    g.verify()
+    return g
+
+
 def mlp(widths: tuple[int, ...] = (8, 16, 12, 4), seed: int = 0, batch: int = 1) -> Graph:
     """Gemm + Relu layers."""
     rng, g = np.random.default_rng(seed), Graph("mlp")
@@ -145,6 +177,32 @@ def resnet(
         x = relu(g, g.add_node("Add", (y, x), name=f"b{i}.add").out, f"b{i}.relu2")
     x = g.add_node("GlobalAveragePool", (x,), name="pool").out
     g.outputs = [dense(g, rng, flat(g, x), "fc", 3)]
+    g.verify()
+    return g
+
+
+def functions(size: int = 6) -> Graph:
+    """Elementwise functions between layers: trained slopes, computed and constant conditions."""
+    rng, g = np.random.default_rng(0), Graph("functions")
+
+    def add(op: str, *operands: Value | None, **attrs: Attr) -> Value:
+        return g.add_node(op, operands, attrs, name=f"n{len(g.nodes)}").out
+
+    x = conv(g, rng, g.add_input("x", TensorType((1, 2, size, size))), "conv0", 4)
+    x = add("PRelu", x, g.add_constant("slope", np.full((4, 1, 1), 0.2, np.float32)))
+    y = conv(g, rng, x, "conv1", 4)
+    y = add("Max", add("GeluErf", y), add("Mul", x, g.add_constant("half", np.float32([0.5]))))
+    above = add("And", add("Greater", y, x), add("Not", add("Equal", x, y)))
+    y = add("Where", above, add("Softplus", y), add("Mish", x))
+    y = conv(g, rng, y, "conv2", 4)
+    kept = np.packbits(rng.random((size, size)) < 0.7, axis=None, bitorder="little")
+    mask = g.add_constant("mask", kept, "bits", shape=(size, size))
+    y = add("Where", mask, add("Elu", y, gamma=1.0, alpha=0.5, rate=2.0), None, off=-0.5)
+    y = add("Sqrt", add("Exp", add("Tanh", y)))
+    y = add("Pow", y, g.add_constant("power", np.float32([3.0])))
+    y = add("Add", add("Abs", add("Sin", y)), add("Expand", add("Log", y), shape=y.type.shape))
+    y = add("Swish", conv(g, rng, y, "conv3", 4), alpha=1.5)
+    g.outputs = [dense(g, rng, flat(g, add("Softsign", add("Min", y, x))), "fc", 3)]
     g.verify()
     return g
 

@@ -78,6 +78,8 @@ def runtime(path: Path, feeds: Mapping[str, Array]) -> list[Array]:
 def assert_close(got: Array, want: Array, tolerance: float = 1e-5) -> None:
     """Equal shapes; the largest difference is at most ``tolerance`` of the largest value."""
     assert got.shape == want.shape
+    assert np.array_equal(np.isnan(got), np.isnan(want))
+    got, want = np.nan_to_num(got), np.nan_to_num(want)
     assert np.abs(got - want).max(initial=0) <= tolerance * max(1.0, np.abs(want).max(initial=0))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from odt_plan.ir.indices import random_indices
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.training import TrainingGraph
 from odt_plan.planner.plan import Plan
@@ -17,6 +18,8 @@ Array = NDArray[Any]
 def batch(t: TrainingGraph, rng: np.random.Generator) -> tuple[Array, Array]:
     """Random samples and targets of one micro-batch, the samples as the input stores them."""
     x: Array = rng.standard_normal(t.sample.type.shape).astype(np.float32)
+    if t.sample.type.dtype == "i32":
+        x = random_indices(t.graph, t.sample, len(x), rng)
     if t.sample.type.quant is not None:
         x = t.sample.type.quant.quantize(x)
     if t.spec.loss == "mse":

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from op_cases import Array
+from torch_recurrent import torch_recurrent
 
 from odt_plan.ir.autodiff import build_training, candidates, param_slots
 from odt_plan.ir.candidates import with_states
@@ -82,6 +83,8 @@ def _torch_op(node: Node, a: Sequence[torch.Tensor | None]) -> torch.Tensor:
             return torch.softmax(x, node.int_attr("axis"))
         case "Reshape":
             return x.reshape(node.ints_attr("shape"))
+        case "LSTM" | "GRU" | "RNN":
+            return torch_recurrent(node, x, *rest)
         case "GlobalAveragePool":
             return x.mean(dim=(2, 3), keepdim=True)
         case "ReduceMean":
@@ -117,6 +120,8 @@ class Torch:
         if parameters and spec.optimizer == "adam":
             betas = (spec.beta1, spec.beta2)
             self.optimizers.append(torch.optim.Adam(parameters, rate, betas, spec.epsilon))
+        elif parameters and spec.optimizer == "adagrad":
+            self.optimizers.append(torch.optim.Adagrad(parameters, rate, eps=spec.epsilon))
         elif parameters:
             momentum = spec.momentum if spec.optimizer == "momentum" else 0.0
             self.optimizers.append(torch.optim.SGD(parameters, rate, momentum))
@@ -304,6 +309,7 @@ SPECS = [
     TrainingSpec(),
     TrainingSpec(loss="mse"),
     TrainingSpec(optimizer="momentum", momentum=0.7),
+    TrainingSpec(optimizer="adagrad", epsilon=0.05),
     TrainingSpec(optimizer="adam", beta1=0.8, beta2=0.95, epsilon=0.05),
     TrainingSpec(micro_batches=3),
     TrainingSpec(optimizer="adam", micro_batches=2, epsilon=0.05),
@@ -320,6 +326,7 @@ SPECS = [
         nets.resnet(batch=2),
         depthwise_net(),
         nets.transformer(blocks=2, batch=2),
+        nets.recurrent(batch=2),
     ],
     ids=lambda g: g.name,
 )
@@ -330,7 +337,11 @@ def test_full_update_equals_torch(graph: Graph, spec: TrainingSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["mlperf_resnet8_bn", "st_har", "cntk_mnist", "tinymaix_mnist_cnn", "kwt1_op17"]
+    "model",
+    [
+        *("mlperf_resnet8_bn", "st_har", "cntk_mnist", "tinymaix_mnist_cnn", "kwt1_op17"),
+        "tflm_mnist_lstm",
+    ],
 )
 def test_full_update_of_a_pretrained_model_equals_torch(model: str, shared: Path) -> None:
     graph = import_model(shared / "models" / f"{model}.onnx")
@@ -351,7 +362,7 @@ def test_scales_biases_and_shared_parameters_equal_torch(
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
-@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+@pytest.mark.parametrize("optimizer", ["momentum", "adagrad", "adam"])
 @pytest.mark.parametrize("graph", [nets.cnn(batch=2), tied_net()], ids=lambda g: g.name)
 def test_plain_sgd_beside_an_optimizer_equals_torch(
     graph: Graph, optimizer: OptimizerName, micro_batches: int
@@ -650,7 +661,7 @@ def _no_output(g: Graph) -> None:
 
 
 def _unknown_operator(g: Graph) -> None:
-    g.nodes[0].op = "Sin"
+    g.nodes[0].op = "Bessel"
 
 
 def _missing_attribute(g: Graph) -> None:
@@ -671,7 +682,7 @@ def _missing_attribute(g: Graph) -> None:
         (_wrong_data, "constant fc0.bias: data float32"),
         (_wrong_dtype, "constant fc0.bias: data float64"),
         (_no_output, "output nowhere is never computed"),
-        (_unknown_operator, "operator Sin is not known"),
+        (_unknown_operator, "operator Bessel is not known"),
         (_missing_attribute, "node fc0 .Gemm.: operand 1 is missing"),
     ],
 )

@@ -94,7 +94,7 @@ def check_prediction(case: Planned, result: BoardResult, compiler: Compiler) -> 
     "case",
     [
         *("mlp-sgd", "cnn-momentum-batch2", "cnn-partly", "cnn-i8-input", "resnet-i8-middle"),
-        "transformer",
+        *("transformer", "recurrent"),
     ],
 )
 def test_instructions_are_predicted(case: str, compiler: Compiler, tmp_path: Path) -> None:

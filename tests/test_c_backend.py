@@ -86,14 +86,20 @@ CASES: dict[str, Callable[[], Planned]] = {
     "mlp-sgd": lambda: planned(nets.mlp()),
     "mlp-mse": lambda: planned(nets.mlp(), TrainingSpec(loss="mse")),
     "cnn-momentum-batch2": lambda: planned(nets.cnn(batch=2), TrainingSpec(optimizer="momentum")),
+    "mlp-adagrad": lambda: planned(nets.mlp(), TrainingSpec(optimizer="adagrad")),
     "resnet-adam": lambda: planned(nets.resnet(), TrainingSpec(optimizer="adam")),
     "transformer": lambda: planned(nets.transformer(rows=9, width=16)),
+    "recurrent": lambda: planned(nets.recurrent(9, 16, batch=2), TrainingSpec(optimizer="adam")),
     "cnn-micro": lambda: planned(nets.cnn(), TrainingSpec(optimizer="adam", micro_batches=2)),
     "cnn-partly": lambda: partly(nets.cnn(channels=8)),
     "cnn-paged": lambda: paged(nets.cnn(size=8)),
     "cnn-overlapped": lambda: paged(nets.cnn(size=8), storage="sdram"),
     "resnet-overlapped-micro": lambda: paged(
         nets.resnet(2, 8, 12), TrainingSpec(optimizer="adam", micro_batches=2), storage="sdram"
+    ),
+    "functions": lambda: planned(nets.functions()),
+    "functions-i8": lambda: quantized(
+        nets.functions(), i8_input=False, trained=("conv0", "conv2", "fc")
     ),
     "cnn-i8": lambda: quantized(nets.cnn(), i8_input=False),
     "cnn-i8-input": lambda: quantized(nets.cnn(), i8_input=True),
@@ -105,7 +111,7 @@ CASES: dict[str, Callable[[], Planned]] = {
 
 def samples(training: TrainingGraph, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     rng = np.random.default_rng(7)
-    xs = [random_sample(training.sample.type, rng) for _ in range(count)]
+    xs = [random_sample(training, rng) for _ in range(count)]
     kind = training.target.type
     if kind.dtype == "i32":
         classes = training.prediction.type.shape[-1]

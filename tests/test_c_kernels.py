@@ -49,8 +49,8 @@ OPERAND_GUARD, RESULT_GUARD = 0xA5, 0x5A
 
 #: In-place results beyond the first, which OpDef.inplace can't say: result i on operand j.
 STATE_RESULTS = {
-    "Momentum": {1: 2}, "Adam": {1: 2, 2: 3},
-    "QMomentum": {1: 2}, "QAdam": {1: 2, 2: 3},
+    "Momentum": {1: 2}, "Adagrad": {1: 2}, "Adam": {1: 2, 2: 3},
+    "QMomentum": {1: 2}, "QAdagrad": {1: 2}, "QAdam": {1: 2, 2: 3},
 }
 
 
@@ -65,8 +65,18 @@ def _random_samples(rng: np.random.Generator) -> Iterator[tuple[str, Sample]]:
         whole = shape(rank)
         a, b = (tuple(d if rng.random() < 0.6 else 1 for d in whole) for _ in range(2))
         b = b[int(rng.integers(0, rank)) :]
-        for op in ("Add", "Sub", "Mul", "Div"):
+        for op in ("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PowSlope", "PowLog"):
             yield op, Sample((TensorType(a), TensorType(b)))
+        for op in ("Greater", "GreaterOrEqual", "Equal"):
+            yield op, Sample((TensorType(a), TensorType(b)))
+        for op in ("And", "Or", "Xor"):
+            yield op, Sample((TensorType(a, "bits"), TensorType(b, "bits")))
+        yield "PRelu", Sample((TensorType(whole), TensorType(b)))
+        yield "Expand", Sample((TensorType(b),), {"shape": whole})
+        condition = tuple(d if rng.random() < 0.6 else 1 for d in whole)
+        for choices in ((a, b), (b, a)):
+            types = (TensorType(condition, "bits"), *map(TensorType, choices))
+            yield "Where", Sample(types)
         perm = tuple(map(int, rng.permutation(rank)))
         yield "Transpose", Sample((TensorType(whole),), {"perm": perm})
         starts = tuple(int(rng.integers(0, d)) for d in whole)
@@ -84,6 +94,14 @@ def _random_samples(rng: np.random.Generator) -> Iterator[tuple[str, Sample]]:
         axis = int(rng.integers(0, rank))
         parts = [(*whole[:axis], n, *whole[axis + 1 :]) for n in shape(int(rng.integers(1, 5)))]
         yield "Concat", Sample(tuple(map(TensorType, parts)), {"axis": axis - rank})
+        repeats = tuple(int(r) if rank < 4 else 1 for r in rng.integers(1, 4, rank - 1))
+        yield "Tile", Sample((TensorType(whole),), {"repeats": (*repeats, 2)})
+        index = TensorType(shape(int(rng.integers(0, 3))), "i32")
+        ranges = {1: (-whole[axis], whole[axis] - 1)}
+        yield "Gather", Sample((TensorType(whole), index), {"axis": axis}, ranges=ranges)
+        dy = TensorType((*whole[:axis], *index.shape, *whole[axis + 1 :]))
+        table: dict[str, Attr] = {"axis": axis, "shape": whole}
+        yield "GatherGrad", Sample((dy, index), table, ranges=ranges)
 
 
 CASES = [c for c in cases() if c.op.c is not None]
@@ -313,7 +331,7 @@ def test_sanitized() -> None:
         "OMP_NUM_THREADS": "1",
         "PYTHONMALLOC": "malloc",
     }
-    selection = "test_c_equals_numpy or test_in_place or test_row_tiles"
+    selection = "test_c_equals_numpy or test_in_place or test_row_tiles or test_indices_outside"
     pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*pytest_, "-k", selection, str(Path(__file__))],
@@ -324,6 +342,60 @@ def test_sanitized() -> None:
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "passed" in done.stdout
+
+
+def test_indices_outside_read_and_write_nothing(library: Library) -> None:
+    """NumPy refuses them; C takes what is at hand and leaves the rest alone."""
+    outside = np.array([3, -4, 2**31 - 1, -(2**31)], np.int32)
+    for op, axis, fill in (("Gather", 0, np.nan), ("GatherGrad", 0, 0.0), ("GatherGrad", 1, 0.0)):
+        case = next(
+            c for c in CASES if c.op.name == op and c.index < 100 and c.sample.attrs["axis"] == axis
+        )
+        first, index, *_ = case.data()
+        assert first is not None
+        assert index is not None
+        shape = case.sample.types[0].shape if op == "Gather" else case.sample.attrs["shape"]
+        size = shape[axis]
+        bad = np.resize(outside, index.shape)
+        bad = np.where(np.abs(bad.astype(np.int64)) < 100, np.sign(bad) * (size + 1), bad)
+        out = Buffer(case.node.out.type.nbytes)
+        if op == "Gather":
+            _invoke(library.function(case), case, [first, bad.astype(np.int32)], [out])
+        else:
+            rows = (0, shape[0])
+            function = library.function(case, rows=True)
+            _invoke(function, case, [first, bad.astype(np.int32)], [out], rows)
+        got = out.array(case.node.out.type)
+        assert np.array_equal(got, np.full_like(got, fill), equal_nan=True)
+    scatter = next(c for c in CASES if c.op.name == "Scatter" and c.index == 0)
+    x, index, rows_ = scatter.data()
+    assert x is not None
+    out = Buffer(x.nbytes)
+    data = [x, np.array([5, -6, 2**31 - 1, -(2**31)], np.int32), rows_]
+    _invoke(library.function(scatter), scatter, data, [out])
+    assert np.array_equal(out.array(scatter.node.out.type), x)
+
+
+LANES = (
+    *("ArgMax", "ArgMin", "LogSoftmax", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax"),
+    *("ReduceMin", "ReduceProd", "ReduceProdGrad", "ReduceL1Grad", "ReduceL2Grad"),
+)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.op.name in LANES], ids=lambda c: c.name)
+def test_lanes_of_special_values(library: Library, case: Case) -> None:
+    """NaN, infinities, zeros and equal numbers, in many mixtures."""
+    rng = np.random.default_rng(0)
+    values = np.array([np.nan, np.inf, -np.inf, 0.0, 1.0, 1.0, -2.0], np.float32)
+    function = library.function(case)
+    for chosen in (values, values[1:], values[2:], values[3:], values[:1], values[2:3]):
+        for _ in range(8):
+            data = [rng.choice(chosen, t.shape) for t in case.sample.types if t is not None]
+            with np.errstate(all="ignore"):
+                (want,) = case.op.kernel(case.node, data)
+            out = Buffer(case.node.out.type.nbytes)
+            _invoke(function, case, data, [out])
+            assert_same_bits(out.array(case.node.out.type), want)
 
 
 def test_every_operator_has_a_kernel_and_samples() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from cli_run import Cli
 
@@ -39,6 +40,21 @@ def test_help_lists_commands_and_exit_codes(odt: Cli) -> None:
     assert done.code == 0
     assert all(c in done.out for c in ("plan", "run", "verify", "check", "devices"))
     assert "Exit codes: 0 done; 1 internal" in done.out
+
+
+@pytest.mark.filterwarnings("default::odt_plan.ir.errors.ModelWarning")
+def test_an_opset_newer_than_known_is_tried(odt: Cli, tmp_path: Path) -> None:
+    """A warning of one line, and the report."""
+    onnx = pytest.importorskip("onnx")
+    proto = onnx.load(MODEL)
+    proto.opset_import[0].version = onnx.defs.onnx_opset_version() + 1
+    onnx.save(proto, tmp_path / "tomorrow.onnx")
+    done = odt("check", tmp_path / "tomorrow.onnx")
+    assert done.code == 0
+    assert "conv3" in done.out
+    (line,) = done.err.splitlines()
+    assert line.startswith(f"warning: {tmp_path / 'tomorrow.onnx'}: opset ")
+    assert "is newer than" in line
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -587,7 +603,10 @@ def test_check_lists_layers(odt: Cli) -> None:
 
 
 def test_check_lists_all_obstacles_by_name(odt: Cli, shared: Path) -> None:
-    done = odt("check", shared / "models" / "tflm_mnist_lstm.onnx")
+    proto = onnx.load(shared / "models" / "tflm_mnist_lstm.onnx")
+    proto.graph.node[1].attribute.append(onnx.helper.make_attribute("clip", 3.0))
+    Path("clipped.onnx").write_bytes(proto.SerializeToString())
+    done = odt("check", "clipped.onnx")
     assert done.code == 4
     assert done.out.count("obstacle: ") == 1
     assert "LSTM_1 (LSTM)" in done.out

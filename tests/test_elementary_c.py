@@ -14,10 +14,37 @@ import numpy as np
 import pytest
 
 from odt_plan.ir.graph import Array
-from odt_plan.ir.ops.elementary import exp32, log32, sigmoid32, sqrt32, tanh32
+from odt_plan.ir.ops.elementary import (
+    cos32,
+    erf32,
+    exp32,
+    expm1_32,
+    log32,
+    pow32,
+    sigmoid32,
+    sin32,
+    softplus32,
+    sqrt32,
+    tanh32,
+)
 
 KERNELS = Path(__file__).resolve().parents[1] / "backends" / "c" / "kernels"
-NAMES = ("expf", "logf", "tanhf", "sigmoidf", "sqrtf", "sqrtf_soft")
+TWINS: dict[str, Callable[[Array], Array]] = {
+    "expf": exp32,
+    "logf": log32,
+    "tanhf": tanh32,
+    "sigmoidf": sigmoid32,
+    "sqrtf": sqrt32,
+    "sqrtf_soft": sqrt32,
+    "expm1f": expm1_32,
+    "softplusf": softplus32,
+    "erff": erf32,
+    "sinf": sin32,
+    "cosf": cos32,
+    "floorf": np.floor,
+    "ceilf": np.ceil,
+    "rintf": np.rint,
+}
 SOURCE = '#include "odtplan_math.h"\n' + "".join(
     f"""
 void run_{name}(const float *x, float *y, int32_t n);
@@ -28,8 +55,17 @@ void run_{name}(const float *x, float *y, int32_t n) {{
     }}
 }}
 """
-    for name in NAMES
+    for name in TWINS
 )
+SOURCE += """
+void run_powf(const float *x, const float *p, float *y, int32_t n);
+void run_powf(const float *x, const float *p, float *y, int32_t n) {
+    int32_t i;
+    for (i = 0; i < n; i++) {
+        y[i] = odtplan_powf(x[i], p[i]);
+    }
+}
+"""
 FLAGS = ["-std=c99", "-O2", "-ffp-contract=off", "-fPIC", "-shared"]
 FLAGS += ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
 COMPILERS = {"gcc": ["gcc"], "zig": [sys.executable, "-m", "ziglang", "cc"]}
@@ -60,17 +96,12 @@ def _numbers() -> Array:
     return np.concatenate([spread, usual, np.array([np.nan], np.float32)])
 
 
-@pytest.mark.parametrize(
-    ("name", "twin"),
-    [
-        ("expf", exp32),
-        ("logf", log32),
-        ("tanhf", tanh32),
-        ("sigmoidf", sigmoid32),
-        ("sqrtf", sqrt32),
-        ("sqrtf_soft", sqrt32),
-    ],
-)
+def _same(got: Array, want: Array) -> Array:
+    """Equal bits, or NaN in both."""
+    return (got.view(np.uint32) == want.view(np.uint32)) | (np.isnan(got) & np.isnan(want))
+
+
+@pytest.mark.parametrize(("name", "twin"), TWINS.items())
 def test_c_gives_the_bits_of_numpy(
     library: ctypes.CDLL, name: str, twin: Callable[[Array], Array]
 ) -> None:
@@ -80,6 +111,18 @@ def test_c_gives_the_bits_of_numpy(
     function.restype = None
     function(ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(got.ctypes.data), len(x))
     want = twin(x)
-    same = (got.view(np.uint32) == want.view(np.uint32)) | (np.isnan(got) & np.isnan(want))
-    where = np.flatnonzero(~same)
+    where = np.flatnonzero(~_same(got, want))
     assert not len(where), f"{x[where[:3]]}: C {got[where[:3]]}, NumPy {want[where[:3]]}"
+
+
+def test_c_power_gives_the_bits_of_numpy(library: ctypes.CDLL) -> None:
+    x = np.random.default_rng(1).permutation(_numbers())
+    p = np.random.default_rng(2).permutation(_numbers())
+    p[::3] = np.rint(np.random.default_rng(3).uniform(-20, 20, len(p[::3])))
+    got = np.empty_like(x)
+    pointers = (ctypes.c_void_p(a.ctypes.data) for a in (x, p, got))
+    library.run_powf.restype = None
+    library.run_powf(*pointers, len(x))
+    want = pow32(x, p)
+    where = np.flatnonzero(~_same(got, want))
+    assert not len(where), f"{x[where[:3]]} ** {p[where[:3]]}: {got[where[:3]]}, {want[where[:3]]}"

@@ -563,6 +563,7 @@ CASES: dict[str, Callable[[], Planned]] = {
     "adam-accumulate-partly": lambda: plan_of(
         "resnet", TrainingSpec(optimizer="adam", micro_batches=3), part=True
     ),
+    "adagrad": lambda: plan_of("cnn", TrainingSpec(optimizer="adagrad")),
     "f32-classifier": lambda: plan_of("resnet", TrainingSpec(optimizer="adam"), f32=("fc",)),
     "i8-input": lambda: plan_of("mobile", TrainingSpec(), inputs=True),
     "recompute": lambda: plan_of("resnet", TrainingSpec(micro_batches=2), squeeze=0.85),

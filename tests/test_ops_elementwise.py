@@ -14,6 +14,7 @@ from op_cases import Array, forward_and_gradients
 from odt_plan.ir.errors import GraphError
 from odt_plan.ir.grad_builder import GradBuilder
 from odt_plan.ir.graph import Attr, Graph, Node, TensorType, Value
+from odt_plan.ir.interpreter import run
 from odt_plan.ir.opdef import get_op
 from odt_plan.ir.ops.activation_grad import pack_bits, unpack_bits
 from odt_plan.ir.ops.elementwise import contiguous_strides, merge_axes
@@ -29,6 +30,8 @@ BINARY: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "Sub": torch.sub,
     "Mul": torch.mul,
     "Div": torch.div,
+    "Max": torch.maximum,
+    "Min": torch.minimum,
 }
 UNARY: dict[str, tuple[dict[str, Attr], Callable[[torch.Tensor], torch.Tensor]]] = {
     "Neg": ({}, torch.neg),
@@ -40,6 +43,18 @@ UNARY: dict[str, tuple[dict[str, Attr], Callable[[torch.Tensor], torch.Tensor]]]
     "HardSigmoid": ({"alpha": 1 / 6, "beta": 0.5}, lambda x: torch.clamp(x / 6 + 0.5, 0, 1)),
     "HardSwish": ({}, torch.nn.functional.hardswish),
     "Gelu": ({}, lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
+    "GeluErf": ({}, torch.nn.functional.gelu),
+    "Abs": ({}, torch.abs),
+    "ThresholdedRelu": ({"alpha": 0.7}, lambda x: torch.nn.functional.threshold(x, 0.7, 0.0)),
+    "Exp": ({}, torch.exp),
+    "Sin": ({}, torch.sin),
+    "Cos": ({}, torch.cos),
+    "Erf": ({}, torch.erf),
+    "Softplus": ({}, torch.nn.functional.softplus),
+    "Softsign": ({}, torch.nn.functional.softsign),
+    "Mish": ({}, torch.nn.functional.mish),
+    "Reciprocal": ({}, torch.reciprocal),
+    "Swish": ({"alpha": 1.0}, torch.nn.functional.silu),
 }
 
 
@@ -90,6 +105,125 @@ def test_unary_like_torch(op: str, shape: tuple[int, ...], seed: int) -> None:
     against_torch(op, [x], function, attrs)
 
 
+@pytest.mark.parametrize(("op", "function"), [("Sqrt", torch.sqrt), ("Log", torch.log)])
+@FAST
+@given(shape=SHAPES, seed=SEEDS)
+def test_positive_operand_like_torch(
+    op: str, function: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, ...], seed: int
+) -> None:
+    against_torch(op, [np.random.default_rng(seed).uniform(0.01, 5, shape)], function)
+
+
+@FAST
+@given(shape=SHAPES, seed=SEEDS, alpha=st.floats(0.0625, 4, width=32))
+def test_elu_family_like_torch(shape: tuple[int, ...], seed: int, alpha: float) -> None:
+    x = np.random.default_rng(seed).uniform(-5, 5, shape)
+    f = torch.nn.functional  # its celu rounds alpha to 32 bits
+    elu: dict[str, Attr] = {"gamma": 1.0, "alpha": alpha, "rate": 1.0}
+    against_torch("Elu", [x], lambda t: f.elu(t, alpha), elu)
+    celu: dict[str, Attr] = {"gamma": 1.0, "alpha": alpha, "rate": 1.0 / alpha}
+    against_torch("Elu", [x], lambda t: f.celu(t, alpha), celu)
+    gamma, gain = 1.0507009873554805, 1.6732632423543772
+    against_torch("Elu", [x], f.selu, {"gamma": gamma, "alpha": gamma * gain, "rate": 1.0})
+
+
+@FAST
+@given(shape=SHAPES, seed=SEEDS, alpha=st.floats(-3, 3))
+def test_swish_like_torch(shape: tuple[int, ...], seed: int, alpha: float) -> None:
+    x = np.random.default_rng(seed).uniform(-5, 5, shape)
+    against_torch("Swish", [x], lambda t: t * torch.sigmoid(alpha * t), {"alpha": alpha})
+
+
+@FAST
+@given(shape=SHAPES, seed=SEEDS, alpha=st.floats(-2, 2))
+def test_thresholded_relu_like_torch(shape: tuple[int, ...], seed: int, alpha: float) -> None:
+    x = np.random.default_rng(seed).uniform(-5, 5, shape)
+    attrs: dict[str, Attr] = {"alpha": alpha}
+    against_torch(
+        "ThresholdedRelu", [x], lambda t: torch.nn.functional.threshold(t, alpha, 0.0), attrs
+    )
+    _, dy, (dx,) = forward_and_gradients("ThresholdedRelu", [np.array([0.0])], {"alpha": -1.0})
+    assert dx == dy  # a result of 0 above the threshold
+
+
+@FAST
+@given(shapes=broadcast_pairs(), seed=SEEDS, integers=st.booleans())
+def test_pow_like_torch(shapes: tuple[tuple[int, ...], ...], seed: int, integers: bool) -> None:
+    rng = np.random.default_rng(seed)
+    x, p = rng.uniform(0.2, 3, shapes[0]), rng.uniform(-3, 3, shapes[1])
+    against_torch("Pow", [x, np.rint(p) if integers else p], torch.pow)
+
+
+def test_pow_at_zero_like_torch() -> None:
+    against_torch("Pow", [np.zeros(3), np.array([0.0, 1.0, 2.0])], torch.pow)
+
+
+@FAST
+@given(shape=st.lists(st.integers(1, 4), min_size=2, max_size=4).map(tuple), seed=SEEDS)
+def test_prelu_like_torch(shape: tuple[int, ...], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(-5, 5, shape)
+    for slope in (rng.uniform(-1, 1, 1), rng.uniform(-1, 1, (shape[1], *(1,) * (len(shape) - 2)))):
+        against_torch("PRelu", [x, slope], lambda t, w: torch.nn.functional.prelu(t, w.reshape(-1)))
+
+
+@FAST
+@given(shapes=broadcast_pairs(), flags=st.booleans(), seed=SEEDS)
+def test_where_like_torch(shapes: tuple[tuple[int, ...], ...], flags: bool, seed: int) -> None:
+    """The condition broadcasts as well, and has no gradient; so do choices of one number."""
+    rng = np.random.default_rng(seed)
+    a, b = (rng.uniform(-2, 2, s) for s in shapes)
+    condition = np.asarray(rng.random(shapes[1]) < 0.5)
+    graph = Graph("where")
+    c = graph.add_constant("c", pack_bits(condition), "bits", shape=condition.shape)
+    inputs = [graph.add_input(n, TensorType(v.shape)) for n, v in (("a", a), ("b", b))]
+    choices = [inputs[0], None] if flags else inputs
+    attrs: dict[str, Attr] = {"off": -1.5} if flags else {}
+    node = graph.add_node("Where", (c, *choices), attrs, name="y")
+    dy = graph.add_input("dy", node.out.type)
+    vjp = get_op("Where").vjp
+    assert vjp is not None
+    grads = vjp(GradBuilder(graph, node, {}), node, dy, [True, True, True])
+    feeds = {"a": a, "b": b, "dy": rng.uniform(-1, 1, node.out.type.shape)}
+    env = run(graph, feeds)
+    leaves = [torch.tensor(v, requires_grad=True) for v in (a, b)]
+    second = torch.tensor(-1.5, dtype=torch.float64) if flags else leaves[1]
+    want = torch.where(torch.tensor(condition), leaves[0], second)
+    want.backward(torch.tensor(feeds["dy"]))
+    np.testing.assert_array_equal(env["y"], want.detach().numpy())
+    assert grads[0] is None
+    for leaf, grad in zip(leaves, grads[1:], strict=True):
+        assert (grad is None) == (leaf.grad is None)
+        if grad is not None:
+            np.testing.assert_allclose(env[grad.name], leaf.grad.numpy(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("op", ["Greater", "GreaterOrEqual", "Equal", "And", "Or", "Xor"])
+@FAST
+@given(shapes=broadcast_pairs(), seed=SEEDS)
+def test_conditions_like_numpy(op: str, shapes: tuple[tuple[int, ...], ...], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logic = op in ("And", "Or", "Xor")
+    data = [rng.integers(0, 2 if logic else 3, s).astype(bool if logic else "f4") for s in shapes]
+    graph = Graph(op)
+    kind = "bits" if logic else "f32"
+    inputs = [graph.add_input(f"x{i}", TensorType(a.shape, kind)) for i, a in enumerate(data)]
+    node = graph.add_node(op, inputs, name="y")
+    (got,) = get_op(op).kernel(node, [pack_bits(a) if logic else a for a in data])
+    numpy = {"GreaterOrEqual": "greater_equal", "And": "logical_and", "Or": "logical_or"}
+    numpy["Xor"] = "logical_xor"
+    want = getattr(np, numpy.get(op, op.lower()))(*data)
+    assert np.array_equal(unpack_bits(got, node.out.type.shape), want)
+
+
+@FAST
+@given(shapes=broadcast_pairs(), seed=SEEDS)
+def test_expand_like_torch(shapes: tuple[tuple[int, ...], ...], seed: int) -> None:
+    x = np.random.default_rng(seed).uniform(-1, 1, shapes[0])
+    whole = np.broadcast_shapes(*shapes)
+    against_torch("Expand", [x], lambda t: t.expand(whole), {"shape": whole})
+
+
 @pytest.mark.parametrize("op", ["Relu", "LeakyRelu", "HardSwish"])
 def test_slope_at_the_kink_is_torchs(op: str) -> None:
     attrs, function = UNARY[op]
@@ -103,7 +237,7 @@ def test_clip_has_no_slope_at_its_bounds() -> None:
     assert (dx != 0).tolist() == [False, False, False, False, True]
 
 
-@pytest.mark.parametrize("op", ["Relu", "LeakyRelu", "Clip", "HardSigmoid"])
+@pytest.mark.parametrize("op", ["Relu", "LeakyRelu", "Clip", "HardSigmoid", "ThresholdedRelu"])
 def test_backward_keeps_one_bit_per_element(op: str) -> None:
     """What crosses from forward to backward is a mask made of the RESULT, 32 times smaller."""
     attrs, _ = UNARY[op]
@@ -202,6 +336,7 @@ def test_shapes_that_do_not_broadcast(a: tuple[int, ...], b: tuple[int, ...]) ->
         ("Clip", {"min": 1.0, "max": 0.0}, "min = 1 is not <= max = 0"),
         ("Clip", {"min": math.nan, "max": 0.0}, "min = nan is not <= max = 0"),
         ("LeakyRelu", {"alpha": -0.1}, "alpha = -0.1"),
+        ("Elu", {"gamma": 1.0, "alpha": -0.1, "rate": 1.0}, "alpha = -0.1"),
     ],
 )
 def test_attributes_are_checked(op: str, attrs: dict[str, Attr], message: str) -> None:

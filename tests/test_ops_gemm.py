@@ -209,7 +209,7 @@ def test_mean_squared_error_equals_torch() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])
-@pytest.mark.parametrize("kind", ["SGD", "Momentum", "Adam"])
+@pytest.mark.parametrize("kind", ["SGD", "Momentum", "Adagrad", "Adam"])
 def test_five_steps_equal_torch(kind: str, scale: float) -> None:
     w = normal(4, 3)
     parameter = torch.from_numpy(w.copy()).requires_grad_()
@@ -219,6 +219,9 @@ def test_five_steps_equal_torch(kind: str, scale: float) -> None:
     elif kind == "Momentum":
         optimizer = torch.optim.SGD([parameter], rate, momentum=0.8)
         attrs["momentum"], states = 0.8, [np.zeros_like(w)]
+    elif kind == "Adagrad":
+        optimizer = torch.optim.Adagrad([parameter], rate, eps=1e-3)
+        attrs["epsilon"], states = 1e-3, [np.zeros_like(w)]
     else:
         optimizer = torch.optim.Adam([parameter], rate, betas=(0.8, 0.95), eps=1e-6)
         attrs |= {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-6}
@@ -234,7 +237,7 @@ def test_five_steps_equal_torch(kind: str, scale: float) -> None:
         np.testing.assert_allclose(w, parameter.detach(), rtol=2e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["SGD", "Momentum", "Adam", "Accumulate"])
+@pytest.mark.parametrize("kind", ["SGD", "Momentum", "Adagrad", "Adam", "Accumulate"])
 def test_updates_by_rows_are_the_update(kind: str) -> None:
     """Optimizers are called on runs of rows of a streamed gradient."""
     sample = next(iter(get_op(kind).samples()))

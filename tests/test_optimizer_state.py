@@ -250,7 +250,7 @@ def test_an_order_of_operators_counts_paged_state(spec: TrainingSpec) -> None:
 @pytest.mark.parametrize("train", ["auto", "all"])
 def test_forms_without_the_default_one(train: str, tmp_path: Path) -> None:
     """In RAM that is too little for everything, so that another order is looked for, too."""
-    asked = {"storage": "sdcard", "train": (train,), "ram_bytes": 6000}
+    asked = {"storage": "sdcard", "train": (train,), "ram_bytes": 6000, "gap": 0.05}
     for state in (("paged",), ("paged,sgd",)):
         plan = planned(tmp_path, nets.resnet(2, 3, 6), state=state, **asked).plan
         assert set(states_of(plan).values()) <= set(state[0].split(","))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +22,17 @@ from test_cli import MODEL
 from odt_plan.ir.errors import InfeasibleError, Shortfall, UsageError
 from odt_plan.local_pool import InProcess
 from odt_plan.pareto import Curve, Tracer, XName, YName
+from odt_plan.planner import pipeline, search
+from odt_plan.planner.decided import Decided
 from odt_plan.planner.device import load_device
+from odt_plan.planner.known import Known, KnownPlan
 from odt_plan.planner.pipeline import Request, make_plan
+from odt_plan.planner.stages import Stages
 from odt_plan.sweep import Figures, OnDone, Outcome, Stage, Task, solve
 
 BOARD = load_device("stm32f746g-disco")
 CLOCK_HZ = BOARD.clock_hz.value
+SOME = KnownPlan(Decided((), {}), None)  # type: ignore[arg-type]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -44,6 +50,7 @@ class Imagined:
     ) -> None:
         self.plans, self.slack, self.order = plans, slack, order
         self.asked: list[int] = []
+        self.known: dict[int, Known] = {}
 
     def run(self, tasks: Sequence[Task], on_done: OnDone) -> None:
         for i in self.order(list(range(len(tasks)))):
@@ -53,6 +60,10 @@ class Imagined:
         budget = request.ram_bytes
         assert budget is not None
         self.asked.append(budget)
+        if request.objective == "ram":
+            assert request.known == Known()  # what it tells is of another objective
+        else:
+            self.known[budget] = request.known
         fit = [p for p in self.plans if p[0] <= budget]
         if not fit:
             least = min(p[0] for p in self.plans)
@@ -60,7 +71,7 @@ class Imagined:
             return Outcome(None, InfeasibleError.exit_code, "too small", why)
         best = max(p[2] for p in fit)
         use = (min if request.objective == "ram" else max)(p[1] for p in fit if p[2] == best)
-        return Outcome(self.figures(use, best))
+        return Outcome(self.figures(use, best), plan=SOME)
 
     def figures(self, use: int, score: int) -> Figures:
         cycles = 10_000 - score
@@ -104,6 +115,7 @@ def test_a_curve_is_monotone_within_its_bounds_and_never_worse_than_the_planner(
     curve = trace(tiny, planner, y, gap=1e-3)
     assert curve.solves == len(planner.asked) <= 9 + 3
     sign = 1 if y == "learn" else -1
+    inherited = defaultdict(Known, planner.known)
     before = -float("inf")
     for p in curve.points:
         assert p.figures is not None, p
@@ -119,6 +131,10 @@ def test_a_curve_is_monotone_within_its_bounds_and_never_worse_than_the_planner(
         if alone is not None:  # None: a plan is known that the planner takes for larger than it is
             own = alone.learn if y == "learn" else alone.latency_s
             assert sign * (own - p.value) <= 1e-3 * abs(p.value) + 1e-9
+        if alone is not None and (known := inherited[int(p.budget)]).bound is not None:
+            unit = 1 if y == "learn" else CLOCK_HZ
+            assert sign * (known.bound - unit * own) >= -1e-9 * abs(unit * own)
+            assert known.plan in (None, SOME)
         if slack == 0.2 and p.made_for == p.budget:
             assert p.status == "feasible"  # such a bound proves nothing
 
@@ -132,7 +148,9 @@ def test_the_order_of_completion_changes_nothing(
         random.shuffle(indices)  # type: ignore[attr-defined]
         return indices
 
-    assert trace(tiny, Imagined(plans)) == trace(tiny, Imagined(plans, order=shuffled))
+    first, second = Imagined(plans), Imagined(plans, order=shuffled)
+    assert trace(tiny, first) == trace(tiny, second)
+    assert first.known == second.known
 
 
 def test_budgets_that_are_answered_are_not_solved(tiny: Path) -> None:
@@ -230,6 +248,105 @@ def test_real_curves_rise_within_their_budgets(x: XName, y: YName, tmp_path: Pat
         request = replace(request, **{f"{x}_bytes": int(low) - 4})
     with pytest.raises(InfeasibleError):
         make_plan(request)
+
+
+class Alone(InProcess):
+    """Withholds what other budgets tell."""
+
+    def run(self, tasks: Sequence[Task], on_done: OnDone) -> None:
+        bare = [replace(t, request=replace(t.request, known=Known())) for t in tasks]
+        super().run(bare, on_done)
+
+
+class Noting(InProcess):
+    """Keeps what each budget was told."""
+
+    def __init__(self) -> None:
+        self.known: dict[int | None, Known] = {}
+
+    def run(self, tasks: Sequence[Task], on_done: OnDone) -> None:
+        self.known |= {t.request.ram_bytes: t.request.known for t in tasks}
+        super().run(tasks, on_done)
+
+
+@pytest.mark.parametrize("y", ["learn", "latency"])
+def test_what_budgets_tell_is_true_and_changes_no_curve(y: YName, tmp_path: Path) -> None:
+    request, noting = ask(export(nets.cnn(), tmp_path), y), Noting()
+    curve = Tracer(request, "ram", y, points=6).run(noting)
+    alone = Tracer(request, "ram", y, points=6).run(Alone())
+    sign, unit = (1, 1.0) if y == "learn" else (-1, CLOCK_HZ)
+    told = 0
+    for p, q in zip(curve.points, alone.points, strict=True):
+        assert p.budget == q.budget
+        assert p.status == q.status == "optimal"
+        assert p.value is not None
+        assert p.bound is not None
+        own = make_plan(replace(request, ram_bytes=int(p.budget))).plan.objective[0]
+        assert p.value * unit == pytest.approx(own.value, rel=1e-3)
+        assert q.value == pytest.approx(p.value, rel=1e-3)
+        assert sign * (p.bound * unit - own.value) >= -1e-6 * own.value
+        known = noting.known.get(int(p.budget), Known())
+        if known.bound is not None:
+            assert sign * (known.bound - own.value) >= -1e-6 * own.value
+        if known.plan is not None:
+            told += known.bound is not None
+            assert sign * (known.value - own.value) <= 1e-3 * own.value
+    assert told
+
+
+def squeezed(folder: Path) -> Request:
+    """A request whose RAM is too small for all updates."""
+    request = ask(export(nets.resnet(), folder), "learn")
+    free = make_plan(request).plan
+    request = replace(request, ram_bytes=free.claims.ram_bytes.total * 3 // 5 // 4 * 4)
+    assert make_plan(request).plan.objective[0].bound < 0.99 * free.objective[0].value
+    return request
+
+
+def test_a_start_within_the_gap_of_an_inherited_bound_needs_no_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = squeezed(tmp_path)
+    assert request.ram_bytes is not None
+    planned = make_plan(request)
+    learn = planned.plan.objective[0]
+
+    def no_search(*_: object, **__: object) -> None:
+        raise AssertionError("searched")
+
+    more = replace(request, ram_bytes=request.ram_bytes + 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stages, "learn", no_search)
+        with pytest.raises(AssertionError, match="searched"):
+            make_plan(more)
+    known = Known(planned.known, learn.value, learn.bound)
+    for heuristics in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(Stages, "learn", no_search)
+            if not heuristics:
+                patch.setattr(search, "at_once", lambda *_, **__: None)
+            again = make_plan(replace(more, known=known)).plan
+        assert again.objective[0].value == learn.value
+        assert [o.gap <= 1e-3 for o in again.objective] == [True, True]
+        assert again.device.budget.ram_bytes == request.ram_bytes + 8
+
+
+def test_an_inherited_bound_that_a_plan_beats_is_dropped(tmp_path: Path) -> None:
+    request = squeezed(tmp_path)
+    learn = make_plan(request).plan.objective[0]
+    again = make_plan(replace(request, known=Known(bound=learn.value / 2))).plan.objective[0]
+    assert (again.value, again.bound) == (learn.value, learn.bound)
+
+
+def test_an_explanation_inherits_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explain(request: Request, *_: object) -> InfeasibleError:
+        assert request.known == Known()
+        return InfeasibleError("told")
+
+    monkeypatch.setattr(pipeline, "explain", explain)
+    request = replace(ask(export(nets.mlp(), tmp_path), "learn"), ram_bytes=4)
+    with pytest.raises(InfeasibleError, match="told"):
+        make_plan(replace(request, known=Known(bound=1.0)))
 
 
 def test_the_bundled_model_in_every_form(odt: Cli, tmp_path: Path) -> None:

@@ -238,6 +238,7 @@ def test_accumulation_needs_more_state_and_optimizers_pay_for_their_tensors() ->
     plain = realize(p := train_all(forward), baselines.keep_all(p))
     for spec, factor in (
         (TrainingSpec(optimizer="momentum"), 2),
+        (TrainingSpec(optimizer="adagrad"), 2),
         (TrainingSpec(optimizer="adam"), 3),
         (TrainingSpec(micro_batches=4), 2),
         (TrainingSpec(optimizer="adam", micro_batches=2), 4),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper
 from onnx_files import floats, model, node, outputs, save
 from qdq_exact import Exact, picture
 
@@ -20,7 +19,6 @@ from odt_plan.ir.errors import UnsupportedModelError
 from odt_plan.ir.graph import Graph
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.onnx_import import import_model
-from odt_plan.ir.onnx_quantize import QLINEAR
 from odt_plan.ir.opdef import get_op
 from odt_plan.ir.precision import all_i8, lower, quantizable
 from odt_plan.ir.quantization import Quantization
@@ -565,55 +563,3 @@ def test_integers_that_are_computed_with(tmp_path: Path) -> None:
     path = b.save(tmp_path, [1, 4], "y", TensorProto.INT8)
     with pytest.raises(UnsupportedModelError, match=r"x \(input\).*is int8; only float32 inputs"):
         import_model(path)
-
-
-def test_backend_cases(tmp_path: Path) -> None:
-    """Cases of onnx: what imports means what onnx computes, the rest is refused by type."""
-    from onnx.backend.test.case.node import collect_testcases
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the generators of cases of other operators warn
-        cases = collect_testcases(None)
-    passed: Counter[str] = Counter()
-    refused: Counter[str] = Counter()
-    reasons = (
-        "only int8 and uint8",
-        "scales per block",
-        "scales for a value that is computed",
-        "only float32 inputs",
-        "its scale is float16",
-    )
-    for case in cases:
-        proto, data = case.model, case.data_sets
-        assert proto is not None
-        assert data is not None
-        ops = {n.op_type for n in proto.graph.node}
-        if not ops or not ops <= {"QuantizeLinear", "DequantizeLinear", *QLINEAR}:
-            continue
-        ins, outs = data[0]
-        bound = onnx.ModelProto()
-        bound.CopyFrom(proto)
-        for v, a in zip(list(proto.graph.input)[1:], ins[1:], strict=True):
-            t = a if isinstance(a, TensorProto) else numpy_helper.from_array(np.asarray(a))
-            bound.graph.initializer.append(t)
-            bound.graph.initializer[-1].name = v.name
-        try:
-            graph = import_model(save(bound, tmp_path))
-        except UnsupportedModelError as e:
-            refused[next((r for r in reasons if r in str(e)), f"{case.name}: {e}")] += 1
-            continue
-        x, want = np.asarray(ins[0]), np.asarray(outs[0])
-        if x.dtype == np.uint8:
-            x = (x.astype(int) - 128).astype(np.int8)
-        got = outputs(graph, {graph.inputs[0].name: x})[0]
-        if want.dtype.kind == "f":
-            assert np.allclose(got, want), case.name
-        else:
-            shift = 128 if want.dtype == np.uint8 else 0
-            stored = graph.quantization[graph.outputs[0].name].quantize(got).astype(int) + shift
-            assert np.abs(stored - want).max() <= 1, case.name
-        passed[min(ops)] += 1
-    assert set(refused) <= set(reasons), refused
-    assert passed["QuantizeLinear"] >= 1
-    assert passed["DequantizeLinear"] >= 1
-    assert passed["QLinearConv"] + passed["QLinearMatMul"] >= 2, (passed, refused)

@@ -39,7 +39,7 @@ CASES = [
     c
     for c in cases()
     if any(v is not None and v.type.dtype == "i8" for v in (*c.node.inputs, c.node.out))
-    or c.op.name in ("QSGD", "QMomentum", "QAdam")  # biases are i32
+    or c.op.name in ("QSGD", "QMomentum", "QAdagrad", "QAdam")  # biases are i32
 ]
 needs_zig = pytest.mark.skipif(not lane.has_zig_lane(), reason="needs ziglang and unicorn")
 needs_gcc = pytest.mark.skipif(

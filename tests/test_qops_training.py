@@ -321,12 +321,12 @@ def test_the_step_is_that_of_the_real_weight(qas: int) -> None:
         assert got[i, j] == max(-128, min(127, round(int(w[i, j]) - Fraction(float(step)))))
 
 
-@pytest.mark.parametrize("op", ["Momentum", "Adam"])
+@pytest.mark.parametrize("op", ["Momentum", "Adagrad", "Adam"])
 def test_moments_are_those_of_the_float_rule(op: str) -> None:
     """Moments are equal bit for bit, and stored steps nearest to the float rule's."""
     rng = np.random.default_rng(3)
     attrs: dict[str, Attr] = {"momentum": 0.9, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
-    states = 1 if op == "Momentum" else 2
+    states = 2 if op == "Adam" else 1
     w = rng.integers(-100, 100, (4, 6), np.int8)
     floats = [np.abs(rng.standard_normal(w.shape)).astype(np.float32) for _ in range(1 + states)]
     hyper = np.array([0.1, 1.3, 4, 0.2][: 2 + states], np.float32)
@@ -365,7 +365,7 @@ def test_an_update_does_not_depend_on_its_tiles() -> None:
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not here")
-@pytest.mark.parametrize("name", ["QSGD", "QMomentum", "QAdam"])
+@pytest.mark.parametrize("name", ["QSGD", "QMomentum", "QAdagrad", "QAdam"])
 def test_c_equals_numpy_on_runs_of_rows(name: str, tmp_path: Path) -> None:
     """C on tiles, in place, with steps of all sizes, infinite ones and NaN among them."""
     chosen = [c for c in cases() if c.op.name == name]

@@ -123,6 +123,7 @@ def test_trains_like_pytorch(name: str) -> None:
     optimizer = {
         "sgd": lambda: torch.optim.SGD(trained, lr=lr),
         "momentum": lambda: torch.optim.SGD(trained, lr=lr, momentum=spec.momentum),
+        "adagrad": lambda: torch.optim.Adagrad(trained, lr=lr, eps=spec.epsilon),
         "adam": lambda: torch.optim.Adam(
             trained, lr=lr, betas=(spec.beta1, spec.beta2), eps=spec.epsilon
         ),

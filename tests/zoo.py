@@ -31,6 +31,7 @@ class Exhibit:
 RECIPES: dict[str, tuple[str, TrainingSpec, float | None, str | None]] = {
     "mlp-sgd": ("mlp", TrainingSpec(), None, None),
     "cnn-momentum": ("cnn", TrainingSpec(optimizer="momentum"), None, None),
+    "mlp-adagrad": ("mlp", TrainingSpec(optimizer="adagrad"), None, None),
     "resnet-adam-accumulate": (
         "resnet", TrainingSpec(optimizer="adam", micro_batches=3), None, None
     ),

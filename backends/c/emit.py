@@ -19,7 +19,14 @@ from .emit_call import float_literal
 from .golden import SEED, golden_arrays, golden_table, run_golden
 from .parts import Part, Parts
 from .replay import replay_sizes, replay_values
-from .sample import sample_declaration, sample_definition, sample_sizes, sample_sources
+from .sample import (
+    index_check,
+    index_sizes,
+    sample_declaration,
+    sample_definition,
+    sample_sizes,
+    sample_sources,
+)
 from .schedule import emit_schedule
 
 _INCLUDE = re.compile(r'^#include "(odtplan_\w+)\.h"', re.MULTILINE)
@@ -168,6 +175,7 @@ class _Library:
             "initial": self._initial(),
             "stored": self._stored_state(),
             "label_check": self._label_check() if labels else "",
+            "index_check": index_check(training, self.macro),
             "declarations": self._declarations(),
             "seed": SEED,
             "lr": float_literal(golden.lr),
@@ -230,8 +238,8 @@ class _Library:
     def _sizes(self) -> str:
         plan, training = self.plan, self.training
         batch = training.sample.type.shape[0]
-        i8 = training.sample.type.dtype == "i8"
-        sample_note = "elements (stored int8)" if i8 else "floats"
+        notes = {"i8": "elements (stored int8)", "i32": "indices"}
+        sample_note = notes.get(training.sample.type.dtype, "floats")
         state = _space_end([b for b in plan.buffers if b.space == "state"])
         stored = plan.claims.storage_bytes + plan.replay_bytes("storage")
         more = stored > plan.claims.storage_bytes
@@ -251,7 +259,7 @@ class _Library:
         if self.schedule.under_way:
             note = "transfers at most that are started and not waited for"
             sizes["TRANSFERS"] = (f"{self.schedule.under_way}", note)
-        sizes |= self.parts.sizes() | sample_sizes(training.sample.type)
+        sizes |= self.parts.sizes() | sample_sizes(training.sample.type) | index_sizes(training)
         if training.spec.loss == "cross_entropy":
             sizes["CLASSES"] = (f"{training.prediction.type.shape[-1]}", "labels are 0 .. this - 1")
         lines = (f"{self.macro}_{k} {v} /* {note} */" for k, (v, note) in sizes.items())

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...ir.errors import GraphError, OdtPlanError
 from ...ir.graph import Array, TensorType
+from ...ir.indices import random_indices
 from ...ir.training import TrainingGraph
 from ...planner.plan import Buffer, Plan
 from ..numpy import Runtime
@@ -48,7 +49,7 @@ def run_golden(plan: Plan, training: TrainingGraph) -> Golden:
         OdtPlanError: The results are not finite at any step size.
     """
     rng = np.random.default_rng(SEED)
-    sample = random_sample(training.sample.type, rng)
+    sample = random_sample(training, rng)
     kind = training.target.type
     if kind.dtype == "i32":
         classes = training.prediction.type.shape[-1]
@@ -73,23 +74,26 @@ def run_golden(plan: Plan, training: TrainingGraph) -> Golden:
     )
 
 
-def random_sample(kind: TensorType, rng: np.random.Generator) -> Array:
-    """A sample as the model takes it: normal numbers, or any stored values of an i8 input.
+def random_sample(training: TrainingGraph, rng: np.random.Generator) -> Array:
+    """A sample as the model takes it: normal numbers, any stored values of an i8 input, or indices.
 
     Raises:
         GraphError: The input is of another dtype.
     """
+    kind = training.sample.type
+    if kind.dtype == "i32":
+        return random_indices(training.graph, training.sample, kind.shape[0], rng)
     if kind.dtype == "i8":
         return rng.integers(-128, 128, kind.shape, dtype=np.int8)
     if kind.dtype != "f32":
-        raise GraphError(f"the C back end takes samples in f32 or i8, not {kind.dtype}")
+        raise GraphError(f"the C back end takes samples in f32, i8 or i32, not {kind.dtype}")
     return rng.standard_normal(kind.shape).astype(np.float32)
 
 
 def golden_arrays(golden: Golden) -> str:
     """Definitions of sample, target, prediction, loss and checksum."""
     target = "int32_t" if golden.target.dtype.kind == "i" else "float"
-    sample = "int8_t" if golden.sample.dtype.kind == "i" else "float"
+    sample = {"i1": "int8_t", "i4": "int32_t"}.get(golden.sample.dtype.str[1:], "float")
     parts = [
         _static("golden_sample", golden.sample, sample),
         _static("golden_target", golden.target, target),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ...ir.array_file import array_file
 from ...ir.errors import UsageError
 from ...ir.graph import Array, TensorType
+from ...ir.indices import check_indices
 from ...ir.opdef import get_op
 from ...ir.sample import quantizer
 from ...ir.training import TrainingGraph
@@ -23,23 +23,17 @@ def load_data(path: Path) -> tuple[Array, Array]:
     Raises:
         UsageError: Unreadable, not an .npz file, or an array is missing.
     """
-    try:
-        with path.open("rb") as file:
-            data = np.load(file, allow_pickle=False)
-            if not isinstance(data, np.lib.npyio.NpzFile):
-                raise UsageError(f"{path}: is one array; save with np.savez(path, x=..., y=...)")
-            missing = [name for name in ("x", "y") if name not in data]
-            if missing:
-                raise UsageError(
-                    f"{path}: has no array {' and '.join(missing)}, only"
-                    f" {', '.join(data.files) or 'nothing'}; save with np.savez(path, x=..., y=...)"
-                )
-            return data["x"], data["y"]
-    except OSError as e:
-        raise UsageError(f"{path}: can't be read as .npz: {e.strerror or e}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as e:
-        reason = "it is damaged, no .npz file, or holds Python objects instead of numbers"
-        raise UsageError(f"{path}: can't be read as .npz: {reason}") from e
+    with array_file(path) as file:
+        data = np.load(file, allow_pickle=False)
+        if not isinstance(data, np.lib.npyio.NpzFile):
+            raise UsageError(f"{path}: is one array; save with np.savez(path, x=..., y=...)")
+        missing = [name for name in ("x", "y") if name not in data]
+        if missing:
+            raise UsageError(
+                f"{path}: has no array {' and '.join(missing)}, only"
+                f" {', '.join(data.files) or 'nothing'}; save with np.savez(path, x=..., y=...)"
+            )
+        return data["x"], data["y"]
 
 
 def fitted(data: ArrayLike, t: TensorType, what: str) -> Array:
@@ -111,7 +105,7 @@ def checked_samples(training: TrainingGraph, x: Array) -> Array:
 
     Raises:
         UsageError: Not numbers, another shape than the model's, none at all, or not finite;
-            integers other than int8 for an i8 input.
+            integers other than int8 for an i8 input; indices outside of their table.
     """
     kind = training.sample.type
     want = kind.shape[1:]
@@ -126,7 +120,9 @@ def checked_samples(training: TrainingGraph, x: Array) -> Array:
         if not np.isfinite(x).all():
             bad = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
             raise UsageError(f"x: sample {bad} has a NaN or infinite value")
-    return stored_sample(x, replace(kind, shape=(len(x), *want)), "x")
+    stored = stored_sample(x, replace(kind, shape=(len(x), *want)), "x")
+    check_indices(training.graph, training.sample, stored, "x")
+    return stored
 
 
 def checked_targets(training: TrainingGraph, y: Array, count: int) -> Array:

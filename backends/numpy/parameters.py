@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from ...ir.errors import UsageError
 from ...ir.graph import Array, Node, TensorType, Value
-from ...ir.opdef import ParamSlot, get_op
+from ...ir.opdef import ParamSlot, get_op, parameter_slots
 from ...ir.ops.qoptimizer import BOUNDS
 from ...ir.parameter_steps import steps
 from ...ir.training import TrainingGraph, Update
@@ -125,8 +125,8 @@ def _parameters(training: TrainingGraph) -> Iterator[_Parameter]:
     """All parameters in forward order; a shared one wherever it is used."""
     updates = {u.value.name: u for u in training.updates}
     for node in training.graph.nodes:
-        for slot in get_op(node.op).params:
-            v = node.inputs[slot.index] if slot.index < len(node.inputs) else None
+        for slot in parameter_slots(node):
+            v = node.inputs[slot.index]
             if v is not None and v.name in training.graph.constants:
                 u = updates.get(v.name)
                 name = v.name if u is None else u.candidate.param

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from ...ir.errors import UsageError
 from ...ir.graph import Array, Node, Value
+from ...ir.indices import check_indices
 from ...ir.opdef import get_op
 from ...ir.training import TrainingGraph, Update
 from ...planner.plan import Plan, Replay, Step
@@ -279,7 +280,9 @@ class Runtime:
     # ---- inputs
 
     def _feed(self, x: ArrayLike) -> None:
-        sample = stored_sample(x, self.training.sample.type, "the sample")
+        t = self.training
+        sample = stored_sample(x, t.sample.type, "the sample")
+        check_indices(t.graph, t.sample, sample, "the batch")
         self._memory.clear()
         self._arrays[self._sample][...] = sample
 

@@ -1,8 +1,7 @@
-"""Activations, with gradients written for memory.
+"""Piecewise linear activations, with gradients written for memory.
 
-Piecewise linear activations keep one bit per element for backward: the mask is computed from the
-RESULT right after the node, so the activation can run in place. Sigmoid and Tanh keep their result.
-Only HardSwish, whose result does not determine its slope, keeps its operand.
+They keep one bit per element for backward. Where the RESULT tells it, the mask is computed from
+that, right after the node, so that the activation can run in place.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ import numpy as np
 
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
-from ..opdef import CKernel, CostClass, OpDef, Sample, Vjp, array, register
+from ..opdef import CKernel, OpDef, Sample, Vjp, array, register
 from .activation_grad import SHAPES, SOURCE, scalar, work
-from .elementary import sigmoid32, tanh32
 from .elementwise import count_params, infer_like
 
 if TYPE_CHECKING:
@@ -31,7 +29,6 @@ def _register(
     samples: Sequence[Sample],
     *,
     attrs: tuple[str, ...] = (),
-    cost_class: CostClass = "elementwise",
     check: Callable[[Node], None] = lambda _: None,
 ) -> None:
     """Register a unary activation; the C struct is ``count`` and then ``attrs``."""
@@ -54,7 +51,7 @@ def _register(
             name=name,
             infer=infer,
             kernel=run,
-            work=work(cost_class),
+            work=work("elementwise"),
             c=CKernel(f"{symbol}_f32", struct, SOURCE, params),
             samples=lambda: iter(samples),
             vjp=vjp,
@@ -110,6 +107,49 @@ _register(
     [Sample(s.types, {"alpha": 0.1}, kinks=s.kinks, gap=s.gap) for s in _KINK_AT_0],
     attrs=("alpha",),
     check=_check_leaky_relu,
+)
+
+
+# --- Abs, ThresholdedRelu -------------------------------------------------------------------------
+
+
+def _vjp_abs(
+    builder: GradBuilder, node: Node, dy: Value, need: Sequence[bool]
+) -> list[Value | None]:
+    """1 above 0, else -1: at 0 itself one of the subgradients, where torch.abs has 0."""
+    x = node.inputs[0]
+    assert x is not None
+    if not need[0]:
+        return [None]
+    return _masked(builder, dy, builder.aux("ReluMask", (x,), suffix="mask"), 1.0, -1.0)
+
+
+def _vjp_thresholded_relu(
+    builder: GradBuilder, node: Node, dy: Value, need: Sequence[bool]
+) -> list[Value | None]:
+    x, alpha = node.inputs[0], node.float_attr("alpha")
+    assert x is not None
+    if not need[0]:
+        return [None]
+    if alpha >= 0:
+        mask = builder.aux("ReluMask", (node.out,), suffix="mask")
+    else:  # a result of 0 may be an operand of 0, which is above alpha
+        attrs: dict[str, Attr] = {"min": alpha, "max": math.inf}
+        mask = builder.aux("ClipMask", (x,), attrs, suffix="mask")
+    return _masked(builder, dy, mask, 1.0, 0.0)
+
+
+_register("Abs", lambda _, x: np.where(x <= 0, scalar(x, 0) - x, x), _vjp_abs, _KINK_AT_0)
+_register(
+    "ThresholdedRelu",
+    lambda node, x: np.where(x <= scalar(x, node.float_attr("alpha")), scalar(x, 0), x),
+    _vjp_thresholded_relu,
+    [
+        Sample((TensorType(s),), {"alpha": alpha}, kinks=(alpha,), gap=1e-2)
+        for s in SHAPES
+        for alpha in (0.3, 0.0, -0.5)
+    ],
+    attrs=("alpha",),
 )
 
 
@@ -192,51 +232,4 @@ _register(
         for s in SHAPES
     ],
     attrs=("alpha", "beta"),
-)
-
-
-# --- Sigmoid, Tanh: the slope follows from the result --------------------------------------------
-
-
-def _from_result(gradient: str) -> Vjp:
-    def vjp(
-        builder: GradBuilder, node: Node, dy: Value, need: Sequence[bool]
-    ) -> list[Value | None]:
-        return [builder.add(gradient, (dy, node.out), suffix="grad") if need[0] else None]
-
-    return vjp
-
-
-_WIDE = [Sample((TensorType(s),), low=-4.0, high=4.0) for s in SHAPES]
-_register(
-    "Sigmoid",
-    lambda _, x: sigmoid32(x),
-    _from_result("SigmoidGrad"),
-    _WIDE,
-    cost_class="transcendental",
-)
-_register(
-    "Tanh", lambda _, x: tanh32(x), _from_result("TanhGrad"), _WIDE, cost_class="transcendental"
-)
-
-
-# --- HardSwish: x * clip(x / 6 + 1/2, 0, 1) -------------------------------------------------------
-
-
-def _hard_swish(_: Node, x: Array) -> Array:
-    return x * _clip(x * scalar(x, 1 / 6) + scalar(x, 0.5), 0.0, 1.0)
-
-
-def _vjp_hard_swish(
-    builder: GradBuilder, node: Node, dy: Value, need: Sequence[bool]
-) -> list[Value | None]:
-    x = node.inputs[0]
-    return [builder.add("HardSwishGrad", (dy, x), suffix="grad") if need[0] else None]
-
-
-_register(
-    "HardSwish",
-    _hard_swish,
-    _vjp_hard_swish,
-    [Sample((TensorType(s),), low=-5.0, high=5.0, kinks=(-3.0, 3.0), gap=1e-2) for s in SHAPES],
 )

@@ -1,4 +1,4 @@
-"""What the gradients of activations are made of: packed masks and slopes."""
+"""What the gradients of piecewise linear activations are made of: packed masks."""
 
 from __future__ import annotations
 
@@ -111,44 +111,3 @@ register(
         inplace=(0,),
     )
 )
-
-
-def _infer_pair(node: Node) -> list[TensorType]:
-    dy, other = f32_operand(node, 0), f32_operand(node, 1)
-    if dy != other:
-        raise GraphError(f"gradient {dy} does not fit {other}")
-    return [dy]
-
-
-def _register_slope(name: str, slope: Callable[[Array], Array], symbol: str, high: float) -> None:
-    """Register ``dy * slope(saved)``."""
-
-    def kernel(_: Node, inputs: Sequence[Array | None]) -> list[Array]:
-        dy, saved = array(inputs, 0), array(inputs, 1)
-        with np.errstate(all="ignore"):
-            return [np.asarray(dy * slope(saved))]
-
-    register(
-        OpDef(
-            name=name,
-            infer=_infer_pair,
-            kernel=kernel,
-            work=work("elementwise"),
-            c=CKernel(f"odtplan_{symbol}_f32", "odtplan_count_t", SOURCE, count_params),
-            samples=lambda: iter(
-                [Sample((TensorType(s), TensorType(s)), low=-high, high=high) for s in SHAPES]
-            ),
-            inplace=(0,),
-        )
-    )
-
-
-def _hard_swish_slope(x: Array) -> Array:
-    middle = x * scalar(x, 1 / 3) + scalar(x, 0.5)
-    middle = np.where(x >= 3, scalar(x, 1), middle)
-    return np.where(x <= -3, scalar(x, 0), middle)
-
-
-_register_slope("SigmoidGrad", lambda y: y * (scalar(y, 1) - y), "sigmoid_grad", 1.0)
-_register_slope("TanhGrad", lambda y: scalar(y, 1) - y * y, "tanh_grad", 1.0)
-_register_slope("HardSwishGrad", _hard_swish_slope, "hardswish_grad", 4.0)

@@ -68,6 +68,14 @@ def _momentum_kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Arr
     return np.asarray(w - hyper[0] * m), m
 
 
+def _adagrad_kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
+    w, g, total, hyper = _arrays(inputs)
+    g = scaled(node, g)
+    total = np.asarray(total + g * g)
+    epsilon = w.dtype.type(node.float_attr("epsilon"))
+    return np.asarray(w - (hyper[0] * g) / (sqrt32(total) + epsilon)), total
+
+
 def _adam_kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
     w, g, m, v, hyper = _arrays(inputs)
     beta1, rest1, beta2, rest2, epsilon = map(w.dtype.type, adam_attrs(node).values())
@@ -134,6 +142,23 @@ register(
             lambda node: {**_count(node), "momentum": node.float_attr("momentum")},
         ),
         samples=_samples(1, {"momentum": 0.9}),
+        inplace=(0,),
+    )
+)
+
+register(
+    OpDef(
+        "Adagrad",
+        infer=_infer(1),
+        kernel=_adagrad_kernel,
+        work=lambda node: Work("elementwise", 3 * operand(node, 0).size),
+        c=CKernel(
+            "odtplan_adagrad_f32",
+            "odtplan_adagrad_t",
+            "odtplan_optimizer",
+            lambda node: {**_count(node), "epsilon": node.float_attr("epsilon")},
+        ),
+        samples=_samples(1, {"epsilon": 1e-8}),
         inplace=(0,),
     )
 )

@@ -1,8 +1,8 @@
 """Update rules for integer parameters: the real step of ``optimizer``, rounded to stored steps.
 
-``QSGD, QMomentum, QAdam (w i8 | i32, g f32, *states f32, hyper f32, scales f32[rows])``: g is
-the gradient with respect to the real weight, ``d`` the step that SGD, Momentum or Adam subtracts
-from it, and ``scales`` the real value of one stored step of each row of axis 0. Then ::
+``QSGD, QMomentum, QAdagrad, QAdam (w i8 | i32, g f32, *states f32, hyper f32, scales f32[rows])``:
+g is the gradient with respect to the real weight, ``d`` the step that the float rule subtracts from
+it, and ``scales`` the real value of one stored step of each row of axis 0. Then ::
 
     w' = saturate(w + round(-d / scale))        (attribute qas = 1: the real weight moves by -d)
     w' = saturate(w + round(-d * scale))        (qas = 0: plain descent on the stored integers)
@@ -140,6 +140,15 @@ def _momentum(node: Node, inputs: Sequence[Array | None], first_row: int) -> Seq
     return _moved(node, w, hyper[0] * m, hyper, scales, first_row), m
 
 
+def _adagrad(node: Node, inputs: Sequence[Array | None], first_row: int) -> Sequence[Array]:
+    w, g, total, hyper, scales = (array(inputs, i) for i in range(5))
+    g = scaled(node, g)
+    total = np.asarray(total + g * g)
+    epsilon = g.dtype.type(node.float_attr("epsilon"))
+    d = (hyper[0] * g) / (sqrt32(total) + epsilon)
+    return _moved(node, w, d, hyper, scales, first_row), total
+
+
 def _adam(node: Node, inputs: Sequence[Array | None], first_row: int) -> Sequence[Array]:
     w, g, m, v, hyper, scales = (array(inputs, i) for i in range(6))
     beta1, rest1, beta2, rest2, epsilon = map(g.dtype.type, adam_attrs(node).values())
@@ -231,6 +240,13 @@ _register(
     _momentum,
     lambda node: {**_base(node), "momentum": node.float_attr("momentum")},
     {"momentum": 0.9},
+)
+_register(
+    "QAdagrad",
+    1,
+    _adagrad,
+    lambda node: {**_base(node), "epsilon": node.float_attr("epsilon")},
+    {"epsilon": 1e-8},
 )
 _register(
     "QAdam",

@@ -1,11 +1,11 @@
-"""Sums and means over axes, and the broadcast that is the gradient of a mean.
+"""Sums and means over axes, and the broadcast that is their gradient.
 
 Every result is one chain over its operands in row-major order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 
 import numpy as np
@@ -63,10 +63,10 @@ def _reduce_params(shape: tuple[int, ...], axes: tuple[int, ...], divisor: int) 
     return params
 
 
-# --- ReduceMean ----------------------------------------------------------------------------------
+# --- ReduceMean, ReduceSum -----------------------------------------------------------------------
 
 
-def _mean_infer(node: Node) -> Sequence[TensorType]:
+def _reduce_infer(node: Node) -> Sequence[TensorType]:
     x = operand(node, 0)
     keep = bool(node.int_attr("keepdims", 1))
     return (T(_reduced(x.shape, _axes(node, x.shape), keep), x.dtype),)
@@ -77,54 +77,59 @@ def _count(node: Node) -> int:
     return prod(shape[a] for a in _axes(node, shape))
 
 
-def _mean_kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
-    x = inputs[0]
-    assert x is not None
-    total = _chain(x, _axes(node, x.shape)) / x.dtype.type(_count(node))
-    return (np.asarray(total).reshape(node.out.type.shape),)
-
-
-def _mean_vjp(
-    builder: GradBuilder, node: Node, dy: Value, need: Sequence[bool]
-) -> Sequence[Value | None]:
-    if not need[0]:
-        return (None,)
-    shape = operand(node, 0).shape
-    attrs: dict[str, Attr] = {
-        "shape": shape,
-        "axes": _axes(node, shape),
-        "scale": 1.0 / _count(node),
-    }
-    return (builder.add("ExpandScale", (dy,), attrs, suffix="grad"),)
-
-
-def _mean_samples() -> Iterator[Sample]:
+def _reduce_samples() -> Iterator[Sample]:
     yield Sample((T((2, 3, 4, 5)),), {"axes": (2, 3), "keepdims": 1})
     yield Sample((T((2, 3, 4)),), {"axes": (0, -1), "keepdims": 0})
     yield Sample((T((3, 4)),), {"keepdims": 0})
 
 
-register(
-    OpDef(
-        "ReduceMean",
-        infer=_mean_infer,
-        kernel=_mean_kernel,
-        work=lambda node: Work("elementwise", operand(node, 0).size),
-        c=CKernel(
-            "odtplan_reduce_f32",
-            "odtplan_reduce_t",
-            "odtplan_reduce",
-            lambda node: _reduce_params(
-                operand(node, 0).shape, _axes(node, operand(node, 0).shape), _count(node)
+def _register_reduce(name: str, divisor: Callable[[Node], int]) -> None:
+    """A sum over axes, divided by ``divisor``."""
+
+    def kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
+        x = inputs[0]
+        assert x is not None
+        total = _chain(x, _axes(node, x.shape)) / x.dtype.type(divisor(node))
+        return (np.asarray(total).reshape(node.out.type.shape),)
+
+    def vjp(
+        builder: GradBuilder, node: Node, dy: Value, need: Sequence[bool]
+    ) -> Sequence[Value | None]:
+        if not need[0]:
+            return (None,)
+        shape = operand(node, 0).shape
+        attrs: dict[str, Attr] = {
+            "shape": shape,
+            "axes": _axes(node, shape),
+            "scale": 1.0 / divisor(node),
+        }
+        return (builder.add("ExpandScale", (dy,), attrs, suffix="grad"),)
+
+    register(
+        OpDef(
+            name,
+            infer=_reduce_infer,
+            kernel=kernel,
+            work=lambda node: Work("elementwise", operand(node, 0).size),
+            c=CKernel(
+                "odtplan_reduce_f32",
+                "odtplan_reduce_t",
+                "odtplan_reduce",
+                lambda node: _reduce_params(
+                    operand(node, 0).shape, _axes(node, operand(node, 0).shape), divisor(node)
+                ),
             ),
-        ),
-        samples=_mean_samples,
-        vjp=_mean_vjp,
+            samples=_reduce_samples,
+            vjp=vjp,
+        )
     )
-)
 
 
-# --- ExpandScale: gradient of a mean -------------------------------------------------------------
+_register_reduce("ReduceMean", _count)
+_register_reduce("ReduceSum", lambda _: 1)
+
+
+# --- ExpandScale: gradient of a mean or sum ------------------------------------------------------
 
 
 def _expand_source(node: Node) -> tuple[int, ...]:

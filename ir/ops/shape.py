@@ -1,4 +1,4 @@
-"""Operators that rearrange whole tensors: Reshape (a view), Transpose, Concat."""
+"""Operators that rearrange tensors: Reshape (a view), Transpose, Expand, Tile, Concat."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, Sample, Vjp, Work, array, f32_operand, operand, register
 from ..quantization import Quantization
-from .elementwise import check_rank, contiguous_strides, merge_axes
+from .elementwise import (
+    broadcast_strides,
+    check_rank,
+    contiguous_strides,
+    merge_axes,
+    sum_to,
+)
 
 if TYPE_CHECKING:
     from ..grad_builder import GradBuilder
@@ -22,16 +28,18 @@ SOURCE = "odtplan_shape"
 MAX_CONCAT = 16
 #: A sample of stored integers.
 _I8 = TensorType((2, 3, 4, 5), "i8", Quantization((0.05,), 3))
+#: A sample of indices.
+_I32 = TensorType((2, 3, 4), "i32")
 
 
 def movable(node: Node, index: int) -> TensorType:
-    """Type of an operand whose elements are moved as they are: f32, or i8 with one scale.
+    """Type of an operand whose elements are moved as they are: f32, indices, or i8 of one scale.
 
     Raises:
         GraphError: The operand is missing or of another kind.
     """
     t = operand(node, index)
-    if t.dtype == "i8" and (t.quant is None or t.quant.axis is None):
+    if t.dtype == "i32" or (t.dtype == "i8" and (t.quant is None or t.quant.axis is None)):
         return t
     return f32_operand(node, index)
 
@@ -65,6 +73,7 @@ register(
                 Sample((TensorType((2, 3, 4)),), {"shape": (4, 6)}),
                 Sample((TensorType((1,)),), {"shape": ()}),
                 Sample((_I8,), {"shape": (24, 5)}, differentiable=()),
+                Sample((_I32,), {"shape": (3, 8)}, differentiable=()),
             ]
         ),
         vjp=_vjp_reshape,
@@ -83,21 +92,23 @@ def register_read(
     walk: Callable[[Node], tuple[int, tuple[int, ...]]],
     vjp: Vjp,
     samples: Sequence[Sample],
+    loops: Callable[[Node], tuple[int, ...]] = lambda node: node.out.type.shape,
 ) -> None:
-    """Register a strided read, the loop nest in C that Transpose and Slice have in common.
+    """Register a strided read, the loop nest in C that Transpose, Slice, Expand and Tile share.
 
     Args:
         name: Operator.
         infer: Its type rule.
         kernel: Its NumPy meaning; a view is fine.
-        walk: The first element read and the operand's stride per axis of the result.
+        walk: The first element read and the operand's stride per loop.
         vjp: Its gradient rule.
         samples: Its samples.
+        loops: Lengths of the loops; by default one per axis of the result.
     """
 
     def params(node: Node) -> dict[str, Attr]:
         offset, strides = walk(node)
-        dims, (merged,) = merge_axes(node.out.type.shape, strides)
+        dims, (merged,) = merge_axes(loops(node), strides)
         return {"rank": len(dims), "offset": offset, "dims": dims, "strides": merged}
 
     register(
@@ -111,7 +122,7 @@ def register_read(
                 "odtplan_read_strided_t",
                 SOURCE,
                 params,
-                variants={"i8": "odtplan_read_strided_i8"},
+                variants={"i8": "odtplan_read_strided_i8", "i32": "odtplan_read_strided_i32"},
             ),
             samples=lambda: iter(samples),
             vjp=vjp,
@@ -157,7 +168,114 @@ register_read(
         Sample((TensorType(()),), {"perm": ()}),
         Sample((_I8,), {"perm": (0, 3, 1, 2)}, differentiable=()),
         Sample((_I8,), {"perm": (1, 0, 2, 3)}, differentiable=()),
+        Sample((_I32,), {"perm": (2, 0, 1)}, differentiable=()),
     ],
+)
+
+
+# --- Expand ---------------------------------------------------------------------------------------
+
+
+def _infer_expand(node: Node) -> list[TensorType]:
+    x, shape = movable(node, 0), node.ints_attr("shape")
+    check_rank(shape)
+    try:
+        fits = np.broadcast_shapes(x.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise GraphError(f"{x} does not expand to {shape}")
+    return [TensorType(shape, x.dtype, x.quant)]
+
+
+def _vjp_expand(
+    builder: GradBuilder, node: Node, dy: Value, need: Sequence[bool]
+) -> list[Value | None]:
+    x = node.inputs[0]
+    assert x is not None
+    return [sum_to(builder, dy, x, "grad") if need[0] else None]
+
+
+register_read(
+    "Expand",
+    _infer_expand,
+    lambda node, x: np.broadcast_to(x, node.ints_attr("shape")),
+    lambda node: (0, broadcast_strides(movable(node, 0).shape, node.ints_attr("shape"))),
+    _vjp_expand,
+    [
+        Sample((TensorType((3, 1)),), {"shape": (2, 3, 4)}),
+        Sample((TensorType(()),), {"shape": (2, 3)}),
+        Sample((TensorType((2, 1, 4)),), {"shape": (2, 3, 4)}),
+        Sample((TensorType((2, 3)),), {"shape": (2, 3)}),
+        Sample((_I8,), {"shape": (2, 2, 3, 4, 5)}, differentiable=()),
+    ],
+)
+
+
+# --- Tile ----------------------------------------------------------------------------------------
+
+
+def _loops(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Lengths of the loops over a tiled result, and the same with repetitions at length 1.
+
+    Raises:
+        GraphError: The repetitions do not fit the operand, or need too many loops.
+    """
+    shape, repeats = movable(node, 0).shape, node.ints_attr("repeats")
+    if len(repeats) != len(shape) or any(r < 1 for r in repeats):
+        raise GraphError(f"repeats = {repeats} are not {len(shape)} positive numbers, one per axis")
+    lengths: list[int] = []
+    once: list[int] = []
+    for r, d in zip(repeats, shape, strict=True):
+        if r > 1 or not lengths:
+            lengths += [r, d]
+            once += [1, d]
+        else:
+            lengths[-1] *= d
+            once[-1] *= d
+    check_rank(lengths)
+    return tuple(lengths), tuple(once)
+
+
+def _infer_tile(node: Node) -> list[TensorType]:
+    x = movable(node, 0)
+    _loops(node)
+    shape = (r * d for r, d in zip(node.ints_attr("repeats"), x.shape, strict=True))
+    return [TensorType(tuple(shape), x.dtype, x.quant)]
+
+
+def _walk_tile(node: Node) -> tuple[int, tuple[int, ...]]:
+    lengths, once = _loops(node)
+    strides = contiguous_strides(once)
+    return 0, tuple(s if d == n else 0 for s, d, n in zip(strides, once, lengths, strict=True))
+
+
+def _vjp_tile(
+    builder: GradBuilder, node: Node, dy: Value, need: Sequence[bool]
+) -> list[Value | None]:
+    if not need[0]:
+        return [None]
+    lengths, once = _loops(node)
+    dy = builder.add("Reshape", (dy,), {"shape": lengths}, suffix="tiles")
+    dy = builder.add("ReduceSumTo", (dy,), {"shape": once}, suffix="sum")
+    return [builder.add("Reshape", (dy,), {"shape": movable(node, 0).shape}, suffix="grad")]
+
+
+register_read(
+    "Tile",
+    _infer_tile,
+    lambda node, x: np.tile(x, node.ints_attr("repeats")),
+    _walk_tile,
+    _vjp_tile,
+    [
+        Sample((TensorType((2, 3)),), {"repeats": (2, 3)}),
+        Sample((TensorType((3, 1, 2)),), {"repeats": (1, 4, 1)}),
+        Sample((TensorType((2, 3, 2, 2)),), {"repeats": (3, 1, 1, 2)}),
+        Sample((TensorType((4,)),), {"repeats": (1,)}),
+        Sample((_I8,), {"repeats": (1, 2, 1, 1)}, differentiable=()),
+        Sample((_I32,), {"repeats": (2, 1, 2)}, differentiable=()),
+    ],
+    lambda node: _loops(node)[0],
 )
 
 

@@ -104,7 +104,12 @@ register_read(
             (TensorType((2, 5, 4), "i8", Quantization((0.05,), 3)),),
             {"starts": (0, 1, 0), "sizes": (2, 3, 4), "steps": (1, 1, 1)},
             differentiable=(),
-        )
+        ),
+        Sample(
+            (TensorType((4, 6), "i32"),),
+            {"starts": (1, 0), "sizes": (3, 2), "steps": (1, 3)},
+            differentiable=(),
+        ),
     ],
 )
 

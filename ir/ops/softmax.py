@@ -6,7 +6,6 @@ The sum of a lane is one chain over ascending positions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, Sample, Work, operand, register
 from .elementary import exp32
+from .lanes import lane_params, lane_sum
 
 T = TensorType
 
@@ -27,11 +27,6 @@ def _axis(node: Node) -> int:
     return axis % rank
 
 
-def _lane_sum(x: Array, axis: int) -> Array:
-    """Sum along an axis as one sequential chain per lane; the axis is kept with size 1."""
-    return np.add.accumulate(x, axis=axis).take([-1], axis=axis)
-
-
 def _infer(node: Node) -> Sequence[TensorType]:
     _axis(node)
     return (operand(node, 0),)
@@ -42,7 +37,7 @@ def _kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
     assert x is not None
     with np.errstate(invalid="ignore"):
         e = exp32(x - x.max(axis=axis, keepdims=True))
-        return (e / _lane_sum(e, axis),)
+        return (e / lane_sum(e, axis),)
 
 
 def _vjp(
@@ -66,12 +61,11 @@ def _grad_kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
     y, dy = inputs
     assert y is not None
     assert dy is not None
-    return (y * (dy - _lane_sum(y * dy, _axis(node))),)
+    return (y * (dy - lane_sum(y * dy, _axis(node))),)
 
 
 def _params(node: Node) -> dict[str, Attr]:
-    shape, axis = operand(node, 0).shape, _axis(node)
-    return {"outer": prod(shape[:axis]), "size": shape[axis], "inner": prod(shape[axis + 1 :])}
+    return lane_params(operand(node, 0).shape, _axis(node))
 
 
 def _samples() -> Iterator[Sample]:

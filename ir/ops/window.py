@@ -14,6 +14,9 @@ import numpy as np
 from ..errors import GraphError
 from ..graph import Array, Attr, Node
 
+#: Taps, distances and padding of a window; beyond it is a damaged file.
+LARGEST = 2**16
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -147,6 +150,11 @@ def window(node: Node, spatial: Sequence[int], kernel: Sequence[int]) -> Window:
         raise GraphError(
             f"kernel {tuple(kernel)}, strides {strides}, dilations {dilations} must be positive,"
             f" pads {pads} not negative"
+        )
+    if max(*kernel, *strides, *dilations, *pads) > LARGEST:
+        raise GraphError(
+            f"kernel {tuple(kernel)}, strides {strides}, dilations {dilations}, pads {pads} exceed"
+            f" {LARGEST}"
         )
     ceil = bool(node.int_attr("ceil_mode", 0))
     axes = [Axis(1, 1, 1, 1, 0, 0, 1)] * (2 - rank)

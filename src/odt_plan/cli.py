@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -32,7 +33,7 @@ _ClickError: type[Any] = next(
 )
 
 
-Optimizer = Literal["sgd", "momentum", "adam"]
+Optimizer = Literal["sgd", "momentum", "adagrad", "adam"]
 Rounding = Literal["stochastic", "nearest"]
 Loss = Literal["cross-entropy", "mse"]
 CalibMethod = Literal["minmax", "percentile", "mse"]
@@ -441,12 +442,17 @@ def _own_stdout() -> None:
     os.close(nowhere)
 
 
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
 def _main() -> NoReturn:
     debug = "--debug" in sys.argv[1:]
     _own_stdout()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names from model files may not be encodable
             stream.reconfigure(errors="replace")
+    warnings.showwarning = _warn
     try:
         code = app(prog_name="odt-plan", standalone_mode=False)
     except OdtPlanError as e:

@@ -30,6 +30,8 @@ def print_layers(path: Path, report: TrainabilityReport) -> None:
             Text(layer.reason, style),
         )
     out.print(table)
+    for note in report.notes:
+        out.print(Text.assemble(("note: ", "bold"), note), soft_wrap=True)
     for o in report.obstacles:
         line = Text.assemble(("obstacle: ", "bold red"), f"{o.where} ({o.op}): {o.reason}")
         out.print(line, soft_wrap=True)
@@ -57,4 +59,5 @@ def layers_record(report: TrainabilityReport) -> dict[str, object]:
         ],
         "obstacles": [{"where": o.where, "op": o.op, "reason": o.reason} for o in report.obstacles],
         "advice": report.advice,
+        "notes": list(report.notes),
     }

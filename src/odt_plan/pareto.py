@@ -15,6 +15,7 @@ from math import floor, inf, nextafter
 from typing import Literal
 
 from .ir.errors import InfeasibleError, OdtPlanError, UnsupportedModelError, UsageError
+from .planner.known import Known
 from .planner.pipeline import Request
 from .planner.plan import ALIGNMENT_BYTES
 from .planner.sizes import LARGEST_BYTES, format_bytes, format_seconds
@@ -25,6 +26,8 @@ YName = Literal["learn", "latency", "energy"]
 Status = Literal["optimal", "feasible", "infeasible", "not found", "failed"]
 #: A limit that no plan keeps; the explanation then tells the smallest that works.
 _NOTHING: dict[XName, float] = {"ram": 1, "flash": 1, "latency": 1e-12}
+#: Gap of the least x that the range ends with: it is where budgets are spread to, no point's value.
+_END_GAP = 0.05
 #: Rounding of bounds in solvers.
 _ROUNDING = 1e-6
 
@@ -126,7 +129,7 @@ class Tracer:
         #: Budget -> outcome of its own solve. Unlimited is a budget, too.
         self._solved: dict[float, Outcome] = {}
         #: Plans that other questions brought.
-        self._others: list[Figures] = []
+        self._others: list[Outcome] = []
         self._least: float | None = None
         self._solves, self._seconds = 0, 0.0
 
@@ -155,7 +158,7 @@ class Tracer:
         for batch in _halvings(len(self._budgets)):
             todo = [b for i in batch if not self._answered(b := self._budgets[i])]
             if todo:
-                self._ask([self._at(b) for b in todo], todo)
+                self._ask([self._warm(b) for b in todo], todo)
         return self.curve()
 
     def curve(self) -> Curve:
@@ -197,7 +200,8 @@ class Tracer:
         plan = self._solved[inf].figures
         if plan is None:
             raise _raised(self._solved[inf])
-        request = replace(self._at(inf), objective=self._x)
+        gap = max(self._request.gap, _END_GAP)
+        request = replace(self._at(inf), objective=self._x, gap=gap)
         if self._y == "learn":
             pins = [f"{escape(n)}=mixed" for n in plan.mixed]
             request = replace(request, train=plan.updates, precision=(*request.precision, *pins))
@@ -206,7 +210,7 @@ class Tracer:
         else:
             request = replace(request, energy_j=plan.energy_j * (1 + _ROUNDING))
         self._ask([request], [None])
-        return min(self._use(p) for p in (plan, *self._others))
+        return min(self._use(p) for _, _, p in self._plans())
 
     def _lower_end(self) -> float:
         """The smallest budget that works, from the explanation why none does."""
@@ -237,6 +241,15 @@ class Tracer:
             return replace(self._request, ram_bytes=limit)
         return replace(self._request, flash_bytes=limit)
 
+    def _warm(self, budget: float) -> Request:
+        """The request for one budget, with what earlier rounds tell of it."""
+        best, bound = self._best(budget), self._tightest(budget, reordered=False)
+        unit = self._clock_hz if self._y == "latency" else 1.0  # its stage counts cycles
+        known = Known(bound=None if bound is None else unit * bound)
+        if best is not None and not best[2].reordered:
+            known = replace(known, plan=best[1].plan, value=unit * self._value(best[2]))
+        return replace(self._at(budget), known=known)
+
     def _ask(
         self, requests: Sequence[Request], budgets: Sequence[float | None]
     ) -> None:
@@ -255,7 +268,7 @@ class Tracer:
             if budget is not None:
                 self._solved[budget] = outcome
             elif outcome.figures is not None:
-                self._others.append(outcome.figures)
+                self._others.append(outcome)
             self._on_done()
 
         self._executor.run(tasks, done)
@@ -289,34 +302,35 @@ class Tracer:
         bound = plan.stages[self._y].bound
         return bound / self._clock_hz if self._y == "latency" else bound
 
-    def _plans(self) -> Iterator[tuple[float | None, Figures]]:
-        for budget, outcome in self._solved.items():
+    def _plans(self) -> Iterator[tuple[float | None, Outcome, Figures]]:
+        for budget, outcome in (*self._solved.items(), *((None, o) for o in self._others)):
             if outcome.figures is not None:
-                yield budget, outcome.figures
-        yield from ((None, p) for p in self._others)
+                yield budget, outcome, outcome.figures
 
-    def _best(self, budget: float) -> tuple[float | None, Figures] | None:
+    def _best(self, budget: float) -> tuple[float | None, Outcome, Figures] | None:
         """The best plan that keeps a budget, of equal ones the smallest."""
-        fit = [(b, p) for b, p in self._plans() if self._use(p) <= budget]
+        fit = [p for p in self._plans() if self._use(p[2]) <= budget]
         return max(
             fit,
-            key=lambda f: (self._sign * self._value(f[1]), -self._use(f[1]), f[0] or inf),
+            key=lambda f: (self._sign * self._value(f[2]), -self._use(f[2]), f[0] or inf),
             default=None,
         )
 
-    def _tightest(self, budget: float) -> float | None:
+    def _tightest(self, budget: float, *, reordered: bool) -> float | None:
         """The tightest bound that holds for a budget: that of it, or of a larger one.
+
+        It is of plans in the file's order of operators, or of reordered ones.
 
         Bounds are those of the planner's model, which can be a little stricter than its schedules
         (docs/design.md, known limits). One that a known plan beats is not used.
         """
         bounds = []
         for b, outcome in self._solved.items():
-            if b < budget or outcome.figures is None:
+            if b < budget or outcome.figures is None or outcome.figures.reordered != reordered:
                 continue
             bound, best = self._bound(outcome.figures), self._best(b)
             assert best is not None
-            excess = self._sign * (self._value(best[1]) - bound)
+            excess = self._sign * (self._value(best[2]) - bound)
             if excess <= _ROUNDING * abs(bound):
                 bounds.append(bound)
         return min(bounds, key=lambda v: self._sign * v, default=None)
@@ -343,13 +357,16 @@ class Tracer:
         best = self._best(budget)
         if best is None:
             return self._unplanned(budget, own, seconds)
-        value, bound = self._value(best[1]), self._tightest(budget)
+        made_for, _, plan = best
+        value, bound = self._value(plan), self._tightest(budget, reordered=plan.reordered)
+        if bound is None and own is not None:  # a reordered plan of another budget is better
+            bound = self._tightest(budget, reordered=not plan.reordered)
         if bound is None:
             return None
         gap = max(0.0, self._sign * (bound - value)) / max(abs(value), 1e-9)
         within = gap <= max(self._request.gap, _ROUNDING)
         status: Status = "optimal" if within else "feasible"
-        return Point(budget, best[1], value, bound, gap, status, best[0], seconds, "")
+        return Point(budget, plan, value, bound, gap, status, made_for, seconds, "")
 
     def _unplanned(self, budget: float, own: Outcome | None, seconds: float) -> Point | None:
         if own is None and not self._impossible(budget):

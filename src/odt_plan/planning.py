@@ -222,9 +222,10 @@ def default_loss(graph: Graph) -> LossName:
     """  # noqa: D205
     if not graph.inputs or not graph.outputs:
         return "cross_entropy"
-    sample, prediction = graph.inputs[0].type.shape, graph.outputs[0].type.shape
+    sample, prediction = graph.inputs[0].type, graph.outputs[0].type.shape
     one_number = len(prediction) < 2 or prediction[1:] == (1,) * len(prediction[1:])
-    return "mse" if prediction == sample or one_number else "cross_entropy"
+    same = prediction == sample.shape and sample.dtype != "i32"
+    return "mse" if same or one_number else "cross_entropy"
 
 
 def device_of_plan(plan_file: Path, device_id: str, given: str | None) -> Device:

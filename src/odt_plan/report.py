@@ -117,6 +117,8 @@ def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
     prediction = planned.training.prediction
     shapes = f"{planned.training.sample.type} -> {prediction.type}"
     _line(out, "model", f"{m.file} ({m.name}): {shapes}, {forward} nodes in forward")
+    for note in planned.notes:
+        _line(out, "", note)
     clock = f"{device.clock_hz.value / 1e6:g} MHz"
     _line(out, "device", f"{device.id}: {device.name}, {device.core}, {clock}")
     if device.id == GENERIC_DEVICE:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .backends.numpy import History, Runtime, load_data, save_learned, train
+from .ir.array_file import array_file
 from .ir.errors import OdtPlanError, UsageError
 from .ir.graph import Array
 from .planner.check import check
@@ -136,7 +137,8 @@ def _summary(history: History) -> str:
 
 def _held_out(path: Path) -> tuple[Array, Array] | None:
     """``x_val`` and ``y_val`` (integer labels) of the data file, where it has them."""
-    with np.load(path, allow_pickle=False) as data:
+    with array_file(path) as file:
+        data = np.load(file, allow_pickle=False)
         if "x_val" not in data or "y_val" not in data:
             return None
         x, y = data["x_val"][:SCORED_SAMPLES], data["y_val"][:SCORED_SAMPLES]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from .ir.errors import InfeasibleError, OdtPlanError, Shortfall, UsageError
 
 if TYPE_CHECKING:
+    from .planner.known import KnownPlan
     from .planner.pipeline import PlannedModel, Request
     from .planner.plan import StageName
 
@@ -60,6 +61,7 @@ class Figures:
         updates: Updated parameters as items of ``--train``.
         tensors: Number of trainable tensors.
         mixed: Layers that were chosen to be mixed.
+        reordered: Operators run in another order than the file's; bounds are of that order.
     """
 
     ram_bytes: int
@@ -72,6 +74,7 @@ class Figures:
     updates: tuple[str, ...]
     tensors: int
     mixed: tuple[str, ...]
+    reordered: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Outcome:
         reason: Why there is no plan.
         shortfalls: Limits that bind, where an infeasible request told them.
         seconds: Wall clock, import to check.
+        plan: What a task of the same model may begin with under a looser limit.
     """
 
     figures: Figures | None = None
@@ -91,6 +95,7 @@ class Outcome:
     reason: str = ""
     shortfalls: tuple[Shortfall, ...] = ()
     seconds: float = 0.0
+    plan: KnownPlan | None = None
 
 
 class Executor(Protocol):
@@ -132,7 +137,8 @@ def solve(task: Task) -> Outcome:
     with TemporaryDirectory(prefix="odt-plan-") as folder:
         request = _unpacked(task, Path(folder))
         try:
-            outcome = Outcome(_figures(make_plan(request)))
+            planned = make_plan(request)
+            outcome = Outcome(_figures(planned), plan=planned.known)
         except OdtPlanError as e:
             short = e.shortfalls if isinstance(e, InfeasibleError) else ()
             outcome = Outcome(None, e.exit_code, _shown(str(e), task, request), short)
@@ -184,4 +190,5 @@ def _figures(planned: PlannedModel) -> Figures:
         updates=tuple(u.param if u.channels is None else f"{u.param}={u.ratio}" for u in chosen),
         tensors=len(decisions.updates),
         mixed=tuple(n for n, p in decisions.precision.items() if p == "mixed"),
+        reordered=plan.reordered,
     )

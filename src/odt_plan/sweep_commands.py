@@ -24,7 +24,7 @@ Precision = Annotated[
     list[str] | None, typer.Option(metavar="LAYER=i8|mixed|f32,...", help="As in plan.")
 ]
 Calib = Annotated[Path | None, typer.Option(metavar="SAMPLES.npz|synthetic", help="As in plan.")]
-Optimizer = Annotated[Literal["sgd", "momentum", "adam"], typer.Option()]
+Optimizer = Annotated[Literal["sgd", "momentum", "adagrad", "adam"], typer.Option()]
 MicroBatches = Annotated[int, typer.Option(min=1, max=65536, help="Accumulated per update.")]
 Batch = Annotated[int, typer.Option(min=1, max=1024, help="Samples per micro-batch.")]
 Limit = Annotated[str | None, typer.Option(metavar="LIMIT", help="As in plan.")]

@@ -313,4 +313,4 @@ def replay_input(
 
 
 def _sample(x: np.ndarray) -> bytes:
-    return np.asarray(x, "i1" if x.dtype == np.int8 else "<f4").tobytes()
+    return np.asarray(x, {np.int8: "i1", np.int32: "<i4"}.get(x.dtype.type, "<f4")).tobytes()

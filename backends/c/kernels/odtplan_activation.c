@@ -1,7 +1,5 @@
 #include "odtplan_activation.h"
 
-#include "odtplan_math.h"
-
 /* The comparisons are written so that NaN passes through. */
 static float clip(float x, float min, float max)
 {
@@ -38,25 +36,17 @@ void odtplan_hardsigmoid_f32(const odtplan_hardsigmoid_t *p, const float *x, flo
     }
 }
 
-void odtplan_sigmoid_f32(const odtplan_count_t *p, const float *x, float *y)
+void odtplan_thresholdedrelu_f32(const odtplan_thresholdedrelu_t *p, const float *x, float *y)
 {
     for (int32_t i = 0; i < p->count; ++i) {
-        y[i] = odtplan_sigmoidf(x[i]);
+        y[i] = x[i] <= p->alpha ? 0.0f : x[i];
     }
 }
 
-void odtplan_tanh_f32(const odtplan_count_t *p, const float *x, float *y)
+void odtplan_abs_f32(const odtplan_count_t *p, const float *x, float *y)
 {
     for (int32_t i = 0; i < p->count; ++i) {
-        y[i] = odtplan_tanhf(x[i]);
-    }
-}
-
-void odtplan_hardswish_f32(const odtplan_count_t *p, const float *x, float *y)
-{
-    for (int32_t i = 0; i < p->count; ++i) {
-        const float scaled = x[i] * 0.166666672f;
-        y[i] = x[i] * clip(scaled + 0.5f, 0.0f, 1.0f);
+        y[i] = x[i] <= 0.0f ? 0.0f - x[i] : x[i];
     }
 }
 
@@ -94,30 +84,5 @@ void odtplan_mask_mul_f32(const odtplan_mask_mul_t *p, const float *dy, const ui
         } else {
             dx[i] = p->outside < 0.0f || p->outside > 0.0f ? dy[i] * p->outside : 0.0f;
         }
-    }
-}
-
-void odtplan_sigmoid_grad_f32(const odtplan_count_t *p, const float *dy, const float *y, float *dx)
-{
-    for (int32_t i = 0; i < p->count; ++i) {
-        dx[i] = dy[i] * (y[i] * (1.0f - y[i]));
-    }
-}
-
-void odtplan_tanh_grad_f32(const odtplan_count_t *p, const float *dy, const float *y, float *dx)
-{
-    for (int32_t i = 0; i < p->count; ++i) {
-        const float square = y[i] * y[i];
-        dx[i] = dy[i] * (1.0f - square);
-    }
-}
-
-void odtplan_hardswish_grad_f32(const odtplan_count_t *p, const float *dy, const float *x,
-                                float *dx)
-{
-    for (int32_t i = 0; i < p->count; ++i) {
-        const float scaled = x[i] * 0.333333343f;
-        const float slope = x[i] <= -3.0f ? 0.0f : x[i] >= 3.0f ? 1.0f : scaled + 0.5f;
-        dx[i] = dy[i] * slope;
     }
 }

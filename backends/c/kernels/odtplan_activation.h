@@ -1,4 +1,4 @@
-/* Activations and their gradients. The result may share the buffer of the first operand, except for
+/* Piecewise linear activations and their gradients. The result may share the buffer of the first operand, except for
  * the masks, which are packed bits: 8 elements per byte, the first in the lowest bit. */
 #ifndef ODTPLAN_ACTIVATION_H
 #define ODTPLAN_ACTIVATION_H
@@ -13,6 +13,11 @@ typedef struct {
     int32_t count;
     float alpha; /* slope below zero */
 } odtplan_leakyrelu_t;
+
+typedef struct {
+    int32_t count;
+    float alpha; /* what is not above it becomes 0 */
+} odtplan_thresholdedrelu_t;
 
 typedef struct {
     int32_t count;
@@ -42,9 +47,8 @@ void odtplan_relu_f32(const odtplan_count_t *p, const float *x, float *y);
 void odtplan_leakyrelu_f32(const odtplan_leakyrelu_t *p, const float *x, float *y);
 void odtplan_clip_f32(const odtplan_clip_t *p, const float *x, float *y);
 void odtplan_hardsigmoid_f32(const odtplan_hardsigmoid_t *p, const float *x, float *y);
-void odtplan_sigmoid_f32(const odtplan_count_t *p, const float *x, float *y);
-void odtplan_tanh_f32(const odtplan_count_t *p, const float *x, float *y);
-void odtplan_hardswish_f32(const odtplan_count_t *p, const float *x, float *y);
+void odtplan_thresholdedrelu_f32(const odtplan_thresholdedrelu_t *p, const float *x, float *y);
+void odtplan_abs_f32(const odtplan_count_t *p, const float *x, float *y);
 
 /* Bit set where y > 0. */
 void odtplan_relu_mask_f32(const odtplan_count_t *p, const float *y, uint8_t *mask);
@@ -54,12 +58,6 @@ void odtplan_clip_mask_f32(const odtplan_clip_mask_t *p, const float *y, uint8_t
 /* dx = dy * (bit ? inside : outside); a slope outside of 0 gives 0 whatever dy is. */
 void odtplan_mask_mul_f32(const odtplan_mask_mul_t *p, const float *dy, const uint8_t *mask,
                           float *dx);
-
-/* From the result y of the activation, or from its operand x. */
-void odtplan_sigmoid_grad_f32(const odtplan_count_t *p, const float *dy, const float *y, float *dx);
-void odtplan_tanh_grad_f32(const odtplan_count_t *p, const float *dy, const float *y, float *dx);
-void odtplan_hardswish_grad_f32(const odtplan_count_t *p, const float *dy, const float *x,
-                                float *dx);
 
 #ifdef __cplusplus
 }

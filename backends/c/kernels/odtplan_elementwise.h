@@ -21,6 +21,13 @@ void odtplan_add_f32(const odtplan_binary_t *p, const float *a, const float *b, 
 void odtplan_sub_f32(const odtplan_binary_t *p, const float *a, const float *b, float *y);
 void odtplan_mul_f32(const odtplan_binary_t *p, const float *a, const float *b, float *y);
 void odtplan_div_f32(const odtplan_binary_t *p, const float *a, const float *b, float *y);
+void odtplan_max_f32(const odtplan_binary_t *p, const float *a, const float *b, float *y);
+void odtplan_min_f32(const odtplan_binary_t *p, const float *a, const float *b, float *y);
+void odtplan_prelu_f32(const odtplan_binary_t *p, const float *x, const float *slope, float *y);
+void odtplan_pow_f32(const odtplan_binary_t *p, const float *x, const float *power, float *y);
+/* Derivatives of y = x**power by x, and by the power. */
+void odtplan_powslope_f32(const odtplan_binary_t *p, const float *x, const float *power, float *y);
+void odtplan_powlog_f32(const odtplan_binary_t *p, const float *result, const float *x, float *y);
 void odtplan_neg_f32(const odtplan_count_t *p, const float *x, float *y);
 
 #ifdef __cplusplus

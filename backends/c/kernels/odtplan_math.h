@@ -117,6 +117,167 @@ static inline float odtplan_sigmoidf(float x) {
     return x < 0.0f ? e / d : 1.0f / d;
 }
 
+/* e**x - 1, exact to the last bits also near zero. Error below 4 ulp. */
+static inline float odtplan_expm1f(float x) {
+    float p;
+    if (x < 0.34375f && x > -0.34375f) {
+        p = 0.00138144649f;
+        p = p * x + 0.00836878084f;
+        p = p * x + 0.0416683927f;
+        p = p * x + 0.166665196f;
+        p = p * x + 0.49999994f;
+        return (x * x) * p + x;
+    }
+    return odtplan_expf(x) - 1.0f;
+}
+
+/* log(1 + e**x) without overflow; the last term returns what rounding 1 + e has lost. Error below
+ * 3 ulp. */
+static inline float odtplan_softplusf(float x) {
+    float e = odtplan_expf(x < 0.0f ? x : -x);
+    float u = e + 1.0f;
+    float lost = ((u - 1.0f) - e) / u;
+    return (x < 0.0f ? 0.0f : x) + (odtplan_logf(u) - lost);
+}
+
+/* Error function. Absolute error below 1e-7, 2 ulp. */
+static inline float odtplan_erff(float x) {
+    float a = x < 0.0f ? -x : x;
+    float p, y;
+    if (a < 0.875f) {
+        y = x * x;
+        p = -0.000603366003f;
+        p = p * y + 0.00500137592f;
+        p = p * y + -0.0267720427f;
+        p = p * y + 0.112819605f;
+        p = p * y + -0.376125067f;
+        p = p * y + 0.128379151f;
+        return x + x * p;
+    }
+    a = a > 4.0f ? 4.0f : a;
+    p = -0.000201000061f;
+    p = p * a + 0.00309231505f;
+    p = p * a + -0.0224202629f;
+    p = p * a + 0.104327537f;
+    p = p * a + 0.636737227f;
+    p = p * a + 1.12793612f;
+    p = p * a + 0.000133573456f;
+    y = 1.0f - odtplan_expf(-p);
+    return x < 0.0f ? -y : y;
+}
+
+/* sin(x) for 0 quarters, cos(x) for 1: of any finite number, NaN of others. Error below 3 ulp.
+ *
+ * From pi / 4 on, x * 2 / pi is formed in integers, modulo 4 and with 62 bits behind the point
+ * (Payne and Hanek 1983): the mantissa times 96 bits of 2 / pi, of which those that make multiples
+ * of 4 are left out. */
+static inline float odtplan_sinef(float x, uint32_t quarters) {
+    /* 32 zeros and the first 224 bits of 2 / pi behind the point */
+    static const uint32_t two_over_pi[8] = {0u,          0xa2f9836eu, 0x4e441529u, 0xfc2757d1u,
+                                            0xf534ddc0u, 0xdb629599u, 0x3c439041u, 0xfe5163abu};
+    const uint32_t bits = odtplan_bits(x) & 0x7fffffffu;
+    uint32_t k = 0u;
+    float r = odtplan_from_bits(bits);
+    float z, p, y;
+    if (bits >= 0x7f800000u) {
+        return odtplan_from_bits(0x7fc00000u);
+    }
+    if (r >= 0.785398185f) {
+        const uint32_t mantissa = (bits & 0x007fffffu) | 0x00800000u;
+        const uint32_t at = (bits >> 23) - 120u;
+        const uint32_t *t = two_over_pi + (at >> 5);
+        const uint32_t right = 32u - (at & 31u);
+        const uint32_t high = (uint32_t)((((uint64_t)t[0] << 32) | t[1]) >> right);
+        const uint32_t middle = (uint32_t)((((uint64_t)t[1] << 32) | t[2]) >> right);
+        const uint32_t low = (uint32_t)((((uint64_t)t[2] << 32) | t[3]) >> right);
+        uint64_t turned = ((uint64_t)mantissa * high) << 32;
+        uint64_t nearest;
+        turned += (uint64_t)mantissa * middle;
+        turned += ((uint64_t)mantissa * low) >> 32;
+        nearest = (turned + ((uint64_t)1 << 61)) >> 62;
+        turned -= nearest << 62;
+        r = (turned >> 63) != 0u ? -(float)(int64_t)(0u - turned) : (float)(int64_t)turned;
+        r = r * 3.40612167e-19f; /* pi / 2 in units of 2**-62 */
+        k = (uint32_t)nearest;
+    }
+    k += quarters;
+    z = r * r;
+    if ((k & 1u) != 0u) {
+        p = 2.44306611e-05f;
+        p = p * z + -0.00138873013f;
+        p = p * z + 0.0416666456f;
+        y = (1.0f - 0.5f * z) + (z * z) * p;
+    } else {
+        p = -0.000195184082f;
+        p = p * z + 0.0083321901f;
+        p = p * z + -0.166666552f;
+        y = r + (r * z) * p;
+    }
+    y = (k & 2u) != 0u ? -y : y;
+    return quarters == 0u && (odtplan_bits(x) >> 31) != 0u ? -y : y;
+}
+
+static inline float odtplan_sinf(float x) {
+    return odtplan_sinef(x, 0u);
+}
+
+static inline float odtplan_cosf(float x) {
+    return odtplan_sinef(x, 1u);
+}
+
+/* Largest integer that is not above; also of numbers that no int32_t holds. -0 stays -0. */
+static inline float odtplan_floorf(float x) {
+    float y;
+    if (!(x < 8388608.0f && x > -8388608.0f)) {
+        return x;
+    }
+    y = (float)(int32_t)x;
+    y = y > x ? y - 1.0f : y;
+    return y == 0.0f ? odtplan_from_bits(odtplan_bits(x) & 0x80000000u) : y;
+}
+
+static inline float odtplan_ceilf(float x) {
+    return -odtplan_floorf(-x);
+}
+
+/* Nearest integer, ties to even. */
+static inline float odtplan_rintf(float x) {
+    const uint32_t sign = odtplan_bits(x) & 0x80000000u;
+    const float a = sign != 0u ? -x : x;
+    if (!(a < 8388608.0f)) {
+        return x;
+    }
+    return odtplan_from_bits(odtplan_bits((a + 8388608.0f) - 8388608.0f) | sign);
+}
+
+/* x**p. Integer exponents up to 16 are multiplied out (error below |p| ulp), others are
+ * exp(p * log|x|) (relative error below (2 + |p * log|x||) * 2**-23); a negative base has a power if
+ * the exponent is an integer. */
+static inline float odtplan_powf(float x, float p) {
+    const float size = p < 0.0f ? -p : p;
+    const float magnitude = x < 0.0f ? -x : x;
+    const int whole = !(size < 8388608.0f) || (float)(int32_t)p == p;
+    float y;
+    if (size <= 16.0f && whole) {
+        float square = x;
+        int32_t count = (int32_t)size;
+        y = 1.0f;
+        for (; count != 0; count >>= 1) {
+            y = (count & 1) != 0 ? y * square : y;
+            square = square * square;
+        }
+        return p < 0.0f ? 1.0f / y : y;
+    }
+    y = odtplan_expf(p * odtplan_logf(magnitude));
+    if (x < 0.0f) {
+        if (!whole || p != p) {
+            return odtplan_from_bits(0x7fc00000u);
+        }
+        return size < 16777216.0f && ((int32_t)size & 1) != 0 ? -y : y;
+    }
+    return y;
+}
+
 /* Correctly rounded square root by integers, for cores without a square root instruction. */
 static inline float odtplan_sqrtf_soft(float x) {
     uint32_t bits = odtplan_bits(x);

@@ -22,6 +22,18 @@ void odtplan_momentum_f32(const odtplan_momentum_t *p, const float *w, const flo
     }
 }
 
+void odtplan_adagrad_f32(const odtplan_adagrad_t *p, const float *w, const float *g,
+                         const float *sum, const float *hyper, float *w_out, float *sum_out) {
+    const float rate = hyper[0], scale = p->gradient_scale, epsilon = p->epsilon;
+    int32_t i;
+    for (i = 0; i < p->count; i++) {
+        float scaled = g[i] * scale;
+        float total = sum[i] + scaled * scaled;
+        sum_out[i] = total;
+        w_out[i] = w[i] - (rate * scaled) / (odtplan_sqrtf(total) + epsilon);
+    }
+}
+
 void odtplan_adam_f32(const odtplan_adam_t *p, const float *w, const float *g, const float *m,
                       const float *v, const float *hyper, float *w_out, float *m_out,
                       float *v_out) {

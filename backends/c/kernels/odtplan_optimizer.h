@@ -1,5 +1,5 @@
 /* Update rules as in torch.optim. Every result lies in place of its operand: w_out may be w, m_out m,
- * v_out v, out total. count may be that of a run of rows instead of the whole tensor. */
+ * v_out v, sum_out sum, out total. count may be that of a run of rows instead of the whole tensor. */
 #ifndef ODTPLAN_OPTIMIZER_H
 #define ODTPLAN_OPTIMIZER_H
 
@@ -24,6 +24,12 @@ typedef struct {
 typedef struct {
     int32_t count;
     float gradient_scale;
+    float epsilon;
+} odtplan_adagrad_t;
+
+typedef struct {
+    int32_t count;
+    float gradient_scale;
     float beta1;
     float rest1; /* 1 - beta1 */
     float beta2;
@@ -38,6 +44,10 @@ void odtplan_sgd_f32(const odtplan_sgd_t *p, const float *w, const float *g, con
 /* m' = momentum * m + g; w' = w - hyper[0] * m'. */
 void odtplan_momentum_f32(const odtplan_momentum_t *p, const float *w, const float *g,
                           const float *m, const float *hyper, float *w_out, float *m_out);
+
+/* sum' = sum + g * g; w' = w - hyper[0] * g / (sqrt(sum') + epsilon). */
+void odtplan_adagrad_f32(const odtplan_adagrad_t *p, const float *w, const float *g,
+                         const float *sum, const float *hyper, float *w_out, float *sum_out);
 
 /* m' = beta1 * m + rest1 * g; v' = beta2 * v + rest2 * g * g;
  * w' = w - hyper[3] * m' / (sqrt(v') * hyper[1] + epsilon). */

@@ -197,6 +197,39 @@ void odtplan_qmomentum_i32(const odtplan_qmomentum_t *p, const int32_t *w, const
     momentum(p, moves, g, m, hyper, m_out);
 }
 
+static void adagrad(const odtplan_qadagrad_t *p, moves_t moves, const float *g, const float *sum,
+                    const float *hyper, float *sum_out)
+{
+    const float rate = hyper[0], factor = p->base.gradient_scale, epsilon = p->epsilon;
+    float d[AT_ONCE];
+    for (int32_t n; moves.rest > 0; g += n, sum += n, sum_out += n) {
+        n = next_count(&moves);
+        for (int32_t k = 0; k < n; k++) {
+            const float scaled = g[k] * factor;
+            const float total = sum[k] + scaled * scaled;
+            sum_out[k] = total;
+            d[k] = (rate * scaled) / (odtplan_sqrtf(total) + epsilon);
+        }
+        move(&moves, n, d);
+    }
+}
+
+void odtplan_qadagrad_i8(const odtplan_qadagrad_t *p, const int8_t *w, const float *g,
+                         const float *sum, const float *hyper, const float *scales, int8_t *w_out,
+                         float *sum_out, int32_t first_row)
+{
+    const moves_t moves = make_moves(&p->base, hyper, scales, first_row, w, w_out, 0);
+    adagrad(p, moves, g, sum, hyper, sum_out);
+}
+
+void odtplan_qadagrad_i32(const odtplan_qadagrad_t *p, const int32_t *w, const float *g,
+                          const float *sum, const float *hyper, const float *scales,
+                          int32_t *w_out, float *sum_out, int32_t first_row)
+{
+    const moves_t moves = make_moves(&p->base, hyper, scales, first_row, w, w_out, 1);
+    adagrad(p, moves, g, sum, hyper, sum_out);
+}
+
 static void adam(const odtplan_qadam_t *p, moves_t moves, const float *g, const float *m,
                  const float *v, const float *hyper, float *m_out, float *v_out)
 {

@@ -1,5 +1,5 @@
 /* Update rules of odtplan_optimizer.h for integer weights: the real step d, in stored steps, is
- * rounded and added; the result saturates and never wraps. w_out may be w, m_out m, v_out v.
+ * rounded and added; the result saturates and never wraps. w_out may be w, m_out m, v_out v, sum_out sum.
  *
  * All pointers but hyper are those of a run of rows that begins at row first_row of the tensor. Random
  * numbers of stochastic rounding are a hash of hyper[2] (number of the update, 0..2^24), stream and the
@@ -28,6 +28,11 @@ typedef struct {
 
 typedef struct {
     odtplan_qsgd_t base;
+    float epsilon;
+} odtplan_qadagrad_t;
+
+typedef struct {
+    odtplan_qsgd_t base;
     float beta1;
     float rest1; /* 1 - beta1 */
     float beta2;
@@ -49,6 +54,14 @@ void odtplan_qmomentum_i8(const odtplan_qmomentum_t *p, const int8_t *w, const f
 void odtplan_qmomentum_i32(const odtplan_qmomentum_t *p, const int32_t *w, const float *g,
                            const float *m, const float *hyper, const float *scales,
                            int32_t *w_out, float *m_out, int32_t first_row);
+
+void odtplan_qadagrad_i8(const odtplan_qadagrad_t *p, const int8_t *w, const float *g,
+                         const float *sum, const float *hyper, const float *scales, int8_t *w_out,
+                         float *sum_out, int32_t first_row);
+
+void odtplan_qadagrad_i32(const odtplan_qadagrad_t *p, const int32_t *w, const float *g,
+                          const float *sum, const float *hyper, const float *scales,
+                          int32_t *w_out, float *sum_out, int32_t first_row);
 
 void odtplan_qadam_i8(const odtplan_qadam_t *p, const int8_t *w, const float *g, const float *m,
                       const float *v, const float *hyper, const float *scales, int8_t *w_out,

@@ -18,7 +18,8 @@ typedef enum {
     ODTPLAN_ERROR_STORAGE = 5,   /* a callback reported a failure */
     ODTPLAN_ERROR_FOREIGN = 6,   /* saved data of another model, plan or version */
     ODTPLAN_ERROR_DAMAGED = 7,   /* saved data is cut or its checksum is wrong */
-    ODTPLAN_ERROR_SELFTEST = 8   /* a golden result differs by more than the tolerance */
+    ODTPLAN_ERROR_SELFTEST = 8,  /* a golden result differs by more than the tolerance */
+    ODTPLAN_ERROR_INDEX = 9      /* a sample holds an index outside of its table; nothing was computed */
 } odtplan_error_t;
 
 /* Callbacks to storage; offsets count from the start of the area that the caller gives. Return 0 on

@@ -17,41 +17,29 @@ static int next_run(int32_t rank, const int32_t *dims, const int32_t *strides, i
     return 0;
 }
 
-void odtplan_read_strided_f32(const odtplan_read_strided_t *p, const float *x, float *y)
-{
-    int32_t index[ODTPLAN_MAX_RANK] = {0};
-    int32_t at = p->offset;
-    const int32_t run = p->dims[p->rank - 1];
-    const int32_t step = p->strides[p->rank - 1];
-    do {
-        if (step == 1) {
-            memcpy(y, x + at, (size_t)run * sizeof *y);
-        } else {
-            for (int32_t i = 0; i < run; ++i) {
-                y[i] = x[at + i * step];
-            }
-        }
-        y += run;
-    } while (next_run(p->rank, p->dims, p->strides, index, &at));
-}
+/* The strided read of elements of one type. */
+#define READ_STRIDED(name, element)                                                \
+    void name(const odtplan_read_strided_t *p, const element *x, element *y)       \
+    {                                                                              \
+        int32_t index[ODTPLAN_MAX_RANK] = {0};                                     \
+        int32_t at = p->offset;                                                    \
+        const int32_t run = p->dims[p->rank - 1];                                  \
+        const int32_t step = p->strides[p->rank - 1];                              \
+        do {                                                                       \
+            if (step == 1) {                                                       \
+                memcpy(y, x + at, (size_t)run * sizeof *y);                        \
+            } else {                                                               \
+                for (int32_t i = 0; i < run; ++i) {                                \
+                    y[i] = x[at + i * step];                                       \
+                }                                                                  \
+            }                                                                      \
+            y += run;                                                              \
+        } while (next_run(p->rank, p->dims, p->strides, index, &at));              \
+    }
 
-void odtplan_read_strided_i8(const odtplan_read_strided_t *p, const int8_t *x, int8_t *y)
-{
-    int32_t index[ODTPLAN_MAX_RANK] = {0};
-    int32_t at = p->offset;
-    const int32_t run = p->dims[p->rank - 1];
-    const int32_t step = p->strides[p->rank - 1];
-    do {
-        if (step == 1) {
-            memcpy(y, x + at, (size_t)run * sizeof *y);
-        } else {
-            for (int32_t i = 0; i < run; ++i) {
-                y[i] = x[at + i * step];
-            }
-        }
-        y += run;
-    } while (next_run(p->rank, p->dims, p->strides, index, &at));
-}
+READ_STRIDED(odtplan_read_strided_f32, float)
+READ_STRIDED(odtplan_read_strided_i8, int8_t)
+READ_STRIDED(odtplan_read_strided_i32, int32_t)
 
 void odtplan_write_strided_f32(const odtplan_write_strided_t *p, const float *x, float *y)
 {

@@ -32,9 +32,10 @@ typedef struct {
     int32_t run[ODTPLAN_MAX_CONCAT]; /* elements from the axis on, per operand */
 } odtplan_concat_t;
 
-/* Transpose, slice. */
+/* Transpose, slice, tile. */
 void odtplan_read_strided_f32(const odtplan_read_strided_t *p, const float *x, float *y);
 void odtplan_read_strided_i8(const odtplan_read_strided_t *p, const int8_t *x, int8_t *y);
+void odtplan_read_strided_i32(const odtplan_read_strided_t *p, const int32_t *x, int32_t *y);
 /* Pad, gradient of a slice. */
 void odtplan_write_strided_f32(const odtplan_write_strided_t *p, const float *x, float *y);
 void odtplan_concat_f32(const odtplan_concat_t *p, const float *const *inputs, float *y);

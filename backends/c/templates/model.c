@@ -56,7 +56,7 @@ static int check(const ${model}_t *net, const void *x, int pages) {
     if (pages && ($no_callback)) {
         return ODTPLAN_ERROR_CALLBACK;
     }
-    return ODTPLAN_OK;
+$index_check    return ODTPLAN_OK;
 }
 
 /* Only the sample is alive at the start. */

@@ -1,0 +1,310 @@
+"""Conversion rules of elementwise functions, comparisons and choices.
+
+Where an operator is a special case of a cheaper one, the cheaper one is written: Max with a number
+is a Clip, a square is a product, a mask of two values that is added is a choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf, isfinite
+
+import numpy as np
+
+from .graph import Array, Attr, Value
+from .onnx_convert import RejectedError, Site
+from .ops.activation_grad import pack_bits
+
+Rule = Callable[[Site], Value]
+
+#: Defaults of Selu in ONNX (Klambauer et al. 2017).
+_SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
+#: Adding a number at least this far below zero gives that number, whatever finite activation it is
+#: added to (less than half a step of it in magnitude, 3e22).
+_MASKED = -1e30
+
+
+def _plain(op: str, operands: int = 1) -> Rule:
+    return lambda s: s.emit(op, [s.value(i) for i in range(operands)])
+
+
+def _with_reals(op: str, **defaults: float) -> Rule:
+    return lambda s: s.emit(op, (s.value(0),), {k: s.real(k, d) for k, d in defaults.items()})
+
+
+def _number(s: Site, value: float, what: str) -> Value:
+    """A constant number that the rule adds."""
+    return s.conversion.constant(f"{s.node.name}/{what}", np.array(value, np.float32))
+
+
+# -- one operand -----------------------------------------------------------------------------------
+
+
+def _gelu(s: Site) -> Value:
+    form = s.text("approximate", "none")
+    if form not in ("none", "tanh"):
+        raise RejectedError(f"approximate {form} is not known; there are none and tanh")
+    return s.emit("Gelu" if form == "tanh" else "GeluErf", (s.value(0),))
+
+
+def _elu(s: Site) -> Value:
+    attrs: dict[str, Attr] = {"gamma": 1.0, "alpha": s.real("alpha", 1.0), "rate": 1.0}
+    return s.emit("Elu", (s.value(0),), attrs)
+
+
+def _selu(s: Site) -> Value:
+    gamma, alpha = s.real("gamma", _SELU_GAMMA), s.real("alpha", _SELU_ALPHA)
+    attrs: dict[str, Attr] = {"gamma": gamma, "alpha": gamma * alpha, "rate": 1.0}
+    return s.emit("Elu", (s.value(0),), attrs)
+
+
+def _celu(s: Site) -> Value:
+    alpha = s.real("alpha", 1.0)
+    if alpha == 0.0:
+        raise RejectedError("alpha is 0, which it divides by")
+    attrs: dict[str, Attr] = {"gamma": 1.0, "alpha": alpha, "rate": 1.0 / alpha}
+    return s.emit("Elu", (s.value(0),), attrs)
+
+
+# -- several operands ------------------------------------------------------------------------------
+
+
+def _chain(s: Site, op: str, suffix: str = "") -> Value:
+    """Operands are joined one after the other; ``suffix`` names the last result."""
+    total = s.value(0)
+    for i in range(1, len(s.node.inputs)):
+        last = i == len(s.node.inputs) - 1
+        total = s.emit(op, (total, s.value(i)), None, suffix if last else f"partial{i}")
+    return total
+
+
+def _mean(s: Site) -> Value:
+    count = len(s.node.inputs)
+    if count == 1:
+        return s.value(0)
+    return s.emit("Div", (_chain(s, "Add", "sum"), _number(s, count, "count")))
+
+
+def _extremum(op: str, bound: str) -> Rule:
+    """Max or Min; with one number it is a Clip, and a Relu if that is 0."""
+
+    def rule(s: Site) -> Value:
+        numbers = [s.data(i) for i in range(len(s.node.inputs))]
+        for i, data in enumerate(numbers):
+            if len(numbers) == 2 and data is not None and data.size == 1:
+                x, limit = s.value(1 - i), float(data.reshape(()))
+                if len(data.shape) > len(x.type.shape) or not isfinite(limit):
+                    break
+                if op == "Max" and limit == 0.0:
+                    return s.emit("Relu", (x,))
+                return s.emit("Clip", (x,), {"min": -inf, "max": inf, bound: limit})
+        return _chain(s, op)
+
+    return rule
+
+
+def _pow(s: Site) -> Value:
+    x, power = s.value(0), s.data(1)
+    if power is None:
+        return s.emit("Pow", (x, s.value(1)))
+    if power.dtype.kind not in "fiu" or not np.isfinite(power).all():
+        raise RejectedError(f"the exponent {s.node.inputs[1]} is not finite numbers")
+    if power.size != 1 or power.ndim > len(x.type.shape):
+        return s.emit("Pow", (x, _real_constant(s, 1, power)))
+    p = float(power.reshape(()))
+    if p == 1.0:
+        return x
+    if p == 2.0:
+        return s.emit("Mul", (x, x))
+    if p == 0.5:
+        return s.emit("Sqrt", (x,))
+    if p == -0.5:
+        return s.emit("Reciprocal", (s.emit("Sqrt", (x,), None, "root"),))
+    if p == -1.0:
+        return s.emit("Reciprocal", (x,))
+    return s.emit("Pow", (x, _real_constant(s, 1, power)))
+
+
+def _real_constant(s: Site, index: int, data: Array) -> Value:
+    """A constant that the file may hold in another type, which the operator allows."""
+    if data.dtype == np.float32:
+        return s.value(index)
+    name = f"{s.node.inputs[index]}/f32"
+    return s.conversion.constant(name, data.astype(np.float32))
+
+
+def _prelu(s: Site) -> Value:
+    """PRelu; before opset 7 a slope of [C] is one number per channel, which is no broadcast."""
+    x, slope, data = s.value(0), s.value(1), s.data(1)
+    shape, old = x.type.shape, slope.type.shape
+    if data is not None and old == shape[1:2] and old[0] not in (1, shape[-1]):
+        slope = s.derived(1, data.reshape(-1, *(1,) * (len(shape) - 2)), "channels")
+    return s.emit("PRelu", (x, slope))
+
+
+def _add(s: Site) -> Value:
+    """Add; a constant of zeros and one hugely negative number is a mask, not a bias."""
+    for i in (0, 1):
+        data = s.data(i)
+        if data is None or data.dtype != np.float32 or data.size == 1:
+            continue
+        values = np.unique(data)
+        if len(values) == 2 and values[1] == 0.0 and values[0] <= _MASKED:
+            kept = _bits(s, f"{s.node.inputs[i]}/kept", data == 0.0)
+            return s.emit("Where", (kept, s.value(1 - i), None), {"off": float(values[0])})
+    return s.emit("Add", (s.value(0), s.value(1)))
+
+
+# -- conditions ------------------------------------------------------------------------------------
+
+
+def _bits(s: Site, name: str, flags: Array) -> Value:
+    """The constant condition of this name."""
+    known = s.conversion.graph.values.get(name)
+    if known is not None:
+        return known
+    return s.conversion.graph.add_constant(name, pack_bits(flags), "bits", shape=flags.shape)
+
+
+def _condition(s: Site, index: int) -> Value:
+    """A condition, constant or computed.
+
+    Raises:
+        RejectedError: The operand is no condition.
+    """
+    data = s.data(index)
+    if data is not None:
+        if data.dtype != np.bool_:
+            raise RejectedError(f"operand {index} is {data.dtype}, not boolean")
+        return _bits(s, s.node.inputs[index], data)
+    v = s.value(index)
+    if v.type.dtype != "bits":
+        raise RejectedError(f"operand {index} is {v.type}, not boolean")
+    return v
+
+
+def _compare(op: str, *, swapped: bool = False) -> Rule:
+    def rule(s: Site) -> Value:
+        a, b = s.value(0), s.value(1)
+        return s.emit(op, (b, a) if swapped else (a, b))
+
+    return rule
+
+
+def _equal(s: Site) -> Value:
+    """Equal, also of conditions."""
+    data = [s.data(i) for i in (0, 1)]
+    values = [s.value(i) for i in (0, 1) if data[i] is None]
+    if any(v.type.dtype == "bits" for v in values):
+        differ = s.emit("Xor", (_condition(s, 0), _condition(s, 1)), None, "differ")
+        return s.emit("Not", (differ,))
+    return s.emit("Equal", (s.value(0), s.value(1)))
+
+
+def _logic(op: str, operands: int) -> Rule:
+    return lambda s: s.emit(op, [_condition(s, i) for i in range(operands)])
+
+
+def _where(s: Site) -> Value:
+    """Where; a constant number among the choices, which may be infinite, becomes an attribute."""
+    condition = _condition(s, 0)
+    choices: list[Value | None] = []
+    attrs: dict[str, Attr] = {}
+    for i, fill in ((1, "on"), (2, "off")):
+        data = s.data(i)
+        if data is not None and data.size == 1 and data.dtype == np.float32:
+            attrs[fill] = float(data.reshape(()))
+            choices.append(None)
+        else:
+            choices.append(s.value(i))
+    y = s.emit("Where", (condition, *choices), attrs)
+    known = s.conversion.file.types.get(s.node.outputs[0])
+    if known is not None and known.shape != y.type.shape:  # numbers of more axes than the rest
+        return s.emit("Expand", (y,), {"shape": known.shape}, "expanded")
+    return y
+
+
+def _cast(s: Site) -> Value:
+    """Casts between float32 and conditions; indices stay what they are."""
+    to, x = s.integer("to"), s.value(0)
+    real, flag, integers = 1, 9, (6, 7)  # TensorProto.FLOAT, BOOL, INT32 and INT64
+    if x.type.dtype == "i32" and to in integers:
+        return x
+    if x.type.dtype == "i32" or to not in (real, flag):
+        raise RejectedError(
+            "only casts between float32 and bool, and of indices to int32 or int64, are supported"
+            " outside constants"
+        )
+    if x.type.dtype == ("f32" if to == real else "bits"):
+        return x
+    if to == real:
+        return s.emit("Where", (x, None, None), {"on": 1.0, "off": 0.0})
+    zero = s.emit("Equal", (x, _number(s, 0.0, "zero")), None, "zero")
+    return s.emit("Not", (zero,))
+
+
+def _expand(s: Site) -> Value:
+    x, shape = s.value(0), s.ints(1, "shape")
+    if shape is None:
+        raise RejectedError("the target shape is missing")
+    try:
+        whole = np.broadcast_shapes(x.type.shape, shape)
+    except ValueError:
+        raise RejectedError(f"{x.type} does not expand to {list(shape)}") from None
+    if whole == x.type.shape:
+        return x
+    return s.emit("Expand", (x,), {"shape": whole})
+
+
+RULES: dict[str, Rule] = {
+    "Abs": _plain("Abs"),
+    "Add": _add,
+    "And": _logic("And", 2),
+    "Cast": _cast,
+    "Ceil": _plain("Ceil"),
+    "Celu": _celu,
+    "Cos": _plain("Cos"),
+    "Div": _plain("Div", 2),
+    "Elu": _elu,
+    "Equal": _equal,
+    "Erf": _plain("Erf"),
+    "Exp": _plain("Exp"),
+    "Expand": _expand,
+    "Floor": _plain("Floor"),
+    "Gelu": _gelu,
+    "Greater": _compare("Greater"),
+    "GreaterOrEqual": _compare("GreaterOrEqual"),
+    "HardSigmoid": _with_reals("HardSigmoid", alpha=0.2, beta=0.5),
+    "HardSwish": _plain("HardSwish"),
+    "LeakyRelu": _with_reals("LeakyRelu", alpha=0.01),
+    "Less": _compare("Greater", swapped=True),
+    "LessOrEqual": _compare("GreaterOrEqual", swapped=True),
+    "Log": _plain("Log"),
+    "Max": _extremum("Max", "min"),
+    "Mean": _mean,
+    "Min": _extremum("Min", "max"),
+    "Mish": _plain("Mish"),
+    "Mul": _plain("Mul", 2),
+    "Neg": _plain("Neg"),
+    "Not": _logic("Not", 1),
+    "Or": _logic("Or", 2),
+    "PRelu": _prelu,
+    "Pow": _pow,
+    "Reciprocal": _plain("Reciprocal"),
+    "Relu": _plain("Relu"),
+    "Round": _plain("Round"),
+    "Selu": _selu,
+    "Sigmoid": _plain("Sigmoid"),
+    "Sign": _plain("Sign"),
+    "Sin": _plain("Sin"),
+    "Softplus": _plain("Softplus"),
+    "Softsign": _plain("Softsign"),
+    "Sqrt": _plain("Sqrt"),
+    "Sub": _plain("Sub", 2),
+    "Sum": lambda s: _chain(s, "Add"),
+    "Swish": _with_reals("Swish", alpha=1.0),
+    "Tanh": _plain("Tanh"),
+    "ThresholdedRelu": _with_reals("ThresholdedRelu", alpha=1.0),
+    "Where": _where,
+    "Xor": _logic("Xor", 2),
+}

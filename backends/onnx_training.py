@@ -133,7 +133,8 @@ class _Update:
         self, op: str, operands: Sequence[Value], rate: float, **attrs: float
     ) -> tuple[Value, ...]:
         """Nodes of an optimizer whose step size is final: no correction is left to it."""
-        data = np.array([rate, 1.0, self.time + 1], np.float32)
+        factors = [rate, 1.0, self.time + 1, *([rate] if op == "Adam" else [])]
+        data = np.array(factors, np.float32)
         hyper = self.graph.add_constant(f"hyper{len(self.graph.nodes)}", data)
         return self.graph.add_node(op, (*operands, hyper), attrs, name=op).outputs
 

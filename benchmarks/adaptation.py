@@ -176,8 +176,8 @@ class Learner:
         self.updates += 1
         hyper = [rate, 1.0, self.updates]
         if spec.optimizer == "adam":
-            hyper[0] /= 1 - spec.beta1**self.updates
             hyper[1] /= np.sqrt(1 - spec.beta2**self.updates)
+            hyper.append(rate / (1 - spec.beta1**self.updates))
         fed = {t.sample.name: x, t.target.name: y, t.hyper.name: np.array(hyper, np.float32)}
         env = self.execute(t.graph, {**fed, **self.state})
         for u in t.updates:

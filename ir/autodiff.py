@@ -24,7 +24,15 @@ from .graph import Attr, Graph, Node, TensorType, Value
 from .opdef import ParamSlot, get_op
 from .ops.qtypes import scales_constant
 from .parameter_steps import part, steps
-from .training import TILE_BYTES, Candidate, TrainingGraph, TrainingSpec, Update
+from .training import (
+    STATE_SLOTS,
+    TILE_BYTES,
+    Candidate,
+    OptimizerName,
+    TrainingGraph,
+    TrainingSpec,
+    Update,
+)
 
 __all__ = ["GradBuilder", "build_training", "candidates", "param_slots"]
 
@@ -80,6 +88,8 @@ class _TrainingBuilder:
             raise UsageError(f"{name} is not a trainable parameter of {self.forward.name}")
         if candidate.saved not in saves(self.forward, self.slots[name], whole=k is None):
             raise UsageError(f"the input for {candidate} can't be kept as {candidate.saved}")
+        if candidate.state != "keep" and not self.spec.state_slots:
+            raise UsageError(f"{self.spec.optimizer} has no state of {name} to keep elsewhere")
         if k is None:
             return
         node, slot = self.slots[name][0]
@@ -99,7 +109,8 @@ class _TrainingBuilder:
             )
         sample = self.graph.inputs[0]
         forward_nodes = list(self.graph.nodes)
-        self.hyper = self.graph.add_input("hyper", TensorType((3,)))
+        size = 4 if self.spec.optimizer == "adam" else 3
+        self.hyper = self.graph.add_input("hyper", TensorType((size,)))
         logits, loss, target, seed = self._loss(prediction)
         needed = self._needed(forward_nodes)
         loss_nodes = [n for n in self.graph.nodes if n.phase == "loss"]
@@ -270,7 +281,8 @@ class _TrainingBuilder:
         node = builder.node
         op = get_op(node.op)
         assert op.vjp is not None
-        for candidate in self.chosen[name]:
+        shared = len(self.slots[name]) > 1  # has one gradient, whatever becomes of it
+        for candidate in self.chosen[name][: 1 if shared else None]:
             value = self._param_value(candidate, node, slot)
             builder.channels, builder.saved = candidate.channels, candidate.saved
             need = [i == slot.index for i in range(len(node.inputs))]
@@ -284,7 +296,7 @@ class _TrainingBuilder:
                 raise UnsupportedModelError(
                     f"node {node.name}: gradient {grad.type} of {name} does not fit {value.type}"
                 )
-            if len(self.slots[name]) > 1:
+            if shared:
                 self._contribute(builder, value, grad)
                 continue
             inside = producer in self.graph.nodes[before:] and not get_op(producer.op).view
@@ -300,7 +312,8 @@ class _TrainingBuilder:
         value = node.inputs[slot.index]
         grad = None if value is None else self.grads.pop(value, None)
         if value is not None and grad is not None:
-            self._apply(self.chosen[name][0], slot, node, value, grad, None)
+            for candidate in self.chosen[name]:
+                self._apply(candidate, slot, node, value, grad, None)
 
     def _param_value(self, candidate: Candidate, node: Node, slot: ParamSlot) -> Value:
         whole = node.inputs[slot.index]
@@ -328,10 +341,12 @@ class _TrainingBuilder:
     ) -> None:
         g, spec = self.graph, self.spec
         name = value.name
-        if self.superset and candidate.saved != "f32":
-            name = f"{name} {candidate.saved}"  # another candidate has the same value
+        if self.superset:  # other candidates have the same value
+            forms = (candidate.saved, candidate.state)
+            name = " ".join([name, *(f for f in forms if f not in ("f32", "keep"))])
         learned = slot.role != "statistic"
-        slots = spec.state_slots if learned else ()
+        optimizer: OptimizerName = "sgd" if candidate.state == "sgd" else spec.optimizer
+        slots = STATE_SLOTS[optimizer] if learned else ()
         states = tuple(g.add_state(f"{name}.{s}", grad.type) for s in slots)
         accumulator, accumulate_node, source = None, None, grad
         if spec.micro_batches > 1:
@@ -341,13 +356,13 @@ class _TrainingBuilder:
             )
             source = accumulate_node.out
         attrs: dict[str, Attr] = {"gradient_scale": 1.0 / spec.micro_batches}
-        if spec.optimizer == "momentum":
+        if optimizer == "momentum":
             attrs["momentum"] = spec.momentum
-        elif spec.optimizer == "adagrad":
+        elif optimizer == "adagrad":
             attrs["epsilon"] = spec.epsilon
-        elif spec.optimizer == "adam":
+        elif optimizer == "adam":
             attrs |= {"beta1": spec.beta1, "beta2": spec.beta2, "epsilon": spec.epsilon}
-        kind = {"sgd": "SGD"}.get(spec.optimizer, spec.optimizer.capitalize())
+        kind = {"sgd": "SGD"}.get(optimizer, optimizer.capitalize())
         inputs = [value, source, *states, self.hyper]
         if not learned:
             kind, inputs = "RunningAverage", [value, source]

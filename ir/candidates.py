@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import replace
 
 from .graph import Graph, Node
 from .opdef import ParamSlot, parameter_slots
-from .training import Candidate, Saved
+from .training import Candidate, Saved, StateForm
 
 #: Least updated part of a weight for which the input is offered in a compressed form, too.
 _COMPRESSED = 0.5
@@ -65,6 +66,20 @@ def candidates(
                 result += [Candidate(name, k, saved) for saved in kept]
         result += [Candidate(name, None, saved) for saved in saves(graph, uses, whole=True)]
     return result
+
+
+def with_states(
+    chosen: Sequence[Candidate], forms: Sequence[StateForm], stateless: Container[str] = ()
+) -> list[Candidate]:
+    """Each candidate once per form of its optimizer state, the forms in the order that is given.
+
+    Parameters that no optimizer updates (``stateless``) have one form.
+    """
+    return [
+        replace(c, state=form)
+        for c in chosen
+        for form in (("keep",) if c.param in stateless else forms)
+    ]
 
 
 def saves(

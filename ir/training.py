@@ -13,7 +13,16 @@ OptimizerName = Literal["sgd", "momentum", "adagrad", "adam"]
 RoundingName = Literal["stochastic", "nearest"]
 #: How the input of a float layer is kept for the gradient of its weight.
 Saved = Literal["f32", "f16", "i8"]
+#: Where an update has its optimizer tensors: in RAM, in storage, or it has none and is plain SGD.
+StateForm = Literal["keep", "paged", "sgd"]
 
+#: Names of an optimizer's tensors per parameter.
+STATE_SLOTS: dict[OptimizerName, tuple[str, ...]] = {
+    "sgd": (),
+    "momentum": ("momentum",),
+    "adagrad": ("sum",),
+    "adam": ("m", "v"),
+}
 #: Bytes of a gradient tile: rows of a streamed weight gradient are computed into a scratch tile of
 #: at most this size (or one row, if a row is larger) and applied at once.
 TILE_BYTES = 512
@@ -63,13 +72,7 @@ class TrainingSpec:
     @property
     def state_slots(self) -> tuple[str, ...]:
         """Names of the optimizer's tensors per parameter."""
-        slots: dict[OptimizerName, tuple[str, ...]] = {
-            "sgd": (),
-            "momentum": ("momentum",),
-            "adagrad": ("sum",),
-            "adam": ("m", "v"),
-        }
-        return slots[self.optimizer]
+        return STATE_SLOTS[self.optimizer]
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,14 @@ class Candidate:
         channels: Leading input channels that are updated; None: the whole tensor.
         saved: For a weight of a float layer, how the layer's input is kept for the gradient: as it
             is, or rounded to half precision or to its i8 form. Everything else is kept as it is.
+        state: Where its optimizer tensors are. ``paged`` ones are in RAM for its step only; ``sgd``
+            has none: the step is that of plain SGD, of the same step size, whatever the optimizer.
     """
 
     param: str
     channels: int | None = None
     saved: Saved = "f32"
+    state: StateForm = "keep"
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +110,7 @@ class Update:
         accumulate_node: Adds the gradient to the accumulator; None without gradient accumulation.
         apply_node: The optimizer.
         accumulator: Accumulated gradient (RAM, survives micro-steps), None without accumulation.
-        states: Optimizer tensors (RAM, survive steps).
+        states: Optimizer tensors (they survive steps).
         tile_rows: Rows of axis 0 per gradient tile; equal to all rows where not streamable.
     """
 
@@ -130,9 +136,14 @@ class Update:
         return t.nbytes // rows * self.tile_rows
 
     @property
+    def paged(self) -> tuple[Value, ...]:
+        """Optimizer tensors whose home is the storage."""
+        return self.states if self.candidate.state == "paged" else ()
+
+    @property
     def resident(self) -> tuple[Value, ...]:
         """What the update keeps in RAM for good: weights, optimizer tensors, accumulator."""
-        kept = (self.value, *self.states)
+        kept = (self.value, *(() if self.paged else self.states))
         return kept if self.accumulator is None else (*kept, self.accumulator)
 
 
@@ -145,9 +156,9 @@ class TrainingGraph:
         spec: What was asked for.
         sample: The data input.
         target: Labels ``i32[N]`` (cross entropy) or a tensor like the prediction (MSE).
-        hyper: ``f32[3]`` run-time input of the optimizers: step size (for Adam already divided by
-            its first bias correction), 1 / sqrt(second bias correction) (Adam only), and the number
-            of the update, counted from 1 (for stochastic rounding).
+        hyper: Run-time input of the optimizers, ``f32[3]``: step size, 1 / sqrt(Adam's second bias
+            correction), and the number of the update, counted from 1 (for stochastic rounding). For
+            Adam ``f32[4]``: the step size divided by its first bias correction as well.
         prediction: The model's output.
         loss: Scalar loss of the micro-batch.
         updates: One per candidate, in execution order.

@@ -192,12 +192,15 @@ def _stage(
 def _claims(training: TrainingGraph, schedule: Schedule, cost: CostModel) -> Claims:
     updates = training.updates
     weights = sum(aligned(u.value.type.nbytes) for u in updates)
-    optimizer = sum(aligned(v.type.nbytes) for u in updates for v in u.states)
+    optimizer = sum(aligned(v.type.nbytes) for u in updates for v in u.states if v not in u.paged)
     by_name = {n.name: n for n in training.graph.nodes}
     flash_weights = flash_weights_bytes(training)
     nodes = [by_name[n] for s in schedule.steps for n in s.nodes]
     code = code_bytes(nodes, len(schedule.steps))
     peak = max(schedule.live)
+    # how often a tensor is paged out; state is in the last micro-step only
+    often = any(s.kind == "page_out" and not s.last_micro for s in schedule.steps)
+    times = training.spec.micro_batches if often else 1
     return Claims(
         ram_bytes=RamClaim(
             total=schedule.arena_bytes + schedule.state_bytes,
@@ -214,7 +217,7 @@ def _claims(training: TrainingGraph, schedule: Schedule, cost: CostModel) -> Cla
         latency_s=cost.latency_s(schedule.cycles),
         energy_j=cost.energy_j(schedule.cycles, schedule.transfer_cycles),
         worn_bytes=schedule.worn_bytes,
-        life_steps=cost.life_steps(schedule.worn_bytes, training.spec.micro_batches),
+        life_steps=cost.life_steps(schedule.worn_bytes, times),
     )
 
 
@@ -238,6 +241,7 @@ def _updates(
                 ratio=ratio(forward, candidate, slots) if candidate else 0.0,
                 channels=candidate.channels if candidate else None,
                 saved=candidate.saved if candidate else "f32",
+                state=candidate.state if candidate else "keep",
                 importance=importance[candidate] if candidate else 0.0,
             )
         )

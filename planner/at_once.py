@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..ir.autodiff import build_training
-from ..ir.training import Candidate
 from .bounds import bound
 from .decided import LAYOUT_TRIES, SLACK, Decided, Excess, Scheduled
 from .footprint import measure
@@ -86,11 +85,9 @@ def tightened(stages: Stages, done: Scheduled, goal: Goal, free: Sequence[str]) 
     return replace(done, bound=bound(problem, goal), loose=False)
 
 
-def reference(
-    stages: Stages, updates: Sequence[Candidate], start: Decided
-) -> dict[ObjectiveName, float]:
+def reference(stages: Stages, plain: Decided) -> dict[ObjectiveName, float]:
     """What plain training takes: these updates, everything kept, whatever the limits."""
-    training = build_training(stages.lowered(start), stages.spec, updates)
+    training = build_training(stages.lowered(plain), stages.spec, plain.updates)
     problem = stages.problem(training, fixed=True, rebuild=False)
     found = measure(problem, keeping(problem, (), ()))
     return {

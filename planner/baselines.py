@@ -102,7 +102,8 @@ def _offers(
 ) -> list[tuple[float, int, Tensor, _Load]]:
     """What may be dropped across a slot: merit, order, tensor, and its page-in if it is paged."""
     result: list[tuple[float, int, Tensor, _Load]] = []
-    storage = problem.limits.storage_bytes - sum(
+    storage = problem.limits.storage_bytes - problem.always_paged.stored_bytes
+    storage -= sum(
         problem.cost.stored_bytes(problem.storage.tensors[t].bytes) for t, _ in solution.loads
     )
     paged = {t for t, _ in solution.loads}
@@ -129,7 +130,7 @@ def _lasts(problem: Problem, paged: set[int]) -> bool:
     if most is None:
         return True
     worn = sum(cost.worn_bytes(problem.storage.tensors[t].bytes) for t in paged)
-    return problem.micro_batches * worn <= most
+    return problem.micro_batches * worn + problem.always_paged.worn_bytes <= most
 
 
 def retain(problem: Problem, keep: set[Tensor]) -> Solution:

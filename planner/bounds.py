@@ -37,8 +37,10 @@ def _single(problem: Problem, name: ObjectiveName) -> float:
     if name == "flash":
         least = sum(c.bytes for c in problem.constants if ALWAYS in c.readers and c.absent is None)
         return least + sum(min(0, m.flash_bytes) for m in problem.mixed_layers)
-    cycles = _least_cycles(problem)
-    return cycles if name == "latency" else problem.cost.energy_j(cycles, 0)
+    cycles, paging = _least_cycles(problem), problem.always_paged.cycles
+    if not problem.cost.overlaps or problem.limits.wait_for_transfers:
+        cycles += paging  # else computing may hide it
+    return cycles if name == "latency" else problem.cost.energy_j(cycles, paging)
 
 
 def _least_cycles(problem: Problem) -> int:

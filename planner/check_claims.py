@@ -94,7 +94,11 @@ def measure(p: Program, device: Device, core: Core) -> Figures:
     for part, final, other in zip(parts, last, others, strict=True):
         part_cycles[part] += final + more * other
     total = sum(part_cycles.values())
-    bus = (more + 1) * sum(c for c, part in zip(work, parts, strict=True) if part == "paging")
+    bus = sum(
+        c * (1 if step.last_micro else more + 1)
+        for c, part, step in zip(work, parts, p.plan.steps, strict=True)
+        if part == "paging"
+    )
     clock = device.clock_hz.value
     energy = device.power_w.value * (total / clock)
     if storage is not None:

@@ -133,7 +133,7 @@ def _updates(p: Program) -> None:
         seen.add(d.param)
         u = wanted.get(d.param)
         if u is None:
-            if d.ratio or d.channels is not None or d.saved != "f32":
+            if d.ratio or d.channels is not None or (d.saved, d.state) != ("f32", "keep"):
                 raise CheckError(
                     f"decisions.updates: {d.param} has ratio {d.ratio} but no step updates it"
                 )
@@ -146,13 +146,14 @@ def _updates(p: Program) -> None:
         if u.candidate.channels is not None:
             whole = u.value.type.size + _cold_size(u.owner)
             ratio = u.value.type.size / whole
-        facts = (u.role, u.owner.name, u.candidate.channels, _saved(u))
-        told = (d.role, d.node, d.channels, d.saved)
+        facts = (u.role, u.owner.name, u.candidate.channels, _saved(u), _state(p, u))
+        told = (d.role, d.node, d.channels, d.saved, d.state)
         if told != facts or not isclose(d.ratio, ratio, rel_tol=1e-9):
             raise CheckError(
                 f"decisions.updates: {d.param} is {d.role} of {d.node}, channels {d.channels},"
-                f" saved {d.saved}, ratio {d.ratio} in the plan, but {facts[0]} of {facts[1]},"
-                f" channels {facts[2]}, saved {facts[3]}, ratio {ratio} in the graph"
+                f" saved {d.saved}, state {d.state}, ratio {d.ratio} in the plan, but {facts[0]} of"
+                f" {facts[1]}, channels {facts[2]}, saved {facts[3]}, state {facts[4]}, ratio"
+                f" {ratio} in the graph"
             )
     for name in wanted:
         if name not in seen:
@@ -168,6 +169,13 @@ def _saved(update: Update) -> str:
     if update.role != "weight" or x.type.dtype != "f32" or kept is None:
         return "f32"
     return kept.type.dtype
+
+
+def _state(p: Program, update: Update) -> str:
+    """What has become of the optimizer tensors that the plan's optimizer has."""
+    if update.apply_node.op in ("SGD", "QSGD") and p.plan.training.optimizer != "sgd":
+        return "sgd"
+    return "paged" if any(v.name in p.home_of for v in update.states) else "keep"
 
 
 def _frozen(p: Program) -> dict[str, set[tuple[str, str]]]:

@@ -30,7 +30,10 @@ def _touched(step: Step) -> Iterator[str]:
 
 
 def _lifetimes(p: Program) -> None:
-    """Each arena and storage buffer is written once, at its first step, and read only later."""
+    """Each arena and storage buffer is written once, at its first step, and read only later.
+
+    State, also that in storage, is there before; an update changes it in place.
+    """
     writers: dict[str, int] = {}
     for i, step in enumerate(p.plan.steps):
         scratch = [b for b in (step.workspace, step.tile) if b is not None]
@@ -38,7 +41,9 @@ def _lifetimes(p: Program) -> None:
             p.buffer(i, name)
         for name in (*step.writes, *scratch):
             b = p.buffers[name]
-            if b.space == "state" and name in step.writes:
+            own = b.value in p.home_of
+            changes = own and (b.space == "storage" or step.kind == "update")
+            if name in step.writes and (b.space == "state" or changes):
                 continue
             if b.space not in ("arena", "storage"):
                 raise CheckError(f"{p.where(i)}: writes buffer {name} in read-only space {b.space}")
@@ -48,7 +53,7 @@ def _lifetimes(p: Program) -> None:
                 )
             writers[name] = i
     for b in p.plan.buffers:
-        if b.space not in ("arena", "storage"):
+        if b.space not in ("arena", "storage") or b is p.home_of.get(b.value):
             continue
         if b.id not in writers and b is not p.given:
             raise CheckError(f"buffer {b.id} ({b.value}) is never written")

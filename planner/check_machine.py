@@ -36,9 +36,10 @@ class Machine:
         self._micro = 0
         self._memory = SymbolicMemory()
         self._done: set[Node] = set()
-        self._moving: dict[str, str] = {}  # target -> source of a transfer under way
+        # target of a transfer under way -> its source, and the version that it moves
+        self._moving: dict[str, tuple[str, int]] = {}
         for b in program.plan.buffers:
-            if b.space == "state":
+            if b.space == "state" or b is program.home_of.get(b.value):
                 self._write(b, (b.value, 0))
 
     def run(self) -> None:
@@ -53,9 +54,9 @@ class Machine:
         self._closed()
 
     def _begin(self) -> int:
-        """Nothing is there but the sample; returns the first step to run."""
+        """Nothing is there but the sample and state; returns the first step to run."""
         self._memory.forget("arena")
-        self._memory.forget("storage")
+        self._memory.forget("storage", keep=self.program.home_of)
         self._done.clear()
         self._write(self.program.given, (self.program.given.value, self._micro))
         return 0
@@ -84,10 +85,8 @@ class Machine:
 
     def _closed(self) -> None:
         """Every chosen parameter has been updated once, every accumulator is empty again."""
-        for b in self.program.plan.buffers:
-            if b.space != "state":
-                continue
-            want = 0 if self.program.resident[b.value] == "accumulators" else 1
+        for b in (*self.program.state_of.values(), *self.program.home_of.values()):
+            want = 0 if self.program.resident.get(b.value) == "accumulators" else 1
             held = self._memory.at(b)
             if held is None or (b.value, want) not in held.holds:
                 raise CheckError(
@@ -115,6 +114,7 @@ class Machine:
             kind=step.kind,
             reads=step.reads,
             writes=step.writes,
+            last_micro=self._in_last_only(step),
             overlapped=step.overlapped,
             cycles=step.cycles,
         )
@@ -130,32 +130,53 @@ class Machine:
             )
         if source.value != target.value:
             raise p.error(index, f"buffer {target.id} is for {target.value}, not {source.value}")
-        self._read(index, source, p.training.graph.values[source.value])
+        age = self._age(index, source)
         if step.overlapped:
             # What is half moved is no value: nobody may read it before the wait.
-            self._moving[target.id] = source.id
+            self._moving[target.id] = source.id, age
             self._write(target, (target.value, MOVING))
         else:
-            self._write(target, (target.value, self._micro))
+            self._write(target, (target.value, age))
         if step.kind == "page_in":
             self.paged.add(target.value)
 
     def _page_wait(self, index: int, step: Step) -> None:
         """The end of a transfer: its source has been left alone, and so has its target."""
         p = self.program
-        plain = Step(kind="page_wait", reads=step.reads, cycles=step.cycles)
+        last_micro = self._in_last_only(step)
+        plain = Step(
+            kind="page_wait", reads=step.reads, last_micro=last_micro, cycles=step.cycles
+        )
         if step != plain or len(step.reads) != 2 or None in step.reads:
             raise p.error(index, "waiting reads source and target of a transfer, and nothing else")
         source, target = (p.buffer(index, str(b)) for b in step.reads)
-        if self._moving.pop(target.id, None) != source.id:
+        moving, age = self._moving.pop(target.id, ("", 0))
+        if moving != source.id:
             raise p.error(index, f"no transfer from {source.id} to {target.id} is under way")
-        self._read(index, source, p.training.graph.values[source.value])
+        if self._age(index, source) != age:
+            raise p.error(index, f"{source.value} in {source.id} changed while it was moved")
         held = self._memory.at(target)
         if held is None or (target.value, MOVING) not in held.holds:
             raise p.error(
                 index, f"buffer {target.id} was to be filled, but holds {held or 'nothing whole'}"
             )
-        self._write(target, (target.value, self._micro))
+        self._write(target, (target.value, age))
+
+    def _in_last_only(self, step: Step) -> bool:
+        """A transfer runs in the last micro-step only: one of state, where there are several."""
+        moved = self.program.buffers.get(str(step.reads[0])) if step.reads else None
+        several = self.program.plan.training.micro_batches > 1
+        return several and moved is not None and moved.value in self.program.home_of
+
+    def _age(self, index: int, source: Buffer) -> int:
+        """The version that a transfer moves: state may be old or new, all else is of now."""
+        held = self._memory.at(source)
+        if source.value in self.program.home_of and held is not None:
+            for age in (0, 1):
+                if held.holds.get((source.value, age)) == self.program.types[source.id]:
+                    return age
+        self._read(index, source, self.program.training.graph.values[source.value])
+        return self._micro
 
     def _compute(self, index: int, step: Step) -> None:
         p, nodes = self.program, self.program.step_nodes(index)
@@ -231,6 +252,8 @@ class Machine:
                 f" {[v.name for v in changed if v is not None]}",
             )
         for b in written:  # values of the state lie in no other space (check_program)
+            if b.value in p.home_of and b.id not in step.reads:
+                raise p.error(index, f"writes {b.id}, but must change {b.value} where it reads it")
             self._write(b, (b.value, 1 if applies else self._micro + 1))
         if applies and update.accumulator is not None:
             self._write(p.state_of[update.accumulator.name], (update.accumulator.name, 0))
@@ -294,7 +317,7 @@ class Machine:
             # The sum that Accumulate returns is the accumulator itself.
             assert owner.accumulator is not None, value.name
             value, age = owner.accumulator, self._micro + 1
-        elif p.resident.get(value.name) in ("weights", "optimizer"):
+        elif p.resident.get(value.name) in ("weights", "optimizer") or value.name in p.home_of:
             age = 0
         if b.value != value.name:
             raise p.error(index, f"reads buffer {b.id} of {b.value} instead of {value.name}")

@@ -7,6 +7,7 @@ of gradients in it; of a parameter or an optimizer tensor, the number of updates
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from ..ir.graph import TensorType
@@ -41,9 +42,11 @@ class SymbolicMemory:
         """Nothing is held."""
         self._ranges: dict[str, list[Range]] = {"arena": [], "state": [], "storage": []}
 
-    def forget(self, space: str) -> None:
-        """Erase a whole space."""
-        self._ranges[space] = []
+    def forget(self, space: str, keep: Collection[str] = ()) -> None:
+        """Erase a space but for these values."""
+        self._ranges[space] = [
+            r for r in self._ranges[space] if any(name in keep for name, _ in r.holds)
+        ]
 
     def at(self, b: Buffer) -> Range | None:
         """What lies at exactly the bytes of a buffer; None if nothing whole does."""

@@ -27,6 +27,9 @@ def core_cycles(steps: Sequence[Step], work: Sequence[int], *, last: bool) -> li
     result = []
     for step, cycles in zip(steps, work, strict=True):
         begin = now
+        if step.last_micro and not last:
+            result.append(0)
+            continue
         if step.kind in ("page_out", "page_in"):
             bus_free = max(now, bus_free) + cycles
             if step.overlapped:
@@ -35,7 +38,7 @@ def core_cycles(steps: Sequence[Step], work: Sequence[int], *, last: bool) -> li
                 now = bus_free
         elif step.kind == "page_wait":
             now = max(now, ends[str(step.reads[1])])
-        elif last or not step.last_micro:
+        else:
             now += cycles
         result.append(now - begin)
     return result
@@ -53,12 +56,13 @@ def wear(p: Program, storage: Storage | None) -> tuple[int, int | None]:
     if storage is None or storage.wear is None:
         return 0, None
     unit, cycles = storage.wear.unit_bytes, storage.wear.cycles.value
-    times = p.plan.training.micro_batches
+    micro = p.plan.training.micro_batches
     erased: Counter[int] = Counter()  # unit -> how often a training step erases it
     total = 0
     for step in p.plan.steps:
         if step.kind == "page_out":
             b = p.buffers[step.writes[0]]
+            times = 1 if step.last_micro else micro
             size = _up(occupied(b.bytes), unit)
             total += times * size
             first = b.offset // unit

@@ -34,6 +34,7 @@ class Program:
         types: Type of each buffer by id.
         nodes: Nodes of the training graph by name.
         resident: Values that live in the state space, with what they are.
+        home_of: Storage buffer of each optimizer tensor that lives in storage.
         update_of: Update that each apply and accumulate node carries out.
         state_of: State buffer of each resident value.
         given: Arena buffer that the caller writes the sample to before step 0.
@@ -47,6 +48,7 @@ class Program:
     types: dict[str, TensorType]
     nodes: dict[str, Node]
     resident: dict[str, str]
+    home_of: dict[str, Buffer]
     update_of: dict[Node, Update]
     state_of: dict[str, Buffer]
     given: Buffer
@@ -122,7 +124,7 @@ def resolve(plan: Plan, training: TrainingGraph) -> Program:
     update_of: dict[Node, Update] = {}
     for u in training.updates:
         resident[u.value.name] = "weights"
-        resident.update({s.name: "optimizer" for s in u.states})
+        resident.update({s.name: "optimizer" for s in u.states if s not in u.paged})
         if u.accumulator is not None:
             resident[u.accumulator.name] = "accumulators"
         for n in (u.apply_node, u.accumulate_node):
@@ -137,12 +139,14 @@ def resolve(plan: Plan, training: TrainingGraph) -> Program:
         types[b.id] = _type(b)
     nodes = {n.name: n for n in training.graph.nodes}
     state_of = _state(plan, resident)
+    home_of = _homes(plan, training)
     given = _given(plan, training)
     _check_regions(plan)
     region_of = {b.id: _region(plan, b) for b in plan.buffers if b.space in ("arena", "state")}
     program = Program(
-        plan, training, buffers, types, nodes, resident, update_of, state_of, given, region_of
-    )
+        plan, training, buffers, types, nodes, resident, home_of, update_of, state_of, given,
+        region_of,
+    )  # fmt: skip
     for b in plan.buffers:
         _space(program, b)
     return program
@@ -219,7 +223,8 @@ def _space(p: Program, b: Buffer) -> None:
         end = b.offset + occupied(b.bytes)
         if end > limit:
             raise CheckError(f"{what}: ends at byte {end}, but space {b.space} has {limit} B")
-    if b.space in ("flash", "io", "state") and (b.first, b.last) != (0, last):
+    survives = b.space in ("flash", "io", "state") or b.id in {h.id for h in p.home_of.values()}
+    if survives and (b.first, b.last) != (0, last):
         raise CheckError(
             f"{what}: lives from {b.first} to {b.last}, but {b.space} lives from 0 to {last}"
         )
@@ -237,6 +242,8 @@ def _belongs(p: Program, b: Buffer, value: Value | None) -> bool:
         return b.value in t.graph.constants
     if b.space == "io":
         return value in (t.target, t.hyper)
+    if b.value in p.home_of:
+        return b.space == "arena" or b is p.home_of[b.value]
     return value is None or value.producer is not None or value is t.sample
 
 
@@ -250,6 +257,17 @@ def _state(plan: Plan, resident: dict[str, str]) -> dict[str, Buffer]:
     for value, kind in resident.items():
         if value not in found:
             raise CheckError(f"{value} ({kind}) has no state buffer")
+    return found
+
+
+def _homes(plan: Plan, training: TrainingGraph) -> dict[str, Buffer]:
+    """The storage buffers of optimizer tensors that live in storage, one each."""
+    found: dict[str, Buffer] = {}
+    for v in (v for u in training.updates for v in u.paged):
+        own = [b for b in plan.buffers if b.space == "storage" and b.value == v.name]
+        if len(own) != 1:
+            raise CheckError(f"{v.name} (optimizer) has {len(own)} storage buffers, must have 1")
+        found[v.name] = own[0]
     return found
 
 

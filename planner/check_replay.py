@@ -73,7 +73,7 @@ class _Rest(Machine):
 
     def _begin(self) -> int:
         self._memory.forget("arena")
-        self._memory.forget("storage")
+        self._memory.forget("storage", keep=self.program.home_of)
         steps = range(self._front)
         self._done = {n for i in steps for n in self.program.step_nodes(i)}
         self._write(self._boundary, (self._boundary.value, self._micro))

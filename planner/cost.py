@@ -102,12 +102,12 @@ class CostModel:
             return int(s.bytes * s.wear.cycles.value // steps)
         return None if steps * micro_batches <= s.wear.cycles.value else 0
 
-    def life_steps(self, worn_bytes: int, micro_batches: int) -> int | None:
+    def life_steps(self, worn_bytes: int, times: int) -> int | None:
         """Training steps until the storage is worn out.
 
         Args:
             worn_bytes: In one training step; 0: it lasts forever, None is returned.
-            micro_batches: How often a tensor is paged out in it.
+            times: How often a tensor is paged out in it, at most.
         """
         if worn_bytes == 0:
             return None
@@ -115,7 +115,7 @@ class CostModel:
         assert s.wear is not None
         if s.wear.levelled:
             return int(s.bytes * s.wear.cycles.value // worn_bytes)
-        return int(s.wear.cycles.value // micro_batches)
+        return int(s.wear.cycles.value // times)
 
     def latency_s(self, cycles: int) -> float:
         """Seconds of a number of cycles."""

@@ -64,10 +64,12 @@ class Program:
             limits, cost = remakes.problem.limits, remakes.problem.cost
             pages = [(int(o), int(remakes.size[i])) for i, o in enumerate(self.stored) if o >= 0]
             taken = [(o, float(cost.stored_bytes(b))) for o, b in pages]
-            self.c.row(taken, upper=float(limits.storage_bytes))
+            state = remakes.problem.always_paged
+            self.c.row(taken, upper=float(limits.storage_bytes - state.stored_bytes))
             if limits.worn_bytes is not None:
                 worn = [(o, float(cost.worn_bytes(b))) for o, b in pages]
-                self.c.row(worn, upper=limits.worn_bytes / remakes.problem.micro_batches)
+                most = limits.worn_bytes - state.worn_bytes
+                self.c.row(worn, upper=most / remakes.problem.micro_batches)
 
     def _used(self) -> list[int]:
         """What backward reads, and what that is made from."""

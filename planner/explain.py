@@ -215,6 +215,7 @@ class Explainer:
         if other.kind == "update" and self._start.goals[0] == "learn":
             flip = flip_of(self._first, (other,), "learn", self._planner.options)
         chosen = f"{u.ratio:.1%} updated" if u.ratio else "frozen"
+        chosen += {"keep": "", "paged": ", optimizer state paged", "sgd": ", plain SGD"}[u.state]
         front = self.plan.steps[: self._replay.front] if self._replay is not None else ()
         if any(u.node in step.nodes for step in front):
             chosen += ", its layer runs once per sample (replay)"
@@ -225,7 +226,7 @@ class Explainer:
         own = next((c for c in self._decided.updates if c.param == u.param), Candidate(u.param))
         lowered = self._stages.lowered(replace(self._decided, streamed=()))
         update = build_training(lowered, spec_of(self.plan), [own]).updates[0]
-        score = prior(self.forward, [*self._start.every, own])[own]
+        score = prior(self.forward, [*self._start.every, own], self._stages.sgd_worth)[own]
         grad = update.grad_node or update.apply_node
         saved = {
             v
@@ -362,6 +363,7 @@ def _request_of(plan: Plan, asked: Asked, model: Path, device: Device) -> Reques
         min_steps=budget.min_steps,
         spec=spec_of(plan),
         train=asked.train,
+        state=asked.state,
         batch=plan.model.batch,
         fold_batchnorm=plan.model.fold_batchnorm,
         precision=asked.precision,

@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP
-from .problem import ALWAYS, Event, Limits, Problem, Retention, StreamChoice
+from .problem import (
+    ALWAYS,
+    Event,
+    Limits,
+    PagedState,
+    Problem,
+    Retention,
+    StreamChoice,
+    together,
+)
 from .solution import Solution
 from .tensors import Tensor
 
@@ -172,7 +181,8 @@ class Meter:
         """
         p = self.problem
         active = self.vector(solution.active)
-        transfer = self._transfer_cycles(solution)
+        state = self.paged_states(active)
+        transfer = self._transfer_cycles(solution) + state.cycles
         cycles = self.cycles(active) + transfer
         paged = {t for t, _ in solution.loads}
         sizes = [t.bytes for t in p.storage.tensors if t.index in paged]
@@ -182,8 +192,8 @@ class Meter:
             self.flash_bytes(active, solution),
             cycles,
             p.cost.energy_j(cycles, transfer),
-            sum(p.cost.stored_bytes(b) for b in sizes),
-            p.micro_batches * sum(p.cost.worn_bytes(b) for b in sizes),
+            sum(p.cost.stored_bytes(b) for b in sizes) + state.stored_bytes,
+            p.micro_batches * sum(p.cost.worn_bytes(b) for b in sizes) + state.worn_bytes,
         )
 
     def vector(self, activities: Collection[int]) -> NDArray[np.bool_]:
@@ -268,6 +278,10 @@ class Meter:
             u.state_bytes for u in p.mixed_updates if active[u.activity] and active[u.choice]
         )
 
+    def paged_states(self, active: NDArray[np.bool_]) -> PagedState:
+        """What optimizer tensors in storage take together."""
+        return together(s for s in self.problem.paged_states if active[s.activity])
+
     def cycles(self, active: NDArray[np.bool_]) -> int:
         """Cycles of a training step but for page transfers."""
         runs = self._runs(active)
@@ -293,6 +307,7 @@ class Meter:
         kernels |= {k for s in self._mixed if s.mixed is not None for k in s.mixed.kernels}
         views = sum(map(len, p.storage.followers.values()))
         steps = (2 + views) * len(p.slots) + len(p.streams)
+        steps += together(p.paged_states).steps
         weights = sum(c.bytes for c in p.constants) + sum(p.flash_bytes.values())
         weights += sum(max(0, m.flash_bytes) for m in p.mixed_layers)
         weights += sum(max(0, u.flash_bytes) for u in p.mixed_updates)
@@ -302,7 +317,7 @@ class Meter:
         """Weights and estimated code."""
         p, runs = self.problem, self._runs(active)
         followers = p.storage.followers
-        steps = len(followers.get(None, ()))
+        steps = len(followers.get(None, ())) + self.paged_states(active).steps
         kernels: set[str] = set()
         for b in p.streams:
             if active[b.activity]:

@@ -181,11 +181,16 @@ def stream_to_fit(meter: Meter, active: NDArray[np.bool_]) -> NDArray[np.bool_] 
         active = _streaming(meter.problem, active, over)
         if (meter.live(active) > left).any():
             return None
+    pages = meter.paged_states(active)
+    if pages.stored_bytes > limits.storage_bytes:
+        return None
+    if limits.worn_bytes is not None and pages.worn_bytes > limits.worn_bytes:
+        return None
     if limits.cycles is not None or limits.energy_j is not None:
-        cycles = meter.cycles(active)
+        cycles = meter.cycles(active) + pages.cycles
         if limits.cycles is not None and cycles > limits.cycles:
             return None
-        energy = meter.problem.cost.energy_j(cycles, 0)
+        energy = meter.problem.cost.energy_j(cycles, pages.cycles)
         if limits.energy_j is not None and energy > limits.energy_j:
             return None
     if meter.most_flash_bytes > limits.flash_bytes:
@@ -217,4 +222,4 @@ def _streaming(
 
 def _saved_bytes(slot: Slot) -> int:
     """Bytes that forward keeps for an update."""
-    return sum(t.bytes for t in slot.reads if all(w.phase == "forward" for w in t.writers))
+    return sum(t.bytes for t in slot.reads if t.is_forward)

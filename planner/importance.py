@@ -4,8 +4,8 @@ The prior says what the sparse-update papers found on average (TinyTL, NeurIPS'2
 Engine, NeurIPS'22; TinyTrain, ICML'24): later layers adapt more, larger tensors gain more but less
 than in proportion, biases gain a little at almost no cost, and part of a tensor's channels gives
 more than its share. That a gradient loses next to nothing by an input in half precision, and
-little by one in i8, is part of the prior. It is no measurement and is labelled as a prior
-everywhere.
+little by one in i8, is part of the prior, and so is what an update keeps of its importance without
+its optimizer's state. It is no measurement and is labelled as a prior everywhere.
 """
 
 from __future__ import annotations
@@ -16,26 +16,37 @@ from math import sqrt
 from ..ir.autodiff import param_slots
 from ..ir.graph import Graph, Node
 from ..ir.opdef import ParamSlot
-from ..ir.training import Candidate, Saved
+from ..ir.training import Candidate, Saved, StateForm
 
 PRIOR = "prior (depth x sqrt(parameters), not measured)"
 #: Scores are integers in the solver; the largest whole update scores this much.
 SCALE = 1_000_000
 #: Part of the importance that is left where the layer's input is kept in this form.
 KEPT: dict[Saved, float] = {"f32": 1.0, "f16": 0.999, "i8": 0.98}
+#: Part of the importance that is left where an update is plain SGD instead of the optimizer asked
+#: for. An estimate without a source, as it depends on model, data and step size; ``--state`` takes
+#: another one.
+SGD_WORTH = 0.9
+#: The same where the state is paged. It learns as much: this is the preference for RAM where there
+#: is enough, because paging takes time and wears storage out.
+PAGED_WORTH = 0.995
 
 
-def prior(forward: Graph, candidates: Sequence[Candidate]) -> dict[Candidate, int]:
+def prior(
+    forward: Graph, candidates: Sequence[Candidate], sgd_worth: float = SGD_WORTH
+) -> dict[Candidate, int]:
     """Prior importance of each candidate, in 1 to ``SCALE``.
 
     score = depth * sqrt(n * r) with n the tensor's parameters, r the updated part of it (so a
     quarter of the channels keeps half of the gain) and depth rising linearly from 0.5 at the first
     trainable layer to 1 at the last; biases and scales count half of that, and ``KEPT`` of it is
-    left where the input is compressed.
+    left where the input is compressed, ``PAGED_WORTH`` where the optimizer's state is paged, and
+    ``sgd_worth`` where it is given up.
 
     Args:
         forward: Forward graph.
         candidates: Candidates of its parameters.
+        sgd_worth: From above 0 to 1.
     """
     slots = param_slots(forward)
     order = {n: i for i, n in enumerate(forward.nodes)}
@@ -49,7 +60,8 @@ def prior(forward: Graph, candidates: Sequence[Candidate]) -> dict[Candidate, in
         part = ratio(forward, c, slots)
         raw[c] = role * depth[node] * sqrt(size * part) * KEPT[c.saved]
     top = max(raw.values(), default=1.0)
-    return {c: max(1, round(SCALE * s / top)) for c, s in raw.items()}
+    worth: dict[StateForm, float] = {"keep": 1.0, "paged": PAGED_WORTH, "sgd": sgd_worth}
+    return {c: max(1, round(SCALE * s / top * worth[c.state])) for c, s in raw.items()}
 
 
 def ratio(

@@ -412,7 +412,9 @@ class Milp:
     def _hides(self) -> bool:
         """What computing hides of transfers is part of the program."""
         p = self.problem
-        if not p.cost.overlaps or self.relaxed or p.limits.wait_for_transfers:
+        if not p.cost.overlaps or p.limits.wait_for_transfers:
+            return False
+        if self.relaxed and not p.paged_states:  # nothing is paged
             return False
         return self.goal is None or is_timed(self.goal, p.limits)
 
@@ -559,6 +561,9 @@ class Milp:
             terms += [(v, CODE_BYTES_PER_STEP * steps) for v in loads.values()]
             if stored is not None:
                 terms.append((stored, CODE_BYTES_PER_STEP * moves))
+        terms += [
+            (self.a[s.activity], float(CODE_BYTES_PER_STEP * s.steps)) for s in p.paged_states
+        ]
         fixed = CODE_BYTES_PER_STEP * len(p.storage.followers.get(None, ()))
         self.flash = [*terms, (self.one, float(fixed))]
         self.c.row(self.flash, upper=p.limits.flash_bytes)
@@ -595,6 +600,8 @@ class Milp:
             for s, r in zip(self.stored, self.problem.retentions, strict=True)
             if s is not None
         ]
+        states = self.problem.paged_states
+        pages += [(self.a[s.activity], float(s.stored_bytes)) for s in states]
         if pages:
             self.c.row(pages, upper=self.problem.limits.storage_bytes)
         if pages and self.problem.limits.worn_bytes is not None:
@@ -604,6 +611,7 @@ class Milp:
                 for s, r in zip(self.stored, self.problem.retentions, strict=True)
                 if s is not None
             ]
+            wears += [(self.a[s.activity], float(s.worn_bytes)) for s in states]
             self.c.row(wears, upper=self.problem.limits.worn_bytes)
 
     @cached_property
@@ -618,7 +626,7 @@ class Milp:
             result.append((stored, float(n * p.cost.write_cycles(r.tensor.bytes))))
             read = float(n * p.cost.read_cycles(r.tensor.bytes))
             result += [(v, read) for v in self.loaded[i].values()]
-        return result
+        return result + [(self.a[s.activity], float(s.cycles)) for s in p.paged_states]
 
     @property
     def _hidden(self) -> list[tuple[int, float]]:

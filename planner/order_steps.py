@@ -180,7 +180,9 @@ class _Reader:
 
     def read(self) -> Steps:
         root, space = self.root, self.storage.space
+        paged = self.storage.paged  # optimizer tensors, there for their step only
         arena = [v for v, r in root.items() if v is r and space.get(v) == "arena"]
+        arena = [v for v in arena if v not in paged]
         arena.sort(key=lambda v: v is not self.training.sample)
         number = {v: t for t, v in enumerate(arena)}
         tensor = {v: number[r] for v, r in root.items() if r in number}
@@ -197,6 +199,7 @@ class _Reader:
             scratch.append(sum(aligned(get_op(n.op).workspace(n)) for n in nodes))
             if len(nodes) > 1:
                 scratch[-1] += aligned(self.storage.update_of[nodes[-1]].tile_bytes)
+            scratch[-1] += sum(aligned(v.type.nbytes) for v in used if v in paged)
             for v in used:
                 users[v] = users.get(v, 0) | 1 << k
         last = tuple(nodes[-1] for nodes in self.runs)

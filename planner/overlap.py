@@ -67,7 +67,12 @@ class Overlap:
         paged = [(i, r) for i, r in enumerate(milp.problem.retentions) if milp.loaded[i]]
         transfers = sum(1 + len(milp.loaded[i]) for i, _ in paged)
         self._most_near = min(NEAR, max(2, MANY // max(1, transfers)))
-        longest = max((max(self._out_cycles(r), self._in_cycles(r)) for _, r in paged), default=0)
+        states = milp.problem.paged_states
+        of_states = [s.cycles for s in states]
+        longest = max(
+            [*of_states, *(max(self._out_cycles(r), self._in_cycles(r)) for _, r in paged)],
+            default=0,
+        )
         self._unit = max(1, ceil(longest / LARGEST))
         for i, r in paged:
             stored = milp.stored[i]
@@ -75,6 +80,8 @@ class Overlap:
             self._transfer(stored, self._out_cycles(r), list(self._out(i, r)))
             for j, load in milp.loaded[i].items():
                 self._transfer(load, self._in_cycles(r), list(self._in(i, r, j)))
+        for s in states:  # by anything, whatever that takes of RAM: a bound, no more
+            self._transfer(milp.a[s.activity], s.cycles, [_Part(None, ())])
         self._one_at_a_time()
 
     def _out_cycles(self, r: Retention) -> int:

@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from ..ir.autodiff import build_training, candidates
+from ..ir.autodiff import build_training, candidates, param_slots
+from ..ir.candidates import with_states
 from ..ir.errors import InfeasibleError, UnsupportedModelError, UsageError
 from ..ir.precision import lower
 from ..ir.ranges import Method
@@ -38,6 +39,7 @@ from .replay import RAM, Wanted, storages, with_replay
 from .search import Bounds, Found, Search, Start, StoppedEarlyError
 from .sizes import LARGEST_BYTES
 from .stages import Stages
+from .state_forms import state_forms
 from .train_set import choose
 
 #: Seconds or joules that no training step takes.
@@ -61,6 +63,7 @@ class Request:
         min_steps: Training steps that paging may not wear the storage out in.
         spec: Loss, optimizer, micro-batches.
         train: ``auto``, ``all``, ``last``, ``bias``, or ``NAME`` and ``NAME=RATIO`` items.
+        state: What may become of an optimizer's tensors, see ``planner.state_forms``.
         batch: Samples per micro-batch.
         fold_batchnorm: Fold frozen BatchNormalization into the layer before it.
         precision: ``LAYER=i8``, ``mixed`` and ``f32`` pins, with wildcards; see
@@ -89,6 +92,7 @@ class Request:
     min_steps: int | None = None
     spec: TrainingSpec = field(default_factory=TrainingSpec)
     train: tuple[str, ...] = ("auto",)
+    state: tuple[str, ...] = ("keep",)
     batch: int = 1
     fold_batchnorm: bool = True
     precision: tuple[str, ...] = ()
@@ -286,35 +290,38 @@ class Planner:
                 f"objective {', '.join(r.weights)} needs a fixed update set: add --train all, last,"
                 " bias or parameter names, or weigh it with learn"
             )
+        states = state_forms(r.state, r.spec, pages=r.storage is not None)
+        several = len(states.forms) > 1
+        slots = param_slots(self.forward)
+        averages = {name for name, uses in slots.items() if uses[0][1].role == "statistic"}
         stages = Stages(
             self.forward,
             r.spec,
             self.cost,
             self.limits,
             self.options,
-            prior(self.forward, every),
+            prior(self.forward, with_states(every, states.forms, averages), states.sgd_worth),
             self.imported.noise,
             self.watch,
             r.demands,
+            all_updated=chosen is not None and several,
+            sgd_worth=states.sgd_worth,
         )
-        fixed = chosen is not None
-        decided = Decided(tuple(every if chosen is None else chosen), precision)
-        goals = self._goals(stages, decided, fixed=fixed, free=free)
-        if chosen is not None:
-            decided = replace(decided, updates=tuple(demanded_updates(chosen, r.demands)))
+        fixed = chosen is not None and not several
+        whole = chosen if chosen is not None else choose(lowered, ("all",), every)
+        assert whole
+        goals = self._goals(stages, Decided(tuple(whole), precision), fixed=fixed, free=free)
+        offered = every if chosen is None else demanded_updates(chosen, r.demands)
+        decided = Decided(tuple(with_states(offered, states.forms, averages)), precision)
         return stages, Start(decided, tuple(every), tuple(free), fixed, goals, r.known)
 
     def _goals(
-        self, stages: Stages, start: Decided, *, fixed: bool, free: Sequence[str]
+        self, stages: Stages, plain: Decided, *, fixed: bool, free: Sequence[str]
     ) -> tuple[Goal, ...]:
-        """The stages of the objective."""
+        """The stages of the objective; weighted figures are relative to plain training."""
         objective = self.request.objective
         if not isinstance(objective, str):
-            updates: Sequence[Candidate] | None = start.updates
-            if not fixed:
-                updates = choose(stages.lowered(start), ("all",), start.updates)
-            assert updates
-            return (Weighted(objective, reference(stages, updates, start)),)
+            return (Weighted(objective, reference(stages, plain)),)
         if objective != "learn":
             return (objective,)
         return ("latency",) if fixed and not free else ("learn", "latency")
@@ -400,8 +407,10 @@ class Planner:
 
     def _better_order(self, stages: Stages, start: Start) -> Mapping[str, int] | None:
         """An order of operators that may need less RAM than that of the file."""
-        lowered, updates = stages.lowered(start.decided), start.decided.updates
-        chosen = updates if start.fixed else choose(lowered, ("all",), updates)
+        lowered = stages.lowered(start.decided)
+        chosen: Sequence[Candidate] | None = start.first[0].updates
+        if not start.fixed and not stages.all_updated:
+            chosen = choose(lowered, ("all",), start.every)
         assert chosen
         return best_order(build_training(lowered, self.request.spec, chosen)).ranks
 
@@ -432,7 +441,12 @@ class Planner:
             precision=decided.precision,
             streamed=decided.streamed,
             noise_avoided=stages.noise_avoided(decided),
-            asked=Asked(train=r.train, precision=r.precision, noise=dict(self.imported.noise)),
+            asked=Asked(
+                train=r.train,
+                precision=r.precision,
+                state=r.state,
+                noise=dict(self.imported.noise),
+            ),
         )
         return Found(done, plan, check(plan, done.training, r.device))
 

@@ -10,7 +10,8 @@ Spaces of a buffer:
                  Where the plan has several RAM ``regions``, arena and state each consist of a part
                  per region, one after the other; no buffer crosses from one part into the next.
     ``flash``    constants; offset is 0, the back end places them.
-    ``storage``  storage (SD card, PSRAM) that tensors are paged to.
+    ``storage``  storage (SD card, PSRAM) that tensors are paged to. Optimizer tensors that live
+                 there survive, too; their buffers are there from the first step to the last.
     ``io``       run-time inputs that the caller owns (labels or targets, ``hyper``).
 """
 
@@ -36,7 +37,7 @@ from pydantic import (
 
 from ..ir.errors import UsageError
 from ..ir.precision import Precision
-from ..ir.training import LossName, OptimizerName, RoundingName, Saved
+from ..ir.training import LossName, OptimizerName, RoundingName, Saved, StateForm
 
 SCHEMA_VERSION: Final = 1
 #: Samples per micro-batch; more fit no microcontroller.
@@ -302,6 +303,7 @@ class UpdateDecision(_Record):
         ratio: Updated part of the tensor, 0 to 1; 0 = frozen.
         channels: Updated leading input channels; None: all.
         saved: How the input of a float layer is kept for the gradient of its weight.
+        state: Where its optimizer tensors are; ``sgd``: it has none.
         importance: Score of this choice.
     """
 
@@ -311,6 +313,7 @@ class UpdateDecision(_Record):
     ratio: float
     channels: PositiveInt | None
     saved: Saved = "f32"
+    state: StateForm = "keep"
     importance: NonNegativeFloat
 
 
@@ -374,7 +377,8 @@ class Step(_Record):
     page_out  ``reads = [arena buffer]``, ``writes = [storage buffer]``; page_in the reverse. An
               ``overlapped`` one only starts the transfer: both buffers belong to it until its
     page_wait ``reads = [source, target]``, which returns when it has ended. Transfers run one at a
-              time, in the order of their starts.
+              time, in the order of their starts. Transfers of optimizer tensors are marked
+              ``last_micro`` as their update is.
 
     ``cycles`` are those of the core: none for an overlapped start; what is left of the transfer for
     a wait, in the last micro-step.
@@ -407,12 +411,14 @@ class Asked(_Record):
     Attributes:
         train: Items of ``--train``; ``auto`` left the update set to the solver.
         precision: Pins of ``--precision``.
+        state: Items of ``--state``.
         noise: Layer -> squared error of its i8 weights relative to its result's square, where
             calibration measured it.
     """
 
     train: tuple[str, ...]
     precision: tuple[str, ...] = ()
+    state: tuple[str, ...] = ("keep",)
     noise: dict[str, NonNegativeFloat] = {}
 
 

@@ -10,7 +10,7 @@ block of frozen layers may be streamed by rows. ``planner.timeline`` lays it out
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,6 +19,8 @@ from ..ir.training import TrainingGraph, Update
 from .cost import CostModel
 from .tensors import Storage, Tensor, aligned
 
+#: Index of the activity that always holds.
+ALWAYS = 0
 ActivityKind = Literal["always", "update", "needed", "auxiliary", "rebuild", "mixed", "streamed"]
 
 
@@ -186,6 +188,50 @@ class Overwrite:
 
 
 @dataclass(frozen=True)
+class PagedState:
+    """Optimizer tensors of an update that live in storage, read before its step and written behind.
+
+    In the arena they are transients of that step.
+
+    Attributes:
+        activity: Of the update.
+        cycles: Of all transfers, per training step.
+        stored_bytes: Of storage.
+        worn_bytes: Of storage, per training step.
+        steps: Steps of the plan that move them.
+    """
+
+    activity: int
+    cycles: int
+    stored_bytes: int
+    worn_bytes: int
+    steps: int
+
+
+def paged_state(activity: int, sizes: Sequence[int], cost: CostModel) -> PagedState:
+    """Of optimizer tensors of these bytes."""
+    return PagedState(
+        activity,
+        sum(cost.read_cycles(n) + cost.write_cycles(n) for n in sizes),
+        sum(cost.stored_bytes(n) for n in sizes),
+        sum(cost.worn_bytes(n) for n in sizes),
+        2 * len(sizes) * cost.steps_per_transfer,
+    )
+
+
+def together(states: Iterable[PagedState]) -> PagedState:
+    """What several take together, whatever their activities."""
+    found = list(states)
+    return PagedState(
+        ALWAYS,
+        sum(s.cycles for s in found),
+        sum(s.stored_bytes for s in found),
+        sum(s.worn_bytes for s in found),
+        sum(s.steps for s in found),
+    )
+
+
+@dataclass(frozen=True)
 class Constant:
     """Weights in flash that are there if something reads them.
 
@@ -349,6 +395,7 @@ class Problem:
         gain: Activity of an update -> importance.
         state_bytes: Activity of an update -> RAM kept for good.
         flash_bytes: Activity of an update -> flash that splitting its weight adds (padding).
+        paged_states: Updates whose optimizer tensors are in storage.
         constants: Weights in flash.
         mixed_layers: Layers whose precision is to be chosen.
         mixed_updates: Their updates.
@@ -372,6 +419,7 @@ class Problem:
     gain: Mapping[int, int]
     state_bytes: Mapping[int, int]
     flash_bytes: Mapping[int, int]
+    paged_states: tuple[PagedState, ...]
     constants: tuple[Constant, ...]
     mixed_layers: tuple[MixedLayer, ...]
     mixed_updates: tuple[MixedUpdate, ...]
@@ -381,5 +429,7 @@ class Problem:
     forced: tuple[Forced, ...] = ()
     partial: bool = False
 
-
-ALWAYS = 0
+    @property
+    def always_paged(self) -> PagedState:
+        """State in storage that no decision can avoid."""
+        return together(s for s in self.paged_states if s.activity == ALWAYS)

@@ -44,7 +44,11 @@ def spec_of(plan: Plan) -> TrainingSpec:
 
 def updates_of(plan: Plan) -> list[Candidate]:
     """The update set of a plan."""
-    return [Candidate(u.param, u.channels, u.saved) for u in plan.decisions.updates if u.ratio > 0]
+    return [
+        Candidate(u.param, u.channels, u.saved, u.state)
+        for u in plan.decisions.updates
+        if u.ratio > 0
+    ]
 
 
 def forward_of(plan: Plan, plan_path: Path, model_path: Path | None = None) -> Graph:

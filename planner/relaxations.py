@@ -18,6 +18,7 @@ from ..ir.precision import quantizable
 from .conflict import NO_LIMIT, Conflict, ConflictSearch, items_of
 from .needs import planned, with_limit
 from .precision import pinned
+from .problem import ALWAYS
 from .sizes import format_joules, format_seconds
 
 if TYPE_CHECKING:
@@ -172,7 +173,9 @@ class Relaxations:
             yield _Change(f"without --precision {item}", left, self._share_of(item), idle)
         if items_of(r.train) not in ((), ("auto",)):
             (problem,) = self._search.problems()
-            asked = sum(problem.gain.values())
+            gain = problem.gain
+            best = (max(gain[a] for a in acts) for acts in problem.choices.values())
+            asked = gain[ALWAYS] if ALWAYS in gain else sum(best)
             for name in ("auto", "last", "bias"):
                 if items_of(r.train) != (name,) and (name != "auto" or "learn" in r.weights):
                     one = replace(r, train=(name,))

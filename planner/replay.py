@@ -83,7 +83,7 @@ class Place:
 def cuts(plan: Plan) -> list[Cut]:
     """All cuts whose front does not depend on what training changes, by rising length."""
     buffers = {b.id: b for b in plan.buffers}
-    passing = [b for b in plan.buffers if b.space in ("arena", "storage")]
+    passing = [b for b in plan.buffers if b.space == "arena"]  # a front pages nothing
     found: list[Cut] = []
     cycles = 0
     for k, step in enumerate(plan.steps[:-1], 1):
@@ -92,10 +92,8 @@ def cuts(plan: Plan) -> list[Cut]:
             break
         cycles += step.cycles
         live = [b for b in passing if b.first < k <= b.last]
-        if live and len({(b.space, b.offset, b.bytes) for b in live}) == 1:
-            last = max(live, key=lambda b: b.first)
-            if last.space == "arena":
-                found.append(Cut(k, last, cycles))
+        if live and len({(b.offset, b.bytes) for b in live}) == 1:
+            found.append(Cut(k, max(live, key=lambda b: b.first), cycles))
     return found
 
 

@@ -74,8 +74,12 @@ class Residency:
 
     @cached_property
     def base(self) -> float:
-        """What it takes to make everything once."""
-        return bound(self.plain, "latency")
+        """What it takes to make everything once, in the unit of the prices."""
+        base, paged = bound(self.plain, "latency"), self.plain.always_paged.cycles
+        if paged and self.goal == "energy":
+            cost = self.plain.cost
+            base += paged * cost.energy_j(0, 1) / cost.energy_j(1, 0)
+        return base
 
     def first(self) -> Found | None:
         """The cheapest plan by eviction, with the bound that takes no solver."""

@@ -166,10 +166,15 @@ class _Realizer:
         p = self.problem
         self.storage = p.storage
         self.stays = Stays(p.storage)
+        for tensor in (t for t in p.storage.tensors if t.state):
+            self.stored[tensor] = f"{tensor.name}@storage"
+            self._store(tensor)
+        homes = {b.id for b in self.extra}
         self.pending = self._pending()
-        paged = {t for t, _ in self.solution.loads}
+        needed = self._needed_loads()
+        paged = {t for t, _ in needed}
         loads: dict[int, list[int]] = {}
-        for t, k in sorted(self.solution.loads):
+        for t, k in sorted(needed):
             loads.setdefault(k, []).append(t)
         sample = p.training.sample
         self.stays.open(sample, 0)
@@ -178,19 +183,39 @@ class _Realizer:
         for slot in p.slots:
             for t in loads.get(slot.index, ()):
                 self._page_in(self.storage.tensors[t])
-            if slot.activity == ALWAYS or slot.activity in self.solution.active:
+            if self._runs(slot):
                 self._run_slot(slot)
                 self._views(slot.node)
                 for tensor in slot.writes:
                     self._page_out_if(tensor, slot.node, paged)
         self._move()
         self.stays.hold(p.training.loss, len(self.steps) - 1)
+        for name in homes:
+            self._keep_stored(name, len(self.steps) - 1)
         until = {t.index: ends for t, ends in self.paged_until.items()}
-        self.transfers = [
-            replace(t, free=until[t.tensor][0], latest=until[t.tensor][1]) if t.out else t
-            for t in self.transfers
-        ]
+        for i, moved in enumerate(self.transfers):
+            if moved.out:  # of state, until the end
+                free, latest = until.get(moved.tensor, (moved.home, self.computed))
+                self.transfers[i] = replace(moved, free=free, latest=latest)
         return self
+
+    def _runs(self, slot: Slot) -> bool:
+        return slot.activity == ALWAYS or slot.activity in self.solution.active
+
+    def _needed_loads(self) -> set[tuple[int, int]]:
+        """Page-ins that are read; decisions that were cut short may hold others."""
+        needed: set[tuple[int, int]] = set()
+        unread: dict[int, tuple[int, int]] = {}
+        loads = sorted(self.solution.loads, key=lambda load: load[1])
+        for slot in self.problem.slots:
+            while loads and loads[0][1] <= slot.index:
+                load = loads.pop(0)
+                unread[load[0]] = load
+            if self._runs(slot):
+                needed |= {unread.pop(t.index) for t in slot.reads if t.index in unread}
+                for t in slot.writes:
+                    unread.pop(t.index, None)
+        return needed
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -243,6 +268,11 @@ class _Realizer:
         operands: list[Value | None] = list(consumer.inputs)
         tile, workspace, rows = None, None, 0
         grad = None if slot.last_micro else update.grad_node
+        states = () if accumulate else update.paged
+        if states:
+            self._move()
+        for v in states:
+            self._state_in(v, last_micro=slot.last_micro)
         k = self._computes((*operands, *(() if grad is None else grad.inputs)))
         if slot.last_micro:
             assert update.accumulator is not None
@@ -269,7 +299,7 @@ class _Realizer:
                 kind="update",
                 nodes=tuple(n.name for n in nodes),
                 reads=tuple(self.stays.read(v, k) for v in operands),
-                writes=tuple(v.name for v in writes),
+                writes=tuple(self._written(v, k) for v in writes),
                 workspace=workspace,
                 tile=tile,
                 tile_rows=rows,
@@ -279,11 +309,39 @@ class _Realizer:
                 else cost.update_cycles(update),
             )
         )
+        for v in states:
+            self._state_out(v, last_micro=slot.last_micro)
+
+    def _written(self, value: Value, step: int) -> str:
+        """The buffer of the state that an update changes in place."""
+        name = self.stays.read(value, step)
+        assert name is not None
+        return name
+
+    # A state tensor is transferred as others are, from and to a place in storage that is its own.
+
+    def _state_in(self, value: Value, *, last_micro: bool) -> None:
+        tensor = self.storage.of[value]
+        if self.plain is None:
+            cycles, at = self.problem.cost.read_cycles(tensor.bytes), self.computed
+            self.transfers.append(
+                Transfer(tensor.index, False, cycles, tensor.bytes, at, 0, at, last_micro)
+            )
+            self._start_in(tensor, cycles, last_micro=last_micro)
+
+    def _state_out(self, value: Value, *, last_micro: bool) -> None:
+        tensor = self.storage.of[value]
+        if self.plain is None:
+            cycles, at = self.problem.cost.write_cycles(tensor.bytes), self.computed
+            self.transfers.append(
+                Transfer(tensor.index, True, cycles, tensor.bytes, at, at, at, last_micro)
+            )
+            self._start_out(tensor, cycles, last_micro=last_micro)
 
     def _note_late_reads(self, node: Node) -> None:
         for v in node.operands():
             t = self.storage.of.get(v)
-            if t is not None and all(w.phase == "forward" for w in t.writers):
+            if t is not None and t.is_forward:
                 self.read_late[t] = None
 
     def _views(self, node: Node | None) -> None:
@@ -305,6 +363,8 @@ class _Realizer:
 
     def _paged_value(self, tensor: Tensor) -> Value:
         """The value whose bytes the finished tensor holds; views of it are shown again from it."""
+        if tensor.state:
+            return tensor.values[0]
         return tensor.writers[-1].out if tensor.writers else self.problem.training.sample
 
     def _page_out_if(self, tensor: Tensor, writer: Node | None, paged: set[int]) -> None:
@@ -318,20 +378,26 @@ class _Realizer:
             self.transfers.append(Transfer(tensor.index, True, cycles, tensor.bytes, at, at, at))
             self._start_out(tensor, cycles)
 
-    def _start_out(self, tensor: Tensor, cycles: int, *, overlapped: bool = False) -> None:
-        k, value = len(self.steps), self._paged_value(tensor)
-        source = self.stays.read(value, k)
+    def _start_out(
+        self, tensor: Tensor, cycles: int, *, overlapped: bool = False, last_micro: bool = False
+    ) -> None:
+        source = self.stays.read(self._paged_value(tensor), len(self.steps))
         assert source is not None
-        name = self.stored[tensor]
+        if not tensor.state:
+            self._store(tensor)
+        self._transfer("page_out", source, self.stored[tensor], cycles, overlapped, last_micro)
+
+    def _store(self, tensor: Tensor) -> None:
+        """Give a tensor a place in storage, from this step on."""
+        k, value = len(self.steps), self._paged_value(tensor)
         self.extra.append(
             Buffer(
-                id=name, value=value.name, space="storage", dtype=value.type.dtype,
+                id=self.stored[tensor], value=value.name, space="storage", dtype=value.type.dtype,
                 shape=value.type.shape, bytes=value.type.nbytes, offset=self.storage_top,
                 first=k, last=k,
             )
         )  # fmt: skip
         self.storage_top += self.problem.cost.stored_bytes(tensor.bytes)
-        self._transfer("page_out", source, name, cycles, overlapped)
 
     def _page_in(self, tensor: Tensor) -> None:
         if self.plain is None:
@@ -342,27 +408,34 @@ class _Realizer:
             self._start_in(tensor, cycles)
         self._views(tensor.writers[-1] if tensor.writers else None)
 
-    def _start_in(self, tensor: Tensor, cycles: int, *, overlapped: bool = False) -> str:
+    def _start_in(
+        self, tensor: Tensor, cycles: int, *, overlapped: bool = False, last_micro: bool = False
+    ) -> str:
         k, value = len(self.steps), self._paged_value(tensor)
         target = self.stays.open(value, k)
         self.loaded.add(tensor)
         name = self.stored[tensor]
-        self._keep_stored(name)
-        self._transfer("page_in", name, target, cycles, overlapped)
+        self._keep_stored(name, len(self.steps))
+        self._transfer("page_in", name, target, cycles, overlapped, last_micro)
         return target
 
     def _transfer(
-        self, kind: StepKind, source: str, target: str, cycles: int, overlapped: bool
+        self,
+        kind: StepKind,
+        source: str,
+        target: str,
+        cycles: int,
+        overlapped: bool,
+        last_micro: bool,
     ) -> None:
         self.steps.append(
             Step(
                 kind=kind, reads=(source,), writes=(target,), overlapped=overlapped,
-                cycles=0 if overlapped else cycles,
+                last_micro=last_micro, cycles=0 if overlapped else cycles,
             )
         )  # fmt: skip
 
-    def _keep_stored(self, name: str) -> None:
-        k = len(self.steps)
+    def _keep_stored(self, name: str, k: int) -> None:
         self.extra = [b.model_copy(update={"last": k}) if b.id == name else b for b in self.extra]
 
     # -- transfers beside the core ----------------------------------------------------------------
@@ -383,17 +456,21 @@ class _Realizer:
             if not starts:
                 self._wait(i, tensor)
             elif t.out:
-                self._start_out(tensor, t.cycles, overlapped=True)
+                self._start_out(tensor, t.cycles, overlapped=True, last_micro=t.last_micro)
             else:
-                self.targets[i] = self._start_in(tensor, t.cycles, overlapped=True)
+                self.targets[i] = self._start_in(
+                    tensor, t.cycles, overlapped=True, last_micro=t.last_micro
+                )
 
     def _wait(self, index: int, tensor: Tensor) -> None:
         k, stored, value = len(self.steps), self.stored[tensor], self._paged_value(tensor)
-        self._keep_stored(stored)
+        self._keep_stored(stored, k)
         held = self.stays.read(value, k)
         reads = (stored, held) if index in self.targets else (held, stored)
         self.waits[k] = index
-        self.steps.append(Step(kind="page_wait", reads=reads))
+        assert self.plain is not None
+        last_micro = self.plain.transfers[index].last_micro
+        self.steps.append(Step(kind="page_wait", reads=reads, last_micro=last_micro))
 
     def moves(self) -> Moves:
         """Of the pass with transfers that are waited for at once."""
@@ -405,7 +482,7 @@ class _Realizer:
         )
 
     def _micro_steps(self) -> tuple[tuple[int, list[int]], ...]:
-        """How often there is which micro-step: cycles of each step that computes."""
+        """How often there is which micro-step, the last one first: cycles of what computes."""
         steps = [s for s in self.steps if s.nodes]
         last = [s.cycles for s in steps]
         others = [0 if s.last_micro else s.cycles for s in steps]
@@ -417,7 +494,10 @@ class _Realizer:
             micro = self.problem.micro_batches
             return sum(s.cycles * (1 if s.last_micro else micro) for s in self.steps)
         moved = self.plain.transfers
-        clocks = [(n, run(cycles, moved, self.places)) for n, cycles in self._micro_steps()]
+        clocks = [
+            (n, run(cycles, moved, self.places, last=i == 0))
+            for i, (n, cycles) in enumerate(self._micro_steps())
+        ]
         for k, index in self.waits.items():
             waited = {"cycles": clocks[0][1].waits[index]}
             self.steps[k] = self.steps[k].model_copy(update=waited)
@@ -485,6 +565,10 @@ class _Realizer:
         buffers, cycles = stays.buffers(n, offsets), self._clocked()
         transfers = self.transfers if self.plain is None else self.plain.transfers
         micro, cost = self.problem.micro_batches, self.problem.cost
+
+        def times(t: Transfer) -> int:
+            return 1 if t.last_micro else micro
+
         return Schedule(
             tuple(self.steps),
             (*buffers, *self.extra),
@@ -493,8 +577,8 @@ class _Realizer:
             self.storage_top,
             tuple(live_bytes(blocks, n)),
             cycles,
-            micro * sum(t.cycles for t in transfers),
-            micro * sum(cost.worn_bytes(t.bytes) for t in transfers if t.out),
+            sum(times(t) * t.cycles for t in transfers),
+            sum(times(t) * cost.worn_bytes(t.bytes) for t in transfers if t.out),
             {self._paged_value(t).name: (t.bytes, self._action(t)) for t in self.read_late},
         )
 

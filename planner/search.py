@@ -79,6 +79,16 @@ class Start:
     known: Known = field(default_factory=Known)
 
     @property
+    def first(self) -> tuple[Decided, ...]:
+        """What heuristics begin with: of a given update set each form of its state, for all."""
+        states = dict.fromkeys(c.state for c in self.decided.updates)
+        every = self.decided.updates
+        return tuple(
+            replace(self.decided, updates=tuple(c for c in every if c.state == state))
+            for state in states
+        )
+
+    @property
     def learns(self) -> bool:
         """The first stage chooses updates, or precisions that learning depends on."""
         first = self.goals[0]
@@ -129,7 +139,7 @@ class Search:
         """
         start, last = self.start, self.start.goals[-1]
         known = start.known.plan
-        self._offer(at_once(self.stages, start.decided, last, fixed=start.fixed, free=start.free))
+        self._at_once(last)
         if self.best is not None:
             self._decided = (self.best.scheduled.decided,)
         if known is not None and (self.best is None or self._is_better(start.known.value)):
@@ -148,6 +158,17 @@ class Search:
         assert self.best is not None
         self._tighten_last(self.best)
         return self._check(self.best.scheduled)  # with the bounds as they are now
+
+    def _at_once(self, last: Goal) -> None:
+        """The plan that takes no solver."""
+        start, free = self.start, self.start.free
+        if not self.stages.all_updated:
+            self._offer(at_once(self.stages, start.decided, last, fixed=start.fixed, free=free))
+            return
+        for decided in start.first:
+            self._offer(at_once(self.stages, decided, last, fixed=True, free=free))
+            if self.best is not None:
+                break
 
     def settled(self) -> bool:
         """The plan reaches bounds that take no solver and hold for any order of operators."""

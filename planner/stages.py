@@ -34,7 +34,7 @@ from .decided import (
 from .demands import Demand, impose
 from .footprint import measure
 from .greedy import keeping
-from .importance import prior
+from .importance import SGD_WORTH, prior
 from .linear import INF, SolverOptions, Status
 from .milp import Milp, SolveResult, is_timed
 from .objective import Goal, Weighted, wants
@@ -70,6 +70,8 @@ class Stages:
         noise: Layer -> squared error of its i8 weights, relative to its result's square.
         watch: Told what goes on; says when to end.
         demands: Decisions that are given.
+        all_updated: The update set is given, and only forms of its state are to be chosen.
+        sgd_worth: Part of an update's importance that is left as plain SGD.
         ranks: The order that nodes run in, see ``planner.order``; None: that of the file.
         time_s: Solve time so far.
         cut_short: A solve ended before its gap was closed.
@@ -85,6 +87,8 @@ class Stages:
     noise: Mapping[str, float]
     watch: Watch
     demands: tuple[Demand, ...] = ()
+    all_updated: bool = False
+    sgd_worth: float = SGD_WORTH
     ranks: Mapping[str, int] | None = None
     time_s: float = field(default=0.0, init=False)
     cut_short: bool = field(default=False, init=False)
@@ -125,7 +129,10 @@ class Stages:
             choices=choices,
             rebuild=rebuild,
         )
-        return impose(problem, self.demands)
+        demands = self.demands
+        if self.all_updated and not fixed:
+            demands += tuple(Demand("update", name) for name in problem.choices)
+        return impose(problem, demands)
 
     def _in_order(self, training: TrainingGraph) -> TrainingGraph:
         if self.ranks is None:
@@ -501,7 +508,7 @@ class Stages:
     def _scores(self, training: TrainingGraph) -> dict[Candidate, int]:
         """Importance of the graph's updates; a ratio given by hand is scored beside the rest."""
         wanted = [u.candidate for u in training.updates]
-        scores = prior(self.forward, [*self.importance, *wanted])
+        scores = prior(self.forward, [*self.importance, *wanted], self.sgd_worth)
         return {c: scores[c] for c in wanted}
 
     def _noise_gain(self, layers: Sequence[str]) -> dict[str, int]:

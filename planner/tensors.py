@@ -30,6 +30,7 @@ class Tensor:
             sample, which the caller writes.
         bytes: Aligned size.
         rebuildable: All writers are forward nodes that may run again.
+        state: An optimizer tensor whose home is the storage: it is here for an update's step only.
     """
 
     index: int
@@ -37,6 +38,12 @@ class Tensor:
     writers: tuple[Node, ...]
     bytes: int
     rebuildable: bool
+    state: bool = False
+
+    @property
+    def is_forward(self) -> bool:
+        """Made in forward only: the sample, activations, auxiliary tensors, the prediction."""
+        return not self.state and all(w.phase == "forward" for w in self.writers)
 
     @property
     def name(self) -> str:
@@ -55,6 +62,7 @@ class Storage:
         update_of: Node -> the update step that executes it (gradient, accumulate and apply nodes).
         aliases: Output value -> operand value whose bytes it takes over (views and in-place).
         followers: Node (None: the sample) -> the views that are to follow it, in order.
+        paged: Optimizer tensors whose home is the storage.
         refused: (node, its operand, what else reads that): it would take the operand's bytes over
             if nothing else read them.
     """
@@ -80,7 +88,8 @@ class Storage:
         for v in graph.values.values():
             if v.producer is not None and v not in tiles and self.space[v] == "flash":
                 self.space[v] = "arena"
-        self.space[training.sample] = "arena"
+        self.paged = {v for u in training.updates for v in u.paged}
+        self.space.update(dict.fromkeys((training.sample, *self.paged), "arena"))
         for v in tiles:
             del self.space[v]
         self.aliases: dict[Value, Value] = {}
@@ -94,6 +103,7 @@ class Storage:
         order = {n: i for i, n in enumerate(graph.nodes)}
         consumers = graph.consumers()
         groups: dict[Value, list[Value]] = {self.training.sample: [self.training.sample]}
+        groups |= {v: [v] for u in self.training.updates for v in u.paged}
         root = {self.training.sample: self.training.sample}
         for node in graph.nodes:
             for v in node.outputs:
@@ -124,6 +134,7 @@ class Storage:
                 writers,
                 aligned(max(v.type.nbytes for v in values)),
                 rebuildable,
+                state=values[0] in self.paged,
             )
             self.tensors.append(tensor)
             self.of.update(dict.fromkeys(values, tensor))

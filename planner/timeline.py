@@ -32,6 +32,7 @@ from .problem import (
     Slot,
     SplitCost,
     Transient,
+    paged_state,
 )
 from .tensors import Storage, Tensor, aligned
 
@@ -121,11 +122,14 @@ class _Builder:
         state: dict[int, int] = {}
         flash: dict[int, int] = {}
         mixed = []
+        paged = []
         for u, a in self.update_activity.items():
             choices.setdefault(u.candidate.param, []).append(a)
             score = self.importance[u.candidate]
             gain[a] = gain.get(a, 0) + score_of(u, score)
             state[a] = state.get(a, 0) + sum(aligned(v.type.nbytes) for v in u.resident)
+            if u.paged:
+                paged.append(paged_state(a, [aligned(v.type.nbytes) for v in u.paged], self.cost))
             if padding := split_padding(u):
                 flash[a] = padding
             if (more := self.forms.update(u, a, score)) is not None:
@@ -144,6 +148,7 @@ class _Builder:
             gain=gain,
             state_bytes=state,
             flash_bytes=flash,
+            paged_states=tuple(paged),
             constants=self._constants(slots),
             mixed_layers=self.forms.layers(self.training, slots),
             mixed_updates=tuple(mixed),
@@ -309,11 +314,7 @@ class _Builder:
         return len(tensor.writers) == 1 and self._auxiliary(tensor.writers[0])
 
     def _forward_reads(self, node: Node) -> set[Tensor]:
-        return {t for t in self._reads(node) if self._is_forward(t)}
-
-    def _is_forward(self, tensor: Tensor) -> bool:
-        """Made in forward only: the sample, activations, auxiliary tensors, the prediction."""
-        return all(w.phase == "forward" for w in tensor.writers)
+        return {t for t in self._reads(node) if t.is_forward}
 
     def _reads(self, node: Node) -> list[Tensor]:
         """Arena tensors that a step reads, its own in-place operand included."""
@@ -416,7 +417,7 @@ class _Builder:
         transients: list[Transient] = []
         fixed: list[tuple[int, int, Tensor]] = []
         for t in self.storage.tensors:
-            if not self._is_forward(t):
+            if not t.is_forward:
                 transients.append(self._transient(t, writes[t], reads[t], len(slots) - 1))
                 continue
             auxiliary = self._kept_for_backward(t)

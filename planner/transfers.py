@@ -42,6 +42,7 @@ class Transfer:
         free: Position up to which a page-out's source lives anyway, or from which on a page-in's
             target has no other stay: its earliest start.
         latest: Latest wait of a page-out: where another stay begins.
+        last_micro: It takes place in the last micro-step only.
     """
 
     tensor: int
@@ -51,6 +52,7 @@ class Transfer:
     home: int
     free: int
     latest: int
+    last_micro: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,23 +79,34 @@ class Clocks:
     waits: tuple[int, ...]
 
 
-def run(compute: Sequence[int], transfers: Sequence[Transfer], places: Placement) -> Clocks:
+def run(
+    compute: Sequence[int],
+    transfers: Sequence[Transfer],
+    places: Placement,
+    *,
+    last: bool = True,
+) -> Clocks:
     """Let both clocks run through a micro-step.
 
     Args:
         compute: Cycles of each step that computes.
         transfers: The transfers, in the order in which starts at one position come.
         places: Their positions.
+        last: It is the last micro-step.
     """
     done = [0, *accumulate(compute)]
-    return _run(done, transfers, places)
+    return _run(done, transfers, places, last=last)
 
 
-def _run(done: Sequence[int], transfers: Sequence[Transfer], places: Placement) -> Clocks:
+def _run(
+    done: Sequence[int], transfers: Sequence[Transfer], places: Placement, *, last: bool
+) -> Clocks:
     """``done``: cycles of all steps before each position."""
     stalled = free = 0
     finish, waits = [0] * len(transfers), [0] * len(transfers)
     for position, kind, i in sorted(_events(transfers, places)):
+        if transfers[i].last_micro and not last:
+            continue
         now = done[position] + stalled
         if kind in (_START_OUT, _START_IN):
             free = finish[i] = max(now, free) + transfers[i].cycles
@@ -141,27 +154,34 @@ class Hiding:
 
         Args:
             micro_steps: (how many, cycles of each step in them): the steps that compute, those
-                that are left out of a micro-step with 0 cycles.
+                that are left out of a micro-step with 0 cycles. The last micro-step comes first.
             transfers: By home.
             live: Arena bytes that each of these steps needs anyway.
             limit: Arena bytes that no step may exceed by transfers; where it needs more anyway,
                 nothing is added.
         """
-        self._clocks = [(n, [0, *accumulate(cycles)]) for n, cycles in micro_steps if n]
+        self._clocks = [
+            (n, [0, *accumulate(cycles)], i == 0) for i, (n, cycles) in enumerate(micro_steps) if n
+        ]
         self._transfers = transfers
-        self._least = sum(n * done[-1] for n, done in self._clocks)
+        self._least = sum(n * done[-1] for n, done, _ in self._clocks)
         self._tries = WORK // max(1, len(transfers))
         self._spare: _Bytes = np.maximum(limit - np.asarray(live, np.int64), 0)
 
     def cycles(self, places: Placement) -> int:
         """Cycles of a training step."""
         self._tries -= 1
-        return sum(n * _run(done, self._transfers, places).cycles for n, done in self._clocks)
+        return sum(n * found.cycles for n, found in self._runs(places))
+
+    def _runs(self, places: Placement) -> Iterator[tuple[int, Clocks]]:
+        """How often there is which micro-step, and what it takes."""
+        for n, done, last in self._clocks:
+            yield n, _run(done, self._transfers, places, last=last)
 
     def _waited(self, places: Placement) -> list[int]:
         """Cycles of a training step that each transfer is waited for."""
-        runs = [(n, _run(done, self._transfers, places).waits) for n, done in self._clocks]
-        return [sum(n * waits[i] for n, waits in runs) for i in range(len(places))]
+        runs = list(self._runs(places))
+        return [sum(n * found.waits[i] for n, found in runs) for i in range(len(places))]
 
     def place(self) -> Placement:
         """Positions of all transfers: a local optimum of moving one of them, or two at once."""
@@ -230,7 +250,7 @@ class Hiding:
             spare[begin:end] -= t.bytes
             if t.out:
                 written[t.tensor] = p.wait
-            elif p.start < written[t.tensor]:
+            elif p.start < written.get(t.tensor, 0):  # state is there from the step before
                 return False
         return bool((spare >= 0).all())
 
@@ -272,7 +292,7 @@ class Hiding:
             starts = [
                 p.start
                 for u, p in zip(self._transfers, places, strict=True)
-                if u.tensor == t.tensor and not u.out
+                if u.tensor == t.tensor and not u.out and u.home >= t.home
             ]
             latest = min([t.latest, *starts])
             blocked = np.flatnonzero(full[t.free : latest])
@@ -282,7 +302,7 @@ class Hiding:
             + [
                 p.wait
                 for u, p in zip(self._transfers, places, strict=True)
-                if u.tensor == t.tensor and u.out
+                if u.tensor == t.tensor and u.out and u.home <= t.home
             ]
         )
         blocked = np.flatnonzero(full[earliest : t.home])

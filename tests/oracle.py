@@ -48,7 +48,8 @@ class Unconstrained:
             if self.micro == 0:  # 1 - beta^t, kept in f32 as the firmware does
                 betas = np.array([spec.beta1, spec.beta2])
                 self.bias = self.bias * betas.astype(np.float32) + (1 - betas).astype(np.float32)
-            hyper[:2] = hyper[0] / self.bias[0], 1 / np.sqrt(self.bias[1])
+            hyper[1] = 1 / np.sqrt(self.bias[1])
+            hyper = np.append(hyper, hyper[0] / self.bias[0])
         feeds = {t.sample.name: x, t.target.name: y, t.hyper.name: hyper, **self.state}
         values = run(t.graph, feeds)
         self.micro += 1

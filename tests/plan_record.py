@@ -58,7 +58,7 @@ def finish(
         live.append(sum(at.values()))
     top = max(b.offset + padded(b.bytes) for b in arena)
     weights = sum(padded(u.value.type.nbytes) for u in updates)
-    optimizer = sum(padded(v.type.nbytes) for u in updates for v in u.states)
+    optimizer = sum(padded(v.type.nbytes) for u in updates for v in u.states if v not in u.paged)
     accumulators = sum(padded(u.accumulator.type.nbytes) for u in updates if u.accumulator)
     by_name = {n.name: n for n in training.graph.nodes}
     forward = [n for n in training.graph.nodes if n.phase == "forward"]
@@ -69,7 +69,9 @@ def finish(
     ram = top + weights + optimizer + accumulators
     paged = [b for b in buffers if b.space == "storage"]
     stored = max((b.offset + cost.stored_bytes(padded(b.bytes)) for b in paged), default=0)
-    worn = spec.micro_batches * sum(cost.worn_bytes(padded(b.bytes)) for b in paged)
+    homes = {v.name for u in updates for v in u.paged}
+    times = {b.id: 1 if b.value in homes else spec.micro_batches for b in paged}
+    worn = sum(times[b.id] * cost.worn_bytes(padded(b.bytes)) for b in paged)
     decided = []
     for u in updates:
         sizes = u.value.type.size, 0
@@ -81,7 +83,7 @@ def finish(
             UpdateDecision(
                 param=u.candidate.param, node=u.owner.name, role=u.role,
                 ratio=sizes[0] / sum(sizes), channels=u.candidate.channels,
-                saved=u.candidate.saved, importance=1.0,
+                saved=u.candidate.saved, state=u.candidate.state, importance=1.0,
             )
         )  # fmt: skip
     return Plan(
@@ -116,7 +118,7 @@ def finish(
             latency_s=cost.latency_s(cycles),
             energy_j=cost.energy_j(cycles, transfer_cycles),
             worn_bytes=worn,
-            life_steps=cost.life_steps(worn, spec.micro_batches),
+            life_steps=cost.life_steps(worn, max(times.values(), default=1)),
         ),
         regions=regions,
         decisions=Decisions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import nets
@@ -13,6 +14,7 @@ from op_cases import Array
 from torch_recurrent import torch_recurrent
 
 from odt_plan.ir.autodiff import build_training, candidates, param_slots
+from odt_plan.ir.candidates import with_states
 from odt_plan.ir.errors import GraphError, UnsupportedModelError, UsageError
 from odt_plan.ir.graph import Graph, Node, TensorType, Value
 from odt_plan.ir.interpreter import run
@@ -110,16 +112,19 @@ class Torch:
             whole = self.params[c.param]
             leaf = whole.narrow(self.axis(c), 0, c.channels) if c.channels else whole
             self.leaves[c.param] = leaf.clone().requires_grad_()
-        parameters = list(self.leaves.values())
-        self.optimizer: torch.optim.Optimizer
-        if spec.optimizer == "adam":
+        plain = [self.leaves[c.param] for c in chosen if c.state == "sgd"]
+        parameters = [self.leaves[c.param] for c in chosen if c.state != "sgd"]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if plain:
+            self.optimizers.append(torch.optim.SGD(plain, rate))
+        if parameters and spec.optimizer == "adam":
             betas = (spec.beta1, spec.beta2)
-            self.optimizer = torch.optim.Adam(parameters, rate, betas, spec.epsilon)
-        elif spec.optimizer == "adagrad":
-            self.optimizer = torch.optim.Adagrad(parameters, rate, eps=spec.epsilon)
-        else:
+            self.optimizers.append(torch.optim.Adam(parameters, rate, betas, spec.epsilon))
+        elif parameters and spec.optimizer == "adagrad":
+            self.optimizers.append(torch.optim.Adagrad(parameters, rate, eps=spec.epsilon))
+        elif parameters:
             momentum = spec.momentum if spec.optimizer == "momentum" else 0.0
-            self.optimizer = torch.optim.SGD(parameters, rate, momentum)
+            self.optimizers.append(torch.optim.SGD(parameters, rate, momentum))
 
     def axis(self, c: Candidate) -> int:
         node, slot = param_slots(self.graph)[c.param][0]
@@ -129,7 +134,8 @@ class Torch:
 
     def step(self, batches: Sequence[tuple[Array, Array]]) -> float:
         """One update by the mean gradient of the micro-batches; returns the last loss."""
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         for x, target in batches:
             params = dict(self.params)
             for c in self.chosen:
@@ -147,7 +153,8 @@ class Torch:
                     y = torch.log(y)
                 loss = torch.nn.functional.cross_entropy(y, torch.from_numpy(target).long())
             (loss / len(batches)).backward()
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         return float(loss.detach())
 
 
@@ -166,11 +173,8 @@ class Interpreted:
         self.steps += 1
         hyper = [self.rate, 1.0, self.steps]
         if spec.optimizer == "adam":
-            hyper = [
-                self.rate / (1 - spec.beta1**self.steps),
-                1 / np.sqrt(1 - spec.beta2**self.steps),
-                self.steps,
-            ]
+            hyper[1] = 1 / np.sqrt(1 - spec.beta2**self.steps)
+            hyper.append(self.rate / (1 - spec.beta1**self.steps))
         feeds = {**self.state, t.hyper.name: np.array(hyper, self.dtype)}
         accumulators = {
             u.accumulator.name: np.zeros(u.value.type.shape, self.dtype)
@@ -182,6 +186,7 @@ class Interpreted:
             for u in t.updates:
                 if u.accumulator is not None and u.accumulate_node is not None:
                     accumulators[u.accumulator.name] = env[u.accumulate_node.out.name]
+        self.values = env
         for u in t.updates:
             for v, new in zip((u.value, *u.states), u.apply_node.outputs, strict=True):
                 self.state[v.name] = env[new.name]
@@ -354,6 +359,45 @@ def test_scales_biases_and_shared_parameters_equal_torch(
     for micro_batches in (1, 2):
         spec = TrainingSpec(loss, optimizer, micro_batches)
         check_against_torch(graph, spec, whole(graph))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("optimizer", ["momentum", "adagrad", "adam"])
+@pytest.mark.parametrize("graph", [nets.cnn(batch=2), tied_net()], ids=lambda g: g.name)
+def test_plain_sgd_beside_an_optimizer_equals_torch(
+    graph: Graph, optimizer: OptimizerName, micro_batches: int
+) -> None:
+    """Every other parameter has given its state up."""
+    spec = TrainingSpec("cross_entropy", optimizer, micro_batches, epsilon=0.05)
+    chosen = [replace(c, state="sgd") if i % 2 else c for i, c in enumerate(whole(graph))]
+    training = build_training(graph, spec, chosen)
+    slots = len(spec.state_slots)
+    assert [len(u.states) for u in training.updates].count(slots) == (len(chosen) + 1) // 2
+    check_against_torch(graph, spec, chosen)
+
+
+@pytest.mark.parametrize("graph", [nets.cnn(batch=2), tied_net()], ids=lambda g: g.name)
+def test_ways_to_keep_state_stand_side_by_side_in_the_superset(graph: Graph) -> None:
+    """Each updates as it does alone, by the same gradient."""
+    spec = TrainingSpec(optimizer="momentum", micro_batches=2)
+    every = with_states(whole(graph), ("keep", "sgd"))
+    superset = build_training(graph, spec, every)
+    assert {u.candidate for u in superset.updates} == set(every)
+    together = Interpreted(superset, "f4", RATE)
+    data = batches(graph, spec, 0, "f4")
+    together.step(data)
+    for c in every:
+        alone = Interpreted(build_training(graph, spec, [c]), "f4", RATE)
+        alone.step(data)
+        (mine,) = (u for u in superset.updates if u.candidate == c)
+        assert np.array_equal(
+            together.values[mine.apply_node.out.name], alone.state[mine.value.name]
+        )
+
+
+def test_sgd_has_no_state_to_give_up() -> None:
+    with pytest.raises(UsageError, match="sgd has no state"):
+        build_training(nets.mlp(), TrainingSpec(), [Candidate("fc0.weight", state="sgd")])
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -29,11 +29,12 @@ from test_mixed_precision import trains
 from odt_plan.backends.c import emit_c
 from odt_plan.ir.autodiff import build_training, candidates
 from odt_plan.ir.calibrate import calibrate
+from odt_plan.ir.candidates import with_states
 from odt_plan.ir.errors import InfeasibleError, UnsupportedModelError, UsageError
 from odt_plan.ir.graph import Graph, TensorType, Value
 from odt_plan.ir.precision import lower
 from odt_plan.ir.streaming import blocks, stream
-from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec
+from odt_plan.ir.training import Candidate, StateForm, TrainingGraph, TrainingSpec
 from odt_plan.planner.check import check
 from odt_plan.planner.cost import code_bytes, flash_weights_bytes
 from odt_plan.planner.device import load_device
@@ -118,7 +119,9 @@ class Case:
         self.precision = unchosen(forward, {})
         self.free = choosable(forward, {})
         self.lowered = lower(forward, self.precision)
-        self.importance = prior(forward, candidates(self.lowered, imported=forward))
+        every = candidates(self.lowered, imported=forward)
+        states = tuple(dict.fromkeys(("keep", *(c.state for c in offered))))
+        self.importance = prior(forward, with_states(every, states))
         # of different size, so that it matters which layers are mixed
         self.noise = {n: noise * (1 + i % 3) for i, n in enumerate(self.free)}
         self.cost = plans.cost_of(BOARD, storage)
@@ -221,6 +224,7 @@ class Option:
     latency: int
 
 
+STATES: tuple[StateForm, ...] = ("keep", "paged", "sgd")
 PARTLY = [
     Candidate("d.bias"), Candidate("p.weight", 2), Candidate("p.weight"), Candidate("fc.weight")
 ]  # fmt: skip
@@ -232,9 +236,17 @@ def small() -> Case:
 
 
 @cache
-def options() -> tuple[Option, ...]:
-    """All combinations of the small case."""
-    case, found = small(), []
+def stateful() -> Case:
+    """Adam's tensors are kept, paged or given up, weight by weight; all accumulators are kept."""
+    weights = [Candidate("p.weight"), Candidate("fc.weight")]
+    spec = TrainingSpec(optimizer="adam", micro_batches=2)
+    return Case(separable(), with_states(weights, STATES), 0.03, spec, "sdcard")
+
+
+@cache
+def options(case: Case) -> tuple[Option, ...]:
+    """All combinations of a case."""
+    found = []
     for c in case.combinations():
         program = case.alone(c)
         costs = [round(program.solve(name, EXACT).value) for name in COSTS]
@@ -260,9 +272,10 @@ def found_by(case: Case, limits: Limits) -> tuple[Combination, float]:
 # --- learn ----------------------------------------------------------------------------------------
 
 
-def test_combinations_cost_in_the_joint_model_what_they_cost_alone() -> None:
-    case = small()
-    for o in options()[::3]:
+@pytest.mark.parametrize("name", ["small", "stateful"])
+def test_combinations_cost_in_the_joint_model_what_they_cost_alone(name: str) -> None:
+    case = {"small": small, "stateful": stateful}[name]()
+    for o in options(case)[::3]:
         program = case.decided(o.combination)
         for name, least in zip(COSTS, (o.ram, o.flash, o.latency), strict=True):
             result = program.solve(name, EXACT)
@@ -275,7 +288,7 @@ def test_combinations_cost_in_the_joint_model_what_they_cost_alone() -> None:
     ("limit", "cost"), [("ram_bytes", "ram"), ("flash_bytes", "flash"), ("cycles", "latency")]
 )
 def test_learn_equals_brute_force_at_every_budget(limit: str, cost: str) -> None:
-    case, every = small(), options()
+    case, every = small(), options(small())
     budgets = some([getattr(o, cost) for o in every], 9)
     reached = []
     for budget in budgets:
@@ -294,7 +307,7 @@ def test_learn_equals_brute_force_at_every_budget(limit: str, cost: str) -> None
 
 def test_a_split_weight_counts_as_slow_as_it_is() -> None:
     """Right below the latency of a partly updated layer, nothing that takes longer is chosen."""
-    case, every = small(), options()
+    case, every = small(), options(small())
     split = [o for o in every if Candidate("p.weight", 2) in o.combination.updates]
     for o in split[::3]:
         problem = replace(case.joint(), limits=replace(WIDE, cycles=o.latency - 1))
@@ -307,7 +320,7 @@ def test_a_split_weight_counts_as_slow_as_it_is() -> None:
 def test_learn_equals_brute_force_where_ram_and_flash_bind() -> None:
     """Budgets at which neither the best set of the RAM nor that of the flash alone is possible."""
     case = small()
-    ordered = sorted(options(), key=lambda o: -o.score)
+    ordered = sorted(options(small()), key=lambda o: -o.score)
     mixed = set()
     rams, flashes = ([getattr(o, c) for o in ordered] for c in ("ram", "flash"))
     for ram, flash in product(some(rams, 6)[1:5:2], some(flashes, 6)[1:5]):
@@ -332,7 +345,7 @@ def test_learn_equals_brute_force_where_ram_and_flash_bind() -> None:
 @settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_more_of_anything_never_gives_less(data: st.DataObject) -> None:
-    case, every = small(), options()
+    case, every = small(), options(small())
     rams, flashes = ([getattr(o, c) for o in every] for c in ("ram", "flash"))
     ram = data.draw(st.integers(min(rams), max(rams)))
     flash = data.draw(st.integers(min(flashes), max(flashes)))
@@ -352,12 +365,28 @@ def test_more_of_anything_never_gives_less(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("solver", ["highs", "scip", "cp-sat"])
 def test_all_solvers_agree(solver: SolverName) -> None:
-    case, every = small(), options()
+    case, every = small(), options(small())
     for ram in some([o.ram for o in every], 6)[1:4]:
         problem = replace(case.joint(), limits=replace(WIDE, ram_bytes=ram))
         best = max(o.score for o in every if o.ram <= ram)
         result = Milp(problem).solve("learn", replace(EXACT, solver=solver))
         assert round(result.value) == best
+
+
+# --- optimizer state ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("limit", "cost"), [("ram_bytes", "ram"), ("cycles", "latency")])
+def test_state_is_given_up_where_brute_force_does(limit: str, cost: str) -> None:
+    case, every = stateful(), options(stateful())
+    chosen = set()
+    for budget in some([getattr(o, cost) for o in every], 9):
+        best = max(o.score for o in every if getattr(o, cost) <= budget)
+        found, bound = found_by(case, replace(case.limits, **{limit: budget}))
+        assert case.score(found) == best, (budget, found)
+        assert round(bound) == best
+        chosen |= {u.state for u in found.updates}
+    assert chosen == ({"keep", "paged"} if cost == "ram" else {"keep", "sgd"})
 
 
 # --- streaming ------------------------------------------------------------------------------------

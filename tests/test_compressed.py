@@ -151,7 +151,7 @@ def values_of(training: TrainingGraph, seed: int = 0) -> dict[str, Array]:
     feeds: dict[str, Array] = {
         training.sample.name: x,
         training.target.name: y.astype(np.int32),
-        training.hyper.name: np.array([0.1, 1, 1], np.float32),
+        training.hyper.name: np.array([0.1, 1, 1, 0.1][: training.hyper.type.size], "f4"),
     }
     graph = training.graph
     state = {

@@ -232,7 +232,7 @@ def test_five_steps_equal_torch(kind: str, scale: float) -> None:
         optimizer.step()
         hyper = [rate, 1.0, t]
         if kind == "Adam":
-            hyper = [rate / (1 - 0.8**t), 1 / np.sqrt(1 - 0.95**t), t]
+            hyper = [rate, 1 / np.sqrt(1 - 0.95**t), t, rate / (1 - 0.8**t)]
         w, *states = apply(kind, (w, g, *states, np.array(hyper, np.float32)), **attrs)
         np.testing.assert_allclose(w, parameter.detach(), rtol=2e-6, atol=1e-7)
 
@@ -243,7 +243,8 @@ def test_updates_by_rows_are_the_update(kind: str) -> None:
     sample = next(iter(get_op(kind).samples()))
     count = len(sample.types) - (kind != "Accumulate")
     data = [abs(normal(6, 3, seed=i)) for i in range(count)]
-    rest = [] if kind == "Accumulate" else [np.array([0.1, 1.5, 1.0], np.float32)]
+    hyper = [0.1, 1.5, 1.0, 0.2][: 4 if kind == "Adam" else 3]
+    rest = [] if kind == "Accumulate" else [np.array(hyper, np.float32)]
     whole = apply(kind, [*data, *rest], **sample.attrs)
     for begin in range(0, 6, 2):
         rows = slice(begin, begin + 2)

@@ -329,10 +329,11 @@ def test_moments_are_those_of_the_float_rule(op: str) -> None:
     states = 2 if op == "Adam" else 1
     w = rng.integers(-100, 100, (4, 6), np.int8)
     floats = [np.abs(rng.standard_normal(w.shape)).astype(np.float32) for _ in range(1 + states)]
-    hyper, scales = np.array([0.1, 1.3, 4], np.float32), np.full(4, 0.0625, np.float32)
+    hyper = np.array([0.1, 1.3, 4, 0.2][: 2 + states], np.float32)
+    scales = np.full(4, 0.0625, np.float32)
     g = Graph("two")
     inputs = [g.add_input(f"s{i}", T(w.shape)) for i in range(1 + states)]
-    rate = g.add_input("hyper", T((3,)))
+    rate = g.add_input("hyper", T(hyper.shape))
     stored = g.add_input("w", T(w.shape, "i8", Q((0.0625,))))
     scale = g.add_input("scales", T((4,)))
     integer = {**attrs, "rounding": "nearest", "stream": 0}

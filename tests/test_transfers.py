@@ -14,6 +14,7 @@ import plans
 import pytest
 from mutate import DEVICE, Json, buffer, dump, find, reject, repaired
 from onnx_files import export
+from plan_record import finish
 from test_planner import every_solution
 from test_runtime import batch
 from zoo import exhibit
@@ -230,6 +231,29 @@ def test_transfers_beside_the_core_never_take_longer(storage: str) -> None:
         assert bound <= same.cycles + 0.5
         faster += same.cycles < before
     assert faster
+
+
+@pytest.mark.parametrize("graph", [nets.resnet(2, 8, 12), nets.views()], ids=lambda g: g.name)
+def test_page_ins_that_nobody_reads_are_left_out(graph: Graph) -> None:
+    """Decisions of a solve that was cut short may page in for steps that don't run."""
+    training = plans.training_of(graph)
+    limits = Limits(10**7, 10**7, storage_bytes=10**6)
+    cost = plans.cost_of(load_device(plans.BOARD), "sdram", overlap=True)
+    problem = plans.problem_of(graph, training, limits, cost, fixed=True)
+    every = {
+        (r.tensor.index, e.slot) for r in problem.retentions for e in r.events if e.may_load
+    }
+    kept = keep_all(problem)
+    found = realize(problem, replace(kept, loads=frozenset(every)), hide_within=limits)
+    plan = finish(
+        training, cost.device, cost, found.steps, found.buffers, found.actions, "sdram",
+        found.transfer_cycles, found.cycles,
+    )  # fmt: skip
+    check(plan, training, DEVICE)
+    ins = [s for s in found.steps if s.kind == "page_in"]
+    read = {b for s in found.steps if s.nodes for b in s.reads}
+    assert 0 < len(ins) < len(every)
+    assert all(s.writes[0] in read for s in ins)
 
 
 @pytest.mark.parametrize("storage", ["sdram", "sdcard"])

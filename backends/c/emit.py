@@ -32,7 +32,7 @@ from .schedule import emit_schedule
 _INCLUDE = re.compile(r'^#include "(odtplan_\w+)\.h"', re.MULTILINE)
 
 _OVERLAP_FIELDS = """\
-    /* Pages are started and waited for later; the two above serve a replay cache only. */
+    /* Pages are started and waited for later; the two above serve a replay cache, save and load. */
     odtplan_start_write_t page_start_write;
     odtplan_start_read_t page_start_read;
     odtplan_wait_t page_wait;
@@ -104,6 +104,11 @@ class _Library:
         self.weights = {n: symbol(f"{model}_W", i, n) for i, n in enumerate(constants)}
         self.state = _state_tensors(plan)
         self.parts = Parts(plan)
+        homes = {v.name for u in training.updates for v in u.paged}
+        # they come first in storage, so all that is to be saved is what lies up to their end
+        self._stored = _space_end(
+            [b for b in plan.buffers if b.space == "storage" and b.value in homes]
+        )
         self.schedule = emit_schedule(plan, training, self.weights, self.parts)
 
     def files(self) -> dict[str, str]:
@@ -168,6 +173,7 @@ class _Library:
             "infer_pages": int(schedule.infer_pages),
             "train_pages": int(schedule.train_pages),
             "initial": self._initial(),
+            "stored": self._stored_state(),
             "label_check": self._label_check() if labels else "",
             "index_check": index_check(training, self.macro),
             "declarations": self._declarations(),
@@ -176,6 +182,19 @@ class _Library:
             "arrays": golden_arrays(golden),
             "table": golden_table(golden, self.state),
         }
+
+    def _stored_state(self) -> str:
+        """The state in storage, for save and load; they go through the arena."""
+        if not self._stored:
+            return "    const odtplan_stored_t stored = {NULL, NULL, NULL, 0u, NULL, 0u};\n"
+        arena, callbacks = self.parts.arena[0], "net->page_write, net->page_read, net->user"
+        fields = f"{callbacks}, {self._stored}u, net->{arena.name}, {self.macro}_{arena.macro}"
+        lines = block(
+            "if (net->page_write == NULL || net->page_read == NULL) {",
+            ["return ODTPLAN_ERROR_CALLBACK;"],
+        )
+        lines.append(f"const odtplan_stored_t stored = {{{fields}}};")
+        return "".join(f"    {line}\n" for line in lines)
 
     def _memory(self) -> dict[str, str]:
         """What the templates say of arena and state."""
@@ -229,7 +248,7 @@ class _Library:
             "STATE_BYTES": (f"{state}u", "RAM that training changes"),
             "WEIGHTS_BYTES": (f"{plan.claims.flash_bytes.weights}u", "constants in flash"),
             "STORAGE_BYTES": (f"{stored}u", "external storage for paging" + " and replay" * more),
-            "SAVED_BYTES": (f"ODTPLAN_SAVED_BYTES({state}u)", "what save writes"),
+            "SAVED_BYTES": (f"ODTPLAN_SAVED_BYTES({state + self._stored}u)", "what save writes"),
             "BATCH": (f"{batch}", "samples per call"),
             "SAMPLE_SIZE": (f"{training.sample.type.size}", f"{sample_note} of x, whole batch"),
             "PREDICTION_SIZE": (f"{training.prediction.type.size}", "floats of y, whole batch"),
@@ -315,7 +334,8 @@ def _state_tensors(plan: Plan) -> list[Buffer]:
 
 
 def _space_end(buffers: list[Buffer]) -> int:
-    return max(b.offset + -(-b.bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for b in buffers)
+    ends = (b.offset + -(-b.bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for b in buffers)
+    return max(ends, default=0)
 
 
 def _plan_id(plan: Plan) -> tuple[int, int]:

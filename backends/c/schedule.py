@@ -21,6 +21,8 @@ from .emit_call import call, kernel_of, param_struct
 from .parts import Parts
 
 Range = tuple[int, int]
+_NOT_FIRST = "if (net->progress.updates != 0u) {"
+_FAILED = ["return ODTPLAN_ERROR_STORAGE;"]
 
 
 @dataclass
@@ -111,6 +113,7 @@ class _Emitter:
         self.params: list[str] = []
         starts = [s.writes[0] for s in plan.steps if s.overlapped]
         self.transfers = {target: i for i, target in enumerate(starts)}
+        self.homes = {v.name for u in training.updates for v in u.paged}
 
     def emit(self) -> Schedule:
         prediction = self.training.prediction.name
@@ -186,7 +189,7 @@ class _Emitter:
         if step.kind == "page_wait":
             transfer = self.transfers[str(step.reads[1])]
             test = f"if (net->page_wait(net->user, {transfer}u) != 0) {{"
-            return block(test, ["return ODTPLAN_ERROR_STORAGE;"])
+            return self._unless_first(self.buffers[str(step.reads[1])], test)
         nodes = [self.nodes[n] for n in step.nodes]
         if step.kind == "update":
             lines = self._update(step, nodes)
@@ -210,7 +213,21 @@ class _Emitter:
             f"if (net->page_{callback}(net->user, {first}, {self.pointer(ram.id)},"
             f" {ram.bytes}u) != 0) {{"
         )
-        return block(test, ["return ODTPLAN_ERROR_STORAGE;"])
+        if step.overlapped and self._is_state_in(target):
+            return block(_NOT_FIRST, block(test, _FAILED))
+        return self._unless_first(target, test)
+
+    def _unless_first(self, target: Buffer, test: str) -> list[str]:
+        """A transfer, in whose place a tensor is cleared if nobody has written it yet."""
+        moved = block(test, _FAILED)
+        if not self._is_state_in(target):
+            return moved
+        cleared = f"memset({self.pointer(target.id)}, 0, {target.bytes});"
+        return [*block(_NOT_FIRST, moved)[:-1], *block("} else {", [cleared])]
+
+    def _is_state_in(self, target: Buffer) -> bool:
+        """An optimizer tensor comes in, which nobody has written before the first update."""
+        return target.space == "arena" and target.value in self.homes
 
     def _update(self, step: Step, nodes: list[Node]) -> list[str]:
         update = self.updates[nodes[-1].name]

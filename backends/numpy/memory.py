@@ -9,7 +9,7 @@ the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -29,11 +29,17 @@ class Memory:
         arena: Transient bytes, an array per RAM region.
         state: Bytes that survive a step, an array per RAM region.
         storage: Bytes on external storage.
+        homes: Optimizer tensor that lives in storage -> its buffer there.
         views: Buffer id -> array over its bytes, in storage form; arena, state and storage only.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        """Allocate the planned bytes; those that do not survive a step are poisoned."""
+    def __init__(self, plan: Plan, homes: Collection[str] = ()) -> None:
+        """Allocate the planned bytes; those that do not survive a step are poisoned.
+
+        Args:
+            plan: The plan.
+            homes: Optimizer tensors that live in storage, by value name.
+        """
         arena, state = plan.parts("arena"), plan.parts("state")
         self.arena = [_poisoned(end - begin) for _, begin, end in arena]
         self.state = [np.zeros(end - begin, np.uint8) for _, begin, end in state]
@@ -48,16 +54,25 @@ class Memory:
                 r = part_of(parts, b.offset, b.offset + b.bytes)
                 self.views[b.id] = _view(arrays[r], b, parts[r].begin)
         self._dead = _dead_spans(plan, arena)
+        self.homes = {b.value: b.id for b in plan.buffers if _is_home(b, homes)}
+        kept = [_span(b) for b in plan.buffers if _is_home(b, homes)]
+        self._passing = _without((0, len(self.storage)), kept)
 
     def clear(self) -> None:
-        """Poison the arena and the storage: nothing of an earlier micro-step may be seen."""
-        for memory in (*self.arena, self.storage):
+        """Poison arena and storage but for state: nothing of an earlier micro-step may be seen."""
+        for memory in self.arena:
             memory[:] = POISON
+        for begin, end in self._passing:
+            self.storage[begin:end] = POISON
 
     def retire(self, index: int) -> None:
         """Poison the arena bytes whose buffers die with a step."""
         for memory, begin, end in self._dead[index]:
             self.arena[memory][begin:end] = POISON
+
+
+def _is_home(b: Buffer, homes: Collection[str]) -> bool:
+    return b.space == "storage" and b.value in homes
 
 
 def _poisoned(n_bytes: int) -> Array:

@@ -45,7 +45,7 @@ class Runtime:
         self.plan, self.training = plan, training
         self.micro_steps = self.updates = 0
         self._bias = (0, np.float32(0.0), np.float32(0.0))
-        self._memory = Memory(plan)
+        self._memory = Memory(plan, {v.name for u in training.updates for v in u.paged})
         self._nodes: dict[str, Node] = {n.name: n for n in training.graph.nodes}
         self._update_of: dict[Node, Update] = {}
         for u in training.updates:
@@ -299,8 +299,10 @@ class Runtime:
             return np.array([lr, 1.0, self.updates + 1], np.float32)
         bias1, bias2 = self._bias_corrections()
         one = np.float32(1.0)
-        rate = np.float32(lr) / bias1
-        return np.array([rate, one / np.sqrt(bias2), self.updates + 1], np.float32)
+        rate = np.float32(lr)
+        return np.array(
+            [rate, one / np.sqrt(bias2), self.updates + 1, rate / bias1], np.float32
+        )
 
     def _bias_corrections(self) -> tuple[np.float32, np.float32]:
         """1 - beta1^t and 1 - beta2^t of the next update t, in f32.
@@ -344,34 +346,52 @@ class Runtime:
 
     def is_finite(self) -> bool:
         """No float of the state is NaN or infinite; integers always are finite."""
-        floats = (a for a in self._resident.values() if a.dtype.kind == "f")
+        stored = [self._arrays[b] for b in self._memory.homes.values()]
+        floats = (a for a in (*self._resident.values(), *stored) if a.dtype.kind == "f")
         return all(bool(np.isfinite(a).all()) for a in floats)
 
     def state_bytes(self) -> bytes:
         """The state space, byte for byte as the plan lays it out."""
         return b"".join(a.tobytes() for a in self._memory.state)
 
-    def load_state(self, data: bytes, *, updates: int = 0) -> None:
+    def stored_bytes(self) -> bytes:
+        """Optimizer tensors that live in storage, in the order of their updates."""
+        return b"".join(self._arrays[b].tobytes() for b in self._memory.homes.values())
+
+    def load_state(self, data: bytes, *, updates: int = 0, stored: bytes = b"") -> None:
         """Continue from saved state bytes, between two updates.
 
         Args:
             data: What ``state_bytes`` returned.
             updates: Updates done so far (Adam's time step).
+            stored: What ``stored_bytes`` returned.
 
         Raises:
             UsageError: Not as many bytes as the plan lays out.
         """
+        homes = [self._arrays[b] for b in self._memory.homes.values()]
+        if len(stored) != sum(a.nbytes for a in homes):
+            raise UsageError(
+                f"the state in storage has {len(stored)} B, the plan has"
+                f" {sum(a.nbytes for a in homes)} B"
+            )
         if len(data) != self.state_nbytes:
             raise UsageError(f"the state has {len(data)} B, the plan has {self.state_nbytes} B")
         rest = np.frombuffer(data, np.uint8)
         for a in self._memory.state:
             a[:], rest = rest[: a.size], rest[a.size :]
+        left = stored
+        for a in homes:
+            a[...] = np.frombuffer(left[: a.nbytes], a.dtype).reshape(a.shape)
+            left = left[a.nbytes :]
         self.updates, self.micro_steps = updates, 0
 
     def _reset(self) -> None:
         """Initial state: the model's parameters, zero in optimizer tensors and accumulators."""
         for name, array in self._resident.items():
             array[...] = self.training.graph.constants.get(name, 0)
+        for home in self._memory.homes.values():
+            self._arrays[home][...] = 0
 
 
 def _by_rows(a: Array) -> Array:

@@ -2,7 +2,8 @@
 
 All are elementwise: a back end may call them on any run of rows, with ``count`` set to the number
 of elements. Results lie in place: the new weight on the weight, each new moment on its moment (of
-which ``OpDef.inplace`` names only the weight). ``hyper`` is the f32[3] of ``TrainingGraph.hyper``.
+which ``OpDef.inplace`` names only the weight). ``hyper`` is that of ``TrainingGraph``: Adam takes
+four numbers, and the others the first three of them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,18 @@ from .elementary import sqrt32
 T = TensorType
 
 
+def check_hyper(node: Node, states: int) -> None:
+    """Demand enough hyper-parameters for an optimizer of so many tensors.
+
+    Raises:
+        GraphError: There are too few.
+    """
+    t = operand(node, 2 + states)
+    known = ((4,),) if states == 2 else ((3,), (4,))
+    if t.dtype != "f32" or t.shape not in known:
+        raise GraphError(f"hyper must have the shape {' or '.join(map(str, known))}, not {t}")
+
+
 def _infer(states: int) -> Callable[[Node], Sequence[TensorType]]:
     """Weight, gradient, ``states`` optimizer tensors of one type, and the hyper-parameters."""
 
@@ -27,8 +40,7 @@ def _infer(states: int) -> Callable[[Node], Sequence[TensorType]]:
         for i in range(1, 2 + states):
             if operand(node, i) != weight:
                 raise GraphError(f"operand {i} is {operand(node, i)}, the weight {weight}")
-        if operand(node, 2 + states).shape != (3,):
-            raise GraphError(f"hyper must have the shape (3,), not {operand(node, 2 + states)}")
+        check_hyper(node, states)
         return (weight,) * (1 + states)
 
     return infer
@@ -70,7 +82,7 @@ def _adam_kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
     g = scaled(node, g)
     m = np.asarray(beta1 * m + rest1 * g)
     v = np.asarray(beta2 * v + (rest2 * g) * g)
-    return np.asarray(w - (hyper[0] * m) / (sqrt32(v) * hyper[1] + epsilon)), m, v
+    return np.asarray(w - (hyper[3] * m) / (sqrt32(v) * hyper[1] + epsilon)), m, v
 
 
 def adam_attrs(node: Node) -> dict[str, float]:
@@ -97,7 +109,7 @@ def _samples(states: int, attrs: dict[str, Attr]) -> Callable[[], Iterator[Sampl
         for shape in ((3, 4), (5,)):
             for scale in (1.0, 0.25):
                 yield Sample(
-                    (*(T(shape),) * (2 + states), T((3,))),
+                    (*(T(shape),) * (2 + states), T((4 if states == 2 else 3,))),
                     {**attrs, "gradient_scale": scale},
                     low=0.1,  # the second moment of Adam can't be negative
                 )

@@ -1,8 +1,8 @@
 """Update rules for integer parameters: the real step of ``optimizer``, rounded to stored steps.
 
-``QSGD, QMomentum, QAdagrad, QAdam (w i8 | i32, g f32, *states f32, hyper f32[3], scales
-f32[rows])``: g is the gradient with respect to the real weight, ``d`` the step that the float rule
-subtracts from it, and ``scales`` the real value of one stored step of each row of axis 0. Then ::
+``QSGD, QMomentum, QAdagrad, QAdam (w i8 | i32, g f32, *states f32, hyper f32, scales f32[rows])``:
+g is the gradient with respect to the real weight, ``d`` the step that the float rule subtracts from
+it, and ``scales`` the real value of one stored step of each row of axis 0. Then ::
 
     w' = saturate(w + round(-d / scale))        (attribute qas = 1: the real weight moves by -d)
     w' = saturate(w + round(-d * scale))        (qas = 0: plain descent on the stored integers)
@@ -40,7 +40,7 @@ from ..opdef import (
     register,
 )
 from .elementary import sqrt32
-from .optimizer import adam_attrs, scaled
+from .optimizer import adam_attrs, check_hyper, scaled
 from .qtypes import i8
 
 T = TensorType
@@ -59,8 +59,7 @@ def _infer(states: int) -> Callable[[Node], Sequence[TensorType]]:
         for i in range(1, 2 + states):
             if f32_operand(node, i).shape != w.shape:
                 raise GraphError(f"operand {i} is {operand(node, i)}, the weight {w}")
-        if f32_operand(node, 2 + states).shape != (3,):
-            raise GraphError(f"hyper must have the shape (3,), not {operand(node, 2 + states)}")
+        check_hyper(node, states)
         scales = f32_operand(node, 3 + states)
         if scales.shape != w.shape[:1]:
             raise GraphError(f"scales {scales} do not fit the {w.shape[0]} rows of {w}")
@@ -156,7 +155,7 @@ def _adam(node: Node, inputs: Sequence[Array | None], first_row: int) -> Sequenc
     g = scaled(node, g)
     m = np.asarray(beta1 * m + rest1 * g)
     v = np.asarray(beta2 * v + (rest2 * g) * g)
-    d = (hyper[0] * m) / (sqrt32(v) * hyper[1] + epsilon)
+    d = (hyper[3] * m) / (sqrt32(v) * hyper[1] + epsilon)
     return _moved(node, w, d, hyper, scales, first_row), m, v
 
 
@@ -186,7 +185,7 @@ def _samples(states: int, attrs: dict[str, Attr]) -> Callable[[], Iterator[Sampl
             for scale, rounding in ((1.0, "stochastic"), (0.25, "nearest")):
                 moments = (T(w.shape),) * (1 + states)
                 yield Sample(
-                    (w, *moments, T((3,)), T(w.shape[:1])),
+                    (w, *moments, T((4 if states == 2 else 3,)), T(w.shape[:1])),
                     {
                         **attrs,
                         "gradient_scale": scale,

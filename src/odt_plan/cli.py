@@ -166,6 +166,15 @@ def plan(
         CalibMethod, typer.Option(help="How ranges follow from the samples.")
     ] = "minmax",
     optimizer: Annotated[Optimizer, typer.Option()] = "sgd",
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="auto|keep|paged|sgd[=FACTOR],...",
+            help="Where the optimizer's tensors of each parameter may be: in RAM, in --storage, or"
+            " given up for plain SGD, which leaves FACTOR (0.9) of its importance."
+            "  [default: keep]",
+        ),
+    ] = None,
     qas: Annotated[
         bool,
         typer.Option(
@@ -243,6 +252,7 @@ def plan(
         calibration=calib,
         calibration_method=calib_method,
         optimizer=optimizer,
+        state=tuple(state or ()),
         qas=qas,
         rounding=rounding,
         loss="cross_entropy" if loss == "cross-entropy" else loss,

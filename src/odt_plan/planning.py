@@ -55,6 +55,7 @@ class PlanOptions:
     latency: str | None = None
     energy: str | None = None
     train: tuple[str, ...] = ()
+    state: tuple[str, ...] = ()
     precision: tuple[str, ...] = ()
     calibration: Path | None = None
     calibration_method: Method = "minmax"
@@ -149,6 +150,7 @@ def make_request(options: PlanOptions) -> Request:
         energy_j=energy,
         spec=spec,
         train=options.train or ("auto",),
+        state=options.state or ("keep",),
         precision=options.precision,
         calibration=SYNTHETIC if options.calibration == Path(SYNTHETIC) else options.calibration,
         calibration_method=options.calibration_method,

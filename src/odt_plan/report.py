@@ -282,6 +282,7 @@ def _updates(out: Console, plan: Plan) -> None:
     for u in chosen:
         channels = f" ({u.channels} channels)" if u.channels else ""
         kept = f", input kept as {u.saved}" if u.saved != "f32" else ""
+        kept += {"keep": "", "paged": ", state paged", "sgd": ", plain SGD"}[u.state]
         part = f"{u.ratio:.1%}{channels}{kept}"
         cells = (u.node, u.param, u.role, part, f"{u.importance:,.0f}")
         table.add_row(*map(Text, cells))

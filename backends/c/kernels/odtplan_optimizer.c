@@ -38,7 +38,7 @@ void odtplan_adam_f32(const odtplan_adam_t *p, const float *w, const float *g, c
                       const float *v, const float *hyper, float *w_out, float *m_out,
                       float *v_out) {
     const odtplan_adam_t a = *p; /* a copy, which the stores below can't change */
-    const float rate = hyper[0], correction = hyper[1];
+    const float rate = hyper[3], correction = hyper[1];
     int32_t i;
     for (i = 0; i < a.count; i++) {
         float scaled = g[i] * a.gradient_scale;

@@ -50,7 +50,7 @@ void odtplan_adagrad_f32(const odtplan_adagrad_t *p, const float *w, const float
                          const float *sum, const float *hyper, float *w_out, float *sum_out);
 
 /* m' = beta1 * m + rest1 * g; v' = beta2 * v + rest2 * g * g;
- * w' = w - hyper[0] * m' / (sqrt(v') * hyper[1] + epsilon). */
+ * w' = w - hyper[3] * m' / (sqrt(v') * hyper[1] + epsilon). */
 void odtplan_adam_f32(const odtplan_adam_t *p, const float *w, const float *g, const float *m,
                       const float *v, const float *hyper, float *w_out, float *m_out,
                       float *v_out);

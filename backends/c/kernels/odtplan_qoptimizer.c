@@ -234,7 +234,7 @@ static void adam(const odtplan_qadam_t *p, moves_t moves, const float *g, const 
                  const float *v, const float *hyper, float *m_out, float *v_out)
 {
     const odtplan_qadam_t a = *p; /* a copy, which the stores below can't change */
-    const float rate = hyper[0], correction = hyper[1];
+    const float rate = hyper[3], correction = hyper[1];
     float d[AT_ONCE];
     for (int32_t n; moves.rest > 0; g += n, m += n, v += n, m_out += n, v_out += n) {
         n = next_count(&moves);

@@ -33,8 +33,9 @@ static uint32_t content_crc(const odtplan_progress_t *progress, const odtplan_me
     return crc;
 }
 
-static uint32_t sum_bytes(const odtplan_memory_t *state, uint32_t parts) {
-    uint32_t i, bytes = 0u;
+static uint32_t sum_bytes(const odtplan_memory_t *state, uint32_t parts,
+                          const odtplan_stored_t *stored) {
+    uint32_t i, bytes = stored->bytes;
     for (i = 0; i < parts; i++) {
         bytes += state[i].bytes;
     }
@@ -52,10 +53,46 @@ static void make_header(uint32_t header[HEADER_WORDS], const uint32_t plan[2],
     header[5] = 0u;
 }
 
+/* Copies the state in storage to where write puts it; extends the checksum. Before the first update
+ * nobody has written it: it is zero. */
+static int save_stored(const odtplan_stored_t *stored, int written, uint32_t at,
+                       odtplan_write_t write, void *user, uint32_t *crc) {
+    uint32_t n, done;
+    for (done = 0u; done < stored->bytes; done += n) {
+        n = stored->bytes - done < stored->room ? stored->bytes - done : stored->room;
+        memset(stored->through, 0, n);
+        if (written && stored->read(stored->user, done, stored->through, n) != 0) {
+            return ODTPLAN_ERROR_STORAGE;
+        }
+        *crc = odtplan_crc32(*crc, stored->through, n);
+        if (write(user, at + done, stored->through, n) != 0) {
+            return ODTPLAN_ERROR_STORAGE;
+        }
+    }
+    return ODTPLAN_OK;
+}
+
+static int load_stored(const odtplan_stored_t *stored, uint32_t at, odtplan_read_t read, void *user,
+                       uint32_t *crc) {
+    uint32_t n, done;
+    for (done = 0u; done < stored->bytes; done += n) {
+        n = stored->bytes - done < stored->room ? stored->bytes - done : stored->room;
+        if (read(user, at + done, stored->through, n) != 0) {
+            return ODTPLAN_ERROR_STORAGE;
+        }
+        *crc = odtplan_crc32(*crc, stored->through, n);
+        if (stored->write(stored->user, done, stored->through, n) != 0) {
+            return ODTPLAN_ERROR_STORAGE;
+        }
+    }
+    return ODTPLAN_OK;
+}
+
 int odtplan_save(const uint32_t plan[2], const odtplan_progress_t *progress,
-                 const odtplan_memory_t *state, uint32_t parts, odtplan_write_t write, void *user) {
+                 const odtplan_memory_t *state, uint32_t parts, const odtplan_stored_t *stored,
+                 odtplan_write_t write, void *user) {
     uint32_t header[HEADER_WORDS], i, at = (uint32_t)sizeof header;
-    make_header(header, plan, sum_bytes(state, parts));
+    make_header(header, plan, sum_bytes(state, parts, stored));
     header[5] = content_crc(progress, state, parts);
     if (write(user, at, progress, (uint32_t)sizeof *progress) != 0) {
         return ODTPLAN_ERROR_STORAGE;
@@ -67,14 +104,18 @@ int odtplan_save(const uint32_t plan[2], const odtplan_progress_t *progress,
         }
         at += state[i].bytes;
     }
+    if (save_stored(stored, progress->updates != 0u, at, write, user, &header[5]) != ODTPLAN_OK) {
+        return ODTPLAN_ERROR_STORAGE;
+    }
     /* The header comes last: an interrupted save leaves nothing that looks whole. */
     return write(user, 0u, header, (uint32_t)sizeof header) != 0 ? ODTPLAN_ERROR_STORAGE : ODTPLAN_OK;
 }
 
 int odtplan_load(const uint32_t plan[2], odtplan_progress_t *progress, const odtplan_memory_t *state,
-                 uint32_t parts, odtplan_read_t read, void *user, int *torn) {
+                 uint32_t parts, const odtplan_stored_t *stored, odtplan_read_t read, void *user,
+                 int *torn) {
     uint32_t header[HEADER_WORDS], expected[HEADER_WORDS], chunk[CHUNK_BYTES / 4u], i;
-    const uint32_t at = (uint32_t)sizeof header, state_bytes = sum_bytes(state, parts);
+    const uint32_t at = (uint32_t)sizeof header, state_bytes = sum_bytes(state, parts, stored);
     const uint32_t content = (uint32_t)sizeof *progress + state_bytes;
     uint32_t done = 0u, crc = 0u;
     *torn = 0;
@@ -109,7 +150,11 @@ int odtplan_load(const uint32_t plan[2], odtplan_progress_t *progress, const odt
         }
         done += state[i].bytes;
     }
-    if (content_crc(progress, state, parts) != header[5]) {
+    crc = content_crc(progress, state, parts);
+    if (load_stored(stored, done, read, user, &crc) != ODTPLAN_OK) {
+        return ODTPLAN_ERROR_STORAGE;
+    }
+    if (crc != header[5]) {
         return ODTPLAN_ERROR_DAMAGED;
     }
     *torn = 0;
@@ -117,13 +162,14 @@ int odtplan_load(const uint32_t plan[2], odtplan_progress_t *progress, const odt
 }
 
 void odtplan_hyper(const odtplan_decay_t *p, odtplan_progress_t *progress, float lr,
-                   float hyper[3]) {
+                   float hyper[4]) {
     progress->updates++;
     progress->bias1 = progress->bias1 * p->beta1 + p->rest1;
     progress->bias2 = progress->bias2 * p->beta2 + p->rest2;
-    hyper[0] = lr / progress->bias1;
+    hyper[0] = lr;
     hyper[1] = 1.0f / odtplan_sqrtf(progress->bias2);
     hyper[2] = (float)progress->updates;
+    hyper[3] = lr / progress->bias1;
 }
 
 int odtplan_is_step_size(float lr) {

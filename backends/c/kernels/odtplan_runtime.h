@@ -58,16 +58,28 @@ typedef struct {
     uint32_t bytes;
 } odtplan_memory_t;
 
-/* Writes header, progress and the parts of the state. plan is the 64-bit id of the plan, low word
- * first. */
+/* State in storage: bytes from its start on, moved through RAM that is free between calls. */
+typedef struct {
+    odtplan_write_t write;
+    odtplan_read_t read;
+    void *user;
+    uint32_t bytes; /* 0: there is none, nothing else is looked at */
+    uint8_t *through;
+    uint32_t room;
+} odtplan_stored_t;
+
+/* Writes header, progress, the parts of the state, and what of it is in storage. plan is the 64-bit
+ * id of the plan, low word first. */
 int odtplan_save(const uint32_t plan[2], const odtplan_progress_t *progress,
-                 const odtplan_memory_t *state, uint32_t parts, odtplan_write_t write, void *user);
+                 const odtplan_memory_t *state, uint32_t parts, const odtplan_stored_t *stored,
+                 odtplan_write_t write, void *user);
 
 /* Reads what odtplan_save wrote. Everything is read and checked once before progress or state is
  * touched, then read again into its place; if that second reading fails or differs, the state is
  * undefined and *torn is 1. */
 int odtplan_load(const uint32_t plan[2], odtplan_progress_t *progress, const odtplan_memory_t *state,
-                 uint32_t parts, odtplan_read_t read, void *user, int *torn);
+                 uint32_t parts, const odtplan_stored_t *stored, odtplan_read_t read, void *user,
+                 int *torn);
 
 /* Adam's decay rates; rest1 = 1 - beta1 and rest2 = 1 - beta2 are rounded once, because the
  * difference of floats would lose half of the digits of 1 - 0.999. Other optimizers: 0, 0, 1, 1. */
@@ -76,10 +88,10 @@ typedef struct {
 } odtplan_decay_t;
 
 /* Run-time factors of the optimizers for the next update, to which progress advances: hyper[0] is
- * the step size, for Adam divided by 1 - beta1 ^ t; hyper[1] is 1 / sqrt(1 - beta2 ^ t), else 1;
- * hyper[2] is the number t of the update, from 1. */
+ * the step size; hyper[1] is 1 / sqrt(1 - beta2 ^ t) for Adam, else 1; hyper[2] is the number t of
+ * the update, from 1; hyper[3] is the step size, for Adam divided by 1 - beta1 ^ t. */
 void odtplan_hyper(const odtplan_decay_t *p, odtplan_progress_t *progress, float lr,
-                   float hyper[3]);
+                   float hyper[4]);
 
 /* 1 when lr is a finite number that is not negative. */
 int odtplan_is_step_size(float lr);

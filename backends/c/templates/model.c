@@ -148,7 +148,7 @@ int ${model}_save(const ${model}_t *net, odtplan_write_t write, void *user) {
         return ODTPLAN_ERROR_NOT_READY;
     }
     const odtplan_memory_t parts[] = ${MODEL}_STATE_PARTS(net);
-    return odtplan_save(plan_id, &net->progress, parts, COUNT(parts), write, user);
+$stored    return odtplan_save(plan_id, &net->progress, parts, COUNT(parts), &stored, write, user);
 }
 
 int ${model}_load(${model}_t *net, odtplan_read_t read, void *user) {
@@ -160,7 +160,7 @@ int ${model}_load(${model}_t *net, odtplan_read_t read, void *user) {
         return ODTPLAN_ERROR_NOT_READY;
     }
     const odtplan_memory_t parts[] = ${MODEL}_STATE_PARTS(net);
-    status = odtplan_load(plan_id, &net->progress, parts, COUNT(parts), read, user, &torn);
+$stored    status = odtplan_load(plan_id, &net->progress, parts, COUNT(parts), &stored, read, user, &torn);
     if (torn) {
         (void)${model}_init(net);
     }

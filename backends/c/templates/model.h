@@ -35,7 +35,7 @@ $fields    /* Paging of tensors; needed when ${MODEL}_STORAGE_BYTES is not 0. */
 $overlap_fields    void *user; /* handed to the page callbacks */
     /* Kept by the library. */
     odtplan_progress_t progress;
-$captured    float hyper[3];
+$captured    float hyper[4];
     uint32_t ready;
     int32_t selftest_exact; /* 1 after a self-test whose results were equal bit for bit */
 } ${model}_t;
@@ -62,9 +62,10 @@ int ${model}_infer(${model}_t *net, const $sample_type *x, float *y);
  * has changed. */
 int ${model}_train_step(${model}_t *net, const $sample_type *x, $target_decl, float lr, float *loss);
 $replay_declaration
-/* Saves and restores what was learned: ${MODEL}_SAVED_BYTES through a callback. ${model}_load
- * refuses foreign, cut or damaged data and leaves the state as it was; if reading fails half way
- * through an image that was found whole, it falls back to the initial weights. */
+/* Saves and restores what was learned: ${MODEL}_SAVED_BYTES through a callback, optimizer tensors in
+ * storage included. ${model}_load refuses foreign, cut or damaged data and leaves the state as it was;
+ * if reading fails half way through an image that was found whole, it falls back to the initial
+ * weights. */
 int ${model}_save(const ${model}_t *net, odtplan_write_t write, void *user);
 int ${model}_load(${model}_t *net, odtplan_read_t read, void *user);
 

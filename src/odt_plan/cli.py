@@ -378,6 +378,24 @@ def check(
 
 
 @app.command(epilog=EXIT_CODES)
+def ops(
+    as_json: Json = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the page docs/ops.md.")
+    ] = False,
+) -> None:
+    """List the ONNX operators that are supported, and what each one can do."""
+    from .operators import markdown, operators_record, print_operators
+
+    if as_json:
+        print_json(operators_record())
+    elif as_markdown:
+        typer.echo("\n".join(markdown()))
+    else:
+        print_operators()
+
+
+@app.command(epilog=EXIT_CODES)
 def layout(
     file: Annotated[
         Path, typer.Argument(metavar="FILE.csv", help="Columns id,lower,upper,size[,alignment].")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .errors import GraphError
 from .graph import Attr, Graph, Value
+from .head import replace_head
 from .obstacles import Obstacle, report_obstacles
 from .onnx_convert import Conversion, RejectedError, Site
 from .onnx_file import FileNode, ModelFile, load_file
@@ -20,7 +21,9 @@ from .passes import clean
 from .surgery import rename
 
 
-def import_model(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> Graph:
+def import_model(
+    path: Path, *, batch: int = 1, fold_batchnorm: bool = True, head: int | None = None
+) -> Graph:
     """Read a model file as a forward graph.
 
     Inputs and outputs keep the names, number and layout that they have in the file. A quantized
@@ -32,12 +35,16 @@ def import_model(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
         path: An ``.onnx`` file, opset 8 to the newest of the installed onnx.
         batch: Value of the symbolic batch dimension.
         fold_batchnorm: Merge BatchNormalization with frozen statistics into the layer before it.
+        head: Replace the last layer by a fresh one for so many classes.
 
     Raises:
         UsageError: The path is missing, a folder or unreadable.
         UnsupportedModelError: Lists everything in the model that can't be planned.
     """
-    return graph_of(load_file(path, batch), path, fold_batchnorm=fold_batchnorm)
+    graph = graph_of(load_file(path, batch), path, fold_batchnorm=fold_batchnorm)
+    if head is not None:
+        replace_head(graph, head)
+    return graph
 
 
 def graph_of(file: ModelFile, path: Path, *, fold_batchnorm: bool = True) -> Graph:

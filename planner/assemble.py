@@ -44,7 +44,7 @@ from .tensors import aligned
 ROUNDING = 1e-6
 
 
-def source_of(path: Path, batch: int, fold_batchnorm: bool) -> ModelInfo:
+def source_of(path: Path, batch: int, fold_batchnorm: bool, head: int | None) -> ModelInfo:
     """What identifies the model and how it was imported; the plan lies beside the file."""
     return ModelInfo(
         name=path.stem,
@@ -52,6 +52,7 @@ def source_of(path: Path, batch: int, fold_batchnorm: bool) -> ModelInfo:
         sha256=file_sha256(path),
         batch=batch,
         fold_batchnorm=fold_batchnorm,
+        head=head,
     )
 
 

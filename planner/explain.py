@@ -366,6 +366,7 @@ def _request_of(plan: Plan, asked: Asked, model: Path, device: Device) -> Reques
         state=asked.state,
         batch=plan.model.batch,
         fold_batchnorm=plan.model.fold_batchnorm,
+        head=plan.model.head,
         precision=asked.precision,
         objective=objective,
         solver=_solver(plan.solver.name),

@@ -66,6 +66,7 @@ class Request:
         state: What may become of an optimizer's tensors, see ``planner.state_forms``.
         batch: Samples per micro-batch.
         fold_batchnorm: Fold frozen BatchNormalization into the layer before it.
+        head: Classes of a fresh last layer; None: it stays.
         precision: ``LAYER=i8``, ``mixed`` and ``f32`` pins, with wildcards; see
             ``planner.precision``.
         calibration: Samples that a float model's scales are found from, or ``synthetic``: a guess
@@ -95,6 +96,7 @@ class Request:
     state: tuple[str, ...] = ("keep",)
     batch: int = 1
     fold_batchnorm: bool = True
+    head: int | None = None
     precision: tuple[str, ...] = ()
     calibration: Path | Literal["synthetic"] | None = None
     calibration_method: Method = "minmax"
@@ -423,7 +425,7 @@ class Planner:
             done.training,
             done.schedule,
             self.cost,
-            source=source_of(r.model, r.batch, r.fold_batchnorm),
+            source=source_of(r.model, r.batch, r.fold_batchnorm, r.head),
             device=self._device_info(),
             bounds=bounds,
             gap=r.gap,

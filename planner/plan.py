@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple
 
 from pydantic import (
     BaseModel,
@@ -65,14 +65,34 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelInfo(_Record):
-    """The model file; ``file`` is relative to the plan's folder."""
+class _Lean(_Record):
+    """Fields that say nothing are left out of the file, as in files that don't know them."""
+
+    left_out: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, object]:
+        record: dict[str, object] = plain(self)
+        for name in self.left_out:
+            value = getattr(self, name)
+            if value is None or value is False or value == ():
+                record.pop(name, None)
+        return record
+
+
+class ModelInfo(_Lean):
+    """The model file; ``file`` is relative to the plan's folder.
+
+    ``head`` is the number of classes that its last layer was replaced for, if it was.
+    """
 
     name: str
     file: str
     sha256: Sha256
     batch: PositiveInt = Field(le=LARGEST_BATCH)
     fold_batchnorm: bool
+    head: PositiveInt | None = None
+    left_out: ClassVar[tuple[str, ...]] = ("head",)
 
 
 class Training(_Record):
@@ -122,7 +142,7 @@ class Term(_Record):
     reference: PositiveFloat
 
 
-class Objective(_Record):
+class Objective(_Lean):
     """One stage of the lexicographic objective.
 
     Attributes:
@@ -142,6 +162,7 @@ class Objective(_Record):
     gap: NonNegativeFloat
     terms: tuple[Term, ...] = ()
     bound_kept: float | None = None
+    left_out: ClassVar[tuple[str, ...]] = ("bound_kept",)
 
     @property
     def gap_kept(self) -> float | None:
@@ -155,13 +176,6 @@ class Objective(_Record):
     def least_gap(self) -> float:
         """The gap that a search can close: that of the plans that it goes through."""
         return self.gap if self.gap_kept is None else self.gap_kept
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, object]:
-        record: dict[str, object] = plain(self)
-        if self.bound_kept is None:
-            record.pop("bound_kept", None)
-        return record
 
 
 class RamClaim(_Record):
@@ -440,7 +454,7 @@ class SolverInfo(_Record):
     stopped: Stopped | None = None
 
 
-class Plan(_Record):
+class Plan(_Lean):
     """A checked training plan.
 
     ``regions`` are the RAM regions that the plan may use; it is left out of the file where it is
@@ -463,6 +477,7 @@ class Plan(_Record):
     regions: tuple[RegionClaim, ...] = ()
     replay: Replay | None = None
     reordered: bool = False
+    left_out: ClassVar[tuple[str, ...]] = ("regions", "replay", "reordered")
     decisions: Decisions
     quantization: dict[str, QuantizationRecord] = {}
     asked: Asked | None = None
@@ -496,18 +511,6 @@ class Plan(_Record):
             update={"ram_bytes": ram.model_copy(update={"total": total})}
         )
         return self.model_copy(update={"replay": None, "claims": claims})
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """A plan is the same file whether this version knows what it does without or not."""
-        record: dict[str, object] = plain(self)
-        if not self.regions:
-            record.pop("regions", None)
-        if self.replay is None:
-            record.pop("replay", None)
-        if not self.reordered:
-            record.pop("reordered", None)
-        return record
 
 
 def load_plan(path: Path) -> Plan:

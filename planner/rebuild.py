@@ -62,7 +62,8 @@ def forward_of(plan: Plan, plan_path: Path, model_path: Path | None = None) -> G
             f"{path}: not the planned model (SHA-256 {found[:12]}…, planned"
             f" {plan.model.sha256[:12]}…); give the right one with --model, or plan again"
         )
-    graph = import_model(path, batch=plan.model.batch, fold_batchnorm=plan.model.fold_batchnorm)
+    m = plan.model
+    graph = import_model(path, batch=m.batch, fold_batchnorm=m.fold_batchnorm, head=m.head)
     if plan.quantization:
         _annotate(graph, plan)
     return graph

@@ -21,6 +21,7 @@ from odt_plan.ir.autodiff import candidates
 from odt_plan.ir.errors import InfeasibleError
 from odt_plan.ir.graph import Graph
 from odt_plan.ir.training import Candidate
+from odt_plan.planner import timeline
 from odt_plan.planner.check import check
 from odt_plan.planner.device import load_device
 from odt_plan.planner.linear import SolverOptions
@@ -190,3 +191,29 @@ def test_plans_keep_their_promises(graph_seed: int, tmp_path: Path) -> None:
         before = value, bound
     assert before is not None
     assert before[0] >= learned(most)[0] * (1 - 1e-3)
+
+
+@pytest.mark.parametrize("seed", [2, 4, 9])
+def test_bounds_hold_for_plans_that_make_activations_again(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where updates are chosen without rebuilt activations, as in large models.
+
+    All that fits is found, and the bound of all plans is told beside that of those without.
+    """
+    path = export(random_net(seed, 4 + seed * 7 % 57), tmp_path)
+    request = Request(path, BOARD, ram_bytes=10**7, with_baselines=False, time_limit_s=20)
+    least = make_plan(replace(request, train=("all",), objective="ram")).plan.claims.ram_bytes
+    plenty = make_plan(request)
+    everything, _ = learned(plenty)
+    ram = (least.total + plenty.plan.claims.ram_bytes.total) // 2
+    monkeypatch.setattr(timeline, "LEARN_REBUILDS", 0)
+    (learn, _) = make_plan(replace(request, ram_bytes=ram)).plan.objective
+    assert learn.value == everything <= learn.bound
+    assert learn.bound_kept is not None
+    assert learn.bound_kept < everything, "so that the bound without rebuilds excludes this plan"
+    assert learn.gap_kept == 0
+    (learn, _) = make_plan(replace(request, ram_bytes=ram // 2)).plan.objective
+    assert learn.value <= learn.bound
+    assert learn.bound_kept is not None
+    assert learn.bound_kept <= learn.bound * (1 + 1e-6)

@@ -196,6 +196,15 @@ def plan(
     ] = "1",
     batch: Batch = 1,
     fold_batchnorm: Fold = None,
+    head: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1 << 16,
+            metavar="N",
+            help="Replace the last layer by a fresh one for N classes.",
+        ),
+    ] = None,
     objective: Annotated[
         str,
         typer.Option(
@@ -259,6 +268,7 @@ def plan(
         micro_batches=parse_micro_batches(micro_batches),
         batch=batch,
         fold_batchnorm=batch == 1 if fold_batchnorm is None else fold_batchnorm,
+        head=head,
         objective=objective,
         solver=solver,
         gap=gap,

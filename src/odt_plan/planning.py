@@ -66,6 +66,7 @@ class PlanOptions:
     micro_batches: int | Literal["auto"] = 1
     batch: int = 1
     fold_batchnorm: bool = True
+    head: int | None = None
     objective: str = "learn"
     solver: SolverName = "auto"
     gap: float = 1e-3
@@ -128,7 +129,12 @@ def make_request(options: PlanOptions) -> Request:
         raise UsageError("--gap: nan is no gap; give for example 0.001")
     if spec_loss is None:
         spec_loss = default_loss(
-            import_model(options.model, batch=options.batch, fold_batchnorm=options.fold_batchnorm)
+            import_model(
+                options.model,
+                batch=options.batch,
+                fold_batchnorm=options.fold_batchnorm,
+                head=options.head,
+            )
         )
     spec = TrainingSpec(
         loss=spec_loss,
@@ -156,6 +162,7 @@ def make_request(options: PlanOptions) -> Request:
         calibration_method=options.calibration_method,
         batch=options.batch,
         fold_batchnorm=options.fold_batchnorm,
+        head=options.head,
         objective=parse_objective(options.objective),
         solver=options.solver,
         gap=options.gap,

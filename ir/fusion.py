@@ -1,4 +1,4 @@
-"""Chains of elementwise nodes that are one activation become that activation.
+"""Chains of nodes that are one activation become that activation.
 
 Exporters write GELU as up to nine nodes around a tanh or an erf, in many orders. Each of them would
 save its operands for backward. Chains are found by what they compute: their values at points of an
@@ -11,7 +11,7 @@ import numpy as np
 
 from .graph import Array, Graph, Node, Value
 from .opdef import get_op
-from .surgery import drop_unread, nodes_of
+from .surgery import drop_unread, nodes_of, operand_of, take_out
 
 #: The function in the middle of a chain -> the operator that the whole chain is.
 _FORMS = {"Tanh": "Gelu", "Erf": "GeluErf"}
@@ -37,6 +37,35 @@ def merge_gelu(graph: Graph) -> bool:
         for node in reversed(chain[:-1]):
             drop_unread(graph, node)
         changed = True
+    return changed
+
+
+def drop_nan_guards(graph: Graph) -> bool:
+    """What replaces NaN in the result of a Softmax is left out.
+
+    PyTorch's exporter writes it for rows in which everything is masked by -inf. Softmax of finite
+    numbers is never NaN; where a Where in front of it may mask by -inf, all stays as it is.
+    """
+    changed = False
+    for node in nodes_of(graph, "Where"):
+        condition, _, x = node.inputs
+        negated = None if condition is None else condition.producer
+        same = None if negated is None or negated.op != "Not" else operand_of(negated, 0).producer
+        if x is None or x.producer is None or x.producer.op != "Softmax":
+            continue
+        scores = operand_of(x.producer, 0).producer
+        if scores is not None and scores.op == "Where":
+            continue
+        if same is None or same.op != "Equal" or same.inputs != (x, x) or x.type != node.out.type:
+            continue
+        node.inputs = (x,)
+        if take_out(graph, node):
+            assert negated is not None
+            drop_unread(graph, negated)
+            drop_unread(graph, same)
+            changed = True
+        else:
+            node.inputs = (condition, None, x)
     return changed
 
 

@@ -273,8 +273,7 @@ def _constant_only(s: Site) -> Value:
 
 #: Operators that give shapes, indices or what follows from them: folded where they are constant.
 CONSTANT_ONLY = (
-    *("ConstantOfShape", "EyeLike", "IsInf", "IsNaN", "NonZero", "OneHot", "Range", "Shape"),
-    "Size",
+    *("ConstantOfShape", "EyeLike", "IsInf", "NonZero", "OneHot", "Range", "Shape", "Size"),
 )
 #: ONNX operator of the standard domain -> its rule.
 INDEX_RULES: dict[str, Rule] = {

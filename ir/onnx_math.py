@@ -201,6 +201,11 @@ def _equal(s: Site) -> Value:
     return s.emit("Equal", (s.value(0), s.value(1)))
 
 
+def _is_nan(s: Site) -> Value:
+    x = s.value(0)
+    return s.emit("Not", (s.emit("Equal", (x, x), None, "itself"),))
+
+
 def _logic(op: str, operands: int) -> Rule:
     return lambda s: s.emit(op, [_condition(s, i) for i in range(operands)])
 
@@ -276,6 +281,7 @@ RULES: dict[str, Rule] = {
     "GreaterOrEqual": _compare("GreaterOrEqual"),
     "HardSigmoid": _with_reals("HardSigmoid", alpha=0.2, beta=0.5),
     "HardSwish": _plain("HardSwish"),
+    "IsNaN": _is_nan,
     "LeakyRelu": _with_reals("LeakyRelu", alpha=0.01),
     "Less": _compare("Greater", swapped=True),
     "LessOrEqual": _compare("GreaterOrEqual", swapped=True),

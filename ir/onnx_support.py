@@ -29,6 +29,7 @@ WRITTEN_AS: dict[str, tuple[str, ...]] = {
     "GlobalMaxPool": ("MaxPool",),
     "Identity": (),
     "InstanceNormalization": ("GroupNormalization",),
+    "IsNaN": ("Equal", "Not"),
     "Less": ("Greater",),
     "LessOrEqual": ("GreaterOrEqual",),
     "Mean": ("Add", "Div"),

@@ -19,7 +19,7 @@ from .onnx_import import convert
 from .opdef import get_op, parameter_slots, works
 from .passes import clean
 
-_MAC_CLASSES = ("conv", "depthwise", "gemm")
+_MAC_CLASSES = ("pointwise", "conv", "depthwise", "gemm")
 
 
 @dataclass(frozen=True)

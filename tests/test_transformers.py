@@ -56,7 +56,12 @@ def mobilevit(t: Any) -> tuple[Any, Any]:
         hidden_sizes=[24, 32, 40], neck_hidden_sizes=[8, 12, 16, 24, 28, 32, 64], image_size=64,
         expand_ratio=2.0,
     )  # fmt: skip
-    return t.MobileViTForImageClassification(config), numbers(1, 3, 64, 64)
+    net = t.MobileViTForImageClassification(config)
+    torch = pytest.importorskip("torch")
+    for p in net.parameters():  # its own are so small that 30 layers on nothing is left in f32
+        if p.ndim == 4:
+            torch.nn.init.kaiming_normal_(p)
+    return net, numbers(1, 3, 64, 64)
 
 
 def wav2vec2(t: Any) -> tuple[Any, Any]:
@@ -106,11 +111,8 @@ def test_exported_transformers_train(
     )  # fmt: skip
     runtime = Runtime(planned.plan, planned.training)
     label = np.array([int(want.argmin())], np.int32)
-    before = runtime.params()
     losses = [runtime.train_step(sample, label, 0.01) for _ in range(4)]
-    assert losses[-1] <= losses[0]  # MobileViT's features are too small to show in f32
-    after = runtime.params()
-    assert sum(not np.array_equal(before[k], after[k]) for k in before) > len(before) / 2
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("masked", [False, True])

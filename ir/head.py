@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import prod, sqrt
 
 import numpy as np
 
 from .errors import UnsupportedModelError
 from .graph import Array, Graph, Node, TensorType, Value
+from .lowered_layers import out_axis
 from .opdef import get_op
-from .surgery import operand_of
+from .surgery import operand_of, owned_constant
 
 #: Layers that a head may be.
 _LAYERS = ("Conv", "Gemm", "MatMul")
@@ -35,8 +35,7 @@ def replace_head(graph: Graph, classes: int) -> None:
             activation or Softmax behind it at most, or other nodes read what the layer makes.
     """
     layer, behind = _head(graph)
-    weight, axis = layer.inputs[1], _class_axis(layer)
-    assert weight is not None
+    weight, axis = operand_of(layer, 1), out_axis(layer)
     shape = list(weight.type.shape)
     shape[axis], old = classes, shape[axis]
     scale = 1 / sqrt(prod(weight.type.shape) // old)
@@ -77,19 +76,7 @@ def _replaceable(graph: Graph, node: Node) -> bool:
     if node.op not in _LAYERS or node.int_attr("group", 1) != 1:
         return False
     own = [v for v in node.inputs[1:] if v is not None]
-    return all(v.name in graph.constants and _readers(graph, v) == 1 for v in own)
-
-
-def _readers(graph: Graph, value: Value) -> int:
-    return sum(v is value for v in _operands(graph))
-
-
-def _operands(graph: Graph) -> Iterator[Value]:
-    return (v for n in graph.nodes for v in n.operands())
-
-
-def _class_axis(layer: Node) -> int:
-    return 0 if layer.op == "Conv" or layer.int_attr("trans_b", 0) else 1
+    return all(owned_constant(graph, v) for v in own)
 
 
 def _become(graph: Graph, value: Value, data: Array) -> None:

@@ -207,7 +207,7 @@ class Search:
             )
             if limits is stages.limits:
                 self._tighten(proven if stages.bound is None else stages.bound)
-                self._kept = None if stages.bound is None else proven
+                self._kept = None if stages.bound is None else self._tighter(proven, self._bound)
             try:
                 self._offer(stages.schedule(decided, last, ()))
                 if not self._is_best(decided):
@@ -240,7 +240,7 @@ class Search:
         """
         assert self.best is not None
         most: dict[str, Candidate] = {}
-        for c in self.start.every:
+        for c in self.start.decided.updates:
             if c.param not in most or self._worth(c) > self._worth(most[c.param]):
                 most[c.param] = c
         decided = replace(self.best.scheduled.decided, updates=tuple(most.values()), streamed=())

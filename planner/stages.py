@@ -17,6 +17,7 @@ from ..ir.graph import Graph
 from ..ir.precision import Precision, lower
 from ..ir.streaming import Block, blocks, stream
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
+from .bounds import bound
 from .choices import Choices, score_of
 from .cost import CostModel, code_bytes, flash_weights_bytes
 from .decided import (
@@ -193,11 +194,17 @@ class Stages:
         begin = next((b for b in begins if measure(problem, b).keeps(problem.limits)), None)
         result = self._solve(problem, goal, share=LEARN_SHARE, begin=begin)
         assert result.solution is not None
-        if problem.partial and not self.watch.over():
-            watch = self.watch.part(self.watch.left_s, lambda _: None)
-            self.bound = Milp(problem, goal, relaxed=True).relaxation(goal, self.options, watch)
+        if problem.partial:
+            self.bound = self._bound_of_all(problem, goal)
         updates = start.updates if fixed else tuple(result.solution.candidates(problem))
         return replace(start, updates=updates).taking(problem, result.solution), result.bound
+
+    def _bound_of_all(self, problem: Problem, goal: Goal) -> float:
+        """A bound of all plans, whatever they make again; one without a solver if time is over."""
+        if self.watch.over():
+            return bound(problem, goal)
+        watch = self.watch.part(self.watch.left_s, lambda _: None)
+        return Milp(problem, goal, relaxed=True).relaxation(goal, self.options, watch)
 
     def _beginning(self, problem: Problem, known: Decided, *, fixed: bool) -> Solution:
         """Decisions as a solution, nothing rebuilt."""

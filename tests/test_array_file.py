@@ -68,11 +68,11 @@ def test_damaged_files_never_escape(tmp_path: Path) -> None:
     for seed in range(300):
         rng = np.random.default_rng(seed)
         file = io.BytesIO()
-        arrays = {"x": rng.standard_normal((4, 3)), "y": np.arange(4)}
+        arrays: dict[str, Any] = {"x": rng.standard_normal((4, 3)), "y": np.arange(4)}
         if seed % 3 == 0:
             np.save(file, arrays["x"])
         else:
-            (np.savez, np.savez_compressed)[seed % 2](file, **arrays)  # type: ignore[arg-type]
+            (np.savez, np.savez_compressed)[seed % 2](file, **arrays)
         data = bytearray(file.getvalue())
         for _ in range(int(rng.integers(1, 4))):
             data[int(rng.integers(len(data)))] = int(rng.integers(256))

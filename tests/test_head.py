@@ -12,10 +12,13 @@ from cli_run import Cli
 from onnx_files import export, model, node, save
 
 from odt_plan.backends.numpy import Runtime
+from odt_plan.ir.calibrate import calibrate
 from odt_plan.ir.errors import UnsupportedModelError
 from odt_plan.ir.graph import Graph
+from odt_plan.ir.head import replace_head
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.onnx_import import import_model
+from odt_plan.ir.precision import Precision, lower, quantizable
 from odt_plan.planner.device import load_device
 from odt_plan.planner.pipeline import Request, make_plan
 from odt_plan.planner.rebuild import rebuild
@@ -56,6 +59,27 @@ def test_transposed_weights_and_convolutions(tmp_path: Path) -> None:
     graph = import_model(path, head=7)
     assert graph.constants["w"].shape == (7, 2, 2, 2)
     assert graph.outputs[0].type.shape == (1, 7, 3, 3)
+
+
+def test_scales_of_the_old_head_are_forgotten() -> None:
+    """The fresh head is f32 behind layers that stay i8."""
+    graph = nets.cnn(2, 3, 4)
+    calibrate(graph, np.random.default_rng(0).standard_normal((6, *graph.inputs[0].type.shape[1:])))
+    known = set(graph.quantization)
+    classes = graph.outputs[0].type.shape[-1] + 2
+    replace_head(graph, classes)
+    gone = known - set(graph.quantization)
+    head = next(n for n in graph.nodes if n.out is graph.outputs[0] or n.op == "Gemm")
+    assert head.out.name in gone
+    assert graph.outputs[0].name in gone
+    assert graph.inputs[0].name not in gone
+    assert graph.outputs[0].type.shape[-1] == classes
+    kinds: dict[str, Precision] = {
+        **dict.fromkeys((graph.inputs[0].name, *quantizable(graph)), "i8"),
+        head.name: "f32",
+    }
+    lowered = lower(graph, kinds)
+    assert {"QConv", "Gemm"} <= {n.op for n in lowered.nodes}
 
 
 @pytest.mark.parametrize(

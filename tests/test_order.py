@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nets
 import numpy as np
@@ -222,11 +223,11 @@ def test_the_order_of_a_chain_stays(net: Graph) -> None:
 # --- the planner
 
 
-def planned(path: Path, **options: object) -> PlannedModel:
+def planned(path: Path, **options: Any) -> PlannedModel:
     request = Request(
         path, BOARD, train=("last",), with_baselines=False, with_relaxations=False, time_limit_s=20
     )
-    return make_plan(replace(request, **options))  # type: ignore[arg-type]
+    return make_plan(replace(request, **options))
 
 
 def test_a_plan_runs_operators_in_another_order_where_that_takes_less_ram(

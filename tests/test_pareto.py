@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import nets
@@ -32,7 +33,8 @@ from odt_plan.sweep import Figures, OnDone, Outcome, Stage, Task, solve
 
 BOARD = load_device("stm32f746g-disco")
 CLOCK_HZ = BOARD.clock_hz.value
-SOME = KnownPlan(Decided((), {}), None)  # type: ignore[arg-type]
+UNREAD: Any = None  # the schedule of a plan that is only handed on
+SOME = KnownPlan(Decided((), {}), UNREAD)
 SVG = "{http://www.w3.org/2000/svg}"
 
 

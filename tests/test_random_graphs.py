@@ -20,14 +20,17 @@ from test_planner import every_schedule, free_bits, ram_of
 from odt_plan.ir.autodiff import candidates
 from odt_plan.ir.errors import InfeasibleError
 from odt_plan.ir.graph import Graph
-from odt_plan.ir.training import Candidate
+from odt_plan.ir.training import Candidate, TrainingSpec
 from odt_plan.planner import timeline
-from odt_plan.planner.check import check
+from odt_plan.planner.bounds import most_gain
+from odt_plan.planner.check import CheckError, check
 from odt_plan.planner.device import load_device
+from odt_plan.planner.imported import import_requested
 from odt_plan.planner.linear import SolverOptions
 from odt_plan.planner.milp import Milp
-from odt_plan.planner.pipeline import PlannedModel, Request, make_plan
+from odt_plan.planner.pipeline import PlannedModel, Planner, Request, make_plan
 from odt_plan.planner.problem import Forced
+from odt_plan.planner.progress import Watch
 from odt_plan.planner.schedule import Schedule
 
 BOARD = load_device(plans.BOARD)
@@ -217,3 +220,38 @@ def test_bounds_hold_for_plans_that_make_activations_again(
     assert learn.value <= learn.bound
     assert learn.bound_kept is not None
     assert learn.bound_kept <= learn.bound * (1 + 1e-6)
+
+
+@pytest.fixture
+def half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+    """Everything fits this RAM if activations are made again; updates are chosen without."""
+    path = export(random_net(2, 18), tmp_path)
+    spec = TrainingSpec(optimizer="momentum")
+    request = Request(path, BOARD, ram_bytes=10**7, spec=spec, state=("sgd",), with_baselines=False)
+    least = make_plan(replace(request, train=("all",), objective="ram")).plan.claims.ram_bytes
+    most = make_plan(request).plan.claims.ram_bytes
+    monkeypatch.setattr(timeline, "LEARN_REBUILDS", 0)
+    return replace(request, ram_bytes=(least.total + most.total) // 2)
+
+
+def test_everything_is_tried_in_the_forms_of_state_that_are_allowed(half_way: Request) -> None:
+    planned = make_plan(half_way)
+    (learn, _) = planned.plan.objective
+    assert learn.bound_kept is not None
+    assert learn.bound_kept < learn.value == learn.bound
+    assert {u.state for u in planned.plan.decisions.updates} == {"sgd"}
+    lie = learn.model_copy(update={"bound_kept": learn.bound * 1.01})
+    wrong = planned.plan.model_copy(update={"objective": (lie, *planned.plan.objective[1:])})
+    with pytest.raises(CheckError, match=r"bound_kept .* is beyond the bound"):
+        check(wrong, planned.training, BOARD)
+
+
+def test_a_bound_of_all_plans_stands_where_time_is_over(half_way: Request) -> None:
+    watch = Watch()
+    watch.begin(60.0)
+    stages, start = Planner(half_way, import_requested(half_way, watch), watch).prepared
+    problem = stages.learn_problem(start.decided, fixed=False, free=())
+    assert problem.partial
+    tight = stages._bound_of_all(problem, "learn")
+    watch.stop()
+    assert tight <= stages._bound_of_all(problem, "learn") == most_gain(problem)

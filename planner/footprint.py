@@ -7,7 +7,7 @@ found directly. Heuristics ask for them hundreds of times where a schedule would
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -174,12 +174,13 @@ class Meter:
         self._place = {(p.retentions[i].tensor.index, e.slot): j for j, (i, e) in enumerate(events)}
 
     def measure(self, solution: Solution) -> Footprint:
-        """All needs of these decisions.
+        """All needs of these decisions, page-ins that nothing reads left out.
 
         Raises:
             KeyError: A tensor is read that these decisions never make.
         """
         p = self.problem
+        solution = replace(solution, loads=solution.read_loads(p))
         active = self.vector(solution.active)
         state = self.paged_states(active)
         transfer = self._transfer_cycles(solution) + state.cycles

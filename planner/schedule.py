@@ -17,7 +17,7 @@ from .blocks import arena_bytes, live_bytes, peak_bytes
 from .layout import place
 from .placement import extra_cycles, place_all, touches, traffic
 from .plan import Action, Buffer, RegionClaim, Step, StepKind
-from .problem import ALWAYS, Limits, Problem, Slot
+from .problem import Limits, Problem, Slot
 from .solution import Solution
 from .stays import Stays
 from .tensors import Tensor
@@ -171,7 +171,7 @@ class _Realizer:
             self._store(tensor)
         homes = {b.id for b in self.extra}
         self.pending = self._pending()
-        needed = self._needed_loads()
+        needed = self.solution.read_loads(p)
         paged = {t for t, _ in needed}
         loads: dict[int, list[int]] = {}
         for t, k in sorted(needed):
@@ -183,7 +183,7 @@ class _Realizer:
         for slot in p.slots:
             for t in loads.get(slot.index, ()):
                 self._page_in(self.storage.tensors[t])
-            if self._runs(slot):
+            if self.solution.runs(slot):
                 self._run_slot(slot)
                 self._views(slot.node)
                 for tensor in slot.writes:
@@ -198,24 +198,6 @@ class _Realizer:
                 free, latest = until.get(moved.tensor, (moved.home, self.computed))
                 self.transfers[i] = replace(moved, free=free, latest=latest)
         return self
-
-    def _runs(self, slot: Slot) -> bool:
-        return slot.activity == ALWAYS or slot.activity in self.solution.active
-
-    def _needed_loads(self) -> set[tuple[int, int]]:
-        """Page-ins that are read; decisions that were cut short may hold others."""
-        needed: set[tuple[int, int]] = set()
-        unread: dict[int, tuple[int, int]] = {}
-        loads = sorted(self.solution.loads, key=lambda load: load[1])
-        for slot in self.problem.slots:
-            while loads and loads[0][1] <= slot.index:
-                load = loads.pop(0)
-                unread[load[0]] = load
-            if self._runs(slot):
-                needed |= {unread.pop(t.index) for t in slot.reads if t.index in unread}
-                for t in slot.writes:
-                    unread.pop(t.index, None)
-        return needed
 
     # -- steps ------------------------------------------------------------------------------------
 

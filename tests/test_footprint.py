@@ -59,9 +59,6 @@ def test_a_footprint_is_what_the_schedule_takes(
         except KeyError:
             continue  # a tensor that is read was never made
         found = measure(problem, solution)
-        if sum(step.kind == "page_in" for step in schedule.steps) < len(paged):
-            assert found.cycles > schedule.cycles, "what nothing reads is not loaded"
-            continue
         used = [nodes[n] for step in schedule.steps for n in step.nodes]
         took = flash_weights_bytes(problem.training) + code_bytes(used, len(schedule.steps))
         assert found.ram_bytes == max(schedule.live) + schedule.state_bytes, solution

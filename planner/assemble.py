@@ -65,7 +65,7 @@ def assemble(
     *,
     source: ModelInfo,
     device: DeviceInfo,
-    bounds: Sequence[tuple[Goal, float, float | None]],
+    bounds: Sequence[tuple[Goal, float]],
     gap: float,
     importance: Mapping[Candidate, int],
     solver: SolverInfo,
@@ -85,8 +85,7 @@ def assemble(
         cost: Predicted costs.
         source: Model file and import options.
         device: Device and budgets.
-        bounds: Stages of the objective in order, each with what is proven for all plans, and for
-            those alone that ``Objective.bound_kept`` is about.
+        bounds: Stages of the objective in order, each with what is proven for all plans.
         gap: Relative gap that makes a stage optimal.
         importance: Score of each update, in the precision that it has.
         solver: Provenance.
@@ -105,7 +104,7 @@ def assemble(
         "ram": claims.ram_bytes.live_peak + schedule.state_bytes,
         "flash": claims.flash_bytes.total,
     }
-    stages = tuple(_stage(goal, reached, bound, kept) for goal, bound, kept in bounds)
+    stages = tuple(_stage(goal, reached, bound) for goal, bound in bounds)
     optimal = all(s.gap <= max(gap, ROUNDING) for s in stages)
     return Plan(
         schema_version=SCHEMA_VERSION,
@@ -174,9 +173,7 @@ def _early(node: Node) -> bool:
     return node.phase in ("forward", "loss")
 
 
-def _stage(
-    goal: Goal, reached: Mapping[ObjectiveName, float], bound: float, kept: float | None
-) -> Objective:
+def _stage(goal: Goal, reached: Mapping[ObjectiveName, float], bound: float) -> Objective:
     terms: tuple[Term, ...] = ()
     if isinstance(goal, Weighted):
         name: StageName = "weighted"
@@ -187,7 +184,7 @@ def _stage(
     else:
         name, value = goal, reached[goal]
     gap = abs(bound - value) / max(abs(value), 1e-9)
-    return Objective(name=name, value=value, bound=bound, gap=gap, terms=terms, bound_kept=kept)
+    return Objective(name=name, value=value, bound=bound, gap=gap, terms=terms)
 
 
 def _claims(training: TrainingGraph, schedule: Schedule, cost: CostModel) -> Claims:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 from ..ir.autodiff import build_training
 from .bounds import bound
@@ -12,14 +12,32 @@ from .footprint import measure
 from .greedy import blocks_to_stream, choose_updates, keeping
 from .objective import Goal, wants
 from .plan import ObjectiveName
-from .problem import Problem
-from .residency import Residency
+from .problem import Limits, Problem
+from .residency import ANY, Residency
 from .schedule import realize
 from .solution import Solution
 from .stages import Stages
 
-#: Part of the time left, and rounds, in which cuts may find what is kept.
-CUTS_SHARE, CUTS_ROUNDS = 0.1, 8
+
+@dataclass(frozen=True)
+class Effort:
+    """What cuts may take to find what is kept.
+
+    Attributes:
+        share: Part of the time left.
+        rounds: Programs that are solved.
+        gap: Relative, what counts as none; None: that which was asked for.
+    """
+
+    share: float
+    rounds: int
+    gap: float | None = None
+
+
+#: For a plan at once, for any that fits, and for a good one.
+QUICK, FIT, GOOD = Effort(0.1, 8), Effort(0.1, 40, gap=ANY), Effort(0.5, 40)
+#: Told cuts of a problem, and tensors that are made at them, by which nothing fits.
+Miss = Callable[[Residency, Collection[int], Collection[tuple[int, int]]], None]
 #: Budgets that are tried where RAM is to be least.
 BISECTIONS = 8
 
@@ -41,24 +59,70 @@ def at_once(
     if stages.demands:
         return None
     stages.tell("planning by heuristics", goal)
-    limits, problem = stages.limits, _plain_problem(stages, start, fixed=fixed)
-    least, rounds = 0.0, CUTS_ROUNDS
-    for _ in range(LAYOUT_TRIES):
+    problem = _plain_problem(stages, start, fixed=fixed)
+
+    def decide(limits: Limits) -> Decided | None:
         tight = replace(problem, limits=limits)
         if fixed:
-            decided = replace(start, streamed=tuple(blocks_to_stream(tight)))
-        elif (chosen := choose_updates(tight)) is None:
+            return replace(start, streamed=tuple(blocks_to_stream(tight)))
+        chosen = choose_updates(tight)
+        if chosen is None:
             return None
-        else:
-            decided = replace(start, updates=tuple(chosen[0]), streamed=tuple(chosen[1]))
+        return replace(start, updates=tuple(chosen[0]), streamed=tuple(chosen[1]))
+
+    loose = bool(problem.streams or free)
+    return _placed(stages, decide, goal, QUICK, fixed=fixed, loose=loose)
+
+
+def fitting(
+    stages: Stages,
+    decided: Decided,
+    goal: Goal,
+    *,
+    loose: bool,
+    effort: Effort = FIT,
+    miss: Miss | None = None,
+) -> Scheduled | None:
+    """A placed schedule of these updates and streamed blocks; None: none was found that fits.
+
+    Args:
+        stages: Of the model and its limits.
+        decided: All but what is kept, rebuilt and paged.
+        goal: What its bound is of.
+        loose: Blocks or precisions could have been chosen otherwise.
+        effort: How good it is to be for the goal.
+        miss: Told the cuts of a search that has found nothing.
+    """
+    return _placed(stages, lambda _: decided, goal, effort, fixed=True, loose=loose, miss=miss)
+
+
+def _placed(
+    stages: Stages,
+    decide: Callable[[Limits], Decided | None],
+    goal: Goal,
+    effort: Effort,
+    *,
+    fixed: bool,
+    loose: bool,
+    miss: Miss | None = None,
+) -> Scheduled | None:
+    """Decide, keep or drop, and place, with less RAM after a layout that is over the limits.
+
+    The bound is that of the first try, if its updates are all that there are: it holds for the RAM
+    that was asked for, and for all that can be chosen.
+    """
+    limits, least = stages.limits, 0.0
+    for _ in range(LAYOUT_TRIES):
+        decided = decide(limits)
+        if decided is None:
+            return None
         training = build_training(stages.lowered(decided), stages.spec, decided.updates)
         residency = stages.residency(training, goal, limits)
-        found, proven = _keep_all_or_drop(stages, residency, rounds)
+        found, proven = _keep_all_or_drop(stages, residency, effort, miss)
+        miss = None  # less RAM would tell less
         if found is None:
             return None
         kept, solution = found
-        # the bound is to hold for all that can be chosen, and for the RAM that was asked for
-        loose = bool(problem.streams or free)
         if limits is not stages.limits:
             proven = least if fixed else 0.0
         least = 0.0 if loose else max(proven, bound(kept, goal))
@@ -75,7 +139,8 @@ def at_once(
         if not excess:
             return Scheduled(decided, training, schedule, least, loose)
         limits = excess.off(limits, schedule.arena_bytes // SLACK)
-        rounds //= 2  # hardly another plan; the last tries evict
+        # hardly another plan; the last tries evict
+        effort = replace(effort, rounds=effort.rounds // 2)
     return None
 
 
@@ -115,7 +180,7 @@ def _plain_problem(
 
 
 def _keep_all_or_drop(
-    stages: Stages, residency: Residency, rounds: int
+    stages: Stages, residency: Residency, effort: Effort, miss: Miss | None
 ) -> tuple[tuple[Problem, Solution] | None, float]:
     """Fixed decisions that keep the limits, with as little rebuilt and paged as that takes.
 
@@ -128,9 +193,19 @@ def _keep_all_or_drop(
         return _little_ram(residency, (plain, solution)), 0.0
     if needs.keeps(plain.limits):
         return (plain, solution), 0.0
-    watch = stages.watch.part(CUTS_SHARE * stages.watch.left_s, lambda _: None)
-    best = residency.search(stages.options, watch, rounds)
-    return residency.decided(best), residency.total(best.bound) if residency.priced else 0.0
+    watch = stages.watch.part(effort.share * stages.watch.left_s, lambda _: None)
+    timed = plain.limits.cycles is not None or plain.limits.energy_j is not None
+    options = stages.options
+    if effort.gap is not None and not timed:
+        options = replace(options, gap=effort.gap)
+        first = residency.first(1)
+        if first is not None and (decided := residency.decided(first)) is not None:
+            return decided, 0.0
+    best = residency.search(options, watch, effort.rounds)
+    decided = residency.decided(best)
+    if decided is None and miss is not None:
+        miss(residency, *residency.conflict(best, options, watch))
+    return decided, residency.total(best.bound) if residency.priced else 0.0
 
 
 def _little_ram(

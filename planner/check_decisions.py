@@ -118,12 +118,6 @@ def _objective(p: Program) -> None:
         over = o.value - o.bound if o.name == "learn" else o.bound - o.value
         if over > 1e-6 * max(abs(o.value), 1e-9):
             raise CheckError(f"objective {o.name}: value {o.value} is beyond its bound {o.bound}")
-        if o.bound_kept is not None:
-            over = o.bound_kept - o.bound if o.name == "learn" else o.bound - o.bound_kept
-            if over > 1e-6 * max(abs(o.bound), 1e-9):
-                raise CheckError(
-                    f"objective {o.name}: bound_kept {o.bound_kept} is beyond the bound {o.bound}"
-                )
         gap = abs(o.bound - o.value) / max(abs(o.value), 1e-9)
         if not isclose(o.gap, gap, rel_tol=1e-6, abs_tol=1e-9):
             raise CheckError(f"objective {o.name}: gap is {o.gap}, but bound and value give {gap}")

@@ -7,25 +7,31 @@ for all plans; with all slots as cuts it would be the whole model. But few cuts 
 single one: they are added where the solution, carried out, takes too much memory. So the program
 has a few columns per tensor and cut, not per tensor and step.
 
+Where it is not a step that takes too much, but making a tensor again before it, the slot before
+becomes a cut as well. What is live at both of them is there in between, beside that tensor and what
+it is made from: that must fit, too.
+
 Its LP is tighter than that of the whole model, too, where halves of a tensor can be made at two
 times, each from the same half of an operand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .evicting import guided
-from .linear import INF, LinearProgram, SolverOptions
+from .linear import INF, LinearProgram, SolverName, SolverOptions
 from .progress import Watch
 from .remakes import NEVER, Found, Ints, Needs, Prices, Remade, Remakes
 
 #: Cuts and tighter limits that are tried at most.
 ROUNDS = 40
+#: Cuts that are added at once, and tensors that are made again before them.
+PEAKS, MAKES = 4, 8
 #: The part of the gap that one solve may leave.
 PART = 0.5
 
@@ -40,8 +46,15 @@ class Program:
         stored: Tensor -> column of being paged out.
     """
 
-    def __init__(self, remakes: Remakes, cuts: Sequence[int], rooms: Sequence[int], prices: Prices):
-        """Build all rows."""
+    def __init__(
+        self,
+        remakes: Remakes,
+        cuts: Sequence[int],
+        rooms: Sequence[int],
+        prices: Prices,
+        makes: Collection[tuple[int, int]] = (),
+    ) -> None:
+        """Build all rows; ``makes`` are cuts behind neighbouring ones, and tensors made there."""
         self.r, self.cuts, self.prices = remakes, list(cuts), prices
         self.c = LinearProgram()
         self.one = self.c.column(integer=False, lower=1.0)
@@ -60,6 +73,12 @@ class Program:
         for s, room in enumerate(rooms):
             live = [(int(h), float(remakes.size[i])) for i, h in enumerate(self.held[s]) if h >= 0]
             self.c.row(live, upper=float(room))
+        self.users: list[list[int]] = [[] for _ in remakes.tensors]
+        for a, operands in enumerate(remakes.operands):
+            for j in operands:
+                self.users[j].append(a)
+        for k, i in sorted(makes):
+            self._make(self.cuts.index(k), i)
         if remakes.pages:
             limits, cost = remakes.problem.limits, remakes.problem.cost
             pages = [(int(o), int(remakes.size[i])) for i, o in enumerate(self.stored) if o >= 0]
@@ -97,6 +116,42 @@ class Program:
                 self.loaded[s, i] = self.c.column(integer=True)
         if r.pages:
             self.stored[i] = self.c.column(integer=True)
+
+    def _make(self, s: int, i: int) -> None:
+        """A tensor can be made again right before a cut: beside what is live across."""
+        again, r = int(self.again[s, i]), self.r
+        if s == 0 or again < 0:
+            return
+        beside = {i, *r.operands[i]}
+        own = int(r.size[sorted(beside)].sum() + r.scratch[i])
+        live = [(self._there(s, i, j), float(r.size[j])) for j in self.used if j not in beside]
+        live = [(v, size) for v, size in live if v >= 0]
+        room = r.problem.limits.ram_bytes - r.state - r.between[self.cuts[s]]
+        self.c.row([*live, (again, float(own))], upper=float(room))
+
+    def _there(self, s: int, i: int, j: int) -> int:
+        """1 where a tensor is there when another one is made before a cut; -1: it never has to be.
+
+        It is if the cut, or what is made later, needs it, and it was made before or is still live
+        from the cut before. Things are made in forward's order.
+        """
+        r, before = self.r, self.r.order[j] < self.r.order[i]
+        if self.held[s - 1, j] < 0:
+            return -1
+        later = [a for a in self.users[j] if r.order[a] > r.order[i] and self.again[s, a] >= 0]
+        needs = [int(v) for v in (self.held[s, j], *self.again[s, later]) if v >= 0]
+        anew = [self.loaded[s, j]] if before else [self.loaded[s, j], self.again[s, j]]
+        absent = [(int(v), 1.0) for v in anew if v >= 0]
+        if before and not absent and len(needs) == 1:
+            return needs[0]
+        v = self.c.column(integer=False)
+        for n in needs:
+            if before:
+                self.c.row([(v, 1.0), *absent, (n, -1.0)], lower=0.0)
+            else:
+                held = (int(self.held[s - 1, j]), -1.0)
+                self.c.row([(v, 1.0), *absent, held, (n, -1.0)], lower=-1.0)
+        return v
 
     def _ways(self, s: int, i: int) -> list[tuple[int, float]]:
         """Columns that say that a tensor is there in interval ``s``."""
@@ -215,6 +270,43 @@ def search(
     return _Search(remakes, prices, base, options, watch, rounds).run()
 
 
+def conflict(
+    remakes: Remakes, prices: Prices, cuts: Sequence[int], options: SolverOptions, watch: Watch
+) -> tuple[int, ...]:
+    """The cuts without those that are not needed to exclude all plans; () if all together don't.
+
+    Args:
+        remakes: The tensors.
+        prices: Their prices.
+        cuts: In order.
+        options: How to solve.
+        watch: Says when to end.
+
+    Raises:
+        OdtPlanError: The solver failed.
+    """
+
+    def excludes(some: Sequence[int]) -> bool:
+        rooms = [int(remakes.room[k]) for k in some]
+        program = Program(remakes, some, rooms, prices)
+        left = max(0.01, min(options.time_limit_s, watch.left_s))
+        o = replace(options, solver=_solver(options), time_limit_s=left)
+        return program.c.solve([], o, maximize=False, watch=watch).status == "infeasible"
+
+    if not excludes(cuts):
+        return ()
+    needed = list(cuts)
+    for k in cuts:
+        fewer = [c for c in needed if c != k]
+        if fewer and not watch.over() and excludes(fewer):
+            needed = fewer
+    return tuple(needed)
+
+
+def _solver(options: SolverOptions) -> SolverName:
+    return "highs" if options.solver == "auto" else options.solver
+
+
 @dataclass
 class _Search:
     remakes: Remakes
@@ -225,6 +317,7 @@ class _Search:
     rounds: int
     best: Found = field(default_factory=lambda: Found(None, INF, 0.0))
     cuts: list[int] = field(default_factory=list)
+    makes: set[tuple[int, int]] = field(default_factory=set)
     tighter: dict[int, int] = field(default_factory=dict)
 
     def run(self) -> Found:
@@ -232,7 +325,7 @@ class _Search:
         for _ in range(self.rounds):
             if self.watch.over():
                 break
-            program = Program(self.remakes, self.cuts, self._rooms(), self.prices)
+            program = Program(self.remakes, self.cuts, self._rooms(), self.prices, self.makes)
             terms = [*program.objective, (program.one, self.base)]
             result = program.c.solve(terms, self._options(), maximize=False, watch=self.watch)
             if not self.tighter:
@@ -243,13 +336,14 @@ class _Search:
             made = _Carried(program, result.values).run()
             if made is None or not self._offer(made):
                 break
-        return replace(self.best, bound=min(self.best.bound, self.best.price))
+        bound = min(self.best.bound, self.best.price)
+        makes = tuple(sorted(self.makes))
+        return replace(self.best, bound=bound, cuts=tuple(self.cuts), makes=makes)
 
     def _options(self) -> SolverOptions:
         o = self.options
-        solver = "highs" if o.solver == "auto" else o.solver
         left = max(0.01, min(o.time_limit_s, self.watch.left_s))
-        return replace(o, solver=solver, gap=PART * o.gap, time_limit_s=left)
+        return replace(o, solver=_solver(o), gap=PART * o.gap, time_limit_s=left)
 
     def _offer(self, made: Remade) -> bool:
         """Keep a plan if it fits and is better; else one like it. True: there may be better ones.
@@ -278,13 +372,40 @@ class _Search:
         return [int(self.remakes.room[k]) - self.tighter.get(k, 0) for k in self.cuts]
 
     def _refine(self, needs: Needs, over: Ints) -> None:
-        """Another cut where memory is over the limit, or less room where there is one already."""
-        at_steps = np.where(needs.again, 0, over)
-        worst = int(needs.step[int(np.argmax(at_steps if at_steps.max() > 0 else over))])
-        if worst in self.cuts:
-            self.tighter[worst] = self.tighter.get(worst, 0) + int(over.max())
+        """More cuts where memory is over the limit, or less room where there is one already.
+
+        One cut, the worst, once there is a plan, so that the program stays small. Before, one in
+        each run of steps that are over the limit.
+        """
+        at_steps = np.where(needs.makes >= 0, 0, over)
+        makes: set[tuple[int, int]] = set()
+        if at_steps.max() > 0:
+            worst = int(needs.step[int(np.argmax(at_steps))])
+            new = {worst} if self.best.made is not None else set(self._peaks(needs, at_steps))
         else:
-            self.cuts = sorted([*self.cuts, worst])
+            moments = np.argsort(-over, kind="stable")[:MAKES]
+            moments = moments[over[moments] > 0]
+            worst = int(needs.step[moments[0]])
+            steps = needs.step[moments].tolist()
+            makes = set(zip(steps, needs.makes[moments].tolist(), strict=True))
+            new = {k for step in steps for k in (self._before(step), step)}
+        if makes <= self.makes and new <= set(self.cuts):
+            self.tighter[worst] = self.tighter.get(worst, 0) + int(over.max())
+        self.makes |= makes
+        self.cuts = sorted(new.union(self.cuts))
+
+    def _before(self, step: int) -> int:
+        """The slot that runs before a step of backward."""
+        return max((s.index for s in self.remakes.steps if s.index < step), default=step - 1)
+
+    @staticmethod
+    def _peaks(needs: Needs, over: Ints) -> list[int]:
+        """The highest step of each run of moments that are over the limit, the highest ones."""
+        edges = np.flatnonzero(np.diff(over > 0, prepend=False, append=False))
+        runs = edges.reshape(-1, 2)
+        tops = [int(begin + np.argmax(over[begin:end])) for begin, end in runs]
+        tops.sort(key=lambda k: -int(over[k]))
+        return [int(needs.step[k]) for k in tops[:PEAKS]]
 
     def _first(self) -> int:
         """The slot that costs most by itself: a knapsack of what has to be there or made again."""

@@ -26,7 +26,7 @@ WORK = 2000
 def evicting(remakes: Remakes, prices: Prices) -> Iterator[Remade]:
     """Plans that keep the RAM budget, by several rules; there may be none."""
     graph = _Graph(remakes, prices)
-    pairs = [(early, rule) for early in (True, False) for rule in TRIED]
+    pairs = [(early, rule) for rule in TRIED for early in (True, False)]
     for early, rule in pairs[: max(2, WORK // graph.nodes)]:
         yield from _fitting(graph, early, rule)
 

@@ -82,6 +82,6 @@ def _with_bound(plan: Plan, bounds: list[float], gap: float) -> Plan:
     first, *rest = plan.objective
     bound = max(bounds) if first.name == "learn" else min(bounds)
     off = abs(bound - first.value) / max(abs(first.value), 1e-9)
-    whole = first.model_copy(update={"bound": bound, "gap": off, "bound_kept": None})
+    whole = first.model_copy(update={"bound": bound, "gap": off})
     status = "optimal" if plan.status == "optimal" and off <= max(gap, 1e-6) else "feasible"
     return plan.model_copy(update={"objective": (whole, *rest), "status": status})

@@ -10,7 +10,7 @@ All memory rows are linear: update choice is a knapsack, and it needs their LP b
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import numpy as np
@@ -138,6 +138,7 @@ class Milp:
                 self._made(r)
             else:
                 self._supply(i, r)
+        self._cut_columns()
         self._memory_rows()
         self._flash_row()
         self._storage_row()
@@ -157,6 +158,9 @@ class Milp:
         loads = {j: self.c.column(integer=True) for j, e in enumerate(r.events) if e.may_load}
         self.loaded.append(loads)
         self.stored.append(self.c.column(integer=True) if loads else None)
+
+    def _cut_columns(self) -> None:
+        """Columns and rows of a program with cuts."""
 
     # -- constraints ------------------------------------------------------------------------------
 
@@ -386,11 +390,13 @@ class Milp:
         for i, r in enumerate(p.retentions):
             self._occupy_retained(i, r)
         self._overwritten()
+        self._occupy_cuts()
         self.overlap = None
         if self._hides():
             self.overlap = Overlap(self)
         state = [(self.a[a], float(b)) for a, b in p.state_bytes.items()]
         state += [(self._both(u.activity, u.choice), float(u.state_bytes)) for u in p.mixed_updates]
+        self.state = state
         slots = self.occupancy.peaks()
         if len(self.c.lower) > LARGE:
             self._running_sum(slots, state)
@@ -487,9 +493,7 @@ class Milp:
             self._occupy_window(r.tensor, *r.window)
             begin = r.window[1] + 1
         if self.relaxed:
-            for e in r.events:
-                if not e.writes:
-                    add(e.slot, e.slot, self.a[e.activity], size)
+            self._occupy_reads(r)
             return
         for j, e in enumerate(r.events):
             add(begin, e.slot - 1, self.held[i][j], size, continues=True)
@@ -501,6 +505,14 @@ class Milp:
             for v in loaded:
                 add(e.slot, e.slot, v, size)
             begin = e.slot + 1
+
+    def _occupy_reads(self, r: Retention) -> None:
+        for e in r.events:
+            if not e.writes:
+                self.occupancy.add(e.slot, e.slot, self.a[e.activity], r.tensor.bytes)
+
+    def _occupy_cuts(self) -> None:
+        """What a program with cuts holds at them."""
 
     def _overwritten(self) -> None:
         """A result in the bytes of its operand: one buffer at that slot, not two."""
@@ -651,7 +663,11 @@ class Milp:
     def cycles(self) -> list[tuple[int, float]]:
         """Cycles of all active slots, and of transfers as far as no slot hides them."""
         terms = [t for s in self.problem.slots for t in self.slot_cycles(s.index)]
-        return terms + self.page_cycles + self._hidden
+        return terms + self._remade_cycles() + self.page_cycles + self._hidden
+
+    def _remade_cycles(self) -> list[tuple[int, float]]:
+        """Cycles of what a program with cuts makes again."""
+        return []
 
     @cached_property
     def energy(self) -> list[tuple[int, float]]:
@@ -748,19 +764,6 @@ class Milp:
         solution, peak = self._solution(r.values), self._peak_node(r.values)
         return SolveResult(r.status, value, bound, solution, peak, r.time_s)
 
-    def relaxation(self, goal: Goal, options: SolverOptions, watch: Watch | None = None) -> float:
-        """Bound of the LP: decisions may be taken by halves.
-
-        Raises:
-            OdtPlanError: The solver failed.
-        """
-        program = replace(self.c, integer=[False] * len(self.c.integer))
-        learns = goal == "learn"
-        highs = replace(options, solver="highs")
-        r = program.solve(self.objective(goal), highs, maximize=learns, watch=watch)
-        bound = self._unit(goal) * r.bound
-        return min(bound, most_gain(self.problem)) if learns else max(bound, 0.0)
-
     def _tight(self) -> bool:
         """Only auxiliary tensors may be made late: LPs with rebuilds or page-ins are loose."""
         return not any(self.loaded) and not any(
@@ -778,11 +781,14 @@ class Milp:
 
     def _solution(self, values: NDArray[np.float64]) -> Solution:
         p = self.problem
-        active = frozenset(a.index for a in p.activities if values[self.a[a.index]] > 0.5)
         loads = frozenset(
             (r.tensor.index, r.events[j].slot)
             for i, r in enumerate(p.retentions)
             for j, v in self.loaded[i].items()
             if values[v] > 0.5
         )
-        return Solution(active, loads)
+        return Solution(self._active(values), loads)
+
+    def _active(self, values: NDArray[np.float64]) -> frozenset[int]:
+        """Activities that hold."""
+        return frozenset(a.index for a in self.problem.activities if values[self.a[a.index]] > 0.5)

@@ -142,7 +142,7 @@ class Term(_Record):
     reference: PositiveFloat
 
 
-class Objective(_Lean):
+class Objective(_Record):
     """One stage of the lexicographic objective.
 
     Attributes:
@@ -152,8 +152,6 @@ class Objective(_Lean):
         bound: Proven for all plans within the budget that run operators in this plan's order.
         gap: Relative, |bound - value| / |value|.
         terms: Of a weighted objective.
-        bound_kept: Where updates and precisions of a large model are chosen, ``bound`` is loose.
-            This one is proven for plans that make nothing again but masks, indices and channels.
     """
 
     name: StageName
@@ -161,21 +159,6 @@ class Objective(_Lean):
     bound: float
     gap: NonNegativeFloat
     terms: tuple[Term, ...] = ()
-    bound_kept: float | None = None
-    left_out: ClassVar[tuple[str, ...]] = ("bound_kept",)
-
-    @property
-    def gap_kept(self) -> float | None:
-        """What plans without other rebuilds may reach beyond this one, relative to it."""
-        if self.bound_kept is None:
-            return None
-        more = self.bound_kept - self.value
-        return max(0.0, more if self.name == "learn" else -more) / max(abs(self.value), 1e-9)
-
-    @property
-    def least_gap(self) -> float:
-        """The gap that a search can close: that of the plans that it goes through."""
-        return self.gap if self.gap_kept is None else self.gap_kept
 
 
 class RamClaim(_Record):

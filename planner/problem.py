@@ -21,6 +21,7 @@ from .tensors import Storage, Tensor, aligned
 
 #: Index of the activity that always holds.
 ALWAYS = 0
+LeftOut = Literal["all", "some"]
 ActivityKind = Literal["always", "update", "needed", "auxiliary", "rebuild", "mixed", "streamed"]
 
 
@@ -403,7 +404,8 @@ class Problem:
         cost: Cost model.
         micro_batches: Micro-steps of one training step.
         forced: Decisions that are given, see ``planner.demands``.
-        partial: Activations could be made again, too, but there are too many to offer that.
+        left_out: Ways to make activations again that are not offered: all of them, or some: those
+            before steps that don't read them, and of what is far from what a step reads.
     """
 
     training: TrainingGraph
@@ -427,7 +429,7 @@ class Problem:
     cost: CostModel
     micro_batches: int
     forced: tuple[Forced, ...] = ()
-    partial: bool = False
+    left_out: LeftOut | None = None
 
     @property
     def always_paged(self) -> PagedState:

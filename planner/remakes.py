@@ -69,12 +69,13 @@ class Needs:
     Attributes:
         step: For each moment the slot of its step.
         live: Arena bytes at each moment.
-        again: At this moment a tensor is made again before its step.
+        makes: The tensor that is made again at this moment, before its step; -1: none, it is the
+            step itself.
     """
 
     step: Ints
     live: Ints
-    again: NDArray[np.bool_]
+    makes: Ints
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,15 @@ class Found:
         made: What is made again and loaded in the best plan.
         price: What that costs beyond making everything once.
         bound: Proven bound on the price of any plan; infinite: there is none.
+        cuts: Slots that the bound is from.
+        makes: Of these, cuts behind their neighbours, with a tensor that is made again in between.
     """
 
     made: Remade | None
     price: float
     bound: float
+    cuts: tuple[int, ...] = ()
+    makes: tuple[tuple[int, int], ...] = ()
 
 
 class Remakes:
@@ -225,9 +230,10 @@ class Remakes:
             for i in self.read_by.get(step, ()):
                 live(i, moment if (i, None) in loaded else last[i] + 1, moment)
         step_of = np.repeat(np.arange(count), again + 1)
-        is_step = np.zeros(moments, bool)
-        is_step[at] = True
-        return Needs(step_of, np.cumsum(change[:-1]) + static, ~is_step)
+        makes = np.full(moments, -1)
+        for step, tensors in made.again.items():
+            makes[at[step] - len(tensors) : at[step]] = tensors
+        return Needs(step_of, np.cumsum(change[:-1]) + static, makes)
 
     def over(self, made: Remade) -> int:
         """Bytes by which the live bytes exceed the RAM budget; negative where they don't."""

@@ -7,12 +7,13 @@ from, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 
 from .bounds import bound
-from .cuts import ROUNDS, search
+from .cuts import ROUNDS, conflict, search
 from .evicting import evicting
 from .footprint import measure
 from .linear import INF, SolverOptions
@@ -25,6 +26,8 @@ from .timeline import Rebuilds
 
 #: Objectives that are prices of making things again and of paging.
 PRICED = ("latency", "energy")
+#: A gap with which any plan will do.
+ANY = 10.0
 
 
 @dataclass
@@ -81,9 +84,13 @@ class Residency:
             base += paged * cost.energy_j(0, 1) / cost.energy_j(1, 0)
         return base
 
-    def first(self) -> Found | None:
-        """The cheapest plan by eviction, with the bound that takes no solver."""
-        plans = list(evicting(self.remakes, self.prices))
+    def first(self, tries: int | None = None) -> Found | None:
+        """The cheapest plan by eviction, with the bound that takes no solver.
+
+        Args:
+            tries: Plans that are compared; None: all.
+        """
+        plans = list(islice(evicting(self.remakes, self.prices), tries))
         if not plans:
             return None
         made = min(plans, key=lambda m: self.prices.of(self.remakes, m))
@@ -96,8 +103,49 @@ class Residency:
         """
         found = search(self.remakes, self.prices, self.base, options, watch, rounds)
         if found.made is None and found.bound < INF and (first := self.first()) is not None:
-            return replace(first, bound=min(found.bound, first.price))
+            return replace(
+                found, made=first.made, price=first.price, bound=min(found.bound, first.price)
+            )
         return found
+
+    def conflict(
+        self, found: Found, options: SolverOptions, watch: Watch
+    ) -> tuple[Collection[int], Collection[tuple[int, int]]]:
+        """Few cuts, and what is made at them, by which a search has proven that there is no plan.
+
+        None if it has not.
+        """
+        if found.bound < INF:
+            return (), ()
+        needed = conflict(self.remakes, self.prices, found.cuts, options, watch)
+        return (needed, ()) if needed else (found.cuts, found.makes)
+
+    def least_ram(
+        self, high: int, options: SolverOptions, watch: Watch
+    ) -> tuple[int, tuple[Problem, Solution] | None]:
+        """Bisect the RAM that is needed, below what is known to do.
+
+        Args:
+            high: Bytes that are enough.
+            options: How to solve, with the gap that is left.
+            watch: Says when to end.
+
+        Returns:
+            What is needed at least, proven, and decisions that take less than ``high``, if any.
+        """
+        low, best = int(bound(self.plain, "ram")), None
+        while high - low > max(options.gap * high, 3) and not watch.over():
+            limits = replace(self.plain.limits, ram_bytes=(low + high) // 2)
+            part = Residency(replace(self.plain, limits=limits), self.build, self.goal)
+            found = part.search(replace(options, gap=ANY), watch)
+            decided = part.decided(found)
+            if decided is not None:
+                best, high = decided, measure(*decided).ram_bytes
+            elif found.bound == INF:
+                low = limits.ram_bytes + 1
+            else:
+                break
+        return low, best
 
     def total(self, price: float) -> float:
         """A price as the value of the objective."""

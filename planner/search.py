@@ -14,9 +14,10 @@ from ..ir.autodiff import build_training
 from ..ir.errors import InfeasibleError
 from ..ir.training import Candidate
 from .assemble import ROUNDING
-from .at_once import at_once, bound_of_all, tightened
+from .at_once import GOOD, at_once, bound_of_all, fitting, tightened
 from .check import CheckReport
 from .decided import Decided, LateError, LayoutError, OutOfTimeError, Scheduled
+from .joint import Joint
 from .known import Known, KnownPlan
 from .objective import Goal, Weighted, wants
 from .plan import Plan, Stopped
@@ -26,7 +27,7 @@ from .stages import Stages
 #: Rounds of choosing updates again, with less RAM, where no layout was found for them.
 ROUNDS = 3
 #: A stage of the objective and the bound on it.
-Bounds = Sequence[tuple[Goal, float, float | None]]
+Bounds = Sequence[tuple[Goal, float]]
 
 
 class StoppedEarlyError(KeyboardInterrupt):
@@ -124,7 +125,6 @@ class Search:
         self._inherited = start.known.bound
         self._decided: tuple[Decided, ...] = ()  # of first plans, the best one first
         self._bound = math.nan  # of the first stage, if that chooses updates or precisions
-        self._kept: float | None = None  # the same, without rebuilt activations
         if first == "learn":
             self._bound = self.stages.most_gain(start.free)
         elif start.learns:
@@ -192,7 +192,7 @@ class Search:
         if not start.learns:
             self._offer(stages.schedule(start.decided, last, start.free))
             return
-        if self._only_last_left():
+        if self._only_last_left() or self._jointly():
             self._schedule_best()
             return
         limits = stages.limits
@@ -206,8 +206,7 @@ class Search:
                 known=self._decided,
             )
             if limits is stages.limits:
-                self._tighten(proven if stages.bound is None else stages.bound)
-                self._kept = None if stages.bound is None else self._tighter(proven, self._bound)
+                self._tighten(proven)
             try:
                 self._offer(stages.schedule(decided, last, ()))
                 if not self._is_best(decided):
@@ -215,8 +214,6 @@ class Search:
                     self.best = self._check(self.best.scheduled)  # with the bounds as they are now
                     if self._only_last_left():
                         self._schedule_best()
-                if self._kept is not None and not self.start.fixed and not self.watch.over():
-                    self._offer(self._all_updates())
                 return
             except OutOfTimeError:
                 if not self._is_best(decided):
@@ -233,21 +230,33 @@ class Search:
                 self.watch.stage(f"no layout, {e.excess}: choosing updates again")
                 limits = e.excess.off(limits)
 
-    def _all_updates(self) -> Scheduled | None:
-        """Everything updated, activations made again: the choice of updates knows no such plan.
+    def _jointly(self) -> bool:
+        """Choose updates together with what is made again, in a large model.
 
-        None: heuristics find no room for it.
+        False: there is more to try until the choice is proven, namely under limits of time, or
+        where the whole program offers some ways to make activations again.
         """
-        assert self.best is not None
-        most: dict[str, Candidate] = {}
-        for c in self.start.decided.updates:
-            if c.param not in most or self._worth(c) > self._worth(most[c.param]):
-                most[c.param] = c
-        decided = replace(self.best.scheduled.decided, updates=tuple(most.values()), streamed=())
-        return at_once(self.stages, decided, self.start.goals[-1], fixed=True)
-
-    def _worth(self, candidate: Candidate) -> int:
-        return self.stages.importance[candidate]
+        start, stages, best = self.start, self.stages, self.best
+        if start.goals[0] != "learn" or start.fixed:
+            return False
+        problem = stages.learn_problem(start.decided, fixed=False, free=start.free)
+        if problem.left_out is None:
+            return False
+        reached = 0.0 if best is None else best.plan.objective[0].value
+        joint = Joint(stages, problem, start.decided, start.goals[-1], self.gap, reached)
+        try:
+            for found in joint.run():
+                self._tighten(joint.bound)
+                self._offer(found)
+        finally:
+            self._tighten(joint.bound)
+        if self.best is None:
+            return False
+        self.best = self._check(self.best.scheduled)  # with the bounds as they are now
+        limits = stages.limits
+        timed = (limits.cycles, limits.energy_j) != (None, None)
+        more = timed or problem.left_out == "some"
+        return not more or self._proven(self.best, but_last=True)
 
     def _only_last_left(self) -> bool:
         """There is a plan, and its last stage of several is all that is not proven."""
@@ -260,10 +269,18 @@ class Search:
         return self.best is not None and decided.same_graph(self.best.scheduled.decided)
 
     def _schedule_best(self) -> None:
-        """Decide anew what is streamed, kept, rebuilt and paged for the updates of the best."""
+        """Decide anew what is streamed, kept, rebuilt and paged for the updates of the best.
+
+        At first with the blocks that it streams, which is a much smaller problem.
+        """
         assert self.best is not None
-        decided = replace(self.best.scheduled.decided, streamed=())
-        self._offer(self.stages.schedule(decided, self.start.goals[-1], ()))
+        decided, last = self.best.scheduled.decided, self.start.goals[-1]
+        if decided.streamed:
+            self._offer(fitting(self.stages, decided, last, loose=True, effort=GOOD))
+            self._tighten_last(self.best)
+            if self._proven(self.best):
+                return
+        self._offer(self.stages.schedule(replace(decided, streamed=()), last, ()))
 
     def _again(self, known: KnownPlan) -> Scheduled:
         """A plan that is known, as a schedule of this search; nothing is proven of it."""
@@ -306,18 +323,16 @@ class Search:
         first = self._bound if self.start.learns else scheduled.bound
         if self._inherited is not None:
             first = self._tighter(first, self._inherited)
-        bounds: list[tuple[Goal, float, float | None]] = [(self.start.goals[0], first, self._kept)]
+        bounds: list[tuple[Goal, float]] = [(self.start.goals[0], first)]
         if self.start.learns and len(self.start.goals) > 1:
-            # models of fixed updates offer fewer rebuilds than cuts do: a bound can be above a plan
-            reached = self.stages.reached(scheduled, self.start.goals[-1])
-            bounds.append((self.start.goals[-1], min(scheduled.bound, reached), None))
+            bounds.append((self.start.goals[-1], scheduled.bound))
         stopped: Stopped | None = "time limit" if self.stages.cut_short else None
         return self.checked(scheduled, bounds, self.watch.over() or stopped)
 
     def _proven(self, found: Found, *, but_last: bool = False) -> bool:
         """All stages are, or all but the last."""
         stages = found.plan.objective[: -1 if but_last else None]
-        return all(o.least_gap <= max(self.gap, ROUNDING) for o in stages)
+        return all(o.gap <= max(self.gap, ROUNDING) for o in stages)
 
     def _tighten_last(self, found: Found) -> None:
         if found.scheduled.loose and not (self.start.learns and len(self.start.goals) == 1):

@@ -7,9 +7,9 @@ streamed blocks, solved once more for what is kept, and placed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isnan, nan
+from math import nan
 
 from ..ir.autodiff import build_training
 from ..ir.errors import InfeasibleError
@@ -18,6 +18,7 @@ from ..ir.precision import Precision, lower
 from ..ir.streaming import Block, blocks, stream
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from .bounds import bound
+from .choice import ChoiceByCuts, Cut, Make
 from .choices import Choices, score_of
 from .cost import CostModel, code_bytes, flash_weights_bytes
 from .decided import (
@@ -52,6 +53,8 @@ from .timeline import Rebuilds, build_problem
 #: Parts of the time left that go into choosing updates, into each try without rebuilding, and into
 #: choosing what is streamed.
 LEARN_SHARE, PLAIN_SHARE, STREAMING_SHARE, CUTS_SHARE = 0.6, 0.3, 0.6, 0.6
+#: The same for one choice of updates by cuts.
+CHOICE_SHARE = 0.2
 #: Slots without rebuilds beyond which the whole model is left out where cuts have found a plan,
 #: and the part of the time left that goes into cuts there.
 LARGE_SLOTS, LARGE_SHARE = 1000, 0.9
@@ -76,7 +79,6 @@ class Stages:
         ranks: The order that nodes run in, see ``planner.order``; None: that of the file.
         time_s: Solve time so far.
         cut_short: A solve ended before its gap was closed.
-        bound: What ``learn`` has found of all plans, where its own bound is of a part of them.
     """
 
     forward: Graph
@@ -93,7 +95,6 @@ class Stages:
     ranks: Mapping[str, int] | None = None
     time_s: float = field(default=0.0, init=False)
     cut_short: bool = field(default=False, init=False)
-    bound: float | None = field(default=None, init=False)
     _lowered: dict[tuple[tuple[str, Precision], ...], Graph] = field(
         default_factory=dict, init=False
     )
@@ -172,8 +173,7 @@ class Stages:
     ) -> tuple[Decided, float]:
         """The update set and the precisions with the highest score, and a bound on it.
 
-        In a large problem it is a bound of plans that make nothing again but auxiliary tensors;
-        ``bound`` is then set to one of all plans within these limits.
+        Not all activations may be offered to be made again, but the bound is of all plans.
 
         Args:
             start: All candidates, or the update set; precisions as far as they are given.
@@ -194,17 +194,42 @@ class Stages:
         begin = next((b for b in begins if measure(problem, b).keeps(problem.limits)), None)
         result = self._solve(problem, goal, share=LEARN_SHARE, begin=begin)
         assert result.solution is not None
-        if problem.partial:
-            self.bound = self._bound_of_all(problem, goal)
+        proven = result.bound
+        if problem.left_out is not None:
+            proven = self.choice(problem, goal, fails=False).bound
         updates = start.updates if fixed else tuple(result.solution.candidates(problem))
-        return replace(start, updates=updates).taking(problem, result.solution), result.bound
+        return replace(start, updates=updates).taking(problem, result.solution), proven
 
-    def _bound_of_all(self, problem: Problem, goal: Goal) -> float:
-        """A bound of all plans, whatever they make again; one without a solver if time is over."""
-        if self.watch.over():
-            return bound(problem, goal)
-        watch = self.watch.part(self.watch.left_s, lambda _: None)
-        return Milp(problem, goal, relaxed=True).relaxation(goal, self.options, watch)
+    def choice(
+        self,
+        problem: Problem,
+        goal: Goal,
+        cuts: Collection[Cut | Make] = (),
+        *,
+        fails: bool = True,
+    ) -> SolveResult:
+        """The best updates over few cuts of the timeline; the bound is one of all plans.
+
+        Args:
+            problem: The problem.
+            goal: The objective.
+            cuts: Where it counts what is held and made again.
+            fails: Raise errors.
+
+        Raises:
+            InfeasibleError: No choice keeps the limits.
+            OutOfTimeError: None was found in time.
+        """
+        self.tell(f"choosing updates: {len(problem.slots)} slots, {len(cuts)} cuts", goal)
+        if self.watch.over() and not fails:
+            return SolveResult("unknown", nan, bound(problem, goal), None, "", 0.0)
+        result = self._solved(ChoiceByCuts(problem, cuts, goal), goal, CHOICE_SHARE)
+        self.cut_short |= result.status in ("feasible", "unknown")
+        if fails and result.status == "infeasible":
+            raise self._no_plan(problem.limits)
+        if fails and result.solution is None:
+            raise self._out_of_time()
+        return result
 
     def _beginning(self, problem: Problem, known: Decided, *, fixed: bool) -> Solution:
         """Decisions as a solution, nothing rebuilt."""
@@ -383,14 +408,27 @@ class Stages:
             self.cut_short = True
             return by_cuts
         if by_cuts is None:
-            return problem, result
-        bound = max(result.bound, by_cuts[1].bound)
+            return (
+                self._less_ram(residency, problem, result) if goal == "ram" else (problem, result)
+            )
+        proven = max(result.bound, by_cuts[1].bound)
         if by_cuts[1].value <= result.value or result.solution is None:
             problem, result = by_cuts
-        # the whole model offers fewer rebuilds than cuts do, so its bound may be above their plan
-        return problem, replace(
-            result, bound=bound if isnan(result.value) else min(bound, result.value)
-        )
+        return problem, replace(result, bound=proven)
+
+    def _less_ram(
+        self, residency: Residency, problem: Problem, result: SolveResult
+    ) -> tuple[Problem, SolveResult]:
+        """What is kept with less RAM than the whole model finds, and a bound on it."""
+        if result.solution is None or self._within_gap(result) or self.watch.over():
+            return problem, result
+        watch = self.watch.part(CUTS_SHARE * self.watch.left_s, lambda _: None)
+        low, less = residency.least_ram(round(result.value), self.options, watch)
+        result = replace(result, bound=max(float(low), result.bound))
+        if less is None:
+            return problem, result
+        ram = measure(*less).ram_bytes
+        return less[0], replace(result, value=float(ram), solution=less[1])
 
     def _by_cuts(self, residency: Residency, goal: Goal) -> tuple[Problem, SolveResult]:
         """Choose what is kept by a program over few cuts of the timeline."""
@@ -460,6 +498,9 @@ class Stages:
                 raise
             self.cut_short = True
             return plain, first
+        if problem.left_out is not None:
+            of_all = bound(plain, goal) if first is None else first.bound
+            result = replace(result, bound=of_all)
         if first is not None and not result.value < first.value:  # nan: no solution
             return plain, replace(first, bound=max(first.bound, result.bound))
         return problem, result

@@ -25,6 +25,7 @@ from .problem import (
     ActivityKind,
     Constant,
     Event,
+    LeftOut,
     Limits,
     Overwrite,
     Problem,
@@ -92,7 +93,7 @@ class _Builder:
     rebuild: bool | Rebuilds
     activities: list[Activity] = field(default_factory=lambda: [Activity(ALWAYS, "always")])
     drafts: list[_Draft] = field(default_factory=list)
-    partial: bool = False
+    left_out: LeftOut | None = None
 
     def build(self) -> Problem:
         self.storage = Storage(self.training)
@@ -155,7 +156,7 @@ class _Builder:
             streams=streams,
             cost=self.cost,
             micro_batches=self.training.spec.micro_batches,
-            partial=self.partial,
+            left_out=self.left_out,
         )
 
     def _constants(self, slots: tuple[Slot, ...]) -> tuple[Constant, ...]:
@@ -245,8 +246,10 @@ class _Builder:
         else:
             rebuilds = self._rebuilds(backward)
         many = not self.fixed_updates and sum(map(len, rebuilds.values())) > LEARN_REBUILDS
+        offered = (t for tensors in rebuilds.values() for t in tensors)
+        if self.rebuild is True and not all(map(self._kept_for_backward, offered)):
+            self.left_out = "all" if many else "some"
         if many:
-            self.partial = self.rebuild is True
             rebuilds = {
                 n: [t for t in tensors if self._kept_for_backward(t)]
                 for n, tensors in rebuilds.items()

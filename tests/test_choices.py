@@ -441,7 +441,10 @@ def test_streaming_equals_brute_force_for_a_fixed_update_set(storage: str | None
 def test_precision_and_streaming_serve_any_objective(
     name: ObjectiveName, fixed: tuple[Candidate, ...]
 ) -> None:
-    """With the updates given and precisions free, no combination does better."""
+    """With the updates given and precisions free, no combination does better.
+
+    For RAM, cuts may: these combinations make activations again right before they are read.
+    """
     case = Case(separable(), fixed)
     best = min(
         case.alone(c).solve(name, EXACT).value
@@ -456,8 +459,11 @@ def test_precision_and_streaming_serve_any_objective(
         "latency": s.cycles,
         "energy": case.cost.energy_j(s.cycles, s.transfer_cycles),
     }
-    assert found[name] == pytest.approx(best, rel=1e-9)
-    assert done.bound == pytest.approx(best, rel=1e-9)
+    if name == "ram":
+        assert done.bound <= found[name] <= best
+    else:
+        assert found[name] == pytest.approx(best, rel=1e-9)
+        assert done.bound == pytest.approx(best, rel=1e-9)
 
 
 def _code(training: TrainingGraph, schedule: Schedule) -> int:

@@ -312,7 +312,7 @@ def test_what_is_not_proven_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_need_that_is_not_found_is_told_by_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = hopeless()
+    request, needs = hopeless(), case("hopeless")[1].shortfalls[0].needs
     least = ConflictSearch.least
 
     def cut_short(self: ConflictSearch, problem: Problem, name: ObjectiveName) -> SolveResult:
@@ -323,7 +323,7 @@ def test_a_need_that_is_not_found_is_told_by_its_bound(monkeypatch: pytest.Monke
     why = refused(request)
     (ram,) = why.shortfalls
     assert ram.works is None
-    assert ram.needs == case("hopeless")[1].shortfalls[0].needs - 100
+    assert ram.needs == needs - 100
     assert why.relaxations == ()
     assert "a --ram that works was not found within the time limit" in words(why)[0]
 

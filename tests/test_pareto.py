@@ -318,13 +318,13 @@ def test_a_start_within_the_gap_of_an_inherited_bound_needs_no_search(
 
     more = replace(request, ram_bytes=request.ram_bytes + 8)
     with monkeypatch.context() as patch:
-        patch.setattr(Stages, "learn", no_search)
+        patch.setattr(Stages, "choice", no_search)
         with pytest.raises(AssertionError, match="searched"):
             make_plan(more)
     known = Known(planned.known, learn.value, learn.bound)
     for heuristics in (True, False):
         with monkeypatch.context() as patch:
-            patch.setattr(Stages, "learn", no_search)
+            patch.setattr(Stages, "choice", no_search)
             if not heuristics:
                 patch.setattr(search, "at_once", lambda *_, **__: None)
             again = make_plan(replace(more, known=known)).plan

@@ -323,8 +323,6 @@ def _solved(out: Console, planned: PlannedModel) -> None:
     for o in plan.objective:
         value, bound = amount(o.name, o.value), amount(o.name, o.bound)
         _line(out, "objective", f"{o.name} {value}, bound {bound}, gap {o.gap:.3%}")
-        if o.gap_kept is not None:
-            _line(out, "", f"  gap {o.gap_kept:.3%} to plans that make no activation again")
         for t in o.terms:
             what = "of forgone importance" if t.name == "learn" else f"of {t.name}"
             whole = amount(t.name, t.reference)
@@ -357,9 +355,7 @@ def _baselines(out: Console, planned: PlannedModel) -> None:
     learned = sum(u.importance for u in plan.decisions.updates)
     claims = plan.claims
     rows = [("this plan", claims.ram_bytes.total, claims.latency_s, learned, True)]
-    rows += [
-        (b.name, b.ram_bytes, b.latency_s, b.importance, b.fits) for b in planned.baselines
-    ]
+    rows += [(b.name, b.ram_bytes, b.latency_s, b.importance, b.fits) for b in planned.baselines]
     for name, ram, latency, importance, fits in rows:
         told = "-" if ram is None else f"{ram:,} B"
         time = "-" if latency is None else format_seconds(latency)

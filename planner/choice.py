@@ -1,0 +1,318 @@
+"""The choice of updates over few cuts of the timeline: a program of updates and rebuilding.
+
+``milp.Milp(relaxed=True)`` chooses updates as if rebuilding and paging took nothing: a tensor is
+there whenever a slot reads it and takes RAM only then. Here it is held, or not, at a few *cuts*.
+Between neighbouring cuts it is made again or loaded at most once, and what is made again needs what
+it is made from, as in ``planner.cuts``, but nothing is fixed: a tensor has to be there if the
+update that reads it is chosen, and can't be made again if its own parameters are updated before.
+Whatever any plan does is a solution, so the optimum is a bound of all plans. Between two cuts with
+nothing in between, making a tensor again has to fit as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ir.opdef import get_op
+from .milp import Milp
+from .objective import Goal
+from .problem import ALWAYS, Problem, Retention
+from .remakes import NEVER
+from .solution import Solution
+from .tensors import aligned
+
+
+@dataclass(frozen=True, order=True)
+class Cut:
+    """A step, as neighbouring slots of which one at most runs: an update in its candidates' slots.
+
+    Attributes:
+        first: Slot.
+        last: Slot.
+    """
+
+    first: int
+    last: int
+
+    @property
+    def slots(self) -> range:
+        """All of them."""
+        return range(self.first, self.last + 1)
+
+
+@dataclass(frozen=True, order=True)
+class Make:
+    """Making a tensor again, or loading it, right before a cut.
+
+    Attributes:
+        cut: The cut.
+        before: The one before, with nothing in between.
+        tensor: Name of the tensor.
+    """
+
+    cut: Cut
+    before: Cut
+    tensor: str
+
+
+def cuts_of(problem: Problem) -> dict[str, Cut]:
+    """The cut at each node that runs once, in order."""
+    updates: dict[str, list[int]] = {}
+    for s in problem.slots:
+        if s.update is not None and not s.last_micro:
+            updates.setdefault(s.update.candidate.param, []).append(s.index)
+    found = {}
+    for s in problem.slots:
+        if s.update is not None:
+            at = [s.index] if s.last_micro else updates[s.update.candidate.param]
+            if at[-1] - at[0] == len(at) - 1:
+                found[s.node.name] = Cut(at[0], at[-1])
+        elif not s.rebuild:
+            found[s.node.name] = Cut(s.index, s.index)
+    return found
+
+
+class Held:
+    """Forward tensors that backward may read, or that those may be made again from, by index.
+
+    Attributes:
+        tensors: The tensors.
+        at: Their indices.
+        auxiliary: Those that are made for backward alone, and the slots of forward that do.
+        order: Positions of their last writers.
+        made: Last slot of forward that writes or reads it; from there on it is held or not.
+        reads: Slots behind that which may read it, with their activities.
+        operands: What it is made from.
+        in_place: (Operand, result) that may share a buffer, depending on the updates.
+        changes: Slots after which it can't be made again if their updates are chosen.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        """Collect the arrays."""
+        p, storage = problem, problem.storage
+        windows = {t: end for _, end, t in p.fixed}
+        windows |= {r.tensor: r.window[1] for r in p.retentions if r.window is not None}
+        self.auxiliary = {
+            t: s.index
+            for s in p.slots
+            if p.activities[s.activity].kind == "auxiliary"
+            for t in s.writes
+        }
+        windows |= self.auxiliary
+        events = {r.tensor: r.events for r in p.retentions}
+        self.tensors = [t for t in storage.tensors if t in windows]
+        self.at = {t: i for i, t in enumerate(self.tensors)}
+        self.made = np.array([windows[t] for t in self.tensors], np.int64)
+        position = {node: k for k, node in enumerate(p.training.graph.nodes)}
+        self.order = [position[t.writers[-1]] if t.writers else -1 for t in self.tensors]
+        self.reads = [
+            [(e.slot, e.activity) for e in events.get(t, ()) if not e.writes] for t in self.tensors
+        ]
+        self.operands = [
+            sorted(
+                {
+                    self.at[u]
+                    for w in t.writers
+                    for v in w.operands()
+                    if (u := storage.of.get(v)) in self.at and u is not t
+                }
+            )
+            for t in self.tensors
+        ]
+        self.in_place = {
+            (self.at.get(storage.of[source]), self.at.get(storage.of[node.out]))
+            for node, source, _ in storage.refused
+        }
+        changed: dict[str, list[tuple[int, int]]] = {}
+        for s in p.slots:
+            if s.update is not None and s.node is s.update.apply_node:
+                changed.setdefault(s.update.candidate.param, []).append((s.index, s.activity))
+        self.changes = [
+            [c for w in t.writers for v in w.operands() for c in changed.get(v.name, ())]
+            for t in self.tensors
+        ]
+
+    def used(self) -> list[int]:
+        """What may be read, and what that is made from."""
+        found = {i for i, reads in enumerate(self.reads) if reads}
+        stack = list(found)
+        while stack:
+            i = stack.pop()
+            if self.tensors[i].rebuildable:
+                more = set(self.operands[i]) - found
+                found |= more
+                stack += more
+        return sorted(found)
+
+
+class ChoiceByCuts(Milp):
+    """The program for some cuts.
+
+    Attributes:
+        cuts: In order.
+        streamed: Tensors that blocks that run by rows may leave out, or make otherwise.
+        live: (Cut, tensor) -> column of being live at it.
+        again: (Interval, tensor) -> column of being made again in the interval before this cut.
+    """
+
+    def __init__(
+        self, problem: Problem, where: Collection[Cut | Make] = (), goal: Goal | None = None
+    ) -> None:
+        """Build variables and constraints.
+
+        Args:
+            problem: What to decide.
+            where: Tensors are held or not, and may be made again; cuts don't overlap.
+            goal: The only objective that will be asked for; None: any.
+        """
+        makes = sorted(m for m in where if isinstance(m, Make))
+        cuts = {c for c in where if isinstance(c, Cut)}
+        self.cuts = sorted(cuts.union(*({m.cut, m.before} for m in makes)))
+        self.forward = Held(problem)
+        begins = [c.first for c in self.cuts]
+        self.begin = np.searchsorted(begins, self.forward.made, side="right").tolist()
+        self.used = [i for i in self.forward.used() if self.begin[i] < len(self.cuts)]
+        self.streamed = {t for b in problem.streams for t in (*b.inner, b.result)}
+        self.live: dict[tuple[int, int], int] = {}
+        self.again: dict[tuple[int, int], int] = {}
+        super().__init__(problem, goal, relaxed=True)
+        for m in makes:
+            self._make(self.cuts.index(m.cut), m.tensor)
+
+    def _cut_columns(self) -> None:
+        p, last = self.problem, len(self.cuts)
+        pages = p.cost.storage is not None and p.limits.storage_bytes > 0
+        retention = {r.tensor: k for k, r in enumerate(p.retentions)}
+        self.paged: dict[tuple[int, int], int] = {}
+        for i in self.used:
+            tensor, begin = self.forward.tensors[i], self.begin[i]
+            for s in range(begin, last):
+                self.live[s, i] = self.c.column(integer=True)
+            for s in range(begin + 1, last + 1):
+                if tensor.rebuildable:
+                    self.again[s, i] = self.c.column(integer=True)
+            if pages and tensor in retention:
+                stored = self.stored[retention[tensor]] = self.c.column(integer=True)
+                for s in range(begin + 1, last + 1):
+                    load = self.paged[s, i] = self.c.column(integer=True)
+                    self.loaded[retention[tensor]][s] = load
+                    self.c.row([(stored, 1.0), (load, -1.0)], lower=0.0)
+        for i in self.used:
+            self._supply_at_cuts(i)
+
+    def _supply_at_cuts(self, i: int) -> None:
+        """What is read, held or needed to make something again is there."""
+        reads, row = self.forward.reads[i], self.c.row
+        for s in range(self.begin[i], len(self.cuts)):
+            cut = self.cuts[s]
+            for terms in self._read(a for k, a in reads if k in cut.slots):
+                row([(self.live[s, i], 1.0), *terms], lower=0.0)
+        for s in range(self.begin[i] + 1, len(self.cuts) + 1):
+            ways, behind = self._ways(s, i), self.cuts[s - 1].last
+            end = self.cuts[s].first if s < len(self.cuts) else NEVER
+            for terms in self._read(a for k, a in reads if behind < k < end):
+                row([*ways, *terms], lower=0.0)
+            if s < len(self.cuts):
+                row([*ways, (self.live[s, i], -1.0)], lower=0.0)
+            again = self.again.get((s, i))
+            if again is None:
+                continue
+            for j in self.forward.operands[i]:
+                if self.begin[j] < s:
+                    row([*self._ways(s, j), (again, -1.0)], lower=0.0)
+            changed = dict.fromkeys(a for k, a in self.forward.changes[i] if k <= behind)
+            if ALWAYS in changed:
+                self.c.upper[again] = 0.0
+            else:
+                for acts in self._alternatives(changed):
+                    row([(again, 1.0), *((self.a[a], 1.0) for a in acts)], upper=1.0)
+
+    def _ways(self, s: int, i: int) -> list[tuple[int, float]]:
+        """Columns that say that a tensor is there in the interval before a cut."""
+        found = (self.live.get((s - 1, i)), self.again.get((s, i)), self.paged.get((s, i)))
+        return [(v, 1.0) for v in found if v is not None]
+
+    def _read(self, activities: Iterator[int]) -> Iterator[list[tuple[int, float]]]:
+        for acts in self._alternatives(dict.fromkeys(activities)):
+            yield [(self.a[a], -1.0) for a in acts]
+
+    def _occupy_reads(self, r: Retention) -> None:
+        """At cuts what is held counts, elsewhere what is read."""
+        i = self.forward.at.get(r.tensor)
+        at = set()
+        if i is not None and self.begin[i] < len(self.cuts):
+            at = {k for c in self.cuts[self.begin[i] :] for k in c.slots}
+        for e in r.events:
+            if not e.writes and e.slot not in at:
+                self.occupancy.add(e.slot, e.slot, self.a[e.activity], r.tensor.bytes)
+
+    def _occupy_cuts(self) -> None:
+        for (s, i), column in self.live.items():
+            cut, tensor = self.cuts[s], self.forward.tensors[i]
+            self.occupancy.add(cut.first, cut.last, column, tensor.bytes)
+
+    def _make(self, s: int, name: str) -> None:
+        """A tensor can be made again right before a cut: beside all that is live across."""
+        known, p, at = self.forward, self.problem, self.cuts[s].first
+        i = next((i for i in self.used if known.tensors[i].name == name), None)
+        again = None if i is None else self.again.get((s, i))
+        if i is None or again is None or known.tensors[i] in self.streamed:
+            return
+        beside = {i, *known.operands[i]}
+        writers = known.tensors[i].writers
+        own = max((aligned(get_op(w.op).workspace(w)) for w in writers), default=0)
+        # an operand that may be overwritten in place may be the same buffer
+        own += sum(known.tensors[j].bytes for j in beside if (j, i) not in known.in_place)
+        terms = [(again, float(own)), *self.state]
+        for j in self.used:
+            if j in beside or known.tensors[j] in self.streamed:
+                continue
+            if (v := self._there(s, i, j)) is not None:
+                terms.append((v, float(known.tensors[j].bytes)))
+        for t in p.transients:
+            acts = next((acts for last, acts in t.segments if last >= at), None)
+            if t.begin < at and acts is not None:
+                terms.append((self._one_of(acts), float(t.tensor.bytes)))
+        self.c.row(terms, upper=p.limits.ram_bytes)
+
+    def _there(self, s: int, i: int, j: int) -> int | None:
+        """1 where one tensor is there when another is made; None: it never has to be.
+
+        As in ``planner.cuts``: it was made before or is live from the cut before, and the cut, or
+        what is made later, needs it.
+        """
+        order = self.forward.order
+        if (s - 1, j) not in self.live:
+            return None
+        needs = [self.live[s, j]] if (s, j) in self.live else []
+        for a in self.used:
+            if order[a] > order[i] and j in self.forward.operands[a] and (s, a) in self.again:
+                needs.append(self.again[s, a])
+        before = order[j] < order[i]
+        anew = [self.paged.get((s, j)), None if before else self.again.get((s, j))]
+        absent = [(v, 1.0) for v in anew if v is not None]
+        v = self.c.column(integer=False)
+        for n in needs:
+            if before:
+                self.c.row([(v, 1.0), *absent, (n, -1.0)], lower=0.0)
+            else:
+                held = (self.live[s - 1, j], -1.0)
+                self.c.row([(v, 1.0), *absent, held, (n, -1.0)], lower=-1.0)
+        return v
+
+    def _remade_cycles(self) -> list[tuple[int, float]]:
+        """Cycles of making things again; auxiliary tensors have slots of their own for that."""
+        cost, micro = self.problem.cost, self.problem.micro_batches
+        cycles = [
+            0 if t in self.forward.auxiliary else micro * sum(map(cost.node_cycles, t.writers))
+            for t in self.forward.tensors
+        ]
+        return [(column, float(cycles[i])) for (_, i), column in self.again.items()]
+
+    def _solution(self, values: NDArray[np.float64]) -> Solution:
+        """Activities alone: what is loaded between which cuts is no decision about a slot."""
+        return Solution(self._active(values), frozenset())

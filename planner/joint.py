@@ -1,0 +1,154 @@
+"""Updates chosen together with what is made again, where a program of both would be too large.
+
+A program over few cuts of the timeline chooses updates (``planner.choice``); its optimum is a bound
+of all plans. Another one says what is made again for these updates (``planner.cuts``), and whether
+they fit at all. Where they don't, the cuts that tell so become cuts of the first program, too, as
+long as that is solved quickly. What difference is left between both is closed from below: the
+choice is asked for less RAM, by bisection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Iterator
+from dataclasses import dataclass, field, replace
+
+from .at_once import fitting
+from .choice import Cut, Make, cuts_of
+from .decided import Decided, Scheduled
+from .milp import SolveResult
+from .objective import Goal
+from .problem import Problem
+from .residency import Residency
+from .stages import Stages
+
+#: Where the updates for all RAM don't fit: the part of RAM that is given up first; twice as much
+#: more each time until they do.
+FIRST_STEP = 1 / 32
+#: The part of RAM that the bisection doesn't divide further.
+NARROWEST = 1 / 256
+#: Parts of the time left: for all of it, and what a solve may take if there are to be more cuts.
+SHARE, QUICK_SHARE = 0.6, 0.04
+
+
+@dataclass
+class Joint:
+    """The search for one problem.
+
+    Attributes:
+        stages: Solves and schedules.
+        problem: What ``Stages.learn_problem`` lays out.
+        start: What the problem chooses from.
+        last: The stage of the objective behind *learn*.
+        gap: Relative, what counts as nothing.
+        reached: What the best plan so far learns.
+        bound: Proven for all plans.
+    """
+
+    stages: Stages
+    problem: Problem
+    start: Decided
+    last: Goal
+    gap: float
+    reached: float
+    bound: float = field(default=float("inf"), init=False)
+    cuts: frozenset[Cut | Make] = field(default=frozenset(), init=False)
+    fewer: frozenset[Cut | Make] | None = field(default=None, init=False)
+
+    def run(self) -> Iterator[Scheduled]:
+        """Plans, each of which learns more than the one before.
+
+        Raises:
+            InfeasibleError: No choice keeps the limits.
+            OutOfTimeError: None was found in time.
+        """
+        left_s = self.stages.watch.left_s
+        self.watch = self.stages.watch.part(SHARE * left_s, lambda _: None)
+        self.quick_s, self.places = QUICK_SHARE * left_s, cuts_of(self.problem)
+        self.order = sorted(set(self.places.values()))
+        ram = self.problem.limits.ram_bytes
+        if (yield from self._within(ram)):
+            return
+        low, high, step, known = 0, ram, int(FIRST_STEP * ram), self.cuts
+        while high - low > NARROWEST * ram and not self._done():
+            asked, step = ((low + high) // 2, step) if low else (high - step, 2 * step)
+            if asked <= 0:
+                break
+            if (yield from self._within(asked)):
+                low = asked
+            else:
+                high = asked
+        if self.cuts > known and not self._done():
+            yield from self._within(ram)
+
+    def _done(self) -> bool:
+        return self.watch.over() is not None or not self._better(self.bound)
+
+    def _better(self, value: float) -> bool:
+        return value > self.reached * (1 + self.gap)
+
+    def _within(self, ram_bytes: int) -> Generator[Scheduled, None, bool]:
+        """The best choice for so much RAM, with more cuts as long as they tell that it is none.
+
+        False: nothing tells so, but no plan was found for it.
+        """
+        while True:
+            most = self._choice(ram_bytes)
+            if most.solution is None and most.status != "infeasible":
+                return False
+            if most.solution is None or not self._better(most.value):
+                return True
+            found, missed = self._fitting(most)
+            if found is not None:
+                self.reached = most.value
+                yield found
+                return True
+            if self.fewer is None or missed <= self.cuts or self.watch.over():
+                return False
+            self.fewer, self.cuts = self.cuts, self.cuts | missed
+
+    def _choice(self, ram_bytes: int) -> SolveResult:
+        """Solve; if that takes long, go back to the cuts before, and no further."""
+        problem, limits = self.problem, self.problem.limits
+        whole = ram_bytes == limits.ram_bytes
+        if not whole:
+            problem = replace(problem, limits=replace(limits, ram_bytes=ram_bytes))
+        first = whole and self.bound == float("inf")
+        most = self.stages.choice(problem, "learn", self.cuts, fails=first)
+        if first:
+            self.fewer = self.cuts
+        if whole:
+            self.bound = min(self.bound, most.bound)
+        if most.time_s > self.quick_s and self.fewer is not None:
+            self.cuts, self.fewer = self.fewer, None
+        return most
+
+    def _fitting(self, most: SolveResult) -> tuple[Scheduled | None, frozenset[Cut | Make]]:
+        """A plan for the updates of a choice, or cuts that tell why there may be none."""
+        assert most.solution is not None
+        p, active = self.problem, most.solution.active
+        updates = tuple(most.solution.candidates(p))
+        streamed = tuple(b.name for b in p.streams if b.activity in active)
+        decided = replace(self.start, updates=updates, streamed=streamed)
+        missed: set[Cut | Make] = set()
+
+        def miss(r: Residency, cuts: Collection[int], makes: Collection[tuple[int, int]]) -> None:
+            for k in cuts:
+                if (cut := self._place(r, k)) is not None:
+                    missed.add(cut)
+            for k, i in makes:
+                if (cut := self._place(r, k)) is not None:
+                    before = self.order[self.order.index(cut) - 1]
+                    missed.add(Make(cut, before, r.remakes.tensors[i].name))
+
+        found = fitting(
+            self.stages,
+            decided.taking(p, most.solution),
+            self.last,
+            loose=bool(p.streams or p.mixed_layers),
+            miss=miss,
+        )
+        return found, frozenset(missed)
+
+    def _place(self, residency: Residency, slot: int) -> Cut | None:
+        """The cut at a slot of a problem with fixed updates; none where its node has changed."""
+        return self.places.get(residency.plain.slots[slot].node.name)

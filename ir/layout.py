@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from math import prod
 
 import numpy as np
 
-from .graph import Graph, Node, TensorType, Value
+from .graph import Graph, Node, TensorType, Value, unique_name
 from .surgery import (
     drop_unread,
     nodes_of,
@@ -200,7 +199,7 @@ def _bias_behind(graph: Graph, product: Node, outs: int) -> Node | None:
 
 def _of_rows(graph: Graph, name: str, stacked: Value, shape: tuple[int, int]) -> Value:
     """A value of all rows, annotated as the stacked one."""
-    free = _free(f"{name}/rows", graph.values)
+    free = unique_name(f"{name}/rows", graph.values)
     new = graph.values[free] = Value(free, TensorType(shape), None)
     if stacked.name in graph.quantization:
         graph.quantization[free] = graph.quantization[stacked.name]
@@ -209,14 +208,6 @@ def _of_rows(graph: Graph, name: str, stacked: Value, shape: tuple[int, int]) ->
 
 def _insert_view(graph: Graph, at: int, name: str, x: Value, y: Value) -> None:
     """A Reshape that makes y of x, at a place among the nodes."""
-    free = _free(name, {n.name for n in graph.nodes})
+    free = unique_name(name, {n.name for n in graph.nodes})
     y.producer = Node("Reshape", free, (x,), (y,), {"shape": y.type.shape})
     graph.nodes.insert(at, y.producer)
-
-
-def _free(name: str, taken: Container[str]) -> str:
-    """The name, or the next one that nobody has."""
-    free, i = name, 2
-    while free in taken:
-        free, i = f"{name}~{i}", i + 1
-    return free

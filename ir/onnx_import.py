@@ -112,8 +112,8 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
     begin = len(graph.nodes)
     try:
         rule = RULES.get(node.op) if not node.domain else None
-        if node.subgraphs:
-            raise RejectedError("operators with subgraphs are not supported")
+        if node.kept:
+            raise RejectedError(node.kept)
         if rule is not None and node.unknown:
             names = ", ".join(node.unknown)
             raise RejectedError(f"has no attribute {names} in opset {file.opset}")

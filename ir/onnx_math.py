@@ -248,6 +248,11 @@ def _cast(s: Site) -> Value:
     return s.emit("Not", (zero,))
 
 
+def _cast_like(s: Site) -> Value:
+    """CastLike is written as Cast before it gets here, unless it is not known to what."""
+    raise RejectedError("the element type of its operand 1 is not known")
+
+
 def _expand(s: Site) -> Value:
     x, shape = s.value(0), s.ints(1, "shape")
     if shape is None:
@@ -266,6 +271,7 @@ RULES: dict[str, Rule] = {
     "Add": _add,
     "And": _logic("And", 2),
     "Cast": _cast,
+    "CastLike": _cast_like,
     "Ceil": _plain("Ceil"),
     "Celu": _celu,
     "Cos": _plain("Cos"),

@@ -11,12 +11,14 @@ from .lowered_layers import INTEGER, KEEPING
 from .onnx_index import CONSTANT_ONLY
 from .onnx_ops import RULES
 from .onnx_read import MIN_OPSET
+from .onnx_unroll import CONTROL_FLOW
 from .opdef import all_ops
 
 #: ONNX operator -> what a rule writes for it, where that is not the operator of the same name.
 #: Reshapes (views) and numbers beside it are left out; nothing: it is gone once imported.
 WRITTEN_AS: dict[str, tuple[str, ...]] = {
     "Cast": ("Where", "Equal", "Not"),
+    "CastLike": ("Where", "Equal", "Not"),
     "Celu": ("Elu",),
     "Constant": (),
     "DepthToSpace": ("Transpose",),
@@ -29,9 +31,11 @@ WRITTEN_AS: dict[str, tuple[str, ...]] = {
     "GlobalMaxPool": ("MaxPool",),
     "Identity": (),
     "InstanceNormalization": ("GroupNormalization",),
+    "If": (),
     "IsNaN": ("Equal", "Not"),
     "Less": ("Greater",),
     "LessOrEqual": ("GreaterOrEqual",),
+    "Loop": (),
     "Mean": ("Add", "Div"),
     "MeanVarianceNormalization": ("GroupNormalization", "Transpose"),
     "NegativeLogLikelihoodLoss": ("NegativeLogLikelihood",),
@@ -41,6 +45,7 @@ WRITTEN_AS: dict[str, tuple[str, ...]] = {
     "ReduceLogSum": ("ReduceSum", "Log"),
     "ScatterElements": ("Scatter",),
     "ScatterND": ("Scatter",),
+    "Scan": (),
     "Selu": ("Elu",),
     "SoftmaxCrossEntropyLoss": ("LogSoftmax", "NegativeLogLikelihood"),
     "SpaceToDepth": ("Transpose",),
@@ -78,7 +83,7 @@ class Support:
 
 def supported() -> list[Support]:
     """All ONNX operators that are read, by name."""
-    return [_support(name) for name in sorted(RULES)]
+    return [_support(name) for name in sorted((*RULES, *CONTROL_FLOW))]
 
 
 @cache

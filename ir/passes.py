@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .fusion import drop_nan_guards, merge_gelu
-from .graph import Array, Graph, Node, Value
+from .graph import Array, Graph, Node, Value, unique_name
 from .layout import (
     flatten_products,
     merge_reshapes,
@@ -196,9 +196,7 @@ def _constant(graph: Graph, like: Value, data: Array, *users: Node) -> Value:
     array = np.ascontiguousarray(data, np.float32)
     others = any(like in n.inputs for n in graph.nodes if n not in users)
     if others or like in graph.outputs:
-        name, i = f"{like.name}/{users[0].name}", 2
-        while name in graph.values:
-            name, i = f"{like.name}/{users[0].name}~{i}", i + 1
+        name = unique_name(f"{like.name}/{users[0].name}", graph.values)
         return graph.add_constant(name, array)
     forget(graph, like)  # and how the old data were stored as integers
     del graph.constants[like.name]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .fusion import drop_nan_guards, merge_gelu
+from .fusion import drop_nan_guards, merge_activations
 from .graph import Array, Graph, Node, Value, unique_name
 from .layout import (
     flatten_products,
@@ -20,7 +20,7 @@ from .layout import (
     sink_pads,
     sink_transposes,
 )
-from .norm_fusion import merge_group_norm, merge_rms_norm, merge_scale
+from .norm_fusion import merge_group_norm, merge_row_norm, merge_scale
 from .surgery import (
     absorb,
     drop_dead,
@@ -55,11 +55,11 @@ def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
         merge_pad,
         flatten_products,
         merge_bias,
-        merge_gelu,
+        merge_activations,
         drop_nan_guards,
         merge_group_norm,
         merge_scale,
-        merge_rms_norm,
+        merge_row_norm,
     ]
     if fold_batchnorm:
         passes.append(merge_batchnorm)

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from .graph import Array, Attr, Graph, Node, Value
-from .opdef import get_op
+from .opdef import get_op, operand
 from .surgery import drop_unread
 
+#: Operators of a mean over axes.
+MEANS = ("GlobalAveragePool", "ReduceMean")
 #: Most values before the node in the middle that a chain is sought to begin at.
 _BEFORE = 24
 
@@ -125,8 +127,15 @@ def _between(graph: Graph, x: Value, end: Node, ops: Collection[str]) -> set[Nod
     return found
 
 
+def mean_axes(node: Node) -> tuple[int, ...]:
+    """Axes of a ReduceMean or GlobalAveragePool."""
+    rank = len(operand(node, 0).shape)
+    if node.op == "GlobalAveragePool":
+        return tuple(range(2, rank))
+    return tuple(sorted(a % rank for a in node.ints_attr("axes", tuple(range(rank)))))
+
+
 def _result(node: Node, inputs: list[Array]) -> Any:
-    if node.op == "ReduceMean":  # of fewer rows than the node's
-        axes = node.ints_attr("axes", tuple(range(inputs[0].ndim)))
-        return inputs[0].mean(axes, keepdims=bool(node.int_attr("keepdims", 1)))
+    if node.op in MEANS:  # of fewer rows than the node's
+        return inputs[0].mean(mean_axes(node), keepdims=bool(node.int_attr("keepdims", 1)))
     return get_op(node.op).kernel(node, inputs)[0]

@@ -9,14 +9,21 @@ from math import prod
 
 import numpy as np
 
-from .chains import Chain, chains
+from .chains import MEANS, Chain, chains, mean_axes
 from .graph import Array, Graph, Node, Value
 from .ops.standardize import standardized
-from .surgery import absorb, drop_unread, nodes_of, only_reader, operand_of
+from .surgery import (
+    absorb,
+    drop_unread,
+    nodes_of,
+    only_reader,
+    operand_of,
+    reshaped_constant,
+)
 
 _CENTRED = "LayerNormalization"
 #: Operators of a chain that normalizes rows.
-_ROW_PARTS = ("Add", "Div", "Mul", "Neg", "Pow", "Reciprocal", "ReduceMean", "Sqrt", "Sub")
+_ROW_PARTS = ("Add", "Div", "Mul", "Neg", "Pow", "Reciprocal", "Sqrt", "Sub", *MEANS)
 #: By constants of a row: what a chain may be, and which of them are its scale and bias.
 _ROW_NORMS: dict[int, tuple[tuple[str, tuple[int, ...]], ...]] = {
     1: ((_CENTRED, (0,)), ("RMSNormalization", (0,))),
@@ -72,7 +79,7 @@ def merge_scale(graph: Graph) -> bool:
             continue  # one per group
         if norm.out.name in graph.quantization:
             continue
-        constant = _reshaped(graph, other, per_channel, follower)
+        constant = reshaped_constant(graph, other, shape[1:2], follower)
         norm.inputs = (
             norm.inputs[0],
             *((constant,) if follower.op == "Mul" else (scale, constant)),
@@ -94,7 +101,7 @@ def merge_row_norm(graph: Graph) -> bool:
                 continue
             op, epsilon, row, scales = found
             axis = len(chain.x.type.shape) - len(row)
-            rest = [_as_row(graph, v, row, chain) for v in scales]
+            rest = [reshaped_constant(graph, v, row, *chain.nodes) for v in scales]
             chain.become(graph, op, {"axis": axis, "epsilon": epsilon}, rest)
             changed = True
             break
@@ -105,9 +112,8 @@ def _row_norm(chain: Chain) -> tuple[str, float, tuple[int, ...], list[Value]] |
     """Operator, epsilon, shape of a row, scale and maybe bias, that compute what a chain does."""
     shape = chain.x.type.shape
     rank = len(shape)
-    means = [n for n in chain.nodes if n.op == "ReduceMean"]
-    reduced = {n.ints_attr("axes", tuple(range(rank))) for n in means}
-    axes = sorted(a % rank for a in next(iter(reduced), ()))
+    reduced = {mean_axes(n) for n in chain.nodes if n.op in MEANS}
+    axes = list(next(iter(reduced), ()))
     row = shape[rank - len(axes) :]
     if len(reduced) != 1 or axes != list(range(rank - len(axes), rank)) or prod(row) < 2:
         return None
@@ -149,11 +155,6 @@ def _stripped(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
     return shape
 
 
-def _as_row(graph: Graph, value: Value, row: tuple[int, ...], chain: Chain) -> Value:
-    user = next(n for n in chain.nodes if value in n.inputs)
-    return _reshaped(graph, value, graph.constants[value.name].reshape(row), user)
-
-
 def _reader(graph: Graph, value: Value) -> Node | None:
     """The only node that reads a value."""
     readers = [n for n in graph.nodes if value in n.inputs]
@@ -175,16 +176,3 @@ def _along(graph: Graph, value: Value, axis: int, shape: tuple[int, ...]) -> Arr
         return None
     whole = (1,) * (len(shape) - data.ndim) + data.shape
     return data.reshape(-1) if whole[axis] == shape[axis] else None
-
-
-def _reshaped(graph: Graph, value: Value, data: Array, user: Node) -> Value:
-    """The constant in another shape; it keeps its name if nobody else reads it."""
-    if value.type.shape == data.shape:
-        return value
-    name = value.name
-    if only_reader(graph, value, user):
-        del graph.values[name], graph.constants[name]
-        graph.quantization.pop(name, None)
-    else:
-        name = f"{name}/{user.name}"
-    return graph.add_constant(name, np.ascontiguousarray(data))

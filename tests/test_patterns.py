@@ -166,6 +166,8 @@ def test_activations(form: str, tmp_path: Path) -> None:
 
 def test_constants_of_more_axes_and_rows_of_two_axes(tmp_path: Path) -> None:
     becomes(chain(*LAYER_NORM["div"]), constants(1, 1, WIDTH), "LayerNormalization", tmp_path)
+    pooled = [s.replace("ReduceMean", "GlobalAveragePool") for s in LAYER_NORM["pow"]]
+    becomes(chain(*pooled), constants(), "LayerNormalization", tmp_path)  # tf2onnx, of three axes
     steps = chain(*LAYER_NORM["shift behind"], axes=[1, 2])
     becomes(steps, constants(5, WIDTH), "LayerNormalization", tmp_path)
 
@@ -229,3 +231,128 @@ def test_epsilon_is_the_one_of_the_file(tmp_path: Path) -> None:
         graph = import_model(between_layers(chain(*LAYER_NORM["pow"]), data, tmp_path))
         (norm,) = [n for n in graph.nodes if n.op == "LayerNormalization"]
         assert norm.float_attr("epsilon") == float(np.float32(epsilon))
+
+
+# -- padding ---------------------------------------------------------------------------------------
+
+PADS = np.array([0, 0, 1, 0, 0, 0, 2, 1])
+POOL = {"kernel_shape": [3, 3], "strides": [2, 2]}
+PADDED: dict[str, tuple[list[NodeProto], bool]] = {
+    "conv": ([node("Pad", "in pads", "p"), node("Conv", "p k", "z")], True),
+    "conv of ones": ([node("Pad", "in pads one", "p"), node("Conv", "p k", "z")], False),
+    "maximum behind relu": (
+        [node("Relu", "in", "r"), node("Pad", "r pads", "p"),
+         node("MaxPool", "p", "z", **POOL)], True
+    ),
+    "maximum behind relu6": (
+        [node("Clip", "in zero six", "r"), node("Pad", "r pads", "p"),
+         node("MaxPool", "p", "z", **POOL)], True
+    ),
+    "maximum of all": ([node("Pad", "in pads", "p"), node("MaxPool", "p", "z", **POOL)], False),
+    "maximum with the least number": (
+        [node("Pad", "in pads least", "p"), node("MaxPool", "p", "z", **POOL)], True
+    ),
+    "maximum of more windows": (
+        [node("Relu", "in", "r"), node("Pad", "r pads", "p"),
+         node("MaxPool", "p", "z", ceil_mode=1, **POOL)], False
+    ),
+    "maximum of small windows": (
+        [node("Relu", "in", "r"), node("Pad", "r pads", "p"),
+         node("MaxPool", "p", "z", kernel_shape=[2, 2])], False
+    ),
+    "average": ([node("Pad", "in pads", "p"), node("AveragePool", "p", "z", **POOL)], True),
+    "average that pads more": (
+        [node("Pad", "in pads", "p"),
+         node("AveragePool", "p", "z", pads=[1, 1, 0, 0], count_include_pad=1,
+              kernel_shape=[4, 4])], True
+    ),
+    "average that pads without counting": (
+        [node("Pad", "in pads", "p"),
+         node("AveragePool", "p", "z", pads=[0, 1, 0, 0], **POOL)], False
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", PADDED)
+def test_padding(form: str, tmp_path: Path) -> None:
+    nodes, merges = PADDED[form]
+    data = {"pads": PADS, "k": floats(RNG, 2, 3, 3, 3), "least": number(-np.inf)}
+    data |= {k: number(NUMBERS[k]) for k in ("one", "zero", "six")}
+    used = {i for n in nodes for i in n.input}
+    given = {k: a for k, a in data.items() if k in used}
+    graph = agrees(save(model(nodes, {"in": [1, 3, 8, 9]}, ["z"], given), tmp_path))
+    assert ("Pad" not in {n.op for n in graph.nodes}) == merges
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+def test_padding_is_trained_alike(op: str, tmp_path: Path) -> None:
+    nodes = [
+        node("Conv", "in k", "c"),
+        node("Relu", "c", "r"),
+        node("Pad", "r pads", "p"),
+        node(op, "p", "y", **POOL),
+    ]
+    data = {"pads": PADS, "k": floats(RNG, 2, 3, 3, 3)}
+    path = save(model(nodes, {"in": [1, 3, 8, 9]}, ["y"], data), tmp_path)
+    want, got = after_a_step(convert(load_file(path, 1)).graph), after_a_step(import_model(path))
+    np.testing.assert_allclose(got["k"], want["k"], rtol=1e-5, atol=1e-6)
+
+
+# -- channels last ---------------------------------------------------------------------------------
+
+
+def turned(x: str, y: str, *, last: bool) -> NodeProto:
+    return node("Transpose", x, y, perm=[0, 2, 3, 1] if last else [0, 3, 1, 2])
+
+
+def channels_last_block() -> list[NodeProto]:
+    """As tf2onnx writes a block of MobileNetV3: a gate of pooled channels, a sum, a Concat."""
+    return [
+        turned("in", "a", last=False), node("Conv", "a k1", "b"), turned("b", "c", last=True),
+        node("Mul", "c scale", "d"), node("Add", "d bias", "e"), node("HardSwish", "e", "f"),
+        node("ReduceMean", "f", "g", axes=[1, 2]),
+        turned("g", "h", last=False), node("Conv", "h k2", "i"), turned("i", "j", last=True),
+        node("Sigmoid", "j", "l"), node("Mul", "f l", "m"),
+        turned("m", "n", last=False), node("Conv", "n k2", "o"), turned("o", "p", last=True),
+        node("Add", "p c", "q"), node("Concat", "q c", "r", axis=3), node("Neg", "r", "s"),
+        turned("s", "t", last=False), node("Conv", "t k3", "u"),
+        node("ReduceSum", "u axes", "y", keepdims=0),
+    ]  # fmt: skip
+
+
+def test_channels_last(tmp_path: Path) -> None:
+    """One Transpose is left, that of the input; each gate is a view."""
+    rng = np.random.default_rng(1)
+    data = {
+        "k1": floats(rng, 6, 3, 3, 3), "k2": floats(rng, 6, 6, 1, 1),
+        "k3": floats(rng, 4, 12, 1, 1), "scale": floats(rng, 6), "bias": floats(rng, 1, 1, 1, 6),
+        "axes": np.array([2, 3]),
+    }  # fmt: skip
+    path = save(model(channels_last_block(), {"in": [1, 8, 8, 3]}, ["y"], data, opset=14), tmp_path)
+    graph = agrees(path)
+    assert [n.op for n in graph.nodes].count("Transpose") == 1
+    want, got = after_a_step(convert(load_file(path, 1)).graph), after_a_step(graph)
+    assert set(got) == set(want)
+    for name, new in want.items():
+        np.testing.assert_allclose(got[name].reshape(new.shape), new, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("other", ["Reshape", "MatMul", "output", "tokens"])
+def test_transposes_stay_where_one_reader_needs_them(other: str, tmp_path: Path) -> None:
+    """Nothing is turned twice: what cannot be swapped keeps the Transpose where it is."""
+    nodes = [turned("in", "c", last=True), node("Mul", "c scale", "d")]
+    nodes += {
+        "Reshape": [node("Reshape", "c shape", "e"), node("MatMul", "e v", "y2")],
+        "MatMul": [node("MatMul", "c w", "y2")],
+        "output": [node("Identity", "c", "y2")],
+        "tokens": [node("Mul", "c whole", "y2")],
+    }[other]
+    rng = np.random.default_rng(1)
+    data = {
+        "scale": floats(rng, 6), "shape": np.array([1, -1]), "w": floats(rng, 6, 2),
+        "v": floats(rng, 150, 2), "whole": floats(rng, 5, 5, 6),
+    }  # fmt: skip
+    used = {i for n in nodes for i in n.input}
+    given = {k: a for k, a in data.items() if k in used}
+    graph = agrees(save(model(nodes, {"in": [1, 6, 5, 5]}, ["d", "y2"], given), tmp_path))
+    assert [n.op for n in graph.nodes].count("Transpose") == 1

@@ -57,7 +57,7 @@ class FileNode:
         inputs: Value names, "" where an optional operand is absent.
         outputs: Value names, "" where an optional result is not wanted.
         attrs: Attributes; tensors as arrays, subgraphs left out.
-        kept: Why its subgraphs could not be written out; empty where it is no control flow.
+        kept: Why it could not be written out; empty where it does not stand for a graph.
         unknown: Names of attributes that the operator does not have in the model's opset.
     """
 

@@ -67,7 +67,7 @@ class Folded:
         types: Static types by value name.
         stored: Meaning as i8 of constants that the file stores as 8-bit integers.
         errors: The inconsistencies that inference found.
-        kept: Nodes whose subgraphs could not be written out, and why.
+        kept: Nodes that stand for graphs and could not be written out, and why.
     """
 
     types: dict[str, TensorType]
@@ -77,11 +77,11 @@ class Folded:
 
 
 def infer_and_fold(proto: ModelProto, constants: dict[str, Array], opset: int) -> Folded:
-    """Infer types, fold constant nodes and write out control flow until nothing changes.
+    """Infer types, fold constant nodes and write out nodes that stand for graphs, to the end.
 
     Args:
         proto: The model; folded nodes are replaced by initializers in place, large initializers by
-            inputs of their type, and control flow whose course is known by what it runs.
+            inputs of their type, and what stands for a graph by its nodes.
         constants: Initializers; folded values are added in place.
         opset: Version of the standard operator set.
     """

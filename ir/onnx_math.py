@@ -143,15 +143,21 @@ def _prelu(s: Site) -> Value:
 
 
 def _add(s: Site) -> Value:
-    """Add; a constant of zeros and one hugely negative number is a mask, not a bias."""
+    """Add; one hugely negative number in a constant is a mask, and zeros beside it are no bias."""
     for i in (0, 1):
         data = s.data(i)
         if data is None or data.dtype != np.float32 or data.size == 1:
             continue
-        values = np.unique(data)
-        if len(values) == 2 and values[1] == 0.0 and values[0] <= _MASKED:
-            kept = _bits(s, f"{s.node.inputs[i]}/kept", data == 0.0)
-            return s.emit("Where", (kept, s.value(1 - i), None), {"off": float(values[0])})
+        masked = data <= _MASKED
+        off = np.unique(data[masked])
+        if len(off) != 1 or masked.all():
+            continue
+        name, x = s.node.inputs[i], s.value(1 - i)
+        if data[~masked].any():
+            rest = s.conversion.constant(f"{name}/rest", np.where(masked, np.float32(0), data))
+            x = s.emit("Add", (x, rest) if i else (rest, x), None, "rest")
+        kept = _bits(s, f"{name}/kept", ~masked)
+        return s.emit("Where", (kept, x, None), {"off": float(off[0])})
     return s.emit("Add", (s.value(0), s.value(1)))
 
 

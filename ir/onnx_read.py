@@ -176,7 +176,7 @@ def node_name(node: NodeProto, index: int) -> str:
 def read_initializers(proto: ModelProto) -> tuple[dict[str, Array], list[Obstacle]]:
     """Initializers as arrays, and those that can't be used.
 
-    Infinite scalars pass: they occur as bounds and masks, which folding removes.
+    Infinite scalars and -inf pass: they occur as bounds and masks, which folding or a rule removes.
     """
     arrays: dict[str, Array] = {}
     found: list[Obstacle] = []
@@ -192,7 +192,7 @@ def read_initializers(proto: ModelProto) -> tuple[dict[str, Array], list[Obstacl
             a = tensor_array(t)
             if a.dtype.kind == "f" and not np.isfinite(a).all():
                 nan, inf = int(np.isnan(a).sum()), int(np.isinf(a).sum())
-                if nan or a.size > 1:
+                if nan or (a.size > 1 and (a == np.inf).any()):
                     raise ValueError(f"holds {nan} NaN and {inf} infinite of {a.size} values")
             arrays[t.name] = a
         except ValueError as e:

@@ -11,7 +11,7 @@ from .lowered_layers import INTEGER, KEEPING
 from .onnx_index import CONSTANT_ONLY
 from .onnx_ops import RULES
 from .onnx_read import MIN_OPSET
-from .onnx_unroll import CONTROL_FLOW
+from .onnx_unroll import CONTROL_FLOW, DEFINED
 from .opdef import all_ops
 
 #: ONNX operator -> what a rule writes for it, where that is not the operator of the same name.
@@ -20,6 +20,7 @@ WRITTEN_AS: dict[str, tuple[str, ...]] = {
     "Cast": ("Where", "Equal", "Not"),
     "CastLike": ("Where", "Equal", "Not"),
     "Celu": ("Elu",),
+    **dict.fromkeys((*CONTROL_FLOW, *DEFINED), ()),
     "Constant": (),
     "DepthToSpace": ("Transpose",),
     "DequantizeLinear": (),
@@ -31,11 +32,9 @@ WRITTEN_AS: dict[str, tuple[str, ...]] = {
     "GlobalMaxPool": ("MaxPool",),
     "Identity": (),
     "InstanceNormalization": ("GroupNormalization",),
-    "If": (),
     "IsNaN": ("Equal", "Not"),
     "Less": ("Greater",),
     "LessOrEqual": ("GreaterOrEqual",),
-    "Loop": (),
     "Mean": ("Add", "Div"),
     "MeanVarianceNormalization": ("GroupNormalization", "Transpose"),
     "NegativeLogLikelihoodLoss": ("NegativeLogLikelihood",),
@@ -45,7 +44,6 @@ WRITTEN_AS: dict[str, tuple[str, ...]] = {
     "ReduceLogSum": ("ReduceSum", "Log"),
     "ScatterElements": ("Scatter",),
     "ScatterND": ("Scatter",),
-    "Scan": (),
     "Selu": ("Elu",),
     "SoftmaxCrossEntropyLoss": ("LogSoftmax", "NegativeLogLikelihood"),
     "SpaceToDepth": ("Transpose",),
@@ -83,7 +81,7 @@ class Support:
 
 def supported() -> list[Support]:
     """All ONNX operators that are read, by name."""
-    return [_support(name) for name in sorted((*RULES, *CONTROL_FLOW))]
+    return [_support(name) for name in sorted((*RULES, *CONTROL_FLOW, *DEFINED))]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Control flow whose course is known before anything runs is written out.
+"""Nodes that stand for graphs are written out: control flow, and operators defined by others.
 
 An If with a constant condition becomes the branch that is taken, a Loop with a constant trip count
 and a condition that follows from constants its iterations, and so does a Scan. What all iterations
@@ -11,17 +11,44 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+import onnx
+from onnx import (
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    TypeProto,
+    ValueInfoProto,
+    helper,
+    inliner,
+    numpy_helper,
+)
 
 from .graph import Array, TensorType, unique_name
 from .onnx_read import STANDARD_DOMAINS, node_name
 from .onnx_scopes import all_nodes, reads, rename_reads, subgraphs, value_names
 
 CONTROL_FLOW = ("If", "Loop", "Scan")
+#: Operators without a rule, which onnx defines by others: they are read by that definition.
+DEFINED = (
+    *("AffineGrid", "Attention", "CausalConvWithState", "CenterCropPad", "LinearAttention"),
+    *("RotaryEmbedding", "SwiGLU"),
+)
 #: Nodes that all loops of a model together may be written out as: more fit no device.
 MAX_WRITTEN = 2**12
+#: Domain of such definitions while they are written out.
+_DEFINITIONS = "odt_plan.definitions"
+#: Element types of values that can be operands of a node that is written out.
+_ELEMENTS = {
+    "f32": TensorProto.FLOAT,
+    "i32": TensorProto.INT32,
+    "i64": TensorProto.INT64,
+    "bits": TensorProto.BOOL,
+}
 #: Results of a node that depends on constants alone: of those that are given, and those known.
 Evaluate = Callable[[NodeProto, Mapping[str, Array]], Mapping[str, Array] | None]
 
@@ -32,12 +59,12 @@ class KeptError(Exception):
 
 @dataclass(eq=False)
 class Unroller:
-    """Writes out the control flow of one model.
+    """Writes out the nodes of one model that stand for graphs.
 
     Attributes:
         proto: The model; its nodes are replaced in place.
         opset: Version of the standard operator set.
-        kept: Node with subgraphs that stays -> why.
+        kept: Such a node that stays -> why.
     """
 
     proto: ModelProto
@@ -54,7 +81,7 @@ class Unroller:
         types: Mapping[str, TensorType],
         evaluate: Evaluate,
     ) -> bool:
-        """Write out what can be by what is known now; inner control flow is left as it is.
+        """Write out what can be by what is known now; what is inside them is left as it is.
 
         Args:
             constants: Data of values that are constant.
@@ -82,8 +109,10 @@ class Unroller:
                     written = self._branch(node, constants)
                 elif node.op_type == "Loop":
                     written = self._loop(node, constants, evaluate)
-                else:
+                elif node.op_type == "Scan":
                     written = self._scan(node, types)
+                else:
+                    written = self._definition(node, types, constants)
             except KeptError as e:
                 self.kept[node.name] = str(e)
                 rest.append(node)
@@ -193,6 +222,40 @@ class Unroller:
             *steps.hand_on(carried, node.output),
             *self._stacked(node, lists, node.output[states:], per("scan_output_axes", listed)),
         ]
+
+    def _definition(
+        self, node: NodeProto, types: Mapping[str, TensorType], constants: Mapping[str, Array]
+    ) -> list[NodeProto]:
+        infos: list[ValueInfoProto] = []
+        for name in node.input:
+            data, known = constants.get(name), types.get(name)
+            if data is not None:
+                kind = helper.np_dtype_to_tensor_dtype(data.dtype)
+                infos.append(helper.make_tensor_value_info(name, kind, data.shape))
+            elif known is not None:
+                kind = _ELEMENTS.get(known.dtype, TensorProto.FLOAT)
+                infos.append(helper.make_tensor_value_info(name, kind, known.shape))
+            elif name:
+                raise KeptError(f"the type of its operand {name} is not known")
+            else:
+                infos.append(ValueInfoProto())  # an optional operand that is absent
+        call = NodeProto()
+        call.CopyFrom(node)
+        call.domain = _DEFINITIONS
+        definition = _definition_of(node, self.opset, [v.type for v in infos])
+        operands = {v.name: v for v in infos if v.name}
+        graph = helper.make_graph(
+            [call],
+            "definition",
+            list(operands.values()),
+            [helper.make_empty_tensor_value_info(o) for o in node.output if o],
+        )
+        sets = [*definition.opset_import, helper.make_opsetid(_DEFINITIONS, 1)]
+        model = helper.make_model(graph, functions=[definition], opset_imports=sets)
+        whole = inliner.inline_local_functions(model)
+        steps = _Iterations(self, whole.graph, node.name)
+        steps.write({name: name for name in operands})
+        return [*steps.nodes, *steps.hand_on(steps.results(), [o for o in node.output if o])]
 
     def _stacked(
         self,
@@ -341,7 +404,38 @@ class _Iterations:
 
 
 def _flows(node: NodeProto) -> bool:
-    return node.domain in STANDARD_DOMAINS and node.op_type in CONTROL_FLOW
+    return node.domain in STANDARD_DOMAINS and node.op_type in (*CONTROL_FLOW, *DEFINED)
+
+
+def _definition_of(node: NodeProto, opset: int, types: Sequence[TypeProto]) -> FunctionProto:
+    """An operator as a function of other operators, in the domain ``_DEFINITIONS``.
+
+    Args:
+        node: A node of it.
+        opset: Version of the standard operator set.
+        types: Of all operands; empty where one is absent.
+
+    Raises:
+        KeptError: The installed onnx has none that fits.
+    """
+    definition = FunctionProto()
+    try:
+        schema: Any = onnx.defs.get_schema(node.op_type, opset)  # its stubs lack some of it
+        if schema.has_context_dependent_function:
+            texts = [t.SerializeToString() for t in types]
+            body = schema.get_context_dependent_function(node.SerializeToString(), texts)
+            definition.ParseFromString(body)
+        else:
+            definition.CopyFrom(schema.function_body)
+    except Exception as e:  # SchemaError, ValueError and RuntimeError, by what is wrong
+        raise KeptError(f"onnx {onnx.__version__} does not define it by others: {e}") from None
+    if not definition.node:
+        raise KeptError(f"onnx {onnx.__version__} does not define it by others")
+    versions = [o.version for o in definition.opset_import if o.domain in STANDARD_DOMAINS]
+    if any(v > opset for v in versions):
+        raise KeptError(f"it is defined by operators of opset {max(versions)}, not {opset}")
+    definition.domain, definition.name = _DEFINITIONS, node.op_type
+    return definition
 
 
 def _subgraph(node: NodeProto, attribute: str) -> GraphProto:

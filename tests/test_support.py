@@ -9,11 +9,11 @@ from cli_run import Cli
 
 from odt_plan.ir.onnx_ops import RULES
 from odt_plan.ir.onnx_support import WRITTEN_AS, Support, supported
-from odt_plan.ir.onnx_unroll import CONTROL_FLOW
+from odt_plan.ir.onnx_unroll import CONTROL_FLOW, DEFINED
 from odt_plan.ir.opdef import all_ops
 from odt_plan.operators import markdown
 
-NAMES = sorted((*RULES, *CONTROL_FLOW))
+NAMES = sorted((*RULES, *CONTROL_FLOW, *DEFINED))
 PAGE = Path(__file__).parents[1] / "docs" / "ops.md"
 
 

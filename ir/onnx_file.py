@@ -38,10 +38,15 @@ EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8)
 INDICES = (TensorProto.INT32, TensorProto.INT64)
 #: Operators that read indices or labels as operand 1, from the input of a model as well.
 _INDEXED = ("Gather", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss")
-#: Operators that hand the indices of operand 0 on.
-_MOVING_INDICES = (
+#: Operators that hand the integers of operand 0 on.
+INTEGER_MOVES = (
     *("Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"),
     *("Tile", "Transpose", "Unsqueeze"),
+)
+#: Operators that compute or compare integers which depend on the data of a sample.
+INTEGER_OPS = (
+    *("Abs", "Add", "ArgMax", "ArgMin", "Concat", "Equal", "Greater", "GreaterOrEqual", "Less"),
+    *("LessOrEqual", "Max", "Min", "Mul", "Neg", "Sub", "Where"),
 )
 FileAttr = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | Array
 
@@ -249,13 +254,15 @@ def _bind(
 
 
 def _indices(proto: ModelProto) -> set[str]:
-    """Values that are read as indices or labels, maybe after something has moved them."""
+    """Values that are read as indices or labels, maybe after they were moved or computed with."""
     found: set[str] = set()
     for node in reversed(list(all_nodes(proto.graph))):
         if node.op_type in _INDEXED and len(node.input) > 1:
             found.add(node.input[1])
-        if node.op_type in _MOVING_INDICES and found.intersection(node.output):
+        if node.op_type in INTEGER_MOVES and found.intersection(node.output):
             found.add(node.input[0])
+        if node.op_type in INTEGER_OPS and found.intersection(node.output):
+            found.update(node.input)
     return found
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from .graph import Array, Attr, Value
 from .onnx_convert import RejectedError, Rule, Site
 from .onnx_shapes import positive_axis
+from .ops.integers import EXACT
 
 # -- indices ---------------------------------------------------------------------------------------
 
@@ -20,6 +21,8 @@ def _gather(s: Site) -> Value:
     axis, data = positive_axis(s.integer("axis", 0), len(shape)), s.data(1)
     if data is None:
         index = s.value(1)
+        if s.node.inputs[1] in s.conversion.spans and index.type.dtype == "f32":
+            index = s.emit("ToIndex", (index,), {"size": shape[axis]}, "index")
         if index.type.dtype != "i32":
             raise RejectedError(
                 f"indices {index.name} are {index.type}; give integers: constants, or an input of"
@@ -114,9 +117,29 @@ def _gather_elements(s: Site) -> Value:
 
 def _gather_nd(s: Site) -> Value:
     x = s.value(0)
+    if s.data(1) is None and s.node.inputs[1:2] and s.node.inputs[1] in s.conversion.spans:
+        return _gather_computed(s, x)
     at, axes = _of_tuples(s, x, s.integer("batch_dims", 0))
     table = s.reshape(x, (prod(x.type.shape[:axes]), *x.type.shape[axes:]), "table")
     return s.emit("Gather", (table, s.indices(at)), {"axis": 0})
+
+
+def _gather_computed(s: Site, x: Value) -> Value:
+    """GatherND of one entry of the merged leading axes for each computed tuple of positions."""
+    at, shape = s.integers_as_real(1), x.type.shape
+    axes = at.type.shape[-1] if at.type.shape else 0
+    if s.integer("batch_dims", 0) or not 0 < axes <= len(shape) or prod(shape[:axes]) > EXACT:
+        raise RejectedError(f"computed indices {at.type} of {x.type} are not supported")
+    if s.conversion.spans[s.node.inputs[1]][0] < 0:
+        raise RejectedError("computed indices may be negative")
+    if axes > 1:
+        strides = np.array([prod(shape[i + 1 : axes]) for i in range(axes)])
+        steps = s.emit("ToReal", (s.indices(strides),), {"limit": EXACT}, "strides")
+        at = s.emit("Mul", (at, steps), None, "steps")
+    at = s.emit("ReduceSum", (at,), {"axes": (len(at.type.shape) - 1,), "keepdims": 0}, "entry")
+    table = s.reshape(x, (prod(shape[:axes]), *shape[axes:]), "table")
+    index = s.emit("ToIndex", (at,), {"size": table.type.shape[0]}, "index")
+    return s.emit("Gather", (table, index), {"axis": 0})
 
 
 def _scatter_elements(s: Site) -> Value:

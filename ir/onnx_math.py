@@ -12,7 +12,7 @@ from math import inf, isfinite
 import numpy as np
 
 from .graph import Array, Attr, Value
-from .onnx_convert import RejectedError, Site
+from .onnx_convert import INTEGER_TYPES, RejectedError, Site
 from .ops.activation_grad import pack_bits
 
 Rule = Callable[[Site], Value]
@@ -236,19 +236,26 @@ def _where(s: Site) -> Value:
 
 
 def _cast(s: Site) -> Value:
-    """Casts between float32 and conditions; indices stay what they are."""
+    """Casts between float32, conditions and integers, but of fractions to integers."""
     to, x = s.integer("to"), s.value(0)
-    real, flag, integers = 1, 9, (6, 7)  # TensorProto.FLOAT, BOOL, INT32 and INT64
-    if x.type.dtype == "i32" and to in integers:
+    real, flag = 1, 9  # TensorProto.FLOAT and BOOL
+    counted = s.node.inputs[0] in s.conversion.spans
+    if to in INTEGER_TYPES and (counted or x.type.dtype == "i32"):
         return x
-    if x.type.dtype == "i32" or to not in (real, flag):
+    if (
+        to not in (real, flag, *INTEGER_TYPES)
+        or (x.type.dtype == "i32" and not counted)
+        or (to in INTEGER_TYPES and x.type.dtype == "f32")
+    ):
         raise RejectedError(
-            "only casts between float32 and bool, and of indices to int32 or int64, are supported"
-            " outside constants"
+            "only casts between float32, bool and integers are supported outside constants, and"
+            " none that may drop a fraction"
         )
-    if x.type.dtype == ("f32" if to == real else "bits"):
+    if x.type.dtype == "i32":
+        x = s.integers_as_real(0)
+    if x.type.dtype == ("bits" if to == flag else "f32"):
         return x
-    if to == real:
+    if to != flag:
         return s.emit("Where", (x, None, None), {"on": 1.0, "off": 0.0})
     zero = s.emit("Equal", (x, _number(s, 0.0, "zero")), None, "zero")
     return s.emit("Not", (zero,))

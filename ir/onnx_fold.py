@@ -33,7 +33,7 @@ from .qdq import dequantize_constant, moved
 from .quantization import Quantization
 
 #: All results of constant folding together may not be larger: such a model fits no small device.
-MAX_FOLDED_ELEMENTS = 2**27
+MAX_FOLDED_ELEMENTS = 3 * 2**26
 #: Longer vectors are not followed by inference; none of them is a shape.
 MAX_PROPAGATED_ELEMENTS = 2**16
 #: Begins the reason of what onnx's inference finds.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .chains import Chain, chains
-from .graph import Attr, Graph, Node
+from .graph import Attr, Graph, Node, Value, unique_name
 from .opdef import get_op
 from .surgery import drop_unread, nodes_of, operand_of, take_out
 
@@ -57,6 +57,47 @@ def _recognized(chain: Chain, op: str) -> dict[str, Attr] | None:
         if np.abs(got - want).max() < _TOLERANCE:
             return dict(attrs)
     return None
+
+
+def merge_two_classes(graph: Graph) -> bool:
+    """The probabilities ``1 - p, p`` of a Sigmoid are a Softmax of 0 and its operand.
+
+    So a loss on them has the logits to be exact and stable with.
+    """
+    changed = False
+    for join in nodes_of(graph, "Concat"):
+        first, p = (*join.inputs, None, None)[:2]
+        rest = None if first is None else first.producer
+        sigmoid = None if p is None else p.producer
+        if len(join.inputs) != 2 or rest is None or rest.op != "Sub" or sigmoid is None:
+            continue
+        one = graph.constants.get(operand_of(rest, 0).name)
+        rank = len(join.out.type.shape)
+        last = join.int_attr("axis") % rank == rank - 1
+        if sigmoid.op != "Sigmoid" or rest.inputs[1] is not p or not last or one is None:
+            continue
+        z = operand_of(sigmoid, 0)
+        if (
+            one.size != 1
+            or one.reshape(()) != 1
+            or z.type.shape[-1] != 1
+            or rest.out.type != z.type
+        ):
+            continue
+        if any(v.name in graph.quantization for v in join.operands()):
+            continue
+        begins = (*(0,) * (rank - 1), 1)
+        name = unique_name(f"{join.out.name}/logits", graph.values)
+        logits = graph.values[name] = Value(name, join.out.type)
+        free = unique_name(f"{join.name}/logits", {n.name for n in graph.nodes})
+        attrs: dict[str, Attr] = {"begins": begins, "ends": (0,) * rank, "value": 0.0}
+        logits.producer = Node("Pad", free, (z,), (logits,), attrs)
+        graph.nodes.insert(graph.nodes.index(join), logits.producer)
+        join.op, join.attrs, join.inputs = "Softmax", {"axis": -1}, (logits,)
+        drop_unread(graph, rest)
+        drop_unread(graph, sigmoid)
+        changed = True
+    return changed
 
 
 def drop_nan_guards(graph: Graph) -> bool:

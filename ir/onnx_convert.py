@@ -277,8 +277,9 @@ class Site:
 
     def indices(self, data: Array) -> Value:
         """A constant of indices or labels."""
-        name = f"{self.node.name}/indices"
-        return self.conversion.graph.add_constant(name, np.ascontiguousarray(data, np.int32))
+        graph = self.conversion.graph
+        name = unique_name(f"{self.node.name}/indices", graph.values)
+        return graph.add_constant(name, np.ascontiguousarray(data, np.int32))
 
     def reshape(self, x: Value, shape: tuple[int, ...], suffix: str = "") -> Value:
         """``x`` in another shape of the same size; no node if it has the shape already."""

@@ -24,6 +24,7 @@ from .onnx_read import (
     tensor_array,
 )
 from .onnx_scopes import all_nodes, hoist_initializers
+from .onnx_sklearn import plain_outputs
 from .onnx_states import bind_states
 from .quantization import Quantization
 
@@ -121,7 +122,7 @@ def load_file(path: Path, batch: int) -> ModelFile:
             stands in ``obstacles``.
     """
     proto = read_proto(path)
-    notes = bind_states(proto, batch)
+    notes = bind_states(proto, batch) + plain_outputs(proto)
     return replace(model_file(proto, path, batch), notes=notes)
 
 

@@ -171,6 +171,27 @@ def _scatter(s: Site, x: Value, at: Array, rows: tuple[int, ...]) -> Value:
     return s.reshape(s.emit("Scatter", (table, s.indices(at), new), attrs, suffix), x.type.shape)
 
 
+def _reverse_sequence(s: Site) -> Value:
+    """ReverseSequence of constant lengths: a Gather along time, of elements if lengths differ."""
+    x, lengths = s.value(0), s.ints(1, "sequence_lens")
+    shape = x.type.shape
+    time = positive_axis(s.integer("time_axis", 0), len(shape))
+    batch = positive_axis(s.integer("batch_axis", 1), len(shape))
+    if time == batch or lengths is None or len(lengths) != shape[batch]:
+        raise RejectedError(f"axes {batch} and {time} and lengths {lengths} do not fit {x.type}")
+    if not all(1 <= n <= shape[time] for n in lengths):
+        raise RejectedError(f"lengths {list(lengths)} are not those of axis {time} of {x.type}")
+    if len(set(lengths)) == 1:
+        order = [*range(lengths[0])[::-1], *range(lengths[0], shape[time])]
+        return s.emit("Gather", (x, s.indices(np.array(order))), {"axis": time})
+    at = np.moveaxis(np.arange(x.type.size).reshape(shape), (batch, time), (0, 1)).copy()
+    for row, n in zip(at, lengths, strict=True):
+        row[:n] = row[:n][::-1].copy()
+    flat = s.reshape(x, (x.type.size,), "flat")
+    index = s.indices(np.moveaxis(at, (0, 1), (batch, time)))
+    return s.emit("Gather", (flat, index), {"axis": 0})
+
+
 # -- parts and repetitions -------------------------------------------------------------------------
 
 
@@ -305,6 +326,7 @@ INDEX_RULES: dict[str, Rule] = {
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
+    "ReverseSequence": _reverse_sequence,
     "Scatter": _scatter_elements,
     "ScatterElements": _scatter_elements,
     "ScatterND": _scatter_nd,

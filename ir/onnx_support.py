@@ -41,6 +41,8 @@ WRITTEN_AS: dict[str, tuple[str, ...]] = {
     "QLinearConv": ("Conv",),
     "QLinearMatMul": ("MatMul",),
     "QuantizeLinear": (),
+    "ReverseSequence": ("Gather",),
+    "Slice": ("Slice", "Gather"),
     "ReduceLogSum": ("ReduceSum", "Log"),
     "ScatterElements": ("Scatter",),
     "ScatterND": ("Scatter",),

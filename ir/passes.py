@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .fusion import drop_nan_guards, merge_activations
+from .fusion import drop_nan_guards, merge_activations, merge_two_classes
 from .graph import Array, Graph, Node, Value
 from .layout import (
     flatten_products,
@@ -56,6 +56,7 @@ def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
         flatten_products,
         merge_bias,
         merge_activations,
+        merge_two_classes,
         drop_nan_guards,
         merge_group_norm,
         merge_scale,

@@ -261,7 +261,7 @@ def _indices(proto: ModelProto) -> set[str]:
         if node.op_type in _INDEXED and len(node.input) > 1:
             found.add(node.input[1])
         if node.op_type in INTEGER_MOVES and found.intersection(node.output):
-            found.add(node.input[0])
+            found.update(node.input[:1])
         if node.op_type in INTEGER_OPS and found.intersection(node.output):
             found.update(node.input)
     return found

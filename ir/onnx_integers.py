@@ -62,6 +62,8 @@ def span_of_result(conversion: Conversion, node: FileNode) -> Span | None:
         raise RejectedError(
             f"computes with the integers {running[0]}, which depend on the data of a sample"
         )
+    if len(known) < (2 if rule in _OF_TWO else 1):
+        raise RejectedError(f"joins the integers {running[0]} with operands that are none")
     low, high = rule(known)
     if max(-low, high) > EXACT:
         raise RejectedError(
@@ -88,11 +90,20 @@ def _product(spans: Sequence[Span]) -> Span:
     return min(ends), max(ends)
 
 
+def _sum(spans: Sequence[Span]) -> Span:
+    return spans[0][0] + spans[1][0], spans[0][1] + spans[1][1]
+
+
+def _difference(spans: Sequence[Span]) -> Span:
+    return spans[0][0] - spans[1][1], spans[0][1] - spans[1][0]
+
+
+_OF_TWO = (_sum, _difference, _product)
 _SPANS: dict[str, Callable[[Sequence[Span]], Span]] = {
     **dict.fromkeys(INTEGER_MOVES, lambda s: s[0]),
     **dict.fromkeys(("Concat", "Max", "Min", "Where"), _union),
-    "Add": lambda s: (s[0][0] + s[1][0], s[0][1] + s[1][1]),
-    "Sub": lambda s: (s[0][0] - s[1][1], s[0][1] - s[1][0]),
+    "Add": _sum,
+    "Sub": _difference,
     "Mul": _product,
     "Neg": lambda s: (-s[0][1], -s[0][0]),
     "Abs": lambda s: (0, max(abs(s[0][0]), abs(s[0][1]))),

@@ -37,7 +37,8 @@ def plain_outputs(proto: ModelProto) -> tuple[str, ...]:
         return ()
     _write_scalers(graph)
     labels = _labels(graph)
-    maps = {n.output[0]: n.input[0] for n in graph.node if _is(n, "ZipMap")}
+    zips = [n for n in graph.node if _is(n, "ZipMap") and n.input]
+    maps = {o: n.input[0] for n in zips for o in n.output}
     kept = [v for v in graph.output if v.name not in labels]
     dropped = [v.name for v in graph.output if v.name in labels]
     packed = [v.name for v in kept if v.name in maps]
@@ -77,7 +78,8 @@ def _write_scalers(graph: GraphProto) -> None:
     taken = set(value_names(graph))
     for node in graph.node:
         lists = {a.name: np.array(a.floats, np.float32) for a in node.attribute}
-        if not _is(node, "Scaler") or set(lists) != {"offset", "scale"}:
+        whole = set(lists) == {"offset", "scale"} and node.input and node.output
+        if not _is(node, "Scaler") or not whole:
             nodes.append(node)
             continue
         x, base = node.input[0], node.name or node.output[0]

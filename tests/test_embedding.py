@@ -223,13 +223,14 @@ def test_integers_that_are_computed(pairs: bool, tmp_path: Path) -> None:
     [
         (node("Mul", "ids large", "i"), r"its integers may be -50000000 to 49000000; only those"),
         (node("Less", "ids huge", "i"), r"operand huge is .* 17179869184, beyond 16777216"),
+        (node("Add", "ids none", "i"), "joins the integers ids with operands that are none"),
         (node("Div", "at large", "i"), r"computes with the integers at, which depend on the data"),
         (node("Cast", "h", "i", to=TensorProto.INT64), "none that may drop a fraction"),
     ],
 )
 def test_integers_that_are_not_exact(node_: Any, reason: str, tmp_path: Path) -> None:
     proto = onnx.load(last_token(tmp_path))
-    constants = {"large": np.array(10**6), "huge": np.array(2**34)}
+    constants = {"large": np.array(10**6), "huge": np.array(2**34), "none": np.zeros(0, np.int64)}
     nodes = [n for n in proto.graph.node if n.name != "pick"]
     nodes += [node_, node("Gather", "all i", "y", "pick")]
     for name in set(node_.input) & set(constants):

@@ -151,6 +151,17 @@ def test_a_model_of_labels_alone_is_refused(tmp_path: Path) -> None:
         import_model(save(proto, tmp_path))
 
 
+@pytest.mark.parametrize("op", ["ZipMap", "Scaler", "Cast"])
+def test_nodes_without_operands(op: str, tmp_path: Path) -> None:
+    """A damaged file ends in one clear error."""
+    proto = classifier(two=False, strings=False, zipped=True)
+    for n in proto.graph.node:
+        if n.op_type == op:
+            del n.input[:]
+    with pytest.raises(UnsupportedModelError, match=op):
+        import_model(save(proto, tmp_path))
+
+
 def test_files_of_skl2onnx(tmp_path: Path) -> None:
     skl2onnx, sklearn = pytest.importorskip("skl2onnx"), pytest.importorskip("sklearn")
     from sklearn.neural_network import MLPClassifier, MLPRegressor

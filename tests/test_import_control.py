@@ -196,6 +196,24 @@ def test_loops_in_loops(tmp_path: Path) -> None:
     assert (ops.count("Tanh"), ops.count("Neg"), ops.count("Add")) == (1, 3, 6)
 
 
+def test_inner_names_hide_outer_ones(tmp_path: Path) -> None:
+    """In the branch, ``a`` is the outer value until the branch has one of its own."""
+    branch = body(
+        [node("Neg", "a", "t"), node("Exp", "t", "a", "own"), node("Mul", "a t", "b")], "b"
+    )
+    steps = [
+        node("Identity", "go", "go_on"), node("Tanh", "h", "a"),
+        if_("c", "h1", branch, body([node("Neg", "a", "b")], "b")),
+    ]  # fmt: skip
+    nodes = [node("Loop", "n - x", "y", body=loop(steps, "go_on h1", "h"))]
+    proto = model(nodes, {"x": [2, 3]}, ["y"], {"n": np.array(2), "c": TRUE})
+    want = X
+    for _ in range(2):
+        t = -np.tanh(want)
+        want = np.exp(t) * t
+    assert_close(outputs(import_model(save(proto, tmp_path)), {"x": X})[0], want)
+
+
 # -- Scan ------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from .array_file import array_file
 from .errors import UsageError
-from .graph import Array, Graph, Node
+from .graph import Array, Graph, Node, Value
 from .indices import check_indices, random_indices
 from .interpreter import run
 from .lowered_layers import INTEGER, KEEPING, follower_of, obstacle, out_axis
@@ -270,14 +270,18 @@ def _runs(graph: Graph, x: Array) -> Iterator[tuple[int, dict[str, Array]]]:
 
 
 def _wanted(graph: Graph) -> list[str]:
-    """Values whose range is measured: not annotated, not fused away, not moved."""
+    """Values whose range is measured: not annotated, not fused away, not moved, no integers."""
     readers = graph.consumers()
+    integers: set[Value] = set()
+    for node in graph.nodes:
+        if node.op == "ToReal" or integers.intersection(node.operands()):
+            integers.update(v for v in node.outputs if v.type.dtype == "f32")
     fused = {n.out for n in graph.nodes if follower_of(graph, n, readers) is not None}
     computed = [v for n in graph.nodes for v in n.outputs[:1] if n.op not in KEEPING]
     return [
         v.name
         for v in (*graph.inputs, *computed)
-        if v.type.dtype == "f32" and v not in fused and v.name not in graph.quantization
+        if v.type.dtype == "f32" and v not in fused | integers and v.name not in graph.quantization
     ]
 
 

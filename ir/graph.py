@@ -8,7 +8,7 @@ the imported forward graph and the training graph (forward + loss + backward + u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -341,10 +341,10 @@ class Graph:
         return value
 
     def _unique_value(self, name: str) -> str:
-        return _unique(name, self.values)
+        return unique_name(name, self.values)
 
     def _unique_node(self, name: str) -> str:
-        return _unique(name, self._node_names)
+        return unique_name(name, self._node_names)
 
 
 def _infer(node: Node) -> tuple[TensorType, ...]:
@@ -367,7 +367,8 @@ def _check_size(what: str, type_: TensorType) -> None:
         raise GraphError(f"{what}: {type_} has more than {MAX_ELEMENTS} elements")
 
 
-def _unique(name: str, taken: Mapping[str, Any] | set[str]) -> str:
+def unique_name(name: str, taken: Container[str]) -> str:
+    """The name, or the next one that is not taken."""
     if name not in taken:
         return name
     i = 2

@@ -1,4 +1,4 @@
-"""A model file as plain records: batch bound, types static, no constant subgraphs, no protobuf."""
+"""A model file as plain records: batch bound, types static, constants folded, no protobuf."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from .onnx_read import (
     read_proto,
     tensor_array,
 )
+from .onnx_scopes import all_nodes, hoist_initializers
+from .onnx_sklearn import plain_outputs
 from .onnx_states import bind_states
 from .quantization import Quantization
 
@@ -37,10 +39,15 @@ EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8)
 INDICES = (TensorProto.INT32, TensorProto.INT64)
 #: Operators that read indices or labels as operand 1, from the input of a model as well.
 _INDEXED = ("Gather", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss")
-#: Operators that hand the indices of operand 0 on.
-_MOVING_INDICES = (
+#: Operators that hand the integers of operand 0 on.
+INTEGER_MOVES = (
     *("Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"),
     *("Tile", "Transpose", "Unsqueeze"),
+)
+#: Operators that compute or compare integers which depend on the data of a sample.
+INTEGER_OPS = (
+    *("Abs", "Add", "ArgMax", "ArgMin", "Concat", "Equal", "Greater", "GreaterOrEqual", "Less"),
+    *("LessOrEqual", "Max", "Min", "Mul", "Neg", "Sub", "Where"),
 )
 FileAttr = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | Array
 
@@ -56,7 +63,7 @@ class FileNode:
         inputs: Value names, "" where an optional operand is absent.
         outputs: Value names, "" where an optional result is not wanted.
         attrs: Attributes; tensors as arrays, subgraphs left out.
-        subgraphs: It carries subgraphs (If, Loop, Scan).
+        kept: Why it could not be written out; empty where it does not stand for a graph.
         unknown: Names of attributes that the operator does not have in the model's opset.
     """
 
@@ -66,7 +73,7 @@ class FileNode:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attrs: dict[str, FileAttr] = field(default_factory=dict)
-    subgraphs: bool = False
+    kept: str = ""
     unknown: tuple[str, ...] = ()
 
 
@@ -115,7 +122,7 @@ def load_file(path: Path, batch: int) -> ModelFile:
             stands in ``obstacles``.
     """
     proto = read_proto(path)
-    notes = bind_states(proto, batch)
+    notes = bind_states(proto, batch) + plain_outputs(proto)
     return replace(model_file(proto, path, batch), notes=notes)
 
 
@@ -132,6 +139,7 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
     """
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
+    hoist_initializers(proto)
     check_structure(proto, path)
     proto, opset = at_known_opset(proto, path)
     _unique_names(proto)
@@ -144,9 +152,9 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
     proto.graph.input.extend(runtime)
     proto.ir_version = max(proto.ir_version, 4)  # from here on initializers need not be inputs
     _forget_symbols(proto)
-    types, stored, errors = infer_and_fold(proto, constants)
-    obstacles += [o for o in errors if o not in obstacles]
-    records = [_record(n, opset) for n in proto.graph.node]
+    folded = infer_and_fold(proto, constants, opset)
+    obstacles += [o for o in folded.errors if o not in obstacles]
+    records = [_record(n, opset, folded.kept.get(n.name, "")) for n in proto.graph.node]
     needed = _needed(records, {v.name for v in proto.graph.output})
     used = {i for n in needed for i in n.inputs} | {v.name for v in proto.graph.output}
     return ModelFile(
@@ -156,9 +164,9 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
         inputs=inputs,
         outputs=tuple(v.name for v in proto.graph.output),
         constants={k: a for k, a in constants.items() if k in used},
-        quantization={k: q for k, q in stored.items() if k in used},
+        quantization={k: q for k, q in folded.stored.items() if k in used},
         nodes=tuple(_without_unread(n, used) for n in needed),
-        types=types,
+        types=folded.types,
         obstacles=tuple(o for o in obstacles if o.op != "initializer" or o.where in used),
     )
 
@@ -247,13 +255,15 @@ def _bind(
 
 
 def _indices(proto: ModelProto) -> set[str]:
-    """Values that are read as indices or labels, maybe after something has moved them."""
+    """Values that are read as indices or labels, maybe after they were moved or computed with."""
     found: set[str] = set()
-    for node in reversed(proto.graph.node):
+    for node in reversed(list(all_nodes(proto.graph))):
         if node.op_type in _INDEXED and len(node.input) > 1:
             found.add(node.input[1])
-        if node.op_type in _MOVING_INDICES and found.intersection(node.output):
-            found.add(node.input[0])
+        if node.op_type in INTEGER_MOVES and found.intersection(node.output):
+            found.update(node.input[:1])
+        if node.op_type in INTEGER_OPS and found.intersection(node.output):
+            found.update(node.input)
     return found
 
 
@@ -268,13 +278,10 @@ def _forget_symbols(proto: ModelProto) -> None:
                     d.Clear()
 
 
-def _record(node: NodeProto, opset: int) -> FileNode:
+def _record(node: NodeProto, opset: int, kept: str) -> FileNode:
     attrs: dict[str, FileAttr] = {}
-    subgraphs = False
     for a in node.attribute:
-        if a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
-            subgraphs = True
-        elif a.type == AttributeProto.TENSOR:
+        if a.type == AttributeProto.TENSOR:
             with suppress(ValueError):  # a tensor that can't be read is as good as missing
                 attrs[a.name] = tensor_array(a.t)
         elif a.type in (AttributeProto.INTS, AttributeProto.FLOATS):
@@ -294,7 +301,7 @@ def _record(node: NodeProto, opset: int) -> FileNode:
         tuple(node.input),
         tuple(node.output),
         attrs,
-        subgraphs,
+        kept,
         tuple(a.name for a in node.attribute if known is not None and a.name not in known),
     )
 

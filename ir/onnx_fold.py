@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from .graph import Array, TensorType
@@ -25,11 +27,13 @@ from .onnx_guard import (
     without_unsafe_slices,
 )
 from .onnx_read import STANDARD_DOMAINS
+from .onnx_scopes import subgraphs
+from .onnx_unroll import Unroller
 from .qdq import dequantize_constant, moved
 from .quantization import Quantization
 
 #: All results of constant folding together may not be larger: such a model fits no small device.
-MAX_FOLDED_ELEMENTS = 2**27
+MAX_FOLDED_ELEMENTS = 3 * 2**26
 #: Longer vectors are not followed by inference; none of them is a shape.
 MAX_PROPAGATED_ELEMENTS = 2**16
 #: Begins the reason of what onnx's inference finds.
@@ -55,19 +59,31 @@ ELEMENT_TYPES: dict[int, str] = {
 }
 
 
-def infer_and_fold(
-    proto: ModelProto, constants: dict[str, Array]
-) -> tuple[dict[str, TensorType], dict[str, Quantization], list[Obstacle]]:
-    """Infer types and fold constant nodes until nothing changes.
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """What is known of a model.
+
+    Attributes:
+        types: Static types by value name.
+        stored: Meaning as i8 of constants that the file stores as 8-bit integers.
+        errors: The inconsistencies that inference found.
+        kept: Nodes that stand for graphs and could not be written out, and why.
+    """
+
+    types: dict[str, TensorType]
+    stored: dict[str, Quantization]
+    errors: list[Obstacle]
+    kept: dict[str, str]
+
+
+def infer_and_fold(proto: ModelProto, constants: dict[str, Array], opset: int) -> Folded:
+    """Infer types, fold constant nodes and write out nodes that stand for graphs, to the end.
 
     Args:
-        proto: The model; folded nodes are replaced by initializers in place, and large
-            initializers by inputs of their type.
+        proto: The model; folded nodes are replaced by initializers in place, large initializers by
+            inputs of their type, and what stands for a graph by its nodes.
         constants: Initializers; folded values are added in place.
-
-    Returns:
-        Static types by value name, the meaning as i8 of constants that the file stores as 8-bit
-        integers, and the inconsistencies that inference found.
+        opset: Version of the standard operator set.
     """
     stored: dict[str, Quantization] = {}
     errors: list[Obstacle] = []
@@ -75,15 +91,17 @@ def infer_and_fold(
     types: dict[str, TensorType] = {}
     room = MAX_FOLDED_ELEMENTS
     _write_defaults(proto)
+    unroller = Unroller(proto, opset)
     while True:
         shown = without_unsafe_slices(proto, types)
         inferred, errors = _infer(shown)
+        _write_casts(proto, inferred)
         known = types
         types = {k: t for k, t in _static_types(inferred) if is_sound(t.shape)}
         rest: list[NodeProto] = []
         folded: dict[str, Array] = {}
         for node in proto.graph.node:
-            values = _evaluate(node, proto, types, constants, room)
+            values = _evaluate(node, constants, proto, types, room)
             if values is None:
                 rest.append(node)
             else:
@@ -91,10 +109,13 @@ def infer_and_fold(
                 room -= sum(a.size for a in values.values())
                 constants |= values
                 stored |= _meaning(node, constants, stored)
-        if not folded and (shown is proto or types == known):
-            return types, stored, errors
-        del proto.graph.node[:]
-        proto.graph.node.extend(rest)
+        if folded:
+            del proto.graph.node[:]
+            proto.graph.node.extend(rest)
+        evaluate = partial(_evaluate, proto=proto, types=types, room=room)
+        unrolled = unroller.sweep(constants, types, evaluate)
+        if not folded and not unrolled and (shown is proto or types == known):
+            return Folded(types, stored, errors, unroller.kept)
         for k, a in folded.items():
             if a.size > MAX_INFERRED_ELEMENTS:
                 kind = onnx.helper.np_dtype_to_tensor_dtype(a.dtype)
@@ -109,6 +130,20 @@ def _write_defaults(proto: ModelProto) -> None:
     for node in proto.graph.node:
         if node.op_type == "MeanVarianceNormalization" and not node.attribute:
             node.attribute.append(onnx.helper.make_attribute("axes", (0, 2, 3)))
+
+
+def _write_casts(proto: ModelProto, inferred: ModelProto) -> None:
+    """CastLike is a Cast where the element type of operand 1 is known."""
+    graph = inferred.graph
+    kinds = {t.name: t.data_type for t in graph.initializer}
+    for v in (*graph.input, *graph.value_info, *graph.output):
+        kinds[v.name] = v.type.tensor_type.elem_type
+    for node in proto.graph.node:
+        standard = node.op_type == "CastLike" and node.domain in STANDARD_DOMAINS
+        if standard and len(node.input) == 2 and (to := kinds.get(node.input[1])):
+            node.op_type = "Cast"
+            del node.input[1]
+            node.attribute.append(onnx.helper.make_attribute("to", to))
 
 
 def _propagates(proto: ModelProto) -> bool:
@@ -166,9 +201,9 @@ def _static_types(proto: ModelProto) -> Iterator[tuple[str, TensorType]]:
 
 def _evaluate(
     node: NodeProto,
+    constants: Mapping[str, Array],
     proto: ModelProto,
-    types: dict[str, TensorType],
-    constants: dict[str, Array],
+    types: Mapping[str, TensorType],
     room: int,
 ) -> dict[str, Array] | None:
     """Results of a node that does not depend on run-time data, or None.
@@ -177,7 +212,7 @@ def _evaluate(
     """
     if node.domain not in STANDARD_DOMAINS or node.op_type.startswith(_RANDOM):
         return None
-    if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
+    if any(True for _ in subgraphs(node)):
         return None
     if not any(node.output):
         return None

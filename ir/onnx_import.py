@@ -15,6 +15,7 @@ from .obstacles import Obstacle, report_obstacles
 from .onnx_convert import Conversion, RejectedError, Site
 from .onnx_file import FileNode, ModelFile, load_file
 from .onnx_fold import INCONSISTENT
+from .onnx_integers import limit_of, span_of_result
 from .onnx_ops import RULES
 from .onnx_quantize import add_input, integers_kept, spread
 from .passes import clean
@@ -72,6 +73,9 @@ def convert(file: ModelFile) -> Conversion:
     for name, type_ in file.inputs.items():
         if type_ is not None:
             add_input(conversion, name, type_)
+            limit = limit_of(file, name) if type_.dtype == "i32" else None
+            if limit is not None:
+                conversion.spans[name] = (-limit, limit - 1)
         else:
             conversion.values[name] = None
     for node in file.nodes:
@@ -112,8 +116,8 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
     begin = len(graph.nodes)
     try:
         rule = RULES.get(node.op) if not node.domain else None
-        if node.subgraphs:
-            raise RejectedError("operators with subgraphs are not supported")
+        if node.kept:
+            raise RejectedError(node.kept)
         if rule is not None and node.unknown:
             names = ", ".join(node.unknown)
             raise RejectedError(f"has no attribute {names} in opset {file.opset}")
@@ -125,7 +129,7 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         if any(i not in known and conversion.values.get(i) is None for i in operands):
             _placeholders(conversion, node)  # the reason is reported where it arose
             return
-        stored = integers_kept(conversion, node)
+        stored, span = integers_kept(conversion, node), span_of_result(conversion, node)
         made = rule(Site(conversion, node))
         results = made if isinstance(made, tuple) else (made,)
     except (RejectedError, GraphError) as e:
@@ -150,6 +154,8 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         if result is None:
             conversion.empty.add(out)
             continue
+        if span is not None:
+            conversion.spans[out] = span
         if stored is not None:
             conversion.stored[out] = stored
             graph.quantization.setdefault(result.name, stored.quant)

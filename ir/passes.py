@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .fusion import drop_nan_guards, merge_gelu
+from .fusion import drop_nan_guards, merge_activations, merge_two_classes
 from .graph import Array, Graph, Node, Value
 from .layout import (
     flatten_products,
@@ -20,15 +20,15 @@ from .layout import (
     sink_pads,
     sink_transposes,
 )
-from .norm_fusion import merge_group_norm, merge_rms_norm, merge_scale
+from .norm_fusion import merge_group_norm, merge_row_norm, merge_scale
 from .surgery import (
     absorb,
     drop_dead,
     drop_unread,
-    forget,
     nodes_of,
     only_reader,
     operand_of,
+    replaced_constant,
     stored_differently,
 )
 
@@ -55,11 +55,12 @@ def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
         merge_pad,
         flatten_products,
         merge_bias,
-        merge_gelu,
+        merge_activations,
+        merge_two_classes,
         drop_nan_guards,
         merge_group_norm,
         merge_scale,
-        merge_rms_norm,
+        merge_row_norm,
     ]
     if fold_batchnorm:
         passes.append(merge_batchnorm)
@@ -75,26 +76,52 @@ def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
 
 
 def merge_pad(graph: Graph) -> bool:
-    """A zero Pad of spatial axes before a Conv becomes the Conv's padding."""
+    """A Pad of spatial axes before a convolution or a pool becomes its padding, if that is equal.
+
+    Zeros are before a convolution or an average that counts them, and before a maximum what is
+    never larger than the elements beside it.
+    """
     changed = False
-    for node in nodes_of(graph, "Conv"):
+    for node in [n for n in graph.nodes if n.op in ("Conv", "MaxPool", "AveragePool")]:
         x = operand_of(node, 0)
         pad = x.producer
         if pad is None or pad.op != "Pad" or not only_reader(graph, x, node):
             continue
         begins, ends = pad.ints_attr("begins"), pad.ints_attr("ends")
-        if pad.float_attr("value", 0.0) != 0.0 or any((*begins[:2], *ends[:2])):
+        rank = len(begins) - 2
+        old = node.ints_attr("pads", (0,) * (2 * rank))
+        new = tuple(a + b for a, b in zip(old, (*begins[2:], *ends[2:]), strict=True))
+        if any((*begins[:2], *ends[:2])) or not _pads_alike(node, pad, old, new):
             continue
         if stored_differently(graph, operand_of(pad, 0), x):
             continue
-        rank = len(begins) - 2
-        old = node.ints_attr("pads", (0,) * (2 * rank))
-        extra = (*begins[2:], *ends[2:])
-        node.attrs = node.attrs | {"pads": tuple(a + b for a, b in zip(old, extra, strict=True))}
+        node.attrs = node.attrs | {"pads": new}
+        if node.op == "AveragePool":
+            node.attrs = node.attrs | {"count_include_pad": 1}
         node.inputs = (pad.inputs[0], *node.inputs[1:])
         drop_unread(graph, pad)
         changed = True
     return changed
+
+
+def _pads_alike(node: Node, pad: Node, old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    """The padding ``new`` of a node does what its own, ``old``, and the Pad before it do."""
+    value = pad.float_attr("value", 0.0)
+    if node.op == "Conv":
+        return value == 0.0
+    kernel = node.ints_attr("kernel_shape")
+    if node.int_attr("ceil_mode", 0) or any(p >= k for p, k in zip(new, kernel * 2, strict=True)):
+        return False  # other windows, or some without an element
+    if node.op == "AveragePool":
+        return value == 0.0 and (not any(old) or bool(node.int_attr("count_include_pad", 0)))
+    if value <= -float(np.finfo(np.float32).max):
+        return True
+    # at equal maxima the gradient would go to the padding; these let none pass at zero
+    before = operand_of(pad, 0).producer
+    floor = before is not None and (
+        before.op == "Relu" or (before.op == "Clip" and before.float_attr("min") == 0.0)
+    )
+    return value == 0.0 and floor
 
 
 def merge_bias(graph: Graph) -> bool:
@@ -123,7 +150,7 @@ def merge_bias(graph: Graph) -> bool:
                 per_channel = graph.constants[old.name] + per_channel
             if layer.op == "MatMul":
                 layer.op, layer.attrs = "Gemm", {"trans_b": 0}
-            bias = _constant(graph, old if old is not None else c, per_channel, layer, add)
+            bias = replaced_constant(graph, old if old is not None else c, per_channel, layer, add)
             layer.inputs = (*layer.inputs[:2], bias)
             absorb(graph, layer, add)
             changed = True
@@ -154,11 +181,11 @@ def merge_batchnorm(graph: Graph) -> bool:
         weight = graph.constants[w.name].astype(np.float64) * _by_result(layer, w, factor)
         if layer.op == "MatMul":
             layer.op, layer.attrs = "Gemm", {"trans_b": 0}
-        bias = _constant(
+        bias = replaced_constant(
             graph, old if old is not None else operand_of(norm, 2), (start - mean) * factor + shift,
             layer, norm,
         )  # fmt: skip
-        layer.inputs = (layer.inputs[0], _constant(graph, w, weight, layer, norm), bias)
+        layer.inputs = (layer.inputs[0], replaced_constant(graph, w, weight, layer, norm), bias)
         absorb(graph, layer, norm)
         changed = True
     return changed
@@ -189,17 +216,3 @@ def _per_channel(data: Array, rank: int, axis: int, channels: int) -> Array | No
     if any(d != 1 for i, d in enumerate(shape) if i != axis) or shape[axis] not in (1, channels):
         return None
     return np.broadcast_to(data.reshape(-1), (channels,))
-
-
-def _constant(graph: Graph, like: Value, data: Array, *users: Node) -> Value:
-    """A constant that replaces ``like`` in ``users``; keeps its name if nobody else reads it."""
-    array = np.ascontiguousarray(data, np.float32)
-    others = any(like in n.inputs for n in graph.nodes if n not in users)
-    if others or like in graph.outputs:
-        name, i = f"{like.name}/{users[0].name}", 2
-        while name in graph.values:
-            name, i = f"{like.name}/{users[0].name}~{i}", i + 1
-        return graph.add_constant(name, array)
-    forget(graph, like)  # and how the old data were stored as integers
-    del graph.constants[like.name]
-    return graph.add_constant(like.name, array)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .graph import Graph, Node, Value
+import numpy as np
+
+from .graph import Array, Graph, Node, Value, unique_name
 
 
 def rename(graph: Graph, value: Value, name: str) -> None:
@@ -66,6 +68,25 @@ def owned_constant(graph: Graph, value: Value) -> bool:
     return value.name in graph.constants and (
         sum(v is value for n in graph.nodes for v in n.operands()) == 1
     )
+
+
+def replaced_constant(graph: Graph, like: Value, data: Array, *users: Node) -> Value:
+    """A constant that replaces ``like`` in ``users``; keeps its name if nobody else reads it."""
+    array = np.ascontiguousarray(data, np.float32).reshape(data.shape)
+    others = any(like in n.inputs for n in graph.nodes if n not in users)
+    if others or like in graph.outputs:
+        name = unique_name(f"{like.name}/{users[0].name}", graph.values)
+        return graph.add_constant(name, array)
+    forget(graph, like)  # and how the old data were stored as integers
+    del graph.constants[like.name]
+    return graph.add_constant(like.name, array)
+
+
+def reshaped_constant(graph: Graph, value: Value, shape: tuple[int, ...], *users: Node) -> Value:
+    """A constant in another shape, for ``users``; the same one if it has it already."""
+    if value.type.shape == shape:
+        return value
+    return replaced_constant(graph, value, graph.constants[value.name].reshape(shape), *users)
 
 
 def drop_unread(graph: Graph, node: Node) -> None:

@@ -118,7 +118,7 @@ CASES: dict[str, tuple[list[onnx.NodeProto], set[str], int]] = {
         8,
     ),
     "added mask": ([node("Add", "x mask", "y")], {"Where"}, 9),
-    "swish": ([node("Sigmoid", "x", "s"), node("Mul", "x s", "y")], {"Sigmoid", "Mul"}, 8),
+    "swish": ([node("Sigmoid", "x", "s"), node("Mul", "x s", "y")], {"Swish"}, 8),
     **{
         op.lower(): ([node(op, "x", "y")], {op}, 18)
         for op in (

@@ -46,6 +46,16 @@ def distilbert(t: Any) -> tuple[Any, Any]:
     return t.DistilBertForSequenceClassification(config), ids()
 
 
+def gpt2(t: Any) -> tuple[Any, Any]:
+    """With padding at the end: the logits are those of the last token before it."""
+    config = t.GPT2Config(
+        vocab_size=64, n_positions=16, n_embd=32, n_layer=2, n_head=2, pad_token_id=0
+    )
+    x = ids()
+    x[0, 9:] = 0
+    return t.GPT2ForSequenceClassification(config), x
+
+
 def vit(t: Any) -> tuple[Any, Any]:
     config = t.ViTConfig(hidden_size=32, image_size=32, patch_size=8, **SMALL)
     return t.ViTForImageClassification(config), numbers(1, 3, 32, 32)
@@ -73,7 +83,7 @@ def wav2vec2(t: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
-@pytest.mark.parametrize("make", [bert, distilbert, vit, mobilevit, wav2vec2])
+@pytest.mark.parametrize("make", [bert, distilbert, gpt2, vit, mobilevit, wav2vec2])
 def test_exported_transformers_train(
     make: Callable[[Any], tuple[Any, Any]], dynamo: bool, tmp_path: Path
 ) -> None:
@@ -82,14 +92,21 @@ def test_exported_transformers_train(
     if dynamo:
         pytest.importorskip("onnxscript")
     torch.manual_seed(0)
-    net, x = make(transformers)
-    net.config.return_dict = False  # a plain tuple, of which the logits are the first
+    inner, x = make(transformers)
 
+    class Logits(torch.nn.Module):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Any) -> Any:
+            return self.inner(x).logits
+
+    net = Logits().eval()
     path = tmp_path / "net.onnx"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        net.eval()
-        want = net(x)[0].numpy()
+        want = net(x).numpy()
         torch.onnx.export(
             net, (x,), str(path), input_names=["x"], output_names=["y"],
             opset_version=18 if dynamo else 17, dynamo=dynamo, verbose=False,

@@ -9,8 +9,9 @@ from math import prod
 
 import numpy as np
 
-from .graph import Array, Graph, Node, Value
-from .surgery import absorb, drop_unread, nodes_of, only_reader, operand_of
+from .graph import Graph, Node, Value
+from .provenance import Moved
+from .surgery import absorb, drop_unread, forget, nodes_of, only_reader, operand_of
 
 
 def merge_group_norm(graph: Graph) -> bool:
@@ -49,14 +50,13 @@ def merge_scale(graph: Graph) -> bool:
             continue
         other = next((v for v in follower.operands() if v is not norm.out), norm.out)
         shape = norm.out.type.shape
-        per_channel = _along(graph, other, 1, shape)
-        if per_channel is None or follower.out.type.shape != shape:
+        if not _runs_along(graph, other, 1, shape) or follower.out.type.shape != shape:
             continue
         if scale is not None and scale.type.shape != shape[1:2]:
             continue  # one per group
         if norm.out.name in graph.quantization:
             continue
-        constant = _reshaped(graph, other, per_channel, follower)
+        constant = _as_vector(graph, other, follower)
         norm.inputs = (
             norm.inputs[0],
             *((constant,) if follower.op == "Mul" else (scale, constant)),
@@ -146,23 +146,24 @@ def _is_all(graph: Graph, node: Node, index: int, number: float) -> bool:
     )
 
 
-def _along(graph: Graph, value: Value, axis: int, shape: tuple[int, ...]) -> Array | None:
-    """A constant as ``[shape[axis]]`` if it has a number for each index of that axis alone."""
+def _runs_along(graph: Graph, value: Value, axis: int, shape: tuple[int, ...]) -> bool:
+    """A constant has a number for each index of an axis of ``shape`` alone."""
     data = graph.constants.get(value.name)
     if data is None or data.ndim > len(shape) or data.size != shape[axis] or prod(shape) == 0:
-        return None
+        return False
     whole = (1,) * (len(shape) - data.ndim) + data.shape
-    return data.reshape(-1) if whole[axis] == shape[axis] else None
+    return whole[axis] == shape[axis]
 
 
-def _reshaped(graph: Graph, value: Value, data: Array, user: Node) -> Value:
-    """The constant in another shape; it keeps its name if nobody else reads it."""
-    if value.type.shape == data.shape:
+def _as_vector(graph: Graph, value: Value, user: Node) -> Value:
+    """The constant in one dimension; it keeps its name if nobody else reads it."""
+    if len(value.type.shape) == 1:
         return value
-    name = value.name
+    name, flat = value.name, Moved(np.ravel)
+    data, origin = flat.forward(graph.constants[name]), graph.origins.get(name)
     if only_reader(graph, value, user):
-        del graph.values[name], graph.constants[name]
-        graph.quantization.pop(name, None)
+        del graph.constants[name]
+        forget(graph, value)
     else:
         name = f"{name}/{user.name}"
-    return graph.add_constant(name, np.ascontiguousarray(data))
+    return graph.add_constant(name, data, origin=None if origin is None else origin.then(flat))

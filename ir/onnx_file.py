@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from .onnx_read import (
     tensor_array,
 )
 from .onnx_states import bind_states
+from .provenance import Origin
 from .quantization import Quantization
 
 #: Why an input of another element type is refused.
@@ -87,6 +89,7 @@ class ModelFile:
         types: Inferred types of values, where they are static.
         obstacles: What is wrong so far.
         notes: What was changed to make it one that can be trained.
+        origins: Where folded constants come from in the file.
     """
 
     name: str
@@ -100,6 +103,11 @@ class ModelFile:
     types: dict[str, TensorType]
     obstacles: tuple[Obstacle, ...]
     notes: tuple[str, ...] = ()
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+
+    def origin(self, name: str) -> Origin:
+        """Where a constant comes from: itself, if it is one of the file."""
+        return self.origins.get(name, Origin(name))
 
 
 def load_file(path: Path, batch: int) -> ModelFile:
@@ -144,7 +152,7 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
     proto.graph.input.extend(runtime)
     proto.ir_version = max(proto.ir_version, 4)  # from here on initializers need not be inputs
     _forget_symbols(proto)
-    types, stored, errors = infer_and_fold(proto, constants)
+    types, stored, origins, errors = infer_and_fold(proto, constants)
     obstacles += [o for o in errors if o not in obstacles]
     records = [_record(n, opset) for n in proto.graph.node]
     needed = _needed(records, {v.name for v in proto.graph.output})
@@ -160,6 +168,7 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
         nodes=tuple(_without_unread(n, used) for n in needed),
         types=types,
         obstacles=tuple(o for o in obstacles if o.op != "initializer" or o.where in used),
+        origins={k: o for k, o in origins.items() if k in used},
     )
 
 

@@ -13,6 +13,8 @@ def rename(graph: Graph, value: Value, name: str) -> None:
         graph.constants[name] = graph.constants.pop(value.name)
     if value.name in graph.quantization:
         graph.quantization[name] = graph.quantization.pop(value.name)
+    if value.name in graph.origins:
+        graph.origins[name] = graph.origins.pop(value.name)
     value.name = name
     graph.values[name] = value
 
@@ -21,6 +23,7 @@ def forget(graph: Graph, value: Value) -> None:
     """Take a value that nothing reads any more out of the tables."""
     del graph.values[value.name]
     graph.quantization.pop(value.name, None)
+    graph.origins.pop(value.name, None)
 
 
 def drop_dead(graph: Graph) -> None:
@@ -35,6 +38,7 @@ def drop_dead(graph: Graph) -> None:
     graph.values = {k: v for k, v in graph.values.items() if v in live}
     graph.constants = {k: a for k, a in graph.constants.items() if k in graph.values}
     graph.quantization = {k: q for k, q in graph.quantization.items() if k in graph.values}
+    graph.origins = {k: o for k, o in graph.origins.items() if k in graph.values}
 
 
 def nodes_of(graph: Graph, op: str) -> list[Node]:

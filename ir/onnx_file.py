@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -142,7 +142,8 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
         proto = inliner.inline_local_functions(proto)
     check_structure(proto, path)
     proto, opset = at_known_opset(proto, path)
-    _unique_names(proto)
+    for node, name in zip(proto.graph.node, unique_names(proto.graph.node), strict=True):
+        node.name = name
     constants, obstacles = read_initializers(proto)
     known = set(constants) | {o.where for o in obstacles}
     runtime = [v for v in proto.graph.input if v.name not in known]
@@ -178,16 +179,16 @@ def _without_unread(node: FileNode, used: set[str]) -> FileNode:
     return replace(node, outputs=(*node.outputs[:1], *rest))
 
 
-def _unique_names(proto: ModelProto) -> None:
-    """Give every node a name of its own: messages and plans refer to nodes by name."""
-    taken: set[str] = set()
-    for i, node in enumerate(proto.graph.node):
+def unique_names(nodes: Sequence[NodeProto]) -> list[str]:
+    """A name of its own for every node: messages and plans refer to nodes by name."""
+    names: dict[str, None] = {}
+    for i, node in enumerate(nodes):
         name = base = node_name(node, i)
         suffix = 2
-        while name in taken:
+        while name in names:
             name, suffix = f"{base}~{suffix}", suffix + 1
-        taken.add(name)
-        node.name = name
+        names[name] = None
+    return list(names)
 
 
 def _bind(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from .graph import Array
+    from .graph import Array, Graph
 
 
 class ProvenanceError(ValueError):
@@ -262,3 +262,64 @@ class Computed:
 def spread_out(count: int, data: Array) -> Array:
     """As ``[count]``: all of these numbers in a row, or one of them for all."""
     return data.reshape(-1) if data.size != 1 else np.broadcast_to(data.reshape(-1), (count,))
+
+
+def write_back(
+    graph: Graph, learned: Mapping[str, tuple[Array, Array]], tensors: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The tensors of a file that make its constants what training has made of them.
+
+    Args:
+        graph: The imported graph.
+        learned: Constant -> what it was before training and is now; numbers that are the same have
+            the file's digits, of which an integer layer keeps fewer.
+        tensors: Tensors of the file by name.
+
+    Returns:
+        The tensors that change, and the learned constants as they follow from them: integers and
+        half floats of the file are rounded to.
+
+    Raises:
+        ProvenanceError: There are none, or they would change what has not learned as well.
+    """
+    now = dict(tensors)
+    held: dict[str, Array] = {}
+    for name, (before, after) in learned.items():
+        try:
+            origin = _origin(graph, name, tensors)
+            old = origin.value(tensors)
+            same = old.shape == before.shape == after.shape
+            origin.restore(np.where(after == before, old, after) if same else after, now)
+            held[name] = origin.value(now)
+        except ProvenanceError as e:
+            raise ProvenanceError(f"{_read(graph, name)} can't be written: {e}") from None
+    changed = {k: a for k, a in now.items() if a is not tensors[k]}
+    for name, origin in graph.origins.items():
+        if shared := origin.tensors.intersection(changed):
+            wanted = held[name] if name in held else _origin(graph, name, tensors).value(tensors)
+            got = origin.value(now)
+            if got.shape != wanted.shape or not np.allclose(got, wanted, 1e-6, 0):
+                what = "has learned something else" if name in held else "has not learned"
+                raise ProvenanceError(
+                    f"{', '.join(sorted(shared))} can't be written: {_read(graph, name)} is made of"
+                    f" it too and {what}"
+                )
+    return changed, held
+
+
+def _origin(graph: Graph, name: str, tensors: Mapping[str, Array]) -> Origin:
+    """Where a constant comes from, all of it in the file."""
+    origin = graph.origins.get(name)
+    if origin is None:
+        raise ProvenanceError("it is no tensor of the file, importing adds it")
+    if missing := origin.tensors.difference(tensors):
+        raise ProvenanceError(
+            f"{', '.join(sorted(missing))} is no initializer or Constant of the file's main graph"
+        )
+    return origin
+
+
+def _read(graph: Graph, name: str) -> str:
+    """A constant and the node that reads it."""
+    node = next((n for n in graph.nodes if graph.values[name] in n.inputs), None)
+    return name if node is None else f"{name} of node {node.name}"

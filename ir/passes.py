@@ -156,7 +156,7 @@ def merge_batchnorm(graph: Graph) -> bool:
         if layer.op == "MatMul":
             layer.op, layer.attrs = "Gemm", {"trans_b": 0}
         beta = operand_of(norm, 2)
-        if old is None or only_reader(graph, beta, norm):  # else what others read would move
+        if old is None or _is_own(graph, beta, norm):  # else what others read would move
             added = Affine(offset=(start - mean) * factor)
             bias = _constant(graph, old or beta, added, layer, norm, home=beta)
         else:
@@ -166,6 +166,16 @@ def merge_batchnorm(graph: Graph) -> bool:
         absorb(graph, layer, norm)
         changed = True
     return changed
+
+
+def _is_own(graph: Graph, constant: Value, node: Node) -> bool:
+    """Nothing else reads a constant, nor what has been made of its tensors in the file."""
+    origin = graph.origins.get(constant.name)
+    return only_reader(graph, constant, node) and not any(
+        origin is not None and origin.tensors & o.tensors
+        for name, o in graph.origins.items()
+        if name != constant.name
+    )
 
 
 def _by_result(layer: Node, w: Value, factor: Array) -> Array:

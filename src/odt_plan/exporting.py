@@ -251,8 +251,9 @@ def _tell(record: dict[str, Any]) -> None:
     if rounded := record.get("rounded"):
         worst = max(rounded, key=rounded.__getitem__)
         lines.append(
-            f"{len(rounded)} are rounded to the file's types, {worst} by {rounded[worst]:.2g} of its"
-            f" largest number at most; that moves predictions by {record['rounding_difference']:.2g}"
+            f"{len(rounded)} are rounded to the file's types, {worst} by {rounded[worst]:.2g} of"
+            " its largest number at most; that moves predictions by"
+            f" {record['rounding_difference']:.2g}"
         )
     if "difference" in record:
         lines.append(

@@ -436,6 +436,7 @@ def test_external_data(odt: Cli, tmp_path: Path) -> None:
     bare = onnx.load("tuned.onnx", load_external_data=False).graph.initializer
     places = {t.name: t.external_data[0].value for t in bare if t.external_data}
     assert set(places.values()) == {"tuned.onnx.data"}
+    assert all(int(t.external_data[1].value) % 4096 == 0 for t in bare if t.external_data)
     assert {"w1", "w2"} <= set(places) <= {"w1", "w2", "w3", "fc", "unused"}
     done = odt("export", PLAN, "w.npz", "-o", "out/split.onnx")
     assert (done.code, done.error) == (

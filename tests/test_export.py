@@ -638,9 +638,7 @@ def test_what_a_device_has_saved(odt: Cli, tmp_path: Path) -> None:
     ("name", "precision", "tolerance"),
     [("mlperf_resnet8_bn", "f32", 1e-5), ("mbv2-w0.35-head10-qdq", "i8", 0.2)],
 )
-def test_real_models(
-    odt: Cli, shared: Path, name: str, precision: str, tolerance: float
-) -> None:
+def test_real_models(odt: Cli, shared: Path, name: str, precision: str, tolerance: float) -> None:
     path = shared / "models" / f"{name}.onnx"
     planned(odt, path, "--precision", f"*={precision}")
     trained = learn(0.05)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import GraphError
+from .provenance import Origin
 from .quantization import Quantization
 
 Array = NDArray[Any]
@@ -173,6 +174,7 @@ class Graph:
         quantization: How values of an annotated float graph may be stored as i8: activations with
             one scale, weights per output channel. Biases follow from the scales of their layer.
             The float graph itself ignores it; ``ir.precision`` lowers by it.
+        origins: Where constants come from in the model file; those that importing adds have none.
         notes: What the importer changed to make a model that can be trained.
         unchanged: Layers that ``ir.precision`` found to do nothing in i8, and left out.
     """
@@ -186,6 +188,7 @@ class Graph:
         self.outputs: list[Value] = []
         self.values: dict[str, Value] = {}
         self.quantization: dict[str, Quantization] = {}
+        self.origins: dict[str, Origin] = {}
         self.notes: tuple[str, ...] = ()
         self.unchanged: frozenset[str] = frozenset()
 
@@ -203,6 +206,7 @@ class Graph:
         quant: Quantization | None = None,
         *,
         shape: tuple[int, ...] | None = None,
+        origin: Origin | None = None,
     ) -> Value:
         """Declare a constant (parameter) with data; dtype and shape are the array's if not given.
 
@@ -215,6 +219,8 @@ class Graph:
         dims = tuple(data.shape) if shape is None else shape
         value = self._new_value(name, TensorType(dims, dtype, quant))
         self.constants[name] = data
+        if origin is not None:
+            self.origins[name] = origin
         return value
 
     def add_state(self, name: str, type_: TensorType) -> Value:

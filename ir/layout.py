@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 
 import numpy as np
 
-from .graph import Graph, Node, TensorType, Value, unique_name
+from .graph import Array, Graph, Node, TensorType, Value, unique_name
 from .ops.unary import TABLE
+from .provenance import Moved
 from .surgery import (
     drop_unread,
     nodes_of,
@@ -223,15 +225,22 @@ def move_transpose_into_weight(graph: Graph) -> bool:
         if perm[0] != 0 or view.out.type.shape != (shape[0], prod(shape[1:])):
             continue
         rows = node.op == "MatMul" or not node.int_attr("trans_b", 0)
-        data = graph.constants[w.name] if rows else graph.constants[w.name].T
-        data = data.reshape(*shape[1:], -1)
-        back = [perm.index(i) - 1 for i in range(1, len(perm))]  # weight axes in the old order
-        data = data.transpose(*back, len(back)).reshape(w.type.shape[0 if rows else 1], -1)
-        graph.constants[w.name] = np.ascontiguousarray(data if rows else data.T)
+        step = Moved(partial(_rows_back, perm, shape[1:], rows))
+        graph.constants[w.name] = np.ascontiguousarray(step.forward(graph.constants[w.name]))
+        if w.name in graph.origins:
+            graph.origins[w.name] = graph.origins[w.name].then(step)
         view.inputs = (turn.inputs[0],)
         drop_unread(graph, turn)
         changed = True
     return changed
+
+
+def _rows_back(perm: tuple[int, ...], shape: tuple[int, ...], rows: bool, weight: Array) -> Array:
+    """The weight for what the Transpose read; ``rows``: it has a row per number of that."""
+    data = weight if rows else weight.T
+    back = [perm.index(i) - 1 for i in range(1, len(perm))]  # weight axes in the old order
+    moved = data.reshape(*shape, -1).transpose(*back, len(back)).reshape(data.shape)
+    return moved if rows else moved.T
 
 
 def flatten_products(graph: Graph) -> bool:

@@ -72,8 +72,7 @@ def merge_scale(graph: Graph) -> bool:
             continue
         other = next((v for v in follower.operands() if v is not norm.out), norm.out)
         shape = norm.out.type.shape
-        per_channel = _along(graph, other, 1, shape)
-        if per_channel is None or follower.out.type.shape != shape:
+        if not _runs_along(graph, other, 1, shape) or follower.out.type.shape != shape:
             continue
         if scale is not None and scale.type.shape != shape[1:2]:
             continue  # one per group
@@ -169,10 +168,10 @@ def _is_all(graph: Graph, node: Node, index: int, number: float) -> bool:
     )
 
 
-def _along(graph: Graph, value: Value, axis: int, shape: tuple[int, ...]) -> Array | None:
-    """A constant as ``[shape[axis]]`` if it has a number for each index of that axis alone."""
+def _runs_along(graph: Graph, value: Value, axis: int, shape: tuple[int, ...]) -> bool:
+    """A constant has a number for each index of an axis of ``shape`` alone."""
     data = graph.constants.get(value.name)
     if data is None or data.ndim > len(shape) or data.size != shape[axis] or prod(shape) == 0:
-        return None
+        return False
     whole = (1,) * (len(shape) - data.ndim) + data.shape
-    return data.reshape(-1) if whole[axis] == shape[axis] else None
+    return whole[axis] == shape[axis]

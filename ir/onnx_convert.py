@@ -17,6 +17,7 @@ from .graph import Array, Attr, Graph, Value, unique_name
 from .obstacles import Obstacle
 from .onnx_file import INTEGER_OPS, FileAttr, FileNode, ModelFile
 from .ops.integers import EXACT
+from .provenance import Origin, Step
 from .qdq import Stored
 
 #: ONNX element types: INT32 and INT64.
@@ -58,8 +59,13 @@ class Conversion:
     spans: dict[str, Span] = field(default_factory=dict)
     _constants: dict[str, Value] = field(default_factory=dict)
 
-    def constant(self, name: str, data: Array) -> Value:
+    def constant(self, name: str, data: Array, origin: Origin | None = None) -> Value:
         """The IR constant of this name; equal names mean equal data.
+
+        Args:
+            name: That of a constant of the file, or a new one.
+            data: Its data.
+            origin: Where they come from; not needed where they are those of the file.
 
         Raises:
             RejectedError: Not float32, empty, or not finite.
@@ -74,9 +80,13 @@ class Conversion:
             bad = int((~np.isfinite(data)).sum())
             what = f"{bad} NaN or infinite of {data.size} values"
             raise RejectedError(f"constant {name} holds {what}")
-        value = self.graph.add_constant(name, np.ascontiguousarray(data).reshape(data.shape))
+        as_it_is = data is self.file.constants.get(name)
+        if as_it_is:
+            origin = self.file.origin(name)
+        contiguous = np.ascontiguousarray(data).reshape(data.shape)
+        value = self.graph.add_constant(name, contiguous, origin=origin)
         self._constants[name] = value
-        if name in self.file.quantization and data is self.file.constants.get(name):
+        if as_it_is and name in self.file.quantization:
             self.graph.quantization[name] = self.file.quantization[name]
         return value
 
@@ -85,6 +95,7 @@ class Conversion:
         if self._constants.pop(name, None) is not None:
             del self.graph.values[name], self.graph.constants[name]
             self.graph.quantization.pop(name, None)
+            self.graph.origins.pop(name, None)
 
 
 @dataclass(eq=False)
@@ -265,15 +276,25 @@ class Site:
         node = self.conversion.graph.add_node(op, inputs, attrs, name=name, outputs=[out])
         return node.out
 
-    def derived(self, index: int, data: Array, suffix: str) -> Value:
-        """A constant computed from operand ``index``; keeps its name if nobody else reads it."""
+    def derived(self, index: int, suffix: str, *steps: Step) -> Value:
+        """What steps make of operand ``index``; keeps its name if nobody else reads that."""
         name = self.node.inputs[index]
+        data, origin = self.made(index, steps)
         readers = sum(n.inputs.count(name) for n in self.conversion.file.nodes)
         if readers > 1 or name in self.conversion.file.outputs:
             name = f"{name}/{suffix}"
         else:
             self.conversion.forget(name)
-        return self.conversion.constant(name, data.astype(np.float32))
+        return self.conversion.constant(name, data.astype(np.float32), origin)
+
+    def made(self, index: int, steps: Iterable[Step]) -> tuple[Array, Origin]:
+        """What steps make of constant operand ``index``, and where it comes from."""
+        name, data = self.node.inputs[index], self.data(index)
+        assert data is not None, name
+        origin = self.conversion.file.origin(name)
+        for step in steps:
+            data, origin = step.forward(data), origin.then(step)
+        return data, origin
 
     def indices(self, data: Array) -> Value:
         """A constant of indices or labels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from .onnx_read import (
 from .onnx_scopes import all_nodes, hoist_initializers
 from .onnx_sklearn import plain_outputs
 from .onnx_states import bind_states
+from .provenance import Origin
 from .quantization import Quantization
 
 #: Why an input of another element type is refused.
@@ -94,6 +96,7 @@ class ModelFile:
         types: Inferred types of values, where they are static.
         obstacles: What is wrong so far.
         notes: What was changed to make it one that can be trained.
+        origins: Where folded constants come from in the file.
     """
 
     name: str
@@ -107,6 +110,11 @@ class ModelFile:
     types: dict[str, TensorType]
     obstacles: tuple[Obstacle, ...]
     notes: tuple[str, ...] = ()
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+
+    def origin(self, name: str) -> Origin:
+        """Where a constant comes from: itself, if it is one of the file."""
+        return self.origins.get(name, Origin(name))
 
 
 def load_file(path: Path, batch: int) -> ModelFile:
@@ -142,7 +150,8 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
     hoist_initializers(proto)
     check_structure(proto, path)
     proto, opset = at_known_opset(proto, path)
-    _unique_names(proto)
+    for node, name in zip(proto.graph.node, unique_names(proto.graph.node), strict=True):
+        node.name = name
     constants, obstacles = read_initializers(proto)
     known = set(constants) | {o.where for o in obstacles}
     runtime = [v for v in proto.graph.input if v.name not in known]
@@ -168,6 +177,7 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
         nodes=tuple(_without_unread(n, used) for n in needed),
         types=folded.types,
         obstacles=tuple(o for o in obstacles if o.op != "initializer" or o.where in used),
+        origins={k: o for k, o in folded.origins.items() if k in used},
     )
 
 
@@ -177,16 +187,16 @@ def _without_unread(node: FileNode, used: set[str]) -> FileNode:
     return replace(node, outputs=(*node.outputs[:1], *rest))
 
 
-def _unique_names(proto: ModelProto) -> None:
-    """Give every node a name of its own: messages and plans refer to nodes by name."""
-    taken: set[str] = set()
-    for i, node in enumerate(proto.graph.node):
+def unique_names(nodes: Sequence[NodeProto]) -> list[str]:
+    """A name of its own for every node: messages and plans refer to nodes by name."""
+    names: dict[str, None] = {}
+    for i, node in enumerate(nodes):
         name = base = node_name(node, i)
         suffix = 2
-        while name in taken:
+        while name in names:
             name, suffix = f"{base}~{suffix}", suffix + 1
-        taken.add(name)
-        node.name = name
+        names[name] = None
+    return list(names)
 
 
 def _bind(

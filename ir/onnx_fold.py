@@ -15,8 +15,7 @@ from functools import partial
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from .graph import Array, TensorType
 from .obstacles import Obstacle
@@ -26,10 +25,12 @@ from .onnx_guard import (
     leave_readable,
     without_unsafe_slices,
 )
+from .onnx_origin import dequantize, origins_of, run_node
 from .onnx_read import STANDARD_DOMAINS
 from .onnx_scopes import subgraphs
 from .onnx_unroll import Unroller
-from .qdq import dequantize_constant, moved
+from .provenance import Origin
+from .qdq import moved
 from .quantization import Quantization
 
 #: All results of constant folding together may not be larger: such a model fits no small device.
@@ -66,12 +67,14 @@ class Folded:
     Attributes:
         types: Static types by value name.
         stored: Meaning as i8 of constants that the file stores as 8-bit integers.
+        origins: Where folded constants come from.
         errors: The inconsistencies that inference found.
         kept: Nodes that stand for graphs and could not be written out, and why.
     """
 
     types: dict[str, TensorType]
     stored: dict[str, Quantization]
+    origins: dict[str, Origin]
     errors: list[Obstacle]
     kept: dict[str, str]
 
@@ -86,6 +89,7 @@ def infer_and_fold(proto: ModelProto, constants: dict[str, Array], opset: int) -
         opset: Version of the standard operator set.
     """
     stored: dict[str, Quantization] = {}
+    origins: dict[str, Origin] = {}
     errors: list[Obstacle] = []
     leave_readable(proto, constants)
     types: dict[str, TensorType] = {}
@@ -109,13 +113,14 @@ def infer_and_fold(proto: ModelProto, constants: dict[str, Array], opset: int) -
                 room -= sum(a.size for a in values.values())
                 constants |= values
                 stored |= _meaning(node, constants, stored)
+                origins |= origins_of(node, list(proto.opset_import), constants, origins)
         if folded:
             del proto.graph.node[:]
             proto.graph.node.extend(rest)
         evaluate = partial(_evaluate, proto=proto, types=types, room=room)
         unrolled = unroller.sweep(constants, types, evaluate)
         if not folded and not unrolled and (shown is proto or types == known):
-            return Folded(types, stored, errors, unroller.kept)
+            return Folded(types, stored, origins, errors, unroller.kept)
         for k, a in folded.items():
             if a.size > MAX_INFERRED_ELEMENTS:
                 kind = onnx.helper.np_dtype_to_tensor_dtype(a.dtype)
@@ -237,7 +242,8 @@ def _evaluate(
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # NaN that results is reported where it is used
-            values = _run(node, proto, {i: constants[i] for i in names}, wanted)
+            opsets = list(proto.opset_import)
+            values = run_node(node, opsets, {i: constants[i] for i in names}, wanted)
     except Exception:  # an operator without reference: it stays a node, and the table judges it
         return None
     if any(isinstance(a, list) for a in values):  # a sequence is no constant
@@ -260,42 +266,13 @@ def _range_length(start: Array | None, limit: Array | None, delta: Array | None)
     return max(0, math.ceil(length))
 
 
-def _run(
-    node: NodeProto, proto: ModelProto, operands: dict[str, Array], wanted: list[str]
-) -> list[Array]:
-    """Results of one node by onnx's reference implementation."""
-    if node.op_type == "DequantizeLinear":
-        return [_dequantize(node, operands)[0]]
-    graph = onnx.helper.make_graph(
-        [node],
-        "constant",
-        [ValueInfoProto(name=i) for i in operands],
-        [ValueInfoProto(name=o) for o in wanted],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=list(proto.opset_import))
-    return list(ReferenceEvaluator(model).run(None, dict(operands)))
-
-
-def _dequantize(
-    node: NodeProto, operands: dict[str, Array]
-) -> tuple[Array, Quantization | None]:
-    """Float weights of a quantized model; onnx's reference lacks the older opsets of this operator.
-
-    Raises:
-        QuantizationError: The parameters can't be used; the node stays, and its rule says why.
-    """
-    attrs = {a.name: a.i for a in node.attribute}
-    zero = operands[node.input[2]] if len(node.input) > 2 and node.input[2] else None
-    return dequantize_constant(attrs, operands[node.input[0]], operands[node.input[1]], zero)
-
-
 def _meaning(
     node: NodeProto, constants: dict[str, Array], stored: dict[str, Quantization]
 ) -> dict[str, Quantization]:
     """Meaning of the result of a folded node, if the file stores it as 8-bit integers."""
     quant: Quantization | None = None
     if node.op_type == "DequantizeLinear":
-        quant = _dequantize(node, constants)[1]
+        quant = dequantize(node, constants)[1]
     elif node.input and node.input[0] in stored:
         attrs = {a.name: tuple(a.ints) for a in node.attribute if a.ints}
         rank = constants[node.input[0]].ndim

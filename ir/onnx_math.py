@@ -14,6 +14,7 @@ import numpy as np
 from .graph import Array, Attr, Value
 from .onnx_convert import INTEGER_TYPES, RejectedError, Site
 from .ops.activation_grad import pack_bits
+from .provenance import Cast, Masked, Moved
 
 Rule = Callable[[Site], Value]
 
@@ -129,8 +130,9 @@ def _real_constant(s: Site, index: int, data: Array) -> Value:
     """A constant that the file may hold in another type, which the operator allows."""
     if data.dtype == np.float32:
         return s.value(index)
-    name = f"{s.node.inputs[index]}/f32"
-    return s.conversion.constant(name, data.astype(np.float32))
+    name = s.node.inputs[index]
+    origin = s.conversion.file.origin(name).then(Cast())
+    return s.conversion.constant(f"{name}/f32", data.astype(np.float32), origin)
 
 
 def _prelu(s: Site) -> Value:
@@ -138,7 +140,8 @@ def _prelu(s: Site) -> Value:
     x, slope, data = s.value(0), s.value(1), s.data(1)
     shape, old = x.type.shape, slope.type.shape
     if data is not None and old == shape[1:2] and old[0] not in (1, shape[-1]):
-        slope = s.derived(1, data.reshape(-1, *(1,) * (len(shape) - 2)), "channels")
+        channels = (-1, *(1,) * (len(shape) - 2))
+        slope = s.derived(1, "channels", Moved(lambda d: d.reshape(channels)))
     return s.emit("PRelu", (x, slope))
 
 
@@ -154,7 +157,7 @@ def _add(s: Site) -> Value:
             continue
         name, x = s.node.inputs[i], s.value(1 - i)
         if data[~masked].any():
-            rest = s.conversion.constant(f"{name}/rest", np.where(masked, np.float32(0), data))
+            rest = s.conversion.constant(f"{name}/rest", *s.made(i, [Masked(~masked)]))
             x = s.emit("Add", (x, rest) if i else (rest, x), None, "rest")
         kept = _bits(s, f"{name}/kept", ~masked)
         return s.emit("Where", (kept, x, None), {"off": float(off[0])})

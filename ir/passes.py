@@ -7,6 +7,7 @@ verifies. A node that takes over another one's work keeps its own name and takes
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from .layout import (
     sink_transposes,
 )
 from .norm_fusion import merge_group_norm, merge_row_norm, merge_scale
+from .provenance import Affine, Moved, spread_out
 from .surgery import (
     absorb,
     drop_dead,
@@ -140,17 +142,17 @@ def merge_bias(graph: Graph) -> bool:
             if channels is None or add.out.type != y.type or y.name in graph.quantization:
                 continue
             axis = 1 if layer.op in _CONVOLUTIONS else len(y.type.shape) - 1
-            per_channel = _per_channel(graph.constants[c.name], len(y.type.shape), axis, channels)
-            if per_channel is None:
+            data = graph.constants[c.name]
+            if not _is_per_channel(data, len(y.type.shape), axis, channels):
                 continue
             old = layer.inputs[2] if len(layer.inputs) > 2 else None
-            if old is not None:
-                if old.name not in graph.constants:
-                    continue
-                per_channel = graph.constants[old.name] + per_channel
+            if old is not None and old.name not in graph.constants:
+                continue
             if layer.op == "MatMul":
                 layer.op, layer.attrs = "Gemm", {"trans_b": 0}
-            bias = replaced_constant(graph, old if old is not None else c, per_channel, layer, add)
+            spread = Moved(partial(spread_out, channels))
+            added = None if old is None else Affine(offset=spread.forward(data))
+            bias = replaced_constant(graph, old or c, added or spread, layer, add)
             layer.inputs = (*layer.inputs[:2], bias)
             absorb(graph, layer, add)
             changed = True
@@ -178,17 +180,30 @@ def merge_batchnorm(graph: Graph) -> bool:
             continue
         w, old = operand_of(layer, 1), layer.inputs[2] if len(layer.inputs) > 2 else None
         start = graph.constants[old.name].astype(np.float64) if old is not None else 0.0
-        weight = graph.constants[w.name].astype(np.float64) * _by_result(layer, w, factor)
         if layer.op == "MatMul":
             layer.op, layer.attrs = "Gemm", {"trans_b": 0}
-        bias = replaced_constant(
-            graph, old if old is not None else operand_of(norm, 2), (start - mean) * factor + shift,
-            layer, norm,
-        )  # fmt: skip
-        layer.inputs = (layer.inputs[0], replaced_constant(graph, w, weight, layer, norm), bias)
+        beta = operand_of(norm, 2)
+        if old is None or _is_own(graph, beta, norm):  # else what others read would move
+            added = Affine(offset=(start - mean) * factor)
+            bias = replaced_constant(graph, old or beta, added, layer, norm, home=beta)
+        else:
+            moved = Affine(factor, shift - mean * factor)
+            bias = replaced_constant(graph, old, moved, layer, norm)
+        scaled = Affine(_by_result(layer, w, factor))
+        layer.inputs = (layer.inputs[0], replaced_constant(graph, w, scaled, layer, norm), bias)
         absorb(graph, layer, norm)
         changed = True
     return changed
+
+
+def _is_own(graph: Graph, constant: Value, node: Node) -> bool:
+    """Nothing else reads a constant, nor what has been made of its tensors in the file."""
+    origin = graph.origins.get(constant.name)
+    return only_reader(graph, constant, node) and not any(
+        origin is not None and origin.tensors & o.tensors
+        for name, o in graph.origins.items()
+        if name != constant.name
+    )
 
 
 def _by_result(layer: Node, w: Value, factor: Array) -> Array:
@@ -210,9 +225,8 @@ def _channel_count(graph: Graph, layer: Node) -> int | None:
     return layer.out.type.shape[1] if operand_of(layer, 1).name in graph.constants else None
 
 
-def _per_channel(data: Array, rank: int, axis: int, channels: int) -> Array | None:
-    """``data`` as ``[channels]`` if it is constant along every other axis of the result."""
+def _is_per_channel(data: Array, rank: int, axis: int, channels: int) -> bool:
+    """``data`` is constant along every other axis of the result."""
     shape = (1,) * (rank - data.ndim) + data.shape
-    if any(d != 1 for i, d in enumerate(shape) if i != axis) or shape[axis] not in (1, channels):
-        return None
-    return np.broadcast_to(data.reshape(-1), (channels,))
+    ones = all(d == 1 for i, d in enumerate(shape) if i != axis)
+    return ones and shape[axis] in (1, channels)

@@ -156,7 +156,12 @@ def stream(lowered: Graph, names: Collection[str]) -> Graph:
     for name, data in lowered.constants.items():
         v = lowered.values[name]
         twin[v] = result.add_constant(
-            name, data, v.type.dtype, v.type.quant, shape=v.type.shape
+            name,
+            data,
+            v.type.dtype,
+            v.type.quant,
+            shape=v.type.shape,
+            origin=lowered.origins.get(name),
         )
     for node in lowered.nodes:
         block = inside.get(node)

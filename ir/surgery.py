@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .graph import Array, Graph, Node, Value, unique_name
+from .graph import Graph, Node, Value, unique_name
+from .provenance import Moved, Step
 
 
 def rename(graph: Graph, value: Value, name: str) -> None:
@@ -15,6 +16,8 @@ def rename(graph: Graph, value: Value, name: str) -> None:
         graph.constants[name] = graph.constants.pop(value.name)
     if value.name in graph.quantization:
         graph.quantization[name] = graph.quantization.pop(value.name)
+    if value.name in graph.origins:
+        graph.origins[name] = graph.origins.pop(value.name)
     value.name = name
     graph.values[name] = value
 
@@ -23,6 +26,7 @@ def forget(graph: Graph, value: Value) -> None:
     """Take a value that nothing reads any more out of the tables."""
     del graph.values[value.name]
     graph.quantization.pop(value.name, None)
+    graph.origins.pop(value.name, None)
 
 
 def drop_dead(graph: Graph) -> None:
@@ -37,6 +41,7 @@ def drop_dead(graph: Graph) -> None:
     graph.values = {k: v for k, v in graph.values.items() if v in live}
     graph.constants = {k: a for k, a in graph.constants.items() if k in graph.values}
     graph.quantization = {k: q for k, q in graph.quantization.items() if k in graph.values}
+    graph.origins = {k: o for k, o in graph.origins.items() if k in graph.values}
 
 
 def nodes_of(graph: Graph, op: str) -> list[Node]:
@@ -70,23 +75,37 @@ def owned_constant(graph: Graph, value: Value) -> bool:
     )
 
 
-def replaced_constant(graph: Graph, like: Value, data: Array, *users: Node) -> Value:
-    """A constant that replaces ``like`` in ``users``; keeps its name if nobody else reads it."""
-    array = np.ascontiguousarray(data, np.float32).reshape(data.shape)
-    others = any(like in n.inputs for n in graph.nodes if n not in users)
-    if others or like in graph.outputs:
-        name = unique_name(f"{like.name}/{users[0].name}", graph.values)
-        return graph.add_constant(name, array)
-    forget(graph, like)  # and how the old data were stored as integers
-    del graph.constants[like.name]
-    return graph.add_constant(like.name, array)
+def replaced_constant(
+    graph: Graph, like: Value, step: Step, *users: Node, home: Value | None = None
+) -> Value:
+    """A constant that replaces ``like`` in ``users``; keeps its name if nobody else reads it.
+
+    Args:
+        graph: Holds it.
+        like: What is replaced.
+        step: Makes it, of the constant that takes back what is learned.
+        users: Nodes that read it from now on.
+        home: That constant, if it is not ``like``.
+    """
+    source = like if home is None else home
+    data = step.forward(graph.constants[source.name])
+    array = np.ascontiguousarray(data).reshape(data.shape)
+    origin = graph.origins.get(source.name)
+    origin = None if origin is None else origin.then(step)
+    name = like.name
+    if any(like in n.inputs for n in graph.nodes if n not in users) or like in graph.outputs:
+        name = unique_name(f"{name}/{users[0].name}", graph.values)
+    else:
+        forget(graph, like)  # and how the old data were stored as integers
+        del graph.constants[name]
+    return graph.add_constant(name, array, origin=origin)
 
 
 def reshaped_constant(graph: Graph, value: Value, shape: tuple[int, ...], *users: Node) -> Value:
     """A constant in another shape, for ``users``; the same one if it has it already."""
     if value.type.shape == shape:
         return value
-    return replaced_constant(graph, value, graph.constants[value.name].reshape(shape), *users)
+    return replaced_constant(graph, value, Moved(lambda data: data.reshape(shape)), *users)
 
 
 def drop_unread(graph: Graph, node: Node) -> None:

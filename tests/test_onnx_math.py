@@ -255,7 +255,7 @@ def test_steps_have_no_gradient_and_say_so(op: str, tmp_path: Path) -> None:
         ([node("PRelu", "x s", "y")], {"s": np.ones((3, 2, 4), F32)}, "does not broadcast to f32"),
         ([node("Expand", "x s", "y")], {"s": np.array([3, 4])}, "does not expand to [3, 4]"),
         ([node("And", "x x", "y")], {}, "operand 0 is f32[2,4], not boolean"),
-        ([node("Cast", "x", "y", to=7)], {}, "only casts between float32 and bool"),
+        ([node("Cast", "x", "y", to=7)], {}, "only casts between float32, bool and integers"),
         ([node("Max", "x s", "y")], {"s": np.ones(3, F32)}, "do not broadcast"),
     ],
     ids=lambda v: v[0].op_type if isinstance(v, list) else None,

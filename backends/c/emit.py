@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -27,6 +25,7 @@ from .sample import (
     sample_sizes,
     sample_sources,
 )
+from .saved import plan_id
 from .schedule import emit_schedule
 
 _INCLUDE = re.compile(r'^#include "(odtplan_\w+)\.h"', re.MULTILINE)
@@ -141,7 +140,7 @@ class _Library:
         target_decl = "const int32_t *labels" if labels else "const float *target"
         micro = plan.training.micro_batches
         sample_type = c_type(training.sample.type.dtype, training.sample.name)
-        low, high = _plan_id(plan)
+        low, high = plan_id(plan)
         golden = run_golden(plan, training)
         return {
             "model": self.model,
@@ -336,14 +335,6 @@ def _state_tensors(plan: Plan) -> list[Buffer]:
 def _space_end(buffers: list[Buffer]) -> int:
     ends = (b.offset + -(-b.bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for b in buffers)
     return max(ends, default=0)
-
-
-def _plan_id(plan: Plan) -> tuple[int, int]:
-    """64 bits that identify what a saved state belongs to: model, training, layout and steps."""
-    content = plan.model_dump(mode="json", include={"model", "training", "buffers", "steps"})
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
 def _template(name: str) -> str:

@@ -318,6 +318,36 @@ def run(
 
 
 @app.command(epilog=EXIT_CODES)
+def export(
+    plan_file: PlanFile,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE.onnx", help="The model to write.")
+    ],
+    weights: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[WEIGHTS]",
+            help="From `run --save`, or a state that the emitted C has saved; without them only"
+            " notes are written.",
+        ),
+    ] = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    as_json: Json = False,
+) -> None:
+    """Write learned weights back into the model file, and the plan's decisions as notes on nodes.
+
+    All else stays as it is in the file. The new one is imported again and compared with the plan's
+    runtime before it appears.
+    """
+    from .exporting import ExportOptions, run_export
+
+    record = run_export(ExportOptions(plan_file, weights, output, model, device, as_json))
+    if as_json:
+        print_json(record)
+
+
+@app.command(epilog=EXIT_CODES)
 def verify(
     plan_file: PlanFile,
     model: ModelOption = None,

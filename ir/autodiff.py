@@ -13,7 +13,7 @@ update nodes.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from .candidates import candidates, param_slots, saves
 from .errors import UnsupportedModelError, UsageError
 from .grad_builder import GradBuilder
 from .graph import Attr, Graph, Node, TensorType, Value
+from .losses import add_loss
 from .opdef import ParamSlot, get_op
 from .ops.qtypes import scales_constant
 from .parameter_steps import part, steps
@@ -111,25 +112,32 @@ class _TrainingBuilder:
         forward_nodes = list(self.graph.nodes)
         size = 4 if self.spec.optimizer == "adam" else 3
         self.hyper = self.graph.add_input("hyper", TensorType((size,)))
-        logits, loss, target, seed = self._loss(prediction)
+        end = add_loss(self.graph, prediction, self.spec)
         needed = self._needed(forward_nodes)
         loss_nodes = [n for n in self.graph.nodes if n.phase == "loss"]
         self.graph.nodes = [n for n in self.graph.nodes if n.phase != "loss"]
-        if logits in needed:
-            self.grads[logits] = seed()
-        self.ends = _stored_forms(logits)
-        skip = prediction.producer if logits is not prediction else None
+        if end.start in needed:
+            self.grads[end.start] = end.seed()
+        self.ends = _stored_forms(end.start)
+        skip = prediction.producer if end.start is not prediction else None
         for node in reversed(forward_nodes):
             if node is not skip:
                 self._differentiate(node, needed)
         updated = {u.candidate.param for u in self.updates}
         if missing := [name for name in self.chosen if name not in updated]:
             raise UsageError(f"the loss does not depend on {', '.join(missing)}; freeze them")
-        self.graph.outputs = [loss, prediction]
+        self.graph.outputs = [end.loss, prediction]
         self.graph.nodes = self._ordered(forward_nodes, loss_nodes)
         self.graph.verify()
         return TrainingGraph(
-            self.graph, self.spec, sample, target, self.hyper, prediction, loss, tuple(self.updates)
+            self.graph,
+            self.spec,
+            sample,
+            end.target,
+            self.hyper,
+            prediction,
+            end.loss,
+            tuple(self.updates),
         )
 
     def _copy_forward(self) -> Value:
@@ -175,38 +183,6 @@ class _TrainingBuilder:
         axis = slot.channel_axis(node)
         assert axis is not None, name  # _check
         return k, axis
-
-    def _loss(self, prediction: Value) -> tuple[Value, Value, Value, Callable[[], Value]]:
-        """Add the loss; returns what backward starts at, the loss, the target, and the seed."""
-        g = self.graph
-        if self.spec.loss == "mse":
-            target = g.add_input("target", prediction.type)
-            loss = g.add_node("MSE", (prediction, target), name="loss", phase="loss").out
-            return prediction, loss, target, lambda: self._seed("MSEGrad", prediction, target)
-        if len(prediction.type.shape) != 2:
-            raise UnsupportedModelError(
-                f"cross entropy needs a prediction [batch, classes]; {prediction.name} is"
-                f" {prediction.type}; use --loss mse"
-            )
-        target = g.add_input("target", TensorType((prediction.type.shape[0],), "i32"))
-        producer = prediction.producer
-        if producer is not None and producer.op == "Softmax" and producer.inputs[0] is not None:
-            if producer.int_attr("axis", -1) not in (-1, 1):
-                raise UnsupportedModelError(
-                    f"node {producer.name}: cross entropy needs a Softmax over the classes"
-                    f" (axis 1), not axis {producer.int_attr('axis')}; use --loss mse"
-                )
-            logits, probs = producer.inputs[0], prediction
-        else:
-            logits = prediction
-            probs = g.add_node(
-                "Softmax", (prediction,), {"axis": -1}, name="loss/softmax", phase="loss"
-            ).out
-        loss = g.add_node("CrossEntropy", (probs, target), name="loss", phase="loss").out
-        return logits, loss, target, lambda: self._seed("SoftmaxCrossEntropyGrad", probs, target)
-
-    def _seed(self, op: str, prediction: Value, target: Value) -> Value:
-        return self.graph.add_node(op, (prediction, target), name="loss/grad", phase="backward").out
 
     def _needed(self, nodes: Sequence[Node]) -> set[Value]:
         """Values whose gradient some chosen parameter upstream needs."""

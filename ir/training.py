@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from .errors import UsageError
 from .graph import Graph, Node, Value
 
-LossName = Literal["cross_entropy", "mse"]
+LossName = Literal["cross_entropy", "mse", "huber", "bce", "cosine", "triplet"]
 OptimizerName = Literal["sgd", "momentum", "adagrad", "adam"]
 RoundingName = Literal["stochastic", "nearest"]
 #: How the input of a float layer is kept for the gradient of its weight.
@@ -26,6 +26,8 @@ STATE_SLOTS: dict[OptimizerName, tuple[str, ...]] = {
 #: Bytes of a gradient tile: rows of a streamed weight gradient are computed into a scratch tile of
 #: at most this size (or one row, if a row is larger) and applied at once.
 TILE_BYTES = 512
+#: Of a loss: squares stay within f32.
+LARGEST_PARAMETER = 1e18
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class TrainingSpec:
     """Loss, optimizer and batching of one training step.
 
     Attributes:
-        loss: ``cross_entropy`` (integer labels; the final Softmax is fused) or ``mse``.
+        loss: ``cross_entropy`` (integer labels; the final Softmax is fused), ``mse``, ``huber``
+            (SmoothL1 at ``delta`` 1), ``bce`` (binary cross entropy of logits; the final Sigmoid is
+            fused), ``cosine`` (1 - cos to a target vector), or ``triplet`` (over all triplets of
+            the micro-batch that its integer labels make).
         optimizer: Update rule as in torch.optim: ``sgd``, ``momentum`` (SGD with momentum, no
             dampening, no Nesterov), ``adagrad`` (no decay of the step size) or ``adam``.
         micro_batches: Micro-batches whose gradients are averaged before an update.
@@ -44,6 +49,8 @@ class TrainingSpec:
         qas: Quantization-aware scaling: the real weight of an integer parameter moves as a float
             one would. Without it, plain descent on the stored integers.
         rounding: Of the steps of integer parameters; ``stochastic`` is unbiased.
+        delta: Where Huber's loss turns from squares to a straight line.
+        margin: Of triplets, by which another label has to be farther away, in squared distance.
     """
 
     loss: LossName = "cross_entropy"
@@ -55,6 +62,8 @@ class TrainingSpec:
     epsilon: float = 1e-8
     qas: bool = True
     rounding: RoundingName = "stochastic"
+    delta: float = 1.0
+    margin: float = 1.0
 
     def __post_init__(self) -> None:
         """Reject impossible settings."""
@@ -65,6 +74,9 @@ class TrainingSpec:
                 raise UsageError(f"{name} must be from 0 to below 1, not {getattr(self, name)}")
         if not 0 < self.epsilon < 1:
             raise UsageError(f"epsilon must be between 0 and 1, not {self.epsilon}")
+        for name in ("delta", "margin"):
+            if not 0 < getattr(self, name) <= LARGEST_PARAMETER:
+                raise UsageError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
         if self.rounding not in get_args(RoundingName):
             known = ", ".join(get_args(RoundingName))
             raise UsageError(f"rounding {self.rounding} is not one of {known}")
@@ -155,7 +167,7 @@ class TrainingGraph:
         graph: All nodes, in execution order.
         spec: What was asked for.
         sample: The data input.
-        target: Labels ``i32[N]`` (cross entropy) or a tensor like the prediction (MSE).
+        target: Labels ``i32[N]`` (cross entropy, triplets) or a tensor like the prediction.
         hyper: Run-time input of the optimizers, ``f32[3]``: step size, 1 / sqrt(Adam's second bias
             correction), and the number of the update, counted from 1 (for stochastic rounding). For
             Adam ``f32[4]``: the step size divided by its first bias correction as well.

@@ -121,6 +121,8 @@ def assemble(
             epsilon=spec.epsilon,
             qas=spec.qas,
             rounding=spec.rounding,
+            delta=spec.delta,
+            margin=spec.margin,
         ),
         device=device,
         status="optimal" if optimal else "feasible",

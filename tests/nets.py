@@ -56,6 +56,13 @@ def flat(g: Graph, x: Value) -> Value:
     return g.add_node("Reshape", (x,), {"shape": (batch, x.type.size // batch)}, name="flatten").out
 
 
+def ending(g: Graph, op: str) -> Graph:
+    """The same graph with one more operator behind its output."""
+    g.outputs = [g.add_node(op, g.outputs, name="last").out]
+    g.verify()
+    return g
+
+
 def relu(g: Graph, x: Value, name: str) -> Value:
     """Relu."""
     return g.add_node("Relu", (x,), name=name).out

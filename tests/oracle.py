@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from odt_plan.ir.indices import random_indices
 from odt_plan.ir.interpreter import run
+from odt_plan.ir.targets import random_target
 from odt_plan.ir.training import TrainingGraph
 from odt_plan.planner.plan import Plan
 
@@ -22,9 +23,7 @@ def batch(t: TrainingGraph, rng: np.random.Generator) -> tuple[Array, Array]:
         x = random_indices(t.graph, t.sample, len(x), rng)
     if t.sample.type.quant is not None:
         x = t.sample.type.quant.quantize(x)
-    if t.spec.loss == "mse":
-        return x, rng.standard_normal(t.target.type.shape).astype(np.float32)
-    return x, rng.integers(0, t.prediction.type.shape[-1], t.target.type.shape).astype(np.int32)
+    return x, random_target(t.graph, t.target, rng)
 
 
 class Unconstrained:

@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Template
 
 from ...ir.errors import OdtPlanError
+from ...ir.targets import bounds_of
 from ...ir.training import TrainingGraph
 from ...planner.plan import ALIGNMENT_BYTES, Buffer, Plan
 from .ctext import array, block, c_type, comment, identifier, symbol
@@ -99,6 +100,7 @@ class _Library:
 
     def __init__(self, plan: Plan, training: TrainingGraph, model: str) -> None:
         self.plan, self.training, self.model, self.macro = plan, training, model, model.upper()
+        self.bounds = bounds_of(training.graph, training.target)
         constants = training.graph.constants
         # The capital keeps weights apart from whatever a model named ``<model>_...`` defines.
         self.weights = {n: symbol(f"{model}_W", i, n) for i, n in enumerate(constants)}
@@ -137,7 +139,7 @@ class _Library:
         sample = next(
             b for b in plan.buffers if b.space == "arena" and b.value == training.sample.name
         )
-        labels = training.spec.loss == "cross_entropy"
+        labels = training.target.type.dtype == "i32"
         target_decl = "const int32_t *labels" if labels else "const float *target"
         micro = plan.training.micro_batches
         sample_type = c_type(training.sample.type.dtype, training.sample.name)
@@ -174,7 +176,7 @@ class _Library:
             "train_pages": int(schedule.train_pages),
             "initial": self._initial(),
             "stored": self._stored_state(),
-            "label_check": self._label_check() if labels else "",
+            "target_check": self._target_check(),
             "index_check": index_check(training, self.macro),
             "declarations": self._declarations(),
             "seed": SEED,
@@ -260,19 +262,30 @@ class _Library:
             note = "transfers at most that are started and not waited for"
             sizes["TRANSFERS"] = (f"{self.schedule.under_way}", note)
         sizes |= self.parts.sizes() | sample_sizes(training.sample.type) | index_sizes(training)
-        if training.spec.loss == "cross_entropy":
-            sizes["CLASSES"] = (f"{training.prediction.type.shape[-1]}", "labels are 0 .. this - 1")
+        if self.bounds is not None and training.target.type.dtype == "i32":
+            sizes["CLASSES"] = (f"{self.bounds.high + 1}", "labels are 0 .. this - 1")
         lines = (f"{self.macro}_{k} {v} /* {note} */" for k, (v, note) in sizes.items())
         return "".join(f"#define {line}\n" for line in lines)
 
     def _target_note(self) -> str:
         size = f"{self.macro}_TARGET_SIZE"
-        if self.training.spec.loss == "mse":
-            return f"target: {size} floats shaped like the prediction (MSE loss)."
-        return f"labels: {size} classes (cross entropy loss); checked before anything runs."
+        loss = self.training.spec.loss.replace("_", " ")
+        checked = "" if self.bounds is None else "; checked before anything runs"
+        if self.training.target.type.dtype != "i32":
+            unit = "" if self.bounds is None else " from 0 to 1"
+            return f"target: {size} floats{unit} shaped like the prediction ({loss} loss){checked}."
+        what = "numbers of classes" if self.bounds is None else "classes"
+        return f"labels: {size} {what} ({loss} loss){checked}."
 
-    def _label_check(self) -> str:
-        test = f"if (labels[i] < 0 || labels[i] >= {self.macro}_CLASSES) {{"
+    def _target_check(self) -> str:
+        """Lines that refuse a target out of its bounds, NaN included."""
+        if self.bounds is None:
+            return ""
+        if self.training.target.type.dtype == "i32":
+            test = f"if (labels[i] < 0 || labels[i] >= {self.macro}_CLASSES) {{"
+        else:
+            low, high = float_literal(self.bounds.low), float_literal(self.bounds.high)
+            test = f"if (!(target[i] >= {low} && target[i] <= {high})) {{"
         lines = block(
             f"for (int32_t i = 0; i < {self.macro}_TARGET_SIZE; i++) {{",
             block(test, ["return ODTPLAN_ERROR_LABEL;"]),

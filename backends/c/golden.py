@@ -10,6 +10,7 @@ import numpy as np
 from ...ir.errors import GraphError, OdtPlanError
 from ...ir.graph import Array, TensorType
 from ...ir.indices import random_indices
+from ...ir.targets import random_target
 from ...ir.training import TrainingGraph
 from ...planner.plan import Buffer, Plan
 from ..numpy import Runtime
@@ -50,12 +51,7 @@ def run_golden(plan: Plan, training: TrainingGraph) -> Golden:
     """
     rng = np.random.default_rng(SEED)
     sample = random_sample(training, rng)
-    kind = training.target.type
-    if kind.dtype == "i32":
-        classes = training.prediction.type.shape[-1]
-        target: Array = rng.integers(0, classes, kind.shape, dtype=np.int32)
-    else:
-        target = rng.standard_normal(kind.shape).astype(np.float32)
+    target = random_target(training.graph, training.target, rng)
     lr = np.float32(0.1)
     for _ in range(30):
         runtime = Runtime(plan, training)

@@ -14,6 +14,7 @@ from ...ir.graph import Array, TensorType
 from ...ir.indices import check_indices
 from ...ir.opdef import get_op
 from ...ir.sample import quantizer
+from ...ir.targets import bounds_of, check_bounds
 from ...ir.training import TrainingGraph
 
 
@@ -87,19 +88,6 @@ def stored_sample(data: ArrayLike, t: TensorType, what: str) -> Array:
     return get_op(quantize.op).kernel(quantize, [real])[0]
 
 
-def check_labels(labels: Array, classes: int, what: str) -> None:
-    """Demand labels from 0 to ``classes - 1``.
-
-    Raises:
-        UsageError: There are others.
-    """
-    low, high = labels.min(), labels.max()
-    if low < 0 or high >= classes:
-        raise UsageError(
-            f"{what} has labels from {low} to {high}, but the model has classes 0 to {classes - 1}"
-        )
-
-
 def checked_samples(training: TrainingGraph, x: Array) -> Array:
     """The samples of a data set as [count, ...] in the dtype of the model's input.
 
@@ -126,27 +114,26 @@ def checked_samples(training: TrainingGraph, x: Array) -> Array:
 
 
 def checked_targets(training: TrainingGraph, y: Array, count: int) -> Array:
-    """Labels i32[count], or targets f32 [count, ...] like the prediction.
+    """Labels i32 [count, ...], or targets f32 [count, ...].
 
     Raises:
-        UsageError: Wrong kind, shape or count, labels out of range, or not finite.
+        UsageError: Wrong kind, shape or count, out of range, or not finite.
     """
     if y.ndim < 1 or len(y) != count:
         raise UsageError(f"y has shape {list(y.shape)}, but x has {count} samples")
-    if training.spec.loss == "cross_entropy":
-        classes = training.prediction.type.shape[-1]
-        if y.ndim != 1 or y.dtype.kind not in "iu":
-            raise UsageError(f"y is {y.dtype}{list(y.shape)}, must be integer labels [{count}]")
-        check_labels(y, classes, "y")
-        return y.astype(np.int32)
-    want = training.prediction.type.shape[1:]
-    if y.shape[1:] != want or y.dtype.kind not in "iuf":
+    want = training.target.type.shape[1:]
+    labels = training.target.type.dtype == "i32"
+    if y.shape[1:] != want or y.dtype.kind not in ("iu" if labels else "iuf"):
+        what = "integer labels" if labels else "numbers"
         raise UsageError(
-            f"y is {y.dtype}{list(y.shape)}, must be numbers [{count}, {', '.join(map(str, want))}]"
+            f"y is {y.dtype}{list(y.shape)}, must be {what} [{', '.join(map(str, (count, *want)))}]"
         )
-    y = _f32(y)
-    if not np.isfinite(y).all():
-        raise UsageError("y has a NaN or infinite value")
+    if not labels:
+        y = _f32(y)
+        if not np.isfinite(y).all():
+            raise UsageError("y has a NaN or infinite value")
+    y = fitted(y, replace(training.target.type, shape=y.shape), "y")
+    check_bounds(y, bounds_of(training.graph, training.target), "y")
     return y
 
 

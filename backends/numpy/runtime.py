@@ -12,9 +12,10 @@ from ...ir.errors import UsageError
 from ...ir.graph import Array, Node, Value
 from ...ir.indices import check_indices
 from ...ir.opdef import get_op
+from ...ir.targets import bounds_of, check_bounds
 from ...ir.training import TrainingGraph, Update
 from ...planner.plan import Plan, Replay, Step
-from .data import check_labels, fitted, stored_sample
+from .data import fitted, stored_sample
 from .memory import Memory
 from .parameters import merged, split
 
@@ -44,6 +45,7 @@ class Runtime:
         self._moved_at = moved_at
         self.plan, self.training = plan, training
         self.micro_steps = self.updates = 0
+        self._bounds = bounds_of(training.graph, training.target)
         self._bias = (0, np.float32(0.0), np.float32(0.0))
         self._memory = Memory(plan, {v.name for u in training.updates for v in u.paged})
         self._nodes: dict[str, Node] = {n.name: n for n in training.graph.nodes}
@@ -111,7 +113,7 @@ class Runtime:
 
         Args:
             x: Samples, as in ``infer``.
-            target: Labels i32[N] (cross entropy) or a tensor like the prediction (MSE).
+            target: Labels i32[N] (cross entropy, triplets) or a tensor like the prediction.
             lr: Step size; counts in the micro-step that updates.
 
         Returns:
@@ -288,8 +290,7 @@ class Runtime:
 
     def _target(self, target: ArrayLike) -> Array:
         data = fitted(target, self.training.target.type, "the target")
-        if self.training.spec.loss == "cross_entropy":
-            check_labels(data, self.training.prediction.type.shape[-1], "the target")
+        check_bounds(data, self._bounds, "the target")
         return data
 
     def _hyper(self, lr: float) -> Array:

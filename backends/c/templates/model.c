@@ -114,7 +114,7 @@ static int prepare(${model}_t *net, $target_decl, float lr, odtplan_progress_t *
     if ($target_name == NULL || !odtplan_is_step_size(lr)) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
-$label_check
+$target_check
     *next = net->progress;
     if (++next->micro == ${MODEL}_MICRO_BATCHES) {
         next->micro = 0;

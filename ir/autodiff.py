@@ -112,15 +112,16 @@ class _TrainingBuilder:
         forward_nodes = list(self.graph.nodes)
         size = 4 if self.spec.optimizer == "adam" else 3
         self.hyper = self.graph.add_input("hyper", TensorType((size,)))
-        end = add_loss(self.graph, prediction, self.spec)
-        needed = self._needed(forward_nodes)
+        end = add_loss(self.graph, prediction, self.spec, self.forward.loss)
+        passed = [*forward_nodes, *end.nodes]
+        needed = self._needed(passed)
         loss_nodes = [n for n in self.graph.nodes if n.phase == "loss"]
         self.graph.nodes = [n for n in self.graph.nodes if n.phase != "loss"]
         if end.start in needed:
-            self.grads[end.start] = end.seed()
+            self.grads[end.loss if end.nodes else end.start] = end.seed()
         self.ends = _stored_forms(end.start)
         skip = prediction.producer if end.start is not prediction else None
-        for node in reversed(forward_nodes):
+        for node in reversed(passed):
             if node is not skip:
                 self._differentiate(node, needed)
         updated = {u.candidate.param for u in self.updates}
@@ -393,9 +394,10 @@ class _TrainingBuilder:
         aux = {n for nodes in self.aux.values() for n in nodes}
         forward = set(forward_nodes)
         result: list[Node] = []
-        for node in forward_nodes:
+        for node in (*forward_nodes, *loss_nodes):
             result += [node, *self.aux.get(node, ())]
-        result += loss_nodes
+        for node in (n for owner in loss_nodes for n in self.aux.get(owner, ())):
+            node.phase = "loss"
         result += [n for n in self.graph.nodes if n not in aux and n not in forward]
         return result
 

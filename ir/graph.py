@@ -174,6 +174,7 @@ class Graph:
             one scale, weights per output channel. Biases follow from the scales of their layer.
             The float graph itself ignores it; ``ir.precision`` lowers by it.
         notes: What the importer changed to make a model that can be trained.
+        loss: Of the prediction and a target, its two inputs: the loss that the file ends in.
         unchanged: Layers that ``ir.precision`` found to do nothing in i8, and left out.
     """
 
@@ -187,6 +188,7 @@ class Graph:
         self.values: dict[str, Value] = {}
         self.quantization: dict[str, Quantization] = {}
         self.notes: tuple[str, ...] = ()
+        self.loss: Graph | None = None
         self.unchanged: frozenset[str] = frozenset()
 
     def add_input(self, name: str, type_: TensorType) -> Value:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .errors import GraphError
+from .file_loss import part_loss
 from .graph import Attr, Graph, Value
 from .head import replace_head
 from .obstacles import Obstacle, report_obstacles
@@ -24,7 +25,7 @@ from .surgery import rename
 def import_model(
     path: Path, *, batch: int = 1, fold_batchnorm: bool = True, head: int | None = None
 ) -> Graph:
-    """Read a model file as a forward graph.
+    """Read a model file as a forward graph; a loss at its end is parted off (``Graph.loss``).
 
     Inputs and outputs keep the names, number and layout that they have in the file. A quantized
     model becomes a graph of real numbers with ``Graph.quantization``; its int8 inputs stay i8
@@ -42,6 +43,7 @@ def import_model(
         UnsupportedModelError: Lists everything in the model that can't be planned.
     """
     graph = graph_of(load_file(path, batch), path, fold_batchnorm=fold_batchnorm)
+    part_loss(graph)
     if head is not None:
         replace_head(graph, head)
     return graph

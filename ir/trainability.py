@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .candidates import param_slots
+from .errors import UnsupportedModelError
+from .file_loss import part_loss
 from .graph import Graph, Node, TensorType, Value
 from .obstacles import Obstacle
 from .onnx_convert import Conversion
@@ -111,7 +113,12 @@ def trainability(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
     graph, obstacles = conversion.graph, list(conversion.obstacles)
     if not obstacles:
         clean(graph, fold_batchnorm=fold_batchnorm)
-    for what, count in (("inputs", len(file.inputs)), ("outputs", len(file.outputs))):
+        try:
+            part_loss(graph)
+        except UnsupportedModelError as e:
+            obstacles.append(Obstacle(file.name, "loss", str(e).removeprefix(f"{file.name}: ")))
+    whole = file if obstacles else graph
+    for what, count in (("inputs", len(whole.inputs)), ("outputs", len(whole.outputs))):
         if count != 1:
             reason = f"has {count} {what}; training needs exactly one"
             obstacles.append(Obstacle(file.name, "model", reason))
@@ -126,7 +133,7 @@ def trainability(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
         elif name in rejected:
             layers.append(_rejected(rejected[name], conversion))
     report = TrainabilityReport(
-        file.name, batch, tuple(layers), tuple(obstacles), "", file.notes
+        file.name, batch, tuple(layers), tuple(obstacles), "", graph.notes
     )
     return replace(report, advice=_advice(report, set(rejected)))
 

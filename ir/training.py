@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from .errors import UsageError
 from .graph import Graph, Node, Value
 
-LossName = Literal["cross_entropy", "mse", "huber", "bce", "cosine", "triplet"]
+LossName = Literal["cross_entropy", "mse", "huber", "bce", "cosine", "triplet", "output"]
 OptimizerName = Literal["sgd", "momentum", "adagrad", "adam"]
 RoundingName = Literal["stochastic", "nearest"]
 #: How the input of a float layer is kept for the gradient of its weight.
@@ -37,8 +37,8 @@ class TrainingSpec:
     Attributes:
         loss: ``cross_entropy`` (integer labels; the final Softmax is fused), ``mse``, ``huber``
             (SmoothL1 at ``delta`` 1), ``bce`` (binary cross entropy of logits; the final Sigmoid is
-            fused), ``cosine`` (1 - cos to a target vector), or ``triplet`` (over all triplets of
-            the micro-batch that its integer labels make).
+            fused), ``cosine`` (1 - cos to a target vector), ``triplet`` (over all triplets of the
+            micro-batch that its integer labels make), or ``output``, the loss of the file.
         optimizer: Update rule as in torch.optim: ``sgd``, ``momentum`` (SGD with momentum, no
             dampening, no Nesterov), ``adagrad`` (no decay of the step size) or ``adam``.
         micro_batches: Micro-batches whose gradients are averaged before an update.
@@ -167,7 +167,8 @@ class TrainingGraph:
         graph: All nodes, in execution order.
         spec: What was asked for.
         sample: The data input.
-        target: Labels ``i32[N]`` (cross entropy, triplets) or a tensor like the prediction.
+        target: Labels ``i32[N]`` (cross entropy, triplets), a tensor like the prediction, or what
+            the loss of the file takes.
         hyper: Run-time input of the optimizers, ``f32[3]``: step size, 1 / sqrt(Adam's second bias
             correction), and the number of the update, counted from 1 (for stochastic rounding). For
             Adam ``f32[4]``: the step size divided by its first bias correction as well.

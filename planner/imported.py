@@ -75,3 +75,9 @@ def _check_batch(r: Request, forward: Graph) -> None:
             f" {r.batch}; use --batch {x.type.shape[0]} if it is one of that size, else export the"
             " model with the batch first (PyTorch: batch_first=True)"
         )
+    target = None if forward.loss is None else forward.loss.inputs[1]
+    if target is not None and target.type.shape[:1] != (r.batch,):
+        raise UnsupportedModelError(
+            f"{r.model}: the first axis of the target {target.name}, {target.type}, is not the"
+            f" batch of {r.batch}; export the model with one target per sample"
+        )

@@ -269,11 +269,13 @@ class _Library:
 
     def _target_note(self) -> str:
         size = f"{self.macro}_TARGET_SIZE"
-        loss = self.training.spec.loss.replace("_", " ")
+        loss = {"output": "the model's"}.get(self.training.spec.loss, self.training.spec.loss)
+        loss = loss.replace("_", " ")
         checked = "" if self.bounds is None else "; checked before anything runs"
         if self.training.target.type.dtype != "i32":
             unit = "" if self.bounds is None else " from 0 to 1"
-            return f"target: {size} floats{unit} shaped like the prediction ({loss} loss){checked}."
+            kind = self.training.target.type
+            return f"target: {size} floats{unit}, {kind} ({loss} loss){checked}."
         what = "numbers of classes" if self.bounds is None else "classes"
         return f"labels: {size} {what} ({loss} loss){checked}."
 
@@ -282,13 +284,15 @@ class _Library:
         if self.bounds is None:
             return ""
         if self.training.target.type.dtype == "i32":
-            test = f"if (labels[i] < 0 || labels[i] >= {self.macro}_CLASSES) {{"
+            test = f"labels[i] < 0 || labels[i] >= {self.macro}_CLASSES"
+            if self.bounds.ignored is not None:
+                test = f"labels[i] != ({self.bounds.ignored}) && ({test})"
         else:
             low, high = float_literal(self.bounds.low), float_literal(self.bounds.high)
-            test = f"if (!(target[i] >= {low} && target[i] <= {high})) {{"
+            test = f"!(target[i] >= {low} && target[i] <= {high})"
         lines = block(
             f"for (int32_t i = 0; i < {self.macro}_TARGET_SIZE; i++) {{",
-            block(test, ["return ODTPLAN_ERROR_LABEL;"]),
+            block(f"if ({test}) {{", ["return ODTPLAN_ERROR_LABEL;"]),
         )
         return "\n".join(f"    {line}" for line in lines)
 

@@ -35,7 +35,7 @@ _ClickError: type[Any] = next(
 
 Optimizer = Literal["sgd", "momentum", "adagrad", "adam"]
 Rounding = Literal["stochastic", "nearest"]
-Loss = Literal["cross-entropy", "mse", "huber", "bce", "cosine", "triplet"]
+Loss = Literal["cross-entropy", "mse", "huber", "bce", "cosine", "triplet", "output"]
 CalibMethod = Literal["minmax", "percentile", "mse"]
 Solver = Literal["auto", "highs", "scip", "cp-sat"]
 
@@ -187,8 +187,9 @@ def plan(
     loss: Annotated[
         Loss | None,
         typer.Option(
-            help="[default: mse if prediction and input are alike, bce behind a Sigmoid, mse of one"
-            " number per sample, else cross-entropy]"
+            help="output: the file's own.  [default: output if there is one, mse if prediction and"
+            " input are alike, bce behind a Sigmoid, mse of one number per sample, else"
+            " cross-entropy]"
         ),
     ] = None,
     delta: Annotated[

@@ -236,9 +236,12 @@ def split_list(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def default_loss(graph: Graph) -> LossName:
-    """``mse`` where the prediction is shaped like the input (autoencoders), ``bce`` behind a
-    Sigmoid, ``mse`` for one number per sample (regression), ``cross_entropy`` for everything else.
+    """``output`` where the file has a loss, ``mse`` where the prediction is shaped like the input
+    (autoencoders), ``bce`` behind a Sigmoid, ``mse`` for one number per sample (regression),
+    ``cross_entropy`` for everything else.
     """  # noqa: D205
+    if graph.loss is not None:
+        return "output"
     if not graph.inputs or not graph.outputs:
         return "cross_entropy"
     sample, prediction = graph.inputs[0].type, graph.outputs[0].type.shape

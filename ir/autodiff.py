@@ -47,7 +47,7 @@ def build_training(
     """Forward + loss + backward + update, backward pruned to what the chosen candidates need.
 
     Args:
-        forward: Imported graph with one data input and one prediction; it is not modified.
+        forward: Imported graph of data inputs and one prediction; it is not modified.
         spec: Loss, optimizer, micro-batches.
         chosen: What to update. Several candidates of one parameter make the superset graph.
 
@@ -62,10 +62,10 @@ def build_training(
 
 class _TrainingBuilder:
     def __init__(self, forward: Graph, spec: TrainingSpec, chosen: Sequence[Candidate]) -> None:
-        if len(forward.inputs) != 1 or len(forward.outputs) != 1:
+        if not forward.inputs or len(forward.outputs) != 1:
             raise UnsupportedModelError(
                 f"{forward.name} has {len(forward.inputs)} inputs and {len(forward.outputs)}"
-                " outputs; training needs one of each"
+                " outputs; training needs inputs and one output"
             )
         self.forward, self.spec, self.slots = forward, spec, param_slots(forward)
         self.chosen: dict[str, list[Candidate]] = {}
@@ -108,7 +108,7 @@ class _TrainingBuilder:
                 f"the prediction {prediction.name} is {prediction.type}, which no loss has a"
                 " gradient of; export the model without its last operator"
             )
-        sample = self.graph.inputs[0]
+        samples = tuple(self.graph.inputs)
         forward_nodes = list(self.graph.nodes)
         size = 4 if self.spec.optimizer == "adam" else 3
         self.hyper = self.graph.add_input("hyper", TensorType((size,)))
@@ -133,7 +133,7 @@ class _TrainingBuilder:
         return TrainingGraph(
             self.graph,
             self.spec,
-            sample,
+            samples,
             end.target,
             self.hyper,
             prediction,
@@ -143,7 +143,7 @@ class _TrainingBuilder:
 
     def _copy_forward(self) -> Value:
         g, f = self.graph, self.forward
-        self.map[f.inputs[0]] = g.add_input(f.inputs[0].name, f.inputs[0].type)
+        self.map |= {v: g.add_input(v.name, v.type) for v in f.inputs}
         for name, data in f.constants.items():
             split = None if self.superset else self._split(name)
             if split is None:

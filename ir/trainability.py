@@ -118,10 +118,11 @@ def trainability(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
         except UnsupportedModelError as e:
             obstacles.append(Obstacle(file.name, "loss", str(e).removeprefix(f"{file.name}: ")))
     whole = file if obstacles else graph
-    for what, count in (("inputs", len(whole.inputs)), ("outputs", len(whole.outputs))):
-        if count != 1:
-            reason = f"has {count} {what}; training needs exactly one"
-            obstacles.append(Obstacle(file.name, "model", reason))
+    if not whole.inputs:
+        obstacles.append(Obstacle(file.name, "model", "has no inputs; training needs some"))
+    if len(whole.outputs) != 1:
+        reason = f"has {len(whole.outputs)} outputs; training needs exactly one"
+        obstacles.append(Obstacle(file.name, "model", reason))
     rejected = {n.name: n for n in file.nodes if n.name in {o.where for o in obstacles}}
     blocks = _blocks(conversion, rejected.values())
     slots = param_slots(graph)

@@ -166,7 +166,7 @@ class TrainingGraph:
     Attributes:
         graph: All nodes, in execution order.
         spec: What was asked for.
-        sample: The data input.
+        samples: The data inputs, in the file's order.
         target: Labels ``i32[N]`` (cross entropy, triplets), a tensor like the prediction, or what
             the loss of the file takes.
         hyper: Run-time input of the optimizers, ``f32[3]``: step size, 1 / sqrt(Adam's second bias
@@ -179,9 +179,14 @@ class TrainingGraph:
 
     graph: Graph
     spec: TrainingSpec
-    sample: Value
+    samples: tuple[Value, ...]
     target: Value
     hyper: Value
     prediction: Value
     loss: Value
     updates: tuple[Update, ...]
+
+    @property
+    def sample(self) -> Value:
+        """The data input of a model that has one; the first of several."""
+        return self.samples[0]

@@ -269,3 +269,20 @@ def batch_normalized(batch: int = 4, size: int = 5, seed: int = 0) -> Graph:
     g.outputs = [dense(g, rng, flat(g, x), "fc", 3)]
     g.verify()
     return g
+
+
+def two_branches(size: int = 6) -> Graph:
+    """Pictures through convolutions, numbers through a layer and a view, then a sum."""
+    rng, g = np.random.default_rng(0), Graph("branches")
+    picture = g.add_input("picture", TensorType((1, 2, size, size)))
+    facts = g.add_input("Facts", TensorType((1, 12, 8)))
+    y = g.add_node("Reshape", (facts,), {"shape": (1, 96)}, name="row").out
+    y = relu(g, dense(g, rng, y, "right", 5), "relu3")
+    x = relu(g, conv(g, rng, picture, "conv0", 4), "relu0")
+    for i in (1, 2):
+        x = relu(g, conv(g, rng, x, f"conv{i}", 4), f"relu{i}")
+    x = dense(g, rng, flat(g, x), "left", 5)
+    x = g.add_node("Add", (x, y), name="sum").out
+    g.outputs = [dense(g, rng, x, "fc", 3)]
+    g.verify()
+    return g

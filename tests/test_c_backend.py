@@ -121,7 +121,7 @@ CASES: dict[str, Callable[[], Planned]] = {
 
 def samples(training: TrainingGraph, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     rng = np.random.default_rng(7)
-    xs = [random_sample(training, rng) for _ in range(count)]
+    xs = [random_sample(training.graph, training.sample, rng) for _ in range(count)]
     return xs, [random_target(training.graph, training.target, rng) for _ in range(count)]
 
 

@@ -305,7 +305,12 @@ def plan(
 @app.command(epilog=EXIT_CODES)
 def run(
     plan_file: PlanFile,
-    data: Annotated[Path, typer.Option(metavar="DATA.npz", help="Arrays x and y (x_val, y_val).")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="DATA.npz", help="Arrays x and y (x_val, y_val); several inputs by their names."
+        ),
+    ],
     steps: Annotated[
         int | None, typer.Option(min=1, help="Updates to do.  [default: 200]")
     ] = None,

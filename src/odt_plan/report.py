@@ -115,7 +115,8 @@ def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
     t, m = plan.training, plan.model
     forward = sum(n.phase == "forward" for n in planned.training.graph.nodes)
     prediction = planned.training.prediction
-    shapes = f"{planned.training.sample.type} -> {prediction.type}"
+    samples = ", ".join(str(v.type) for v in planned.training.samples)
+    shapes = f"{samples} -> {prediction.type}"
     _line(out, "model", f"{m.file} ({m.name}): {shapes}, {forward} nodes in forward")
     for note in planned.notes:
         _line(out, "", note)

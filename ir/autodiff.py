@@ -37,6 +37,8 @@ from .training import (
 
 __all__ = ["GradBuilder", "build_training", "candidates", "param_slots"]
 
+#: Layers whose gradient runs through time.
+RECURRENT = ("GRU", "LSTM", "RNN")
 #: Bits of a positive int32, which a parameter's stream of random numbers is told by in C.
 _POSITIVE = 2**31 - 1
 
@@ -67,6 +69,8 @@ class _TrainingBuilder:
                 f"{forward.name} has {len(forward.inputs)} inputs and {len(forward.outputs)}"
                 " outputs; training needs inputs and one output"
             )
+        if spec.bptt is not None and not any(n.op in RECURRENT for n in forward.nodes):
+            raise UsageError(f"--bptt: {forward.name} has no recurrent layer; leave it out")
         self.forward, self.spec, self.slots = forward, spec, param_slots(forward)
         self.chosen: dict[str, list[Candidate]] = {}
         for c in chosen:
@@ -210,6 +214,7 @@ class _TrainingBuilder:
         dy = self.grads.pop(node.out, None)
         op = get_op(node.op)
         builder = GradBuilder(self.graph, node, self.aux, self.forward.quantization, self.ends)
+        builder.bptt = self.spec.bptt
         chosen = [(s, name) for s in op.params if (name := self._trained(node, s)) is not None]
         for slot, name in chosen:
             if slot.role == "statistic":

@@ -51,6 +51,8 @@ class TrainingSpec:
         rounding: Of the steps of integer parameters; ``stochastic`` is unbiased.
         delta: Where Huber's loss turns from squares to a straight line.
         margin: Of triplets, by which another label has to be farther away, in squared distance.
+        bptt: Gradients of recurrent layers stop every so many steps, counted from the last one, as
+            if the state were a constant there. None: they pass all steps.
     """
 
     loss: LossName = "cross_entropy"
@@ -64,6 +66,7 @@ class TrainingSpec:
     rounding: RoundingName = "stochastic"
     delta: float = 1.0
     margin: float = 1.0
+    bptt: int | None = None
 
     def __post_init__(self) -> None:
         """Reject impossible settings."""
@@ -74,6 +77,8 @@ class TrainingSpec:
                 raise UsageError(f"{name} must be from 0 to below 1, not {getattr(self, name)}")
         if not 0 < self.epsilon < 1:
             raise UsageError(f"epsilon must be between 0 and 1, not {self.epsilon}")
+        if self.bptt is not None and not 1 <= self.bptt < 2**31:
+            raise UsageError(f"bptt must be at least 1 step, not {self.bptt}")
         for name in ("delta", "margin"):
             if not 0 < getattr(self, name) <= LARGEST_PARAMETER:
                 raise UsageError(f"{name} must be above 0 and finite, not {getattr(self, name)}")

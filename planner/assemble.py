@@ -123,6 +123,7 @@ def assemble(
             rounding=spec.rounding,
             delta=spec.delta,
             margin=spec.margin,
+            bptt=spec.bptt,
         ),
         device=device,
         status="optimal" if optimal else "feasible",

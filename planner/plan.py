@@ -108,7 +108,8 @@ class Training(_Lean):
     rounding: RoundingName = "stochastic"
     delta: PositiveFloat = 1.0
     margin: PositiveFloat = 1.0
-    left_out: ClassVar[tuple[str, ...]] = ("delta", "margin")
+    bptt: PositiveInt | None = None
+    left_out: ClassVar[tuple[str, ...]] = ("delta", "margin", "bptt")
 
 
 class Budget(_Record):

@@ -100,6 +100,7 @@ CASES: dict[str, Callable[[], Planned]] = {
         nets.batch_normalized(batch=2), TrainingSpec(micro_batches=2)
     ),
     "recurrent": lambda: planned(nets.recurrent(9, 16, batch=2), TrainingSpec(optimizer="adam")),
+    "recurrent-bptt": lambda: planned(nets.recurrent(9, 16, batch=2), TrainingSpec(bptt=4)),
     "cnn-micro": lambda: planned(nets.cnn(), TrainingSpec(optimizer="adam", micro_batches=2)),
     "cnn-partly": lambda: partly(nets.cnn(channels=8)),
     "cnn-paged": lambda: paged(nets.cnn(size=8)),

@@ -198,6 +198,15 @@ def plan(
     margin: Annotated[
         float | None, typer.Option(help="Of --loss triplet, in squared distance.  [default: 1]")
     ] = None,
+    bptt: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=2**31 - 1,
+            metavar="STEPS",
+            help="Cut gradients of recurrent layers every so many steps, from the last on.",
+        ),
+    ] = None,
     micro_batches: Annotated[
         str,
         typer.Option(
@@ -278,6 +287,7 @@ def plan(
         loss="cross_entropy" if loss == "cross-entropy" else loss,
         delta=delta,
         margin=margin,
+        bptt=bptt,
         micro_batches=parse_micro_batches(micro_batches),
         batch=batch,
         fold_batchnorm=batch == 1 if fold_batchnorm is None else fold_batchnorm,

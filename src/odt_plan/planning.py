@@ -65,6 +65,7 @@ class PlanOptions:
     loss: LossName | None = None
     delta: float | None = None
     margin: float | None = None
+    bptt: int | None = None
     micro_batches: int | Literal["auto"] = 1
     batch: int = 1
     fold_batchnorm: bool = True
@@ -154,6 +155,7 @@ def make_request(options: PlanOptions) -> Request:
         rounding=options.rounding,
         delta=1.0 if options.delta is None else options.delta,
         margin=1.0 if options.margin is None else options.margin,
+        bptt=options.bptt,
     )
     return Request(
         model=options.model,

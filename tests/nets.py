@@ -271,6 +271,18 @@ def batch_normalized(batch: int = 4, size: int = 5, seed: int = 0) -> Graph:
     return g
 
 
+def tokens(entries: int = 20, length: int = 5) -> Graph:
+    """Rows of a table, by ids that the sample holds, through two layers."""
+    rng, g = np.random.default_rng(0), Graph("tokens")
+    ids = g.add_input("ids", TensorType((1, length), "i32"))
+    table = _weights(g, rng, "table", entries, 4)
+    x = g.add_node("Gather", (table, ids), {"axis": 0}, name="gather").out
+    x = relu(g, dense(g, rng, flat(g, x), "fc0", 6), "relu0")
+    g.outputs = [dense(g, rng, x, "fc", 3)]
+    g.verify()
+    return g
+
+
 def two_branches(size: int = 6) -> Graph:
     """Pictures through convolutions, numbers through a layer and a view, then a sum."""
     rng, g = np.random.default_rng(0), Graph("branches")

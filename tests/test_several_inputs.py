@@ -116,6 +116,7 @@ def test_a_plan_trains_as_none_does(ratio: float, storage: str | None, paged: se
     check(plan, t, load_device(plans.BOARD))
     moved = {a.value for a in plan.decisions.activations if a.action == "page"}
     assert moved & {"picture", "Facts"} == paged
+    assert sum(s.nodes == ("row",) for s in plan.steps) == 1 + ("Facts" in paged)
     learner, oracle = Runtime(plan, t), Unconstrained(t)
     rng = np.random.default_rng(3)
     for _ in range(3):

@@ -176,6 +176,7 @@ class Graph:
             The float graph itself ignores it; ``ir.precision`` lowers by it.
         origins: Where constants come from in the model file; those that importing adds have none.
         notes: What the importer changed to make a model that can be trained.
+        loss: Of the prediction and a target, its two inputs: the loss that the file ends in.
         unchanged: Layers that ``ir.precision`` found to do nothing in i8, and left out.
     """
 
@@ -190,6 +191,7 @@ class Graph:
         self.quantization: dict[str, Quantization] = {}
         self.origins: dict[str, Origin] = {}
         self.notes: tuple[str, ...] = ()
+        self.loss: Graph | None = None
         self.unchanged: frozenset[str] = frozenset()
 
     def add_input(self, name: str, type_: TensorType) -> Value:

@@ -11,7 +11,7 @@ from .graph import Array, Graph, Value
 from .opdef import get_op, operand
 
 #: Operators that hand the indices of operand 0 on.
-_MOVES = ("Expand", "Reshape", "Slice", "Transpose")
+MOVES = ("Expand", "Reshape", "Slice", "Transpose")
 #: Entries of the table of an element that nothing reads as an index: any number is one.
 ANY = 2**31 - 1
 
@@ -47,7 +47,7 @@ def tables_of(graph: Graph, x: Value) -> Tables | None:
     moved: dict[Value, Array] = {x: np.arange(x.type.size).reshape(x.type.shape)}
     for node in graph.nodes:
         first, second = (*node.inputs, None, None)[:2]
-        if node.op in _MOVES and first in moved:
+        if node.op in MOVES and first in moved:
             moved[node.out] = get_op(node.op).kernel(node, [moved[first]])[0]
         if node.op == "ToReal" and first in moved:
             size = node.int_attr("limit")

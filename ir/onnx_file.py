@@ -24,7 +24,7 @@ from .onnx_read import (
     read_proto,
     tensor_array,
 )
-from .onnx_scopes import all_nodes, hoist_initializers
+from .onnx_scopes import all_nodes, hoist_initializers, reads
 from .onnx_sklearn import plain_outputs
 from .onnx_states import bind_states
 from .provenance import Origin
@@ -32,8 +32,8 @@ from .quantization import Quantization
 
 #: Why an input of another element type is refused.
 INPUT_KINDS = (
-    "only float32 inputs, int32 and int64 ones that are read as indices or labels, and int8 or"
-    " uint8 ones that DequantizeLinear reads, are supported"
+    "only float32 inputs, int32 and int64 ones that are read as indices or labels or are cast to"
+    " float32 or bool, and int8 or uint8 ones that DequantizeLinear reads, are supported"
 )
 #: Element types that operators read through DequantizeLinear only: never judged as float32.
 QUANTIZED_ONLY = ("float4", "float8", "int2", "int4", "uint2", "uint4")
@@ -46,11 +46,14 @@ INTEGER_MOVES = (
     *("Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"),
     *("Tile", "Transpose", "Unsqueeze"),
 )
+#: Those of them that don't care for the type.
+SHAPING = tuple(op for op in INTEGER_MOVES if op not in ("Cast", "Gather"))
 #: Operators that compute or compare integers which depend on the data of a sample.
 INTEGER_OPS = (
     *("Abs", "Add", "ArgMax", "ArgMin", "Concat", "Equal", "Greater", "GreaterOrEqual", "Less"),
     *("LessOrEqual", "Max", "Min", "Mul", "Neg", "Sub", "Where"),
 )
+_REAL = (TensorProto.FLOAT, TensorProto.BOOL)
 FileAttr = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | Array
 
 
@@ -157,7 +160,8 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
     runtime = [v for v in proto.graph.input if v.name not in known]
     del proto.graph.input[:]
     indices = _indices(proto)
-    inputs = {v.name: _bind(v, batch, runtime, indices, obstacles) for v in runtime}
+    numbers = _numbers(proto) - indices
+    inputs = {v.name: _bind(v, batch, runtime, indices, numbers, obstacles) for v in runtime}
     proto.graph.input.extend(runtime)
     proto.ir_version = max(proto.ir_version, 4)  # from here on initializers need not be inputs
     _forget_symbols(proto)
@@ -204,6 +208,7 @@ def _bind(
     batch: int,
     runtime: list[ValueInfoProto],
     indices: set[str],
+    numbers: set[str],
     obstacles: list[Obstacle],
 ) -> TensorType | None:
     """Replace the symbolic batch of an input by its value; the type if it is static now.
@@ -211,7 +216,7 @@ def _bind(
     Files also write an unknown batch as 0 or -1. An input of another element type is judged on as
     if it were float32, so that the report does not repeat the reason at every node; 8-bit inputs
     are judged where the graph is built, because their scales stand in later nodes. Indices become
-    i32, whatever the file has.
+    i32, whatever the file has, and integers that are cast to numbers or conditions (masks) float32.
     """
     if not v.type.HasField("tensor_type"):
         obstacles.append(Obstacle(v.name, "input", "is not a tensor"))
@@ -219,6 +224,8 @@ def _bind(
     tensor = v.type.tensor_type
     dims = tensor.shape.dim
     indexing = tensor.elem_type in INDICES and v.name in indices
+    if tensor.elem_type in INDICES and v.name in numbers:
+        tensor.elem_type = TensorProto.FLOAT
     if tensor.elem_type not in (TensorProto.FLOAT, *EIGHT_BITS) and not indexing:
         kinds = TensorProto.DataType.items()
         kind = next((k.lower() for k, v in kinds if v == tensor.elem_type), "of an unknown type")
@@ -275,6 +282,27 @@ def _indices(proto: ModelProto) -> set[str]:
         if node.op_type in INTEGER_OPS and found.intersection(node.output):
             found.update(node.input)
     return found
+
+
+def _numbers(proto: ModelProto) -> set[str]:
+    """Values that nothing reads but casts to float32 or bool, maybe behind what reshapes them."""
+    readers: dict[str, list[NodeProto]] = {}
+    for node in proto.graph.node:
+        for name in reads(node):
+            readers.setdefault(name, []).append(node)
+    found: set[str] = set()
+
+    def numeric(name: str, node: NodeProto) -> bool:
+        if node.op_type == "Cast":
+            return any(a.name == "to" and a.i in _REAL for a in node.attribute)
+        moved = node.op_type in SHAPING and node.input[0] == name
+        return node.op_type == "Shape" or (moved and found.issuperset(node.output))
+
+    made = [name for node in reversed(proto.graph.node) for name in node.output]
+    for name in (*made, *(readers.keys() - set(made))):
+        if all(numeric(name, node) for node in readers.get(name, ())):
+            found.add(name)
+    return found - {v.name for v in proto.graph.output}
 
 
 def _forget_symbols(proto: ModelProto) -> None:

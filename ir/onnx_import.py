@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from .errors import GraphError
+from .file_loss import part_loss
 from .graph import Attr, Graph, Value
 from .head import replace_head
 from .obstacles import Obstacle, report_obstacles
-from .onnx_convert import Conversion, RejectedError, Site
-from .onnx_file import FileNode, ModelFile, load_file
+from .onnx_convert import Conversion, RejectedError, Rule, Site
+from .onnx_file import SHAPING, FileNode, ModelFile, load_file
 from .onnx_fold import INCONSISTENT
 from .onnx_integers import limit_of, span_of_result
 from .onnx_ops import RULES
@@ -21,11 +24,14 @@ from .onnx_quantize import add_input, integers_kept, spread
 from .passes import clean
 from .surgery import rename
 
+#: Operators that move elements of operand 0, whatever these are.
+_MOVES = (*SHAPING, "Gather", "GatherElements", "GatherND")
+
 
 def import_model(
     path: Path, *, batch: int = 1, fold_batchnorm: bool = True, head: int | None = None
 ) -> Graph:
-    """Read a model file as a forward graph.
+    """Read a model file as a forward graph; a loss at its end is parted off (``Graph.loss``).
 
     Inputs and outputs keep the names, number and layout that they have in the file. A quantized
     model becomes a graph of real numbers with ``Graph.quantization``; its int8 inputs stay i8
@@ -43,6 +49,7 @@ def import_model(
         UnsupportedModelError: Lists everything in the model that can't be planned.
     """
     graph = graph_of(load_file(path, batch), path, fold_batchnorm=fold_batchnorm)
+    part_loss(graph)
     if head is not None:
         replace_head(graph, head)
     return graph
@@ -130,7 +137,7 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
             _placeholders(conversion, node)  # the reason is reported where it arose
             return
         stored, span = integers_kept(conversion, node), span_of_result(conversion, node)
-        made = rule(Site(conversion, node))
+        made = _converted(conversion, node, rule)
         results = made if isinstance(made, tuple) else (made,)
     except (RejectedError, GraphError) as e:
         for leftover in graph.nodes[begin:]:
@@ -162,6 +169,32 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         new = result.producer is not None and result.producer in graph.nodes[begin:]
         if out and new and result.name != out and out not in graph.values:
             rename(graph, result, out)
+
+
+def _converted(
+    conversion: Conversion, node: FileNode, rule: Rule
+) -> Value | tuple[Value | None, ...]:
+    """What stands for the results. Conditions move as numbers, 1 and 0."""
+    site, name = Site(conversion, node), node.inputs[0] if node.inputs else ""
+    flags = conversion.values.get(name)
+    if node.op not in _MOVES or flags is None or flags.type.dtype != "bits":
+        return rule(site)
+    values: dict[str, Attr] = {"on": 1.0, "off": 0.0}
+    numbers = site.emit("Where", (flags, None, None), values, "numbers")
+    conversion.values[name] = numbers
+    try:
+        made = rule(site)
+    finally:
+        conversion.values[name] = flags
+    zero = conversion.constant(f"{node.name}/0", np.zeros((), np.float32))
+    results: list[Value | None] = []
+    for v in made if isinstance(made, tuple) else (made,):
+        if v is None or v is numbers:
+            results.append(v and flags)
+            continue
+        off = site.emit("Equal", (v, zero), None, "off")
+        results.append(site.emit("Not", (off,), None, "on"))
+    return tuple(results)
 
 
 def _placeholders(conversion: Conversion, node: FileNode) -> None:

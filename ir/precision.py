@@ -136,6 +136,7 @@ class _Lowering:
     def __init__(self, graph: Graph, precision: Mapping[str, Precision]) -> None:
         self.old = graph
         self.new = Graph(graph.name)
+        self.new.loss = graph.loss
         self.precision = precision
         self.readers = graph.consumers()
         self.real: dict[Value, Value] = {}

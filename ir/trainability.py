@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .candidates import param_slots
+from .errors import UnsupportedModelError
+from .file_loss import part_loss
 from .graph import Graph, Node, TensorType, Value
 from .obstacles import Obstacle
 from .onnx_convert import Conversion
@@ -111,10 +113,16 @@ def trainability(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
     graph, obstacles = conversion.graph, list(conversion.obstacles)
     if not obstacles:
         clean(graph, fold_batchnorm=fold_batchnorm)
-    for what, count in (("inputs", len(file.inputs)), ("outputs", len(file.outputs))):
-        if count != 1:
-            reason = f"has {count} {what}; training needs exactly one"
-            obstacles.append(Obstacle(file.name, "model", reason))
+        try:
+            part_loss(graph)
+        except UnsupportedModelError as e:
+            obstacles.append(Obstacle(file.name, "loss", str(e).removeprefix(f"{file.name}: ")))
+    whole = file if obstacles else graph
+    if not whole.inputs:
+        obstacles.append(Obstacle(file.name, "model", "has no inputs; training needs some"))
+    if len(whole.outputs) != 1:
+        reason = f"has {len(whole.outputs)} outputs; training needs exactly one"
+        obstacles.append(Obstacle(file.name, "model", reason))
     rejected = {n.name: n for n in file.nodes if n.name in {o.where for o in obstacles}}
     blocks = _blocks(conversion, rejected.values())
     slots = param_slots(graph)
@@ -126,7 +134,7 @@ def trainability(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
         elif name in rejected:
             layers.append(_rejected(rejected[name], conversion))
     report = TrainabilityReport(
-        file.name, batch, tuple(layers), tuple(obstacles), "", file.notes
+        file.name, batch, tuple(layers), tuple(obstacles), "", graph.notes
     )
     return replace(report, advice=_advice(report, set(rejected)))
 

@@ -56,11 +56,12 @@ def _order(p: Program) -> None:
 def _precision(p: Program) -> None:
     graph, told = p.training.graph, p.plan.decisions
     blocks = [n for n in graph.nodes if n.op == "StreamedBlock"]
+    samples = {v.name: v for v in p.training.samples}
     layers = {n.name: n for n in graph.nodes if n.phase == "forward"}
     layers |= {n.name: n for block in blocks for n in layers_of(block).nodes}
     for name, precision in told.precision.items():
-        if name == p.training.sample.name:
-            found = p.training.sample.type.dtype
+        if name in samples:
+            found = samples[name].type.dtype
         elif name in layers:
             found = _computes_in(layers[name])
         elif name in graph.unchanged or f"{name}/pool" in layers:  # the latter is a mean
@@ -233,7 +234,7 @@ def _activations(p: Program, machine: Machine) -> None:
             continue
         for v in node.operands():
             source = _source(v)
-            given = source is p.training.sample
+            given = source in p.training.samples
             if not given and (source.producer is None or source.producer.phase != "forward"):
                 continue
             if source not in decided:

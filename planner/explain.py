@@ -228,11 +228,12 @@ class Explainer:
         update = build_training(lowered, spec_of(self.plan), [own]).updates[0]
         score = prior(self.forward, [*self._start.every, own], self._stages.sgd_worth)[own]
         grad = update.grad_node or update.apply_node
+        samples = {v.name for v in lowered.inputs}
         saved = {
             v
             for v in grad.operands()
             if v.type.nbytes
-            and (v.producer.phase == "forward" if v.producer else v.name == lowered.inputs[0].name)
+            and (v.producer.phase == "forward" if v.producer else v.name in samples)
         }
         cost, micro = self._planner.cost, update.accumulate_node is not None
         cycles = cost.update_cycles(update) * self.plan.training.micro_batches

@@ -74,8 +74,7 @@ class _Lean(_Record):
     def _without_what_is_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, object]:
         record: dict[str, object] = plain(self)
         for name in self.left_out:
-            value = getattr(self, name)
-            if value is None or value is False or value == ():
+            if getattr(self, name) == type(self).model_fields[name].default:
                 record.pop(name, None)
         return record
 
@@ -95,7 +94,7 @@ class ModelInfo(_Lean):
     left_out: ClassVar[tuple[str, ...]] = ("head",)
 
 
-class Training(_Record):
+class Training(_Lean):
     """What a training step is; see ``ir.training.TrainingSpec``."""
 
     loss: LossName
@@ -107,6 +106,10 @@ class Training(_Record):
     epsilon: float
     qas: bool = True
     rounding: RoundingName = "stochastic"
+    delta: PositiveFloat = 1.0
+    margin: PositiveFloat = 1.0
+    bptt: PositiveInt | None = None
+    left_out: ClassVar[tuple[str, ...]] = ("delta", "margin", "bptt")
 
 
 class Budget(_Record):

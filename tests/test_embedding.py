@@ -152,7 +152,8 @@ def test_the_table_is_trained_and_never_has_a_whole_gradient(planned: PlannedMod
     learner = Runtime(planned.plan, planned.training)
     rng = np.random.default_rng(3)
     for _ in range(4):
-        ids, label = random_sample(planned.training, rng), rng.integers(0, CLASSES, 1)
+        ids = random_sample(planned.training.graph, planned.training.sample, rng)
+        label = rng.integers(0, CLASSES, 1)
         assert learner.train_step(ids, label, 0.1) == oracle.step(ids, label.astype("i4"), 0.1)
     assert learner.state_bytes() == oracle.state_bytes(planned.plan)
 

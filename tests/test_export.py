@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx_files import assert_close, floats, model, node, runtime, save
 
-from odt_plan.backends.c.golden import random_sample
+from odt_plan.backends.c.golden import random_samples
 from odt_plan.backends.numpy import Runtime
 from odt_plan.ir.onnx_write import OriginalFile
 from odt_plan.ir.provenance import Affine, Moved, Origin
@@ -84,19 +84,30 @@ class Tuned:
         return numpy_helper.to_array(next(t for t in self.new.graph.initializer if t.name == name))
 
 
-def exported(odt: Cli, trained: Runtime, tolerance: float = 1e-5, *, same: bool = True) -> Tuned:
-    """Write the file; onnxruntime computes from it what the runtime computes."""
+def exported(
+    odt: Cli,
+    trained: Runtime,
+    tolerance: float = 1e-5,
+    *,
+    same: bool = True,
+    more: Mapping[str, Array] | None = None,
+) -> Tuned:
+    """Write the file; onnxruntime computes from it what the runtime computes.
+
+    ``more`` are inputs of the file that are none of the trained graph.
+    """
     done = odt("export", PLAN, "w.npz", "-o", "tuned.onnx", "--json")
     assert done.code == 0, done.err
     source = PLAN.parent / trained.plan.model.file
     assert not list(Path().glob(".odt-plan-*"))
     for seed in range(3):
-        name, kind = trained.training.sample.name, trained.training.sample.type
-        x = random_sample(trained.training, np.random.default_rng(seed))
-        feed = x if kind.quant is None else kind.quant.dequantize(x)
-        (got,) = runtime(Path("tuned.onnx"), {name: feed})
+        x = random_samples(trained.training, np.random.default_rng(seed))
+        feed = dict(more or {})
+        for v, a in zip(trained.training.samples, x.values(), strict=True):
+            feed[v.name] = a if v.type.quant is None else v.type.quant.dequantize(a)
+        got = runtime(Path("tuned.onnx"), feed)[0]
         assert_close(got, trained.infer(x), tolerance)
-        (old,) = runtime(source, {name: feed})
+        old = runtime(source, feed)[0]
         moved = old.shape != got.shape or np.abs(old - got).max() > tolerance * np.abs(old).max()
         assert moved, "a file that has not learned would do"
     tuned = Tuned(onnx.load(source), onnx.load("tuned.onnx"), done.json)

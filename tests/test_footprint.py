@@ -38,8 +38,9 @@ def problem_of(forward: Graph, storage: str | None, spec: TrainingSpec | None = 
         (lambda: nets.cnn(2, 3, 4), None, None),
         (lambda: nets.cnn(2, 3, 4), None, TrainingSpec(optimizer="adam", micro_batches=3)),
         (lambda: nets.resnet(1, 2, 4), None, None),
+        (lambda: nets.two_branches(4), "sdcard", None),
     ],
-    ids=["mlp-paging", "cnn", "cnn-accumulate", "resnet"],
+    ids=["mlp-paging", "cnn", "cnn-accumulate", "resnet", "two inputs"],
 )
 def test_a_footprint_is_what_the_schedule_takes(
     net: Callable[[], Graph], storage: str | None, spec: TrainingSpec | None

@@ -321,7 +321,7 @@ def test_sample_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", x=x, y=np.zeros(2))
     np.savez(tmp_path / "c.npz", pictures=x)
     for name in ("a.npy", "b.npz", "c.npz"):
-        assert np.array_equal(load_samples(tmp_path / name), x)
+        assert np.array_equal(load_samples(tmp_path / name)["x"], x)
     np.savez(tmp_path / "d.npz", a=x, b=x)
     (tmp_path / "e.npz").write_bytes(b"PK\x03\x04 nonsense")
     np.save(tmp_path / "f.npy", np.array([{}], object), allow_pickle=True)

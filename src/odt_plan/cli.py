@@ -35,7 +35,7 @@ _ClickError: type[Any] = next(
 
 Optimizer = Literal["sgd", "momentum", "adagrad", "adam"]
 Rounding = Literal["stochastic", "nearest"]
-Loss = Literal["cross-entropy", "mse"]
+Loss = Literal["cross-entropy", "mse", "huber", "bce", "cosine", "triplet", "output"]
 CalibMethod = Literal["minmax", "percentile", "mse"]
 Solver = Literal["auto", "highs", "scip", "cp-sat"]
 
@@ -185,7 +185,27 @@ def plan(
         Rounding, typer.Option(help="Of the steps of int8 weights.")
     ] = "stochastic",
     loss: Annotated[
-        Loss | None, typer.Option(help="[default: mse if prediction and input are alike]")
+        Loss | None,
+        typer.Option(
+            help="output: the file's own.  [default: output if there is one, mse if prediction and"
+            " input are alike, bce behind a Sigmoid, mse of one number per sample, else"
+            " cross-entropy]"
+        ),
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Of --loss huber.  [default: 1, which is SmoothL1]")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Of --loss triplet, in squared distance.  [default: 1]")
+    ] = None,
+    bptt: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=2**31 - 1,
+            metavar="STEPS",
+            help="Cut gradients of recurrent layers every so many steps, from the last on.",
+        ),
     ] = None,
     micro_batches: Annotated[
         str,
@@ -265,6 +285,9 @@ def plan(
         qas=qas,
         rounding=rounding,
         loss="cross_entropy" if loss == "cross-entropy" else loss,
+        delta=delta,
+        margin=margin,
+        bptt=bptt,
         micro_batches=parse_micro_batches(micro_batches),
         batch=batch,
         fold_batchnorm=batch == 1 if fold_batchnorm is None else fold_batchnorm,
@@ -292,7 +315,12 @@ def plan(
 @app.command(epilog=EXIT_CODES)
 def run(
     plan_file: PlanFile,
-    data: Annotated[Path, typer.Option(metavar="DATA.npz", help="Arrays x and y (x_val, y_val).")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="DATA.npz", help="Arrays x and y (x_val, y_val); several inputs by their names."
+        ),
+    ],
     steps: Annotated[
         int | None, typer.Option(min=1, help="Updates to do.  [default: 200]")
     ] = None,

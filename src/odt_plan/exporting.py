@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .backends.c.golden import random_sample
+from .backends.c.golden import random_samples
 from .backends.c.saved import MAGIC, load_saved
 from .backends.numpy import Runtime
 from .backends.viz.notes import model_notes, node_notes
@@ -105,14 +105,14 @@ class _Written:
         rounded: Tensors that hold less than f32, with the largest difference to what was learned,
             relative to its largest number.
         drift: What that makes of predictions.
-        samples: Random samples.
+        samples: Random samples, by input.
         predictions: Of the plan's runtime, with rounded parameters as the file holds them.
     """
 
     changed: dict[str, tuple[int, ...]]
     rounded: dict[str, float]
     drift: float
-    samples: list[Array]
+    samples: list[dict[str, Array]]
     predictions: list[Array]
 
 
@@ -203,7 +203,7 @@ def _write(
         if lowered.origins[name].tensors & lossy and not np.array_equal(held[name], after)
     }
     rng = np.random.default_rng(0)
-    samples = [random_sample(runtime.training, rng) for _ in range(_SAMPLES)]
+    samples = [random_samples(runtime.training, rng) for _ in range(_SAMPLES)]
     predictions = trained = [runtime.infer(x) for x in samples]
     if rounded:
         updated = {u.candidate.param for u in runtime.training.updates}
@@ -221,9 +221,10 @@ def _compare(plan: Plan, path: Path, written: _Written) -> float:
     """
     try:
         again = as_planned(plan, imported(plan, path))
-        (sample,) = again.inputs
         name = again.outputs[0].name
-        found = [run(again, {sample.name: x})[name] for x in written.samples]
+        inputs = [v.name for v in again.inputs]
+        given = [dict(zip(inputs, x.values(), strict=True)) for x in written.samples]
+        found = [run(again, each)[name] for each in given]
     except OdtPlanError as e:
         raise OdtPlanError(f"the written model can't be read as it should: {e}") from None
     difference = _difference(written.predictions, found)

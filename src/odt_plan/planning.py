@@ -63,6 +63,9 @@ class PlanOptions:
     qas: bool = True
     rounding: RoundingName = "stochastic"
     loss: LossName | None = None
+    delta: float | None = None
+    margin: float | None = None
+    bptt: int | None = None
     micro_batches: int | Literal["auto"] = 1
     batch: int = 1
     fold_batchnorm: bool = True
@@ -136,12 +139,23 @@ def make_request(options: PlanOptions) -> Request:
                 head=options.head,
             )
         )
+    for name, loss in (("delta", "huber"), ("margin", "triplet")):
+        if getattr(options, name) is not None and spec_loss != loss:
+            raise UsageError(f"--{name} belongs to --loss {loss}; leave it out, or give both")
+    if spec_loss == "triplet" and options.micro_batches == "auto":
+        raise UsageError(
+            "--micro-batches auto: triplets are made within a micro-batch, so the split changes the"
+            " loss; give a number"
+        )
     spec = TrainingSpec(
         loss=spec_loss,
         optimizer=options.optimizer,
         micro_batches=1 if options.micro_batches == "auto" else options.micro_batches,
         qas=options.qas,
         rounding=options.rounding,
+        delta=1.0 if options.delta is None else options.delta,
+        margin=1.0 if options.margin is None else options.margin,
+        bptt=options.bptt,
     )
     return Request(
         model=options.model,
@@ -224,14 +238,20 @@ def split_list(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def default_loss(graph: Graph) -> LossName:
-    """``mse`` where the prediction is shaped like the input (autoencoders) or is one number per
-    sample (regression), ``cross_entropy`` for everything else.
+    """``output`` where the file has a loss, ``mse`` where the prediction is shaped like the input
+    (autoencoders), ``bce`` behind a Sigmoid, ``mse`` for one number per sample (regression),
+    ``cross_entropy`` for everything else.
     """  # noqa: D205
+    if graph.loss is not None:
+        return "output"
     if not graph.inputs or not graph.outputs:
         return "cross_entropy"
     sample, prediction = graph.inputs[0].type, graph.outputs[0].type.shape
+    last = graph.outputs[0].producer
     one_number = len(prediction) < 2 or prediction[1:] == (1,) * len(prediction[1:])
     same = prediction == sample.shape and sample.dtype != "i32"
+    if not same and last is not None and last.op == "Sigmoid":
+        return "bce"
     return "mse" if same or one_number else "cross_entropy"
 
 

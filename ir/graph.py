@@ -175,6 +175,8 @@ class Graph:
             The float graph itself ignores it; ``ir.precision`` lowers by it.
         notes: What the importer changed to make a model that can be trained.
         unchanged: Layers that ``ir.precision`` found to do nothing in i8, and left out.
+        merged: Nodes that ``ir.precision`` made no node of -> the one that made their results
+            before them; None: a run-time input holds it.
     """
 
     def __init__(self, name: str) -> None:
@@ -188,6 +190,7 @@ class Graph:
         self.quantization: dict[str, Quantization] = {}
         self.notes: tuple[str, ...] = ()
         self.unchanged: frozenset[str] = frozenset()
+        self.merged: dict[str, str | None] = {}
 
     def add_input(self, name: str, type_: TensorType) -> Value:
         """Declare a run-time input."""

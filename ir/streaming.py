@@ -172,6 +172,6 @@ def stream(lowered: Graph, names: Collection[str]) -> Graph:
         twin |= dict(zip(node.outputs, made.outputs, strict=True))
     result.outputs = [twin[v] for v in lowered.outputs]
     result.quantization = {k: q for k, q in lowered.quantization.items() if k in result.values}
-    result.unchanged = lowered.unchanged
+    result.unchanged, result.merged = lowered.unchanged, lowered.merged
     result.verify()
     return result

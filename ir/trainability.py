@@ -6,12 +6,14 @@ gradient passes, so the report tells which layers would remain if the file were 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .candidates import param_slots
+from .freezing import frozen_before
 from .graph import Graph, Node, TensorType, Value
+from .head import replace_head
 from .obstacles import Obstacle
 from .onnx_convert import Conversion
 from .onnx_file import FileNode, load_file
@@ -94,16 +96,25 @@ class TrainabilityReport:
         return f"{text}; {count} obstacle{'s' * (count > 1)}" if count else text
 
 
-def trainability(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> TrainabilityReport:
+def trainability(
+    path: Path,
+    *,
+    batch: int = 1,
+    fold_batchnorm: bool = True,
+    head: int | None = None,
+    freeze_before: Sequence[str] = (),
+) -> TrainabilityReport:
     """Judge every node of a model file.
 
     Args:
         path: An ``.onnx`` file.
         batch: Value of the symbolic batch dimension.
         fold_batchnorm: Merge BatchNormalization into the layer before it, as the planner does.
+        head: Replace the last layer by a fresh one for so many classes.
+        freeze_before: Nodes before which nothing shall be trained.
 
     Raises:
-        UsageError: The path is missing, a folder or unreadable.
+        UsageError: The path is missing, a folder or unreadable, or a node is not known.
         UnsupportedModelError: The file can't be read as a graph at all.
     """
     file = load_file(path, batch)
@@ -111,6 +122,9 @@ def trainability(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
     graph, obstacles = conversion.graph, list(conversion.obstacles)
     if not obstacles:
         clean(graph, fold_batchnorm=fold_batchnorm)
+        if head is not None:
+            replace_head(graph, head)
+    frozen = frozen_before(graph, freeze_before)
     for what, count in (("inputs", len(file.inputs)), ("outputs", len(file.outputs))):
         if count != 1:
             reason = f"has {count} {what}; training needs exactly one"
@@ -122,7 +136,7 @@ def trainability(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> 
     layers = []
     for name in conversion.order:
         if name in nodes:
-            layers.append(_judge(nodes[name], graph, slots, blocks))
+            layers.append(_judge(nodes[name], graph, slots, blocks, frozen))
         elif name in rejected:
             layers.append(_rejected(rejected[name], conversion))
     report = TrainabilityReport(
@@ -156,7 +170,11 @@ def _blocks(conversion: Conversion, rejected: Iterable[FileNode]) -> dict[Value,
 
 
 def _judge(
-    node: Node, graph: Graph, slots: Container[str], blocks: dict[Value, str]
+    node: Node,
+    graph: Graph,
+    slots: Container[str],
+    blocks: dict[Value, str],
+    frozen: Mapping[str, str],
 ) -> LayerReport:
     op = get_op(node.op)
     held = [node.inputs[s.index] for s in parameter_slots(node)]
@@ -168,6 +186,8 @@ def _judge(
         reason = "no parameters"
         if op.vjp is None:
             reason = "has no gradient: everything before it stays frozen"
+    elif by := {frozen[v.name] for v in params if v.name in frozen}:
+        reason = f"frozen by --freeze-before {', '.join(sorted(by))}"
     elif block is not None:
         reason = f"frozen: no gradient passes {block} behind it"
     elif op.vjp is None:

@@ -12,6 +12,7 @@ from typing import Literal
 from ..ir.autodiff import build_training, candidates, param_slots
 from ..ir.candidates import with_states
 from ..ir.errors import InfeasibleError, UnsupportedModelError, UsageError
+from ..ir.freezing import frozen_before
 from ..ir.precision import lower
 from ..ir.ranges import Method
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
@@ -63,6 +64,7 @@ class Request:
         min_steps: Training steps that paging may not wear the storage out in.
         spec: Loss, optimizer, micro-batches.
         train: ``auto``, ``all``, ``last``, ``bias``, or ``NAME`` and ``NAME=RATIO`` items.
+        freeze_before: Nodes that nothing may be updated before; see ``ir.freezing``.
         state: What may become of an optimizer's tensors, see ``planner.state_forms``.
         batch: Samples per micro-batch.
         fold_batchnorm: Fold frozen BatchNormalization into the layer before it.
@@ -93,6 +95,7 @@ class Request:
     min_steps: int | None = None
     spec: TrainingSpec = field(default_factory=TrainingSpec)
     train: tuple[str, ...] = ("auto",)
+    freeze_before: tuple[str, ...] = ()
     state: tuple[str, ...] = ("keep",)
     batch: int = 1
     fold_batchnorm: bool = True
@@ -237,12 +240,14 @@ class Planner:
         watch: Told what goes on; says when to end.
         limits: The budgets, those of the device included.
         cost: Predicted costs.
+        frozen: Constants that may not be updated -> the node of ``--freeze-before`` that says so.
     """
 
     def __init__(self, request: Request, imported: Imported, watch: Watch) -> None:
         """Find limits and costs."""
         self.request, self.watch, self.imported = request, watch, imported
         self.forward = imported.forward
+        self.frozen = frozen_before(self.forward, request.freeze_before)
         device = request.device
         storage = None if request.storage is None else device.find_storage(request.storage)
         self.cost = CostModel(device, load_core(device.core), storage)
@@ -280,13 +285,19 @@ class Planner:
         precision = unchosen(self.forward, pins) if annotated else {}
         free = choosable(self.forward, pins) if annotated else []
         lowered = lower(self.forward, precision) if annotated else self.forward
-        every = candidates(lowered, imported=self.forward)
+        known = candidates(lowered, imported=self.forward)
+        every = [c for c in known if c.param not in self.frozen]
+        if known and not every:
+            raise UsageError(
+                f"--freeze-before {', '.join(r.freeze_before)}: all parameters of"
+                f" {self.forward.name} lie before; name a node further to the front"
+            )
         if not every:
             raise UnsupportedModelError(
                 f"{r.model}: no constant weight, bias or scale that could be trained;"
                 " `odt-plan check` shows every node"
             )
-        chosen = choose(lowered, r.train, every)
+        chosen = choose(lowered, r.train, every, self.frozen)
         if chosen is None and "learn" not in r.weights:
             raise UsageError(
                 f"objective {', '.join(r.weights)} needs a fixed update set: add --train all, last,"
@@ -447,6 +458,7 @@ class Planner:
                 train=r.train,
                 precision=r.precision,
                 state=r.state,
+                freeze_before=r.freeze_before,
                 noise=dict(self.imported.noise),
             ),
         )

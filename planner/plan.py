@@ -419,13 +419,14 @@ class QuantizationRecord(_Record):
     axis: NonNegativeInt | None = None
 
 
-class Asked(_Record):
+class Asked(_Lean):
     """What was given and what was left to choose, so that a choice can be explained.
 
     Attributes:
         train: Items of ``--train``; ``auto`` left the update set to the solver.
         precision: Pins of ``--precision``.
         state: Items of ``--state``.
+        freeze_before: Nodes of ``--freeze-before``: nothing that they depend on is updated.
         noise: Layer -> squared error of its i8 weights relative to its result's square, where
             calibration measured it.
     """
@@ -433,7 +434,9 @@ class Asked(_Record):
     train: tuple[str, ...]
     precision: tuple[str, ...] = ()
     state: tuple[str, ...] = ("keep",)
+    freeze_before: tuple[str, ...] = ()
     noise: dict[str, NonNegativeFloat] = {}
+    left_out: ClassVar[tuple[str, ...]] = ("freeze_before",)
 
 
 class SolverInfo(_Record):

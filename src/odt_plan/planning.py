@@ -55,6 +55,7 @@ class PlanOptions:
     latency: str | None = None
     energy: str | None = None
     train: tuple[str, ...] = ()
+    freeze_before: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
     precision: tuple[str, ...] = ()
     calibration: Path | None = None
@@ -65,7 +66,7 @@ class PlanOptions:
     loss: LossName | None = None
     micro_batches: int | Literal["auto"] = 1
     batch: int = 1
-    fold_batchnorm: bool = True
+    fold_batchnorm: bool | None = None
     head: int | None = None
     objective: str = "learn"
     solver: SolverName = "auto"
@@ -119,6 +120,7 @@ def make_request(options: PlanOptions) -> Request:
     device = _device(options)
     storage = None if options.storage == "none" else device.find_storage(options.storage).id
     spec_loss = options.loss
+    fold = folds(options.batch, options.fold_batchnorm)
     ram, regions = parse_ram(options.ram) if options.ram is not None else (None, ())
     flash = parse_bytes(options.flash, "--flash") if options.flash is not None else None
     latency = parse_seconds(options.latency, "--latency") if options.latency is not None else None
@@ -132,7 +134,7 @@ def make_request(options: PlanOptions) -> Request:
             import_model(
                 options.model,
                 batch=options.batch,
-                fold_batchnorm=options.fold_batchnorm,
+                fold_batchnorm=fold,
                 head=options.head,
             )
         )
@@ -156,12 +158,13 @@ def make_request(options: PlanOptions) -> Request:
         energy_j=energy,
         spec=spec,
         train=options.train or ("auto",),
+        freeze_before=options.freeze_before,
         state=options.state or ("keep",),
         precision=options.precision,
         calibration=SYNTHETIC if options.calibration == Path(SYNTHETIC) else options.calibration,
         calibration_method=options.calibration_method,
         batch=options.batch,
-        fold_batchnorm=options.fold_batchnorm,
+        fold_batchnorm=fold,
         head=options.head,
         objective=parse_objective(options.objective),
         solver=options.solver,
@@ -221,6 +224,11 @@ def split_list(texts: Sequence[str]) -> tuple[str, ...]:
     """Items of a repeatable option that may also hold commas, each once."""
     items = [item.strip() for text in texts for item in text.split(",")]
     return tuple(dict.fromkeys(i for i in items if i))
+
+
+def folds(batch: int, fold_batchnorm: bool | None) -> bool:
+    """Whether BatchNormalization is folded: at batch 1 where nothing is said."""
+    return batch == 1 if fold_batchnorm is None else fold_batchnorm
 
 
 def default_loss(graph: Graph) -> LossName:

@@ -142,6 +142,8 @@ def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
     fold = ", BatchNormalization folded" if m.fold_batchnorm else ""
     fold += f", a fresh head for {m.head} classes" if m.head else ""
     what = ", ".join((t.loss.replace("_", "-"), t.optimizer, batches, _updated_types(planned)))
+    if plan.asked is not None and plan.asked.freeze_before:
+        fold += f", nothing before {', '.join(plan.asked.freeze_before)}"
     _line(out, "training", f"{what}{fold}")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .errors import GraphError
-from .graph import Attr, Graph, Value
+from .graph import Attr, Graph, TensorType, Value
 from .head import replace_head
 from .obstacles import Obstacle, report_obstacles
 from .onnx_convert import Conversion, RejectedError, Site
@@ -19,6 +19,9 @@ from .onnx_ops import RULES
 from .onnx_quantize import add_input, integers_kept, spread
 from .passes import clean
 from .surgery import rename
+
+#: Types that results of nodes have in the file -> in the graph.
+_RESULTS = {"f32": "f32", "i32": "i32", "i64": "i32", "bits": "bits"}
 
 
 def import_model(
@@ -163,6 +166,7 @@ def _placeholders(conversion: Conversion, node: FileNode) -> None:
         type_ = conversion.file.types.get(out)
         known: Value | None = None
         real = node.op != "QuantizeLinear"  # its result has a meaning only by its parameters
-        if real and type_ and type_.dtype == "f32" and out not in conversion.graph.values:
-            known = conversion.graph.add_state(out, type_)
+        dtype = _RESULTS.get(type_.dtype) if type_ and real else None
+        if type_ and dtype and out not in conversion.graph.values:
+            known = conversion.graph.add_state(out, TensorType(type_.shape, dtype))
         conversion.values[out] = known

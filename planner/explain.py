@@ -212,6 +212,9 @@ class Explainer:
         if (node := self._planner.frozen.get(s.name)) is not None:
             given = f"--freeze-before {node}"
             return Decision(s.name, "update", "frozen", given, None, (), Flip(searched=False))
+        if (node := self._planner.stuck.get(s.name)) is not None:
+            chosen = f"frozen: no gradient passes {node} behind it"
+            return Decision(s.name, "update", chosen, "", None, (), Flip(searched=False))
         other = Demand("freeze" if u.ratio else "update", s.name)
         outcome = self._planned(other)
         flip = Flip(searched=False)

@@ -12,7 +12,8 @@ from typing import Literal
 from ..ir.autodiff import build_training, candidates, param_slots
 from ..ir.candidates import with_states
 from ..ir.errors import InfeasibleError, UnsupportedModelError, UsageError
-from ..ir.freezing import frozen_before
+from ..ir.freezing import frozen_before, stop_reasons, untrainable, way_out
+from ..ir.obstacles import report_obstacles
 from ..ir.precision import lower
 from ..ir.ranges import Method
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
@@ -241,6 +242,7 @@ class Planner:
         limits: The budgets, those of the device included.
         cost: Predicted costs.
         frozen: Constants that may not be updated -> the node of ``--freeze-before`` that says so.
+        stuck: Other parameters that can't be updated -> the node that stops their gradients.
     """
 
     def __init__(self, request: Request, imported: Imported, watch: Watch) -> None:
@@ -248,6 +250,7 @@ class Planner:
         self.request, self.watch, self.imported = request, watch, imported
         self.forward = imported.forward
         self.frozen = frozen_before(self.forward, request.freeze_before)
+        self.stuck = untrainable(self.forward, self.frozen)
         device = request.device
         storage = None if request.storage is None else device.find_storage(request.storage)
         self.cost = CostModel(device, load_core(device.core), storage)
@@ -298,6 +301,11 @@ class Planner:
                 " `odt-plan check` shows every node"
             )
         chosen = choose(lowered, r.train, every, self.frozen)
+        if any(c.param in self.stuck for c in (every if chosen is None else chosen)):
+            reasons = stop_reasons(self.forward, self.stuck)
+            help_ = way_out(self.forward, self.stuck, r.freeze_before)
+            raise report_obstacles(r.model, reasons, help_)
+        every = [c for c in every if c.param not in self.stuck]
         if chosen is None and "learn" not in r.weights:
             raise UsageError(
                 f"objective {', '.join(r.weights)} needs a fixed update set: add --train all, last,"

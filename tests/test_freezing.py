@@ -1,4 +1,4 @@
-"""``--freeze-before``: what it freezes, that plans keep to it, and that the checker sees to it."""
+"""``--freeze-before``: what it freezes, that plans keep to it, and the checker sees to it."""
 
 from __future__ import annotations
 

@@ -97,7 +97,10 @@ def test_operator_without_gradient_freezes_what_is_before_it(
     report = trainability(path)
     assert report.obstacles == ()
     assert [x.name for x in report.trainable] == ["second"]
-    assert report.advice == "freeze everything before second: 1 of 2 layers can be trained"
+    assert report.advice == (
+        "freeze everything before middle (--freeze-before middle): 34 % of the weights"
+        " (1 of 2 layers) stay trainable"
+    )
     graph = import_model(path)
     build_training(graph, TrainingSpec(), [Candidate("w2")])
     with pytest.raises(UnsupportedModelError, match="Tanh has no gradient"):

@@ -6,6 +6,7 @@ the type that onnx inferred, so that everything behind it is judged as well.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from .errors import GraphError
@@ -20,12 +21,19 @@ from .onnx_quantize import add_input, integers_kept, spread
 from .passes import clean
 from .surgery import rename
 
-#: Types that results of nodes have in the file -> in the graph.
-_RESULTS = {"f32": "f32", "i32": "i32", "i64": "i32", "bits": "bits"}
+#: Types that results have in the file -> in the graph; integers of other nodes may be constants
+#: once an obstacle before them is gone, those of operators that are not supported are not.
+_REAL = {"f32": "f32"}
+_RESULTS = {**_REAL, "i32": "i32", "i64": "i32", "bits": "bits"}
 
 
 def import_model(
-    path: Path, *, batch: int = 1, fold_batchnorm: bool = True, head: int | None = None
+    path: Path,
+    *,
+    batch: int = 1,
+    fold_batchnorm: bool = True,
+    head: int | None = None,
+    dims: Mapping[str, int] | None = None,
 ) -> Graph:
     """Read a model file as a forward graph.
 
@@ -39,12 +47,13 @@ def import_model(
         batch: Value of the symbolic batch dimension.
         fold_batchnorm: Merge BatchNormalization with frozen statistics into the layer before it.
         head: Replace the last layer by a fresh one for so many classes.
+        dims: Values of other open dimensions, by name or ``INPUT:AXIS``.
 
     Raises:
-        UsageError: The path is missing, a folder or unreadable.
+        UsageError: The path is missing, a folder or unreadable, or ``dims`` don't fit it.
         UnsupportedModelError: Lists everything in the model that can't be planned.
     """
-    graph = graph_of(load_file(path, batch), path, fold_batchnorm=fold_batchnorm)
+    graph = graph_of(load_file(path, batch, dims), path, fold_batchnorm=fold_batchnorm)
     if head is not None:
         replace_head(graph, head)
     return graph
@@ -126,7 +135,7 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         operands = [i for i in node.inputs if i]
         known = file.constants.keys() | conversion.empty
         if any(i not in known and conversion.values.get(i) is None for i in operands):
-            _placeholders(conversion, node)  # the reason is reported where it arose
+            _placeholders(conversion, node, _REAL)  # the reason is reported where it arose
             return
         stored = integers_kept(conversion, node)
         made = rule(Site(conversion, node))
@@ -145,7 +154,7 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         ]
         conversion.obstacles.append(Obstacle(node.name, node.op, reason))
         conversion.order.append(node.name)
-        _placeholders(conversion, node)
+        _placeholders(conversion, node, _RESULTS if rule is None else _REAL)
         return
     conversion.order += [n.name for n in graph.nodes[begin:]]
     for out, result in zip(node.outputs, results, strict=False):
@@ -161,12 +170,15 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
             rename(graph, result, out)
 
 
-def _placeholders(conversion: Conversion, node: FileNode) -> None:
+def _placeholders(
+    conversion: Conversion, node: FileNode, dtypes: Mapping[str, str]
+) -> None:
+    """Results that stand for those of a node that was not converted, where their type is known."""
     for out in filter(None, node.outputs):
         type_ = conversion.file.types.get(out)
         known: Value | None = None
         real = node.op != "QuantizeLinear"  # its result has a meaning only by its parameters
-        dtype = _RESULTS.get(type_.dtype) if type_ and real else None
+        dtype = dtypes.get(type_.dtype) if type_ and real else None
         if type_ and dtype and out not in conversion.graph.values:
             known = conversion.graph.add_state(out, TensorType(type_.shape, dtype))
         conversion.values[out] = known

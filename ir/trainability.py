@@ -104,6 +104,7 @@ def trainability(
     batch: int = 1,
     fold_batchnorm: bool = True,
     head: int | None = None,
+    dims: Mapping[str, int] | None = None,
     freeze_before: Sequence[str] = (),
 ) -> TrainabilityReport:
     """Judge every node of a model file.
@@ -113,13 +114,15 @@ def trainability(
         batch: Value of the symbolic batch dimension.
         fold_batchnorm: Merge BatchNormalization into the layer before it, as the planner does.
         head: Replace the last layer by a fresh one for so many classes.
+        dims: Values of other open dimensions, by name or ``INPUT:AXIS``.
         freeze_before: Nodes before which nothing shall be trained.
 
     Raises:
-        UsageError: The path is missing, a folder or unreadable, or a node is not known.
+        UsageError: The path is missing, a folder or unreadable, or a node or dimension is
+            not known.
         UnsupportedModelError: The file can't be read as a graph at all.
     """
-    file = load_file(path, batch)
+    file = load_file(path, batch, dims)
     conversion = convert(file)
     graph, obstacles = conversion.graph, list(conversion.obstacles)
     if not obstacles:

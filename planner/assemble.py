@@ -44,7 +44,13 @@ from .tensors import aligned
 ROUNDING = 1e-6
 
 
-def source_of(path: Path, batch: int, fold_batchnorm: bool, head: int | None) -> ModelInfo:
+def source_of(
+    path: Path,
+    batch: int,
+    fold_batchnorm: bool,
+    head: int | None,
+    dims: tuple[tuple[str, int], ...],
+) -> ModelInfo:
     """What identifies the model and how it was imported; the plan lies beside the file."""
     return ModelInfo(
         name=path.stem,
@@ -53,6 +59,7 @@ def source_of(path: Path, batch: int, fold_batchnorm: bool, head: int | None) ->
         batch=batch,
         fold_batchnorm=fold_batchnorm,
         head=head,
+        dims=dict(dims),
     )
 
 

@@ -374,6 +374,7 @@ def _request_of(plan: Plan, asked: Asked, model: Path, device: Device) -> Reques
         batch=plan.model.batch,
         fold_batchnorm=plan.model.fold_batchnorm,
         head=plan.model.head,
+        dims=tuple(plan.model.dims.items()),
         precision=asked.precision,
         objective=objective,
         solver=_solver(plan.solver.name),

@@ -40,7 +40,9 @@ def import_requested(r: Request, watch: Watch) -> Imported:
         UnsupportedModelError: The model can't be imported, or its samples lie along another axis.
         UsageError: It brings its own scales, but others are asked for, or the samples are wrong.
     """
-    forward = import_model(r.model, batch=r.batch, fold_batchnorm=r.fold_batchnorm, head=r.head)
+    forward = import_model(
+        r.model, batch=r.batch, fold_batchnorm=r.fold_batchnorm, head=r.head, dims=dict(r.dims)
+    )
     _check_batch(r, forward)
     in_file = frozenset(forward.quantization)
     known = knows_activations(forward)

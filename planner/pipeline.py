@@ -70,6 +70,7 @@ class Request:
         batch: Samples per micro-batch.
         fold_batchnorm: Fold frozen BatchNormalization into the layer before it.
         head: Classes of a fresh last layer; None: it stays.
+        dims: Open dimensions of the file beside the batch, by name or ``INPUT:AXIS``, and values.
         precision: ``LAYER=i8``, ``mixed`` and ``f32`` pins, with wildcards; see
             ``planner.precision``.
         calibration: Samples that a float model's scales are found from, or ``synthetic``: a guess
@@ -101,6 +102,7 @@ class Request:
     batch: int = 1
     fold_batchnorm: bool = True
     head: int | None = None
+    dims: tuple[tuple[str, int], ...] = ()
     precision: tuple[str, ...] = ()
     calibration: Path | Literal["synthetic"] | None = None
     calibration_method: Method = "minmax"
@@ -444,7 +446,7 @@ class Planner:
             done.training,
             done.schedule,
             self.cost,
-            source=source_of(r.model, r.batch, r.fold_batchnorm, r.head),
+            source=source_of(r.model, r.batch, r.fold_batchnorm, r.head, r.dims),
             device=self._device_info(),
             bounds=bounds,
             gap=r.gap,

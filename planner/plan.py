@@ -75,7 +75,7 @@ class _Lean(_Record):
         record: dict[str, object] = plain(self)
         for name in self.left_out:
             value = getattr(self, name)
-            if value is None or value is False or value == ():
+            if value is None or value is False or value in ((), {}):
                 record.pop(name, None)
         return record
 
@@ -83,7 +83,8 @@ class _Lean(_Record):
 class ModelInfo(_Lean):
     """The model file; ``file`` is relative to the plan's folder.
 
-    ``head`` is the number of classes that its last layer was replaced for, if it was.
+    ``head`` is the number of classes that its last layer was replaced for, if it was; ``dims`` are
+    the values of open dimensions beside the batch.
     """
 
     name: str
@@ -92,7 +93,8 @@ class ModelInfo(_Lean):
     batch: PositiveInt = Field(le=LARGEST_BATCH)
     fold_batchnorm: bool
     head: PositiveInt | None = None
-    left_out: ClassVar[tuple[str, ...]] = ("head",)
+    dims: dict[str, PositiveInt] = {}
+    left_out: ClassVar[tuple[str, ...]] = ("head", "dims")
 
 
 class Training(_Record):

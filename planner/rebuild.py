@@ -63,7 +63,9 @@ def forward_of(plan: Plan, plan_path: Path, model_path: Path | None = None) -> G
             f" {plan.model.sha256[:12]}…); give the right one with --model, or plan again"
         )
     m = plan.model
-    graph = import_model(path, batch=m.batch, fold_batchnorm=m.fold_batchnorm, head=m.head)
+    graph = import_model(
+        path, batch=m.batch, fold_batchnorm=m.fold_batchnorm, head=m.head, dims=m.dims
+    )
     if plan.quantization:
         _annotate(graph, plan)
     return graph

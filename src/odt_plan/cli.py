@@ -21,6 +21,7 @@ from .ir.errors import InfeasibleError, OdtPlanError, UnsupportedModelError
 from .options import (
     Batch,
     Calib,
+    Dim,
     Fold,
     FreezeBefore,
     Gap,
@@ -174,6 +175,7 @@ def plan(
     batch: Batch = 1,
     fold_batchnorm: Fold = None,
     head: Head = None,
+    dim: Dim = None,
     objective: Annotated[
         str,
         typer.Option(
@@ -239,6 +241,7 @@ def plan(
         batch=batch,
         fold_batchnorm=fold_batchnorm,
         head=head,
+        dims=tuple(dim or ()),
         objective=objective,
         solver=solver,
         gap=gap,
@@ -342,19 +345,21 @@ def check(
     batch: Batch = 1,
     fold_batchnorm: Fold = None,
     head: Head = None,
+    dim: Dim = None,
     freeze_before: FreezeBefore = None,
     as_json: Json = False,
 ) -> None:
     """Tell which layers can be trained, and everything that is in the way, by node name."""
     from .ir.trainability import trainability
     from .layers import layers_record, print_layers
-    from .planning import folds
+    from .planning import folds, parse_dims
 
     report = trainability(
         model,
         batch=batch,
         fold_batchnorm=folds(batch, fold_batchnorm),
         head=head,
+        dims=parse_dims(dim or ()),
         freeze_before=tuple(freeze_before or ()),
     )
     if as_json:

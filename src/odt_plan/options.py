@@ -31,6 +31,13 @@ Head = Annotated[
         help="Replace the last layer by a fresh one for N classes.",
     ),
 ]
+Dim = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=N|INPUT:AXIS=N",
+        help="Bind another dimension that the file leaves open (repeatable).",
+    ),
+]
 
 # -- what is trained, and how ----------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from .ir.calibrate import SYNTHETIC
 from .ir.errors import UsageError
-from .ir.graph import Graph
+from .ir.graph import MAX_ELEMENTS, Graph
 from .ir.onnx_external import external_files
 from .ir.onnx_import import import_model
 from .ir.ranges import Method
@@ -68,6 +68,7 @@ class PlanOptions:
     batch: int = 1
     fold_batchnorm: bool | None = None
     head: int | None = None
+    dims: tuple[str, ...] = ()
     objective: str = "learn"
     solver: SolverName = "auto"
     gap: float = 1e-3
@@ -120,6 +121,7 @@ def make_request(options: PlanOptions) -> Request:
     device = _device(options)
     storage = None if options.storage == "none" else device.find_storage(options.storage).id
     spec_loss = options.loss
+    dims = parse_dims(options.dims)
     fold = folds(options.batch, options.fold_batchnorm)
     ram, regions = parse_ram(options.ram) if options.ram is not None else (None, ())
     flash = parse_bytes(options.flash, "--flash") if options.flash is not None else None
@@ -136,6 +138,7 @@ def make_request(options: PlanOptions) -> Request:
                 batch=options.batch,
                 fold_batchnorm=fold,
                 head=options.head,
+                dims=dims,
             )
         )
     spec = TrainingSpec(
@@ -166,6 +169,7 @@ def make_request(options: PlanOptions) -> Request:
         batch=options.batch,
         fold_batchnorm=fold,
         head=options.head,
+        dims=tuple(dims.items()),
         objective=parse_objective(options.objective),
         solver=options.solver,
         gap=options.gap,
@@ -224,6 +228,22 @@ def split_list(texts: Sequence[str]) -> tuple[str, ...]:
     """Items of a repeatable option that may also hold commas, each once."""
     items = [item.strip() for text in texts for item in text.split(",")]
     return tuple(dict.fromkeys(i for i in items if i))
+
+
+def parse_dims(texts: Sequence[str]) -> dict[str, int]:
+    """``NAME=N`` and ``INPUT:AXIS=N`` of ``--dim``.
+
+    Raises:
+        UsageError: Another form, or two values for one name.
+    """
+    dims: dict[str, int] = {}
+    for text in texts:
+        name, _, size = text.rpartition("=")
+        if not name or not (size.isascii() and size.isdigit() and 1 <= int(size) <= MAX_ELEMENTS):
+            raise UsageError(f"--dim: {text!r} is not NAME=N or INPUT:AXIS=N with N from 1 on")
+        if dims.setdefault(name, int(size)) != int(size):
+            raise UsageError(f"--dim: {name} is given as {dims[name]} and as {int(size)}")
+    return dims
 
 
 def folds(batch: int, fold_batchnorm: bool | None) -> bool:

@@ -5,26 +5,25 @@ Files leave a dimension open by a name (``dim_param``), by no value, or by one t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
 
 from onnx import ModelProto
 
 from .errors import UsageError
+from .import_options import ImportOptions
 
 
-def bind_dims(proto: ModelProto, path: Path, batch: int, dims: Mapping[str, int]) -> None:
+def bind_dims(proto: ModelProto, path: Path, options: ImportOptions) -> None:
     """Give the open dimensions of the inputs their values.
 
     The first axis of an input is the batch, and so is every dimension of the same name, where
-    ``dims`` says nothing about them.
+    ``options.dims`` says nothing about them.
 
     Args:
         proto: The model; changed in place.
         path: What messages call it.
-        batch: Value of the batch.
-        dims: Name of a dimension, or its place as ``INPUT:AXIS`` -> value.
+        options: Values of the batch and of others.
 
     Raises:
         UsageError: There is no such dimension (those that are open are told), or two values are
@@ -41,7 +40,7 @@ def bind_dims(proto: ModelProto, path: Path, batch: int, dims: Mapping[str, int]
             d.Clear()
     batches = {names.get(f"{v.name}:0", "") for v in inputs} - {""}
     firsts = {p for p, name in names.items() if p.endswith(":0") or name in batches}
-    for key, value in dims.items():
+    for key, value in options.dims:
         told = f"{path}: --dim {quote(f'{key}={value}')}"
         meant = [p for p, name in names.items() if name == key] or [p for p in places if p == key]
         if not meant:
@@ -51,9 +50,10 @@ def bind_dims(proto: ModelProto, path: Path, batch: int, dims: Mapping[str, int]
         for p in meant:
             if places[p].dim_value not in (0, value):
                 raise UsageError(f"{told}: {p} is {places[p].dim_value} already; leave this out")
-            if p in firsts and batch not in (1, value):
-                raise UsageError(f"{told}: {p} is the batch, and --batch is {batch}; give one")
+            if p in firsts and options.batch not in (1, value):
+                batch = f"the batch, and --batch is {options.batch}"
+                raise UsageError(f"{told}: {p} is {batch}; give one")
             places[p].dim_value = value
     for p in firsts:
         if not places[p].dim_value:
-            places[p].dim_value = batch
+            places[p].dim_value = options.batch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, inliner
 
 from .graph import MAX_ELEMENTS, Array, TensorType
+from .import_options import PLAIN, ImportOptions
 from .obstacles import Obstacle
 from .onnx_dims import bind_dims
 from .onnx_fold import ELEMENT_TYPES, infer_and_fold
@@ -105,23 +105,22 @@ class ModelFile:
     notes: tuple[str, ...] = ()
 
 
-def load_file(path: Path, batch: int, dims: Mapping[str, int] | None = None) -> ModelFile:
+def load_file(path: Path, options: ImportOptions = PLAIN) -> ModelFile:
     """Read, check, bind, infer and fold a model file.
 
     Args:
         path: An ``.onnx`` file.
-        batch: Value of the symbolic batch dimension.
-        dims: Values of others; see ``ir.onnx_dims``.
+        options: Batch and dimensions are bound by them.
 
     Raises:
-        UsageError: The path is missing, a folder or unreadable, or ``dims`` don't fit it.
+        UsageError: The path is missing, a folder or unreadable, or has no such dimensions.
         UnsupportedModelError: The file can't be read as a graph at all. Everything less than that
             stands in ``obstacles``.
     """
     proto = read_proto(path)
-    bind_dims(proto, path, batch, dims or {})
-    notes = bind_states(proto, batch)
-    return replace(model_file(proto, path, batch), notes=notes)
+    bind_dims(proto, path, options)
+    notes = bind_states(proto, options.batch)
+    return replace(model_file(proto, path, options.batch), notes=notes)
 
 
 def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:

@@ -12,6 +12,7 @@ from pathlib import Path
 from .errors import GraphError
 from .graph import Attr, Graph, TensorType, Value
 from .head import replace_head
+from .import_options import PLAIN, ImportOptions
 from .obstacles import Obstacle, report_obstacles
 from .onnx_convert import Conversion, RejectedError, Site
 from .onnx_file import FileNode, ModelFile, load_file
@@ -27,14 +28,7 @@ _REAL = {"f32": "f32"}
 _RESULTS = {**_REAL, "i32": "i32", "i64": "i32", "bits": "bits"}
 
 
-def import_model(
-    path: Path,
-    *,
-    batch: int = 1,
-    fold_batchnorm: bool = True,
-    head: int | None = None,
-    dims: Mapping[str, int] | None = None,
-) -> Graph:
+def import_model(path: Path, options: ImportOptions = PLAIN) -> Graph:
     """Read a model file as a forward graph.
 
     Inputs and outputs keep the names, number and layout that they have in the file. A quantized
@@ -44,28 +38,22 @@ def import_model(
 
     Args:
         path: An ``.onnx`` file, opset 8 to the newest of the installed onnx.
-        batch: Value of the symbolic batch dimension.
-        fold_batchnorm: Merge BatchNormalization with frozen statistics into the layer before it.
-        head: Replace the last layer by a fresh one for so many classes.
-        dims: Values of other open dimensions, by name or ``INPUT:AXIS``.
+        options: How it is imported.
 
     Raises:
-        UsageError: The path is missing, a folder or unreadable, or ``dims`` don't fit it.
+        UsageError: The path is missing, a folder or unreadable, or the options don't fit it.
         UnsupportedModelError: Lists everything in the model that can't be planned.
     """
-    graph = graph_of(load_file(path, batch, dims), path, fold_batchnorm=fold_batchnorm)
-    if head is not None:
-        replace_head(graph, head)
-    return graph
+    return graph_of(load_file(path, options), path, options)
 
 
-def graph_of(file: ModelFile, path: Path, *, fold_batchnorm: bool = True) -> Graph:
+def graph_of(file: ModelFile, path: Path, options: ImportOptions = PLAIN) -> Graph:
     """The cleaned forward graph of a model that has been read.
 
     Args:
         file: The model.
         path: What messages call it.
-        fold_batchnorm: As in ``import_model``.
+        options: As in ``import_model``; dimensions are bound already.
 
     Raises:
         UnsupportedModelError: Lists everything in the model that can't be planned.
@@ -73,8 +61,15 @@ def graph_of(file: ModelFile, path: Path, *, fold_batchnorm: bool = True) -> Gra
     conversion = convert(file)
     if conversion.obstacles:
         raise report_obstacles(path, conversion.obstacles)
-    clean(conversion.graph, fold_batchnorm=fold_batchnorm)
+    finish(conversion.graph, options)
     return conversion.graph
+
+
+def finish(graph: Graph, options: ImportOptions) -> None:
+    """What is done to a graph that has been converted without an obstacle."""
+    clean(graph, fold_batchnorm=options.folds)
+    if options.head is not None:
+        replace_head(graph, options.head)
 
 
 def convert(file: ModelFile) -> Conversion:

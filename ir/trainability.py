@@ -13,13 +13,12 @@ from pathlib import Path
 from .candidates import param_slots
 from .freezing import frozen_before, stop_reasons, stops, untrainable, way_out
 from .graph import Graph, Node, TensorType, Value
-from .head import replace_head
+from .import_options import PLAIN, ImportOptions
 from .obstacles import Obstacle
 from .onnx_convert import Conversion
 from .onnx_file import FileNode, load_file
-from .onnx_import import convert
+from .onnx_import import convert, finish
 from .opdef import get_op, parameter_slots, works
-from .passes import clean
 
 _MAC_CLASSES = ("pointwise", "conv", "depthwise", "gemm")
 
@@ -99,22 +98,13 @@ class TrainabilityReport:
 
 
 def trainability(
-    path: Path,
-    *,
-    batch: int = 1,
-    fold_batchnorm: bool = True,
-    head: int | None = None,
-    dims: Mapping[str, int] | None = None,
-    freeze_before: Sequence[str] = (),
+    path: Path, options: ImportOptions = PLAIN, *, freeze_before: Sequence[str] = ()
 ) -> TrainabilityReport:
     """Judge every node of a model file.
 
     Args:
         path: An ``.onnx`` file.
-        batch: Value of the symbolic batch dimension.
-        fold_batchnorm: Merge BatchNormalization into the layer before it, as the planner does.
-        head: Replace the last layer by a fresh one for so many classes.
-        dims: Values of other open dimensions, by name or ``INPUT:AXIS``.
+        options: How it is imported.
         freeze_before: Nodes before which nothing shall be trained.
 
     Raises:
@@ -122,13 +112,11 @@ def trainability(
             not known.
         UnsupportedModelError: The file can't be read as a graph at all.
     """
-    file = load_file(path, batch, dims)
+    file = load_file(path, options)
     conversion = convert(file)
     graph, obstacles = conversion.graph, list(conversion.obstacles)
     if not obstacles:
-        clean(graph, fold_batchnorm=fold_batchnorm)
-        if head is not None:
-            replace_head(graph, head)
+        finish(graph, options)
     frozen = frozen_before(graph, freeze_before)
     for what, count in (("inputs", len(file.inputs)), ("outputs", len(file.outputs))):
         if count != 1:
@@ -147,7 +135,7 @@ def trainability(
     stuck = {} if rejected else untrainable(graph, frozen)
     report = TrainabilityReport(
         file.name,
-        batch,
+        options.batch,
         tuple(layers),
         tuple(obstacles),
         stop_reasons(graph, stuck),

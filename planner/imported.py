@@ -40,9 +40,7 @@ def import_requested(r: Request, watch: Watch) -> Imported:
         UnsupportedModelError: The model can't be imported, or its samples lie along another axis.
         UsageError: It brings its own scales, but others are asked for, or the samples are wrong.
     """
-    forward = import_model(
-        r.model, batch=r.batch, fold_batchnorm=r.fold_batchnorm, head=r.head, dims=dict(r.dims)
-    )
+    forward = import_model(r.model, r.importing)
     _check_batch(r, forward)
     in_file = frozenset(forward.quantization)
     known = knows_activations(forward)
@@ -71,9 +69,10 @@ def _check_batch(r: Request, forward: Graph) -> None:
     if len(forward.inputs) != 1:
         return  # training says why not
     (x,) = forward.inputs
-    if x.type.shape and x.type.shape[0] != r.batch:
+    batch = r.importing.batch
+    if x.type.shape and x.type.shape[0] != batch:
         raise UnsupportedModelError(
             f"{r.model}: the first axis of the input {x.name}, {x.type}, is not a batch of"
-            f" {r.batch}; use --batch {x.type.shape[0]} if it is one of that size, else export the"
+            f" {batch}; use --batch {x.type.shape[0]} if it is one of that size, else export the"
             " model with the batch first (PyTorch: batch_first=True)"
         )

@@ -13,6 +13,7 @@ from ..ir.autodiff import build_training, candidates, param_slots
 from ..ir.candidates import with_states
 from ..ir.errors import InfeasibleError, UnsupportedModelError, UsageError
 from ..ir.freezing import frozen_before, stop_reasons, untrainable, way_out
+from ..ir.import_options import PLAIN, ImportOptions
 from ..ir.obstacles import report_obstacles
 from ..ir.precision import lower
 from ..ir.ranges import Method
@@ -55,6 +56,7 @@ class Request:
     Attributes:
         model: ONNX file.
         device: Target.
+        importing: How the file is imported.
         storage: Id of the device's storage to page to, None for no paging.
         ram_bytes: RAM budget in one region; None: ``ram_regions``.
         ram_regions: RAM budgets by name of the device's RAM runs; empty: all of them less the
@@ -67,10 +69,6 @@ class Request:
         train: ``auto``, ``all``, ``last``, ``bias``, or ``NAME`` and ``NAME=RATIO`` items.
         freeze_before: Nodes that nothing may be updated before; see ``ir.freezing``.
         state: What may become of an optimizer's tensors, see ``planner.state_forms``.
-        batch: Samples per micro-batch.
-        fold_batchnorm: Fold frozen BatchNormalization into the layer before it.
-        head: Classes of a fresh last layer; None: it stays.
-        dims: Open dimensions of the file beside the batch, by name or ``INPUT:AXIS``, and values.
         precision: ``LAYER=i8``, ``mixed`` and ``f32`` pins, with wildcards; see
             ``planner.precision``.
         calibration: Samples that a float model's scales are found from, or ``synthetic``: a guess
@@ -88,6 +86,7 @@ class Request:
 
     model: Path
     device: Device
+    importing: ImportOptions = PLAIN
     storage: str | None = None
     ram_bytes: int | None = None
     ram_regions: tuple[tuple[str, int], ...] = ()
@@ -99,10 +98,6 @@ class Request:
     train: tuple[str, ...] = ("auto",)
     freeze_before: tuple[str, ...] = ()
     state: tuple[str, ...] = ("keep",)
-    batch: int = 1
-    fold_batchnorm: bool = True
-    head: int | None = None
-    dims: tuple[tuple[str, int], ...] = ()
     precision: tuple[str, ...] = ()
     calibration: Path | Literal["synthetic"] | None = None
     calibration_method: Method = "minmax"
@@ -446,7 +441,7 @@ class Planner:
             done.training,
             done.schedule,
             self.cost,
-            source=source_of(r.model, r.batch, r.fold_batchnorm, r.head, r.dims),
+            source=source_of(r.model, r.importing),
             device=self._device_info(),
             bounds=bounds,
             gap=r.gap,

@@ -36,6 +36,7 @@ from pydantic import (
 )
 
 from ..ir.errors import UsageError
+from ..ir.import_options import ImportOptions
 from ..ir.precision import Precision
 from ..ir.training import LossName, OptimizerName, RoundingName, Saved, StateForm
 
@@ -95,6 +96,12 @@ class ModelInfo(_Lean):
     head: PositiveInt | None = None
     dims: dict[str, PositiveInt] = {}
     left_out: ClassVar[tuple[str, ...]] = ("head", "dims")
+
+    @property
+    def importing(self) -> ImportOptions:
+        """How the file was imported."""
+        dims = tuple(self.dims.items())
+        return ImportOptions(self.batch, self.fold_batchnorm, self.head, dims)
 
 
 class Training(_Record):

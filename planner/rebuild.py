@@ -62,10 +62,7 @@ def forward_of(plan: Plan, plan_path: Path, model_path: Path | None = None) -> G
             f"{path}: not the planned model (SHA-256 {found[:12]}…, planned"
             f" {plan.model.sha256[:12]}…); give the right one with --model, or plan again"
         )
-    m = plan.model
-    graph = import_model(
-        path, batch=m.batch, fold_batchnorm=m.fold_batchnorm, head=m.head, dims=m.dims
-    )
+    graph = import_model(path, plan.model.importing)
     if plan.quantization:
         _annotate(graph, plan)
     return graph

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,11 @@ from cli_run import Cli
 from onnx_files import agrees, floats, model, node, save
 
 from odt_plan.ir.errors import UnsupportedModelError, UsageError
+from odt_plan.ir.graph import Graph
+from odt_plan.ir.import_options import PLAIN, ImportOptions
 from odt_plan.ir.onnx_import import import_model
+from odt_plan.planner.assemble import source_of
+from odt_plan.planner.plan import ModelInfo
 
 LIMITS = ("--ram", "1MB", "--flash", "1MB")
 
@@ -40,12 +45,16 @@ def image_file(folder: Path) -> Path:
     return save(model(nodes, {"x": ["N", 3, "height", None]}, ["y"], constants), folder)
 
 
+def bound(path: Path, dims: dict[str, int], batch: int = 1) -> Graph:
+    return import_model(path, ImportOptions(batch=batch, dims=tuple(dims.items())))
+
+
 @pytest.mark.parametrize(
     "dims", [{"height": 5, "x:3": 7}, {"x:2": 5, "x:3": 7}, {"x:3": 7, "height": 5, "N": 1}]
 )
 def test_bound_by_name_or_place(dims: dict[str, int], tmp_path: Path) -> None:
     """Before shapes are inferred: nodes that compute with them are folded."""
-    graph = agrees(image_file(tmp_path), dims=dims)
+    graph = agrees(image_file(tmp_path), dims=tuple(dims.items()))
     assert graph.inputs[0].type.shape == (1, 3, 5, 7)
     assert [n.op for n in graph.nodes] == ["Conv", "Reshape", "ReduceMean", "Gemm"]
 
@@ -53,16 +62,16 @@ def test_bound_by_name_or_place(dims: dict[str, int], tmp_path: Path) -> None:
 def test_the_batch_is_one_of_them(tmp_path: Path) -> None:
     path, size = image_file(tmp_path), {"height": 5, "x:3": 7}
     by_batch, by_name = (
-        import_model(path, batch=3, dims=size),
-        import_model(path, dims={**size, "N": 3}),
+        bound(path, size, batch=3),
+        bound(path, {**size, "N": 3}),
     )
     assert repr(by_batch) == repr(by_name)
-    assert repr(import_model(path, batch=3, dims={**size, "x:0": 3})) == repr(by_batch)
+    assert repr(bound(path, {**size, "x:0": 3}, batch=3)) == repr(by_batch)
     two = model([node("Add", "x z", "y")], {"x": ["T", "N", 2], "z": ["T", "N", 2]}, ["y"])
-    graph = import_model(save(two, tmp_path), dims={"T": 5, "N": 2})  # for all of that name
+    graph = bound(save(two, tmp_path), {"T": 5, "N": 2})  # for all of that name
     assert [v.type.shape for v in graph.inputs] == [(5, 2, 2)] * 2
     with pytest.raises(UnsupportedModelError, match=r"z \(input\): dimension 1 \(N\) is not known"):
-        import_model(save(two, tmp_path), dims={"x:1": 2})  # but here for one input alone
+        bound(save(two, tmp_path), {"x:1": 2})  # but here for one input alone
 
 
 def test_the_message_tells_the_options(odt: Cli, tmp_path: Path) -> None:
@@ -96,7 +105,7 @@ def test_a_name_that_a_shell_would_split(tmp_path: Path) -> None:
         import_model(path)
     option = shlex.split(str(e.value).split("bind with --dim ")[1])
     assert option == ["sequence length=N"]
-    assert import_model(path, dims={"sequence length": 3}).inputs[0].type.shape == (1, 3)
+    assert bound(path, {"sequence length": 3}).inputs[0].type.shape == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +120,7 @@ def test_a_name_that_a_shell_would_split(tmp_path: Path) -> None:
 )
 def test_conflicts(dims: dict[str, int], batch: int, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
-        import_model(image_file(tmp_path), batch=batch, dims=dims)
+        bound(image_file(tmp_path), dims, batch=batch)
 
 
 @pytest.mark.parametrize(
@@ -130,3 +139,19 @@ def test_bad_input_is_one_line(
     done = odt(image_file(tmp_path), *LIMITS, *words)
     assert done.code in (2, 4)
     assert message in done.error
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ImportOptions(),
+        ImportOptions(batch=4),
+        ImportOptions(batch=4, fold_batchnorm=True, head=3),
+        ImportOptions(fold_batchnorm=False, dims=(("height", 5), ("x:3", 6))),
+    ],
+)
+def test_plans_keep_how_a_file_is_imported(options: ImportOptions, tmp_path: Path) -> None:
+    info = source_of(image_file(tmp_path), options)
+    kept = ModelInfo.model_validate_json(info.model_dump_json()).importing
+    assert kept == replace(options, fold_batchnorm=options.folds)
+    assert options.folds == (options.fold_batchnorm or options == PLAIN)

@@ -26,6 +26,7 @@ from odt_plan.ir.candidates import param_slots
 from odt_plan.ir.errors import UnsupportedModelError, UsageError
 from odt_plan.ir.grad_builder import GradBuilder
 from odt_plan.ir.graph import Graph, TensorType
+from odt_plan.ir.import_options import ImportOptions
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.opdef import get_op
@@ -88,7 +89,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> PlannedModel:
 @pytest.mark.parametrize("kind", [TensorProto.INT32, TensorProto.INT64])
 def test_result_is_that_of_onnxruntime(kind: int, tmp_path: Path) -> None:
     path = tokens(tmp_path, kind)
-    graph = import_model(path, batch=2)
+    graph = import_model(path, ImportOptions(batch=2))
     assert graph.inputs[0].type == TensorType((2, LENGTH), "i32")
     ids = np.random.default_rng(2).integers(-WORDS, WORDS, (2, LENGTH))
     dtype = helper.tensor_dtype_to_np_dtype(kind)
@@ -145,7 +146,7 @@ def test_it_learns(planned: PlannedModel) -> None:
 
 
 def _trained(path: Path) -> tuple[Any, TrainingGraph]:
-    forward = import_model(path, batch=2)
+    forward = import_model(path, ImportOptions(batch=2))
     training = build_training(forward, TrainingSpec(optimizer="momentum"), plans.whole(forward))
     return plans.keep_all(training), training
 

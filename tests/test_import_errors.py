@@ -16,6 +16,7 @@ from onnx_files import model, node, save
 
 from odt_plan.ir import onnx_external, onnx_fold
 from odt_plan.ir.errors import ModelWarning, OdtPlanError, UnsupportedModelError, UsageError
+from odt_plan.ir.import_options import ImportOptions
 from odt_plan.ir.onnx_import import import_model
 
 
@@ -24,7 +25,7 @@ def refused(
 ) -> str:
     """The message; it names the file and holds all parts."""
     with pytest.raises(kind) as e:
-        import_model(path, batch=batch)
+        import_model(path, ImportOptions(batch=batch))
     text = str(e.value)
     assert str(path) in text
     for part in parts:

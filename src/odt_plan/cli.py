@@ -34,6 +34,7 @@ from .options import (
     State,
     Storage,
     Train,
+    importing,
 )
 from .sweep_commands import fit, pareto
 
@@ -218,6 +219,7 @@ def plan(
     options = PlanOptions(
         model=model,
         device=device,
+        importing=importing(batch, fold_batchnorm, head, dim),
         ram=ram,
         flash=flash,
         storage=storage,
@@ -238,10 +240,6 @@ def plan(
         rounding=rounding,
         loss="cross_entropy" if loss == "cross-entropy" else loss,
         micro_batches=parse_micro_batches(micro_batches),
-        batch=batch,
-        fold_batchnorm=fold_batchnorm,
-        head=head,
-        dims=tuple(dim or ()),
         objective=objective,
         solver=solver,
         gap=gap,
@@ -352,16 +350,9 @@ def check(
     """Tell which layers can be trained, and everything that is in the way, by node name."""
     from .ir.trainability import trainability
     from .layers import layers_record, print_layers
-    from .planning import folds, parse_dims
 
-    report = trainability(
-        model,
-        batch=batch,
-        fold_batchnorm=folds(batch, fold_batchnorm),
-        head=head,
-        dims=parse_dims(dim or ()),
-        freeze_before=tuple(freeze_before or ()),
-    )
+    options = importing(batch, fold_batchnorm, head, dim)
+    report = trainability(model, options, freeze_before=tuple(freeze_before or ()))
     if as_json:
         print_json(layers_record(report))
     else:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from .ir.import_options import ImportOptions, parse_dims
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of the report.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
 Gap = Annotated[float, typer.Option(min=0.0, max=1.0, help="Relative gap to prove.")]
@@ -38,6 +40,14 @@ Dim = Annotated[
         help="Bind another dimension that the file leaves open (repeatable).",
     ),
 ]
+
+
+def importing(
+    batch: int, fold_batchnorm: bool | None, head: int | None, dim: list[str] | None
+) -> ImportOptions:
+    """What the options ``Batch``, ``Fold``, ``Head`` and ``Dim`` say."""
+    return ImportOptions(batch, fold_batchnorm, head, parse_dims(dim or ()))
+
 
 # -- what is trained, and how ----------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ from typing import Literal
 
 from .ir.calibrate import SYNTHETIC
 from .ir.errors import UsageError
-from .ir.graph import MAX_ELEMENTS, Graph
+from .ir.graph import Graph
+from .ir.import_options import PLAIN, ImportOptions
 from .ir.onnx_external import external_files
 from .ir.onnx_import import import_model
 from .ir.ranges import Method
@@ -45,6 +46,7 @@ class PlanOptions:
 
     model: Path
     device: str | None
+    importing: ImportOptions = PLAIN
     ram: str | None = None
     flash: str | None = None
     storage: str = "none"
@@ -65,10 +67,6 @@ class PlanOptions:
     rounding: RoundingName = "stochastic"
     loss: LossName | None = None
     micro_batches: int | Literal["auto"] = 1
-    batch: int = 1
-    fold_batchnorm: bool | None = None
-    head: int | None = None
-    dims: tuple[str, ...] = ()
     objective: str = "learn"
     solver: SolverName = "auto"
     gap: float = 1e-3
@@ -121,8 +119,6 @@ def make_request(options: PlanOptions) -> Request:
     device = _device(options)
     storage = None if options.storage == "none" else device.find_storage(options.storage).id
     spec_loss = options.loss
-    dims = parse_dims(options.dims)
-    fold = folds(options.batch, options.fold_batchnorm)
     ram, regions = parse_ram(options.ram) if options.ram is not None else (None, ())
     flash = parse_bytes(options.flash, "--flash") if options.flash is not None else None
     latency = parse_seconds(options.latency, "--latency") if options.latency is not None else None
@@ -132,15 +128,7 @@ def make_request(options: PlanOptions) -> Request:
     if math.isnan(options.gap):
         raise UsageError("--gap: nan is no gap; give for example 0.001")
     if spec_loss is None:
-        spec_loss = default_loss(
-            import_model(
-                options.model,
-                batch=options.batch,
-                fold_batchnorm=fold,
-                head=options.head,
-                dims=dims,
-            )
-        )
+        spec_loss = default_loss(import_model(options.model, options.importing))
     spec = TrainingSpec(
         loss=spec_loss,
         optimizer=options.optimizer,
@@ -151,6 +139,7 @@ def make_request(options: PlanOptions) -> Request:
     return Request(
         model=options.model,
         device=device,
+        importing=options.importing,
         storage=storage,
         replay=_replay(options),
         min_steps=options.min_steps,
@@ -166,10 +155,6 @@ def make_request(options: PlanOptions) -> Request:
         precision=options.precision,
         calibration=SYNTHETIC if options.calibration == Path(SYNTHETIC) else options.calibration,
         calibration_method=options.calibration_method,
-        batch=options.batch,
-        fold_batchnorm=fold,
-        head=options.head,
-        dims=tuple(dims.items()),
         objective=parse_objective(options.objective),
         solver=options.solver,
         gap=options.gap,
@@ -228,27 +213,6 @@ def split_list(texts: Sequence[str]) -> tuple[str, ...]:
     """Items of a repeatable option that may also hold commas, each once."""
     items = [item.strip() for text in texts for item in text.split(",")]
     return tuple(dict.fromkeys(i for i in items if i))
-
-
-def parse_dims(texts: Sequence[str]) -> dict[str, int]:
-    """``NAME=N`` and ``INPUT:AXIS=N`` of ``--dim``.
-
-    Raises:
-        UsageError: Another form, or two values for one name.
-    """
-    dims: dict[str, int] = {}
-    for text in texts:
-        name, _, size = text.rpartition("=")
-        if not name or not (size.isascii() and size.isdigit() and 1 <= int(size) <= MAX_ELEMENTS):
-            raise UsageError(f"--dim: {text!r} is not NAME=N or INPUT:AXIS=N with N from 1 on")
-        if dims.setdefault(name, int(size)) != int(size):
-            raise UsageError(f"--dim: {name} is given as {dims[name]} and as {int(size)}")
-    return dims
-
-
-def folds(batch: int, fold_batchnorm: bool | None) -> bool:
-    """Whether BatchNormalization is folded: at batch 1 where nothing is said."""
-    return batch == 1 if fold_batchnorm is None else fold_batchnorm
 
 
 def default_loss(graph: Graph) -> LossName:

@@ -27,6 +27,7 @@ from .options import (
     State,
     Storage,
     Train,
+    importing,
 )
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def pareto(
     options = PlanOptions(
         model=model,
         device=device,
+        importing=importing(batch, fold_batchnorm, head, dim),
         ram=ram,
         flash=flash,
         storage=storage,
@@ -128,10 +130,6 @@ def pareto(
         optimizer=optimizer,
         state=tuple(state or ()),
         micro_batches=micro_batches,
-        batch=batch,
-        fold_batchnorm=fold_batchnorm,
-        head=head,
-        dims=tuple(dim or ()),
         gap=gap,
         time_limit_s=time_limit,
         seed=seed,
@@ -199,6 +197,7 @@ def fit(
     from .planning import PlanOptions, make_request, split_list
     from .sweep_report import fit_rows, print_fits, table_csv
 
+    imported = importing(batch, fold_batchnorm, head, dim)
     devices = [load_device(d) for d in split_list(device or ()) or device_ids()]
 
     def request(path: str) -> Request:
@@ -206,16 +205,13 @@ def fit(
             PlanOptions(
                 model=Path(path),
                 device=GENERIC_DEVICE,
+                importing=imported,
                 train=tuple(train or ()),
                 freeze_before=tuple(freeze_before or ()),
                 calibration=calib,
                 optimizer=optimizer,
                 state=tuple(state or ()),
                 micro_batches=micro_batches,
-                batch=batch,
-                fold_batchnorm=fold_batchnorm,
-                head=head,
-                dims=tuple(dim or ()),
                 gap=gap,
                 time_limit_s=time_limit,
                 seed=seed,

@@ -76,7 +76,11 @@ def _before(p: Program, name: str) -> list[Node]:
     forward = [n for n in graph.nodes if n.phase == "forward"]
     at = {n.name: n for n in forward}
     at |= {n.name: b for b in forward if b.op == "StreamedBlock" for n in layers_of(b).nodes}
-    own = {n for k, n in at.items() if f"{k}/".startswith(f"{name}/")}
+
+    def called(part: str) -> set[Node]:
+        return {n for k, n in at.items() if f"{k}/".startswith(f"{part}/")}
+
+    own = called(name)
     merged = [k for k in graph.merged if f"{k}/".startswith(f"{name}/")]
     if not own and not merged:
         raise CheckError(f"asked.freeze_before: the graph has no node {name}")
@@ -85,7 +89,8 @@ def _before(p: Program, name: str) -> list[Node]:
         host: str | None = k
         while host in graph.merged:
             host = graph.merged[host]
-        wanted.update(at[host].outputs if host is not None else ())
+        if host is not None:
+            wanted.update(v for n in called(host) for v in n.outputs)
     found: list[Node] = []
     for node in reversed(forward):
         if node not in own and wanted.intersection(node.outputs):

@@ -80,7 +80,7 @@ class _TrainingBuilder:
             self.chosen[c.param].append(c)
         self.superset = any(len(cs) > 1 for cs in self.chosen.values())
         self.graph = Graph(forward.name)
-        self.graph.unchanged = forward.unchanged
+        self.graph.unchanged, self.graph.merged = forward.unchanged, forward.merged
         self.map: dict[Value, Value] = {}
         self.cold: dict[str, Value] = {}
         self.aux: dict[Node, list[Node]] = {}

@@ -178,6 +178,8 @@ class Graph:
         notes: What the importer changed to make a model that can be trained.
         loss: Of the prediction and a target, its two inputs: the loss that the file ends in.
         unchanged: Layers that ``ir.precision`` found to do nothing in i8, and left out.
+        merged: Nodes that ``ir.precision`` made no node of -> the one that made their results
+            before them; None: a run-time input holds it.
     """
 
     def __init__(self, name: str) -> None:
@@ -193,6 +195,7 @@ class Graph:
         self.notes: tuple[str, ...] = ()
         self.loss: Graph | None = None
         self.unchanged: frozenset[str] = frozenset()
+        self.merged: dict[str, str | None] = {}
 
     def add_input(self, name: str, type_: TensorType) -> Value:
         """Declare a run-time input."""

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 
 import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, inliner
 
-from .graph import MAX_ELEMENTS, Array, TensorType
+from .graph import MAX_ELEMENTS, Array, TensorType, unique_name
+from .import_options import PLAIN, ImportOptions
 from .obstacles import Obstacle
+from .onnx_dims import bind_dims
 from .onnx_fold import ELEMENT_TYPES, infer_and_fold
 from .onnx_guard import is_sound
 from .onnx_read import (
@@ -120,30 +123,32 @@ class ModelFile:
         return self.origins.get(name, Origin(name))
 
 
-def load_file(path: Path, batch: int) -> ModelFile:
+def load_file(path: Path, options: ImportOptions = PLAIN) -> ModelFile:
     """Read, check, bind, infer and fold a model file.
 
     Args:
         path: An ``.onnx`` file.
-        batch: Value of the symbolic batch dimension.
+        options: Batch and dimensions are bound by them.
 
     Raises:
-        UsageError: The path is missing, a folder or unreadable.
+        UsageError: The path is missing, a folder or unreadable, or has no such dimensions.
         UnsupportedModelError: The file can't be read as a graph at all. Everything less than that
             stands in ``obstacles``.
     """
     proto = read_proto(path)
-    notes = bind_states(proto, batch) + plain_outputs(proto)
-    return replace(model_file(proto, path, batch), notes=notes)
+    bind_dims(proto, path, options)
+    _name_nodes(proto)  # by their places in the file
+    notes = bind_states(proto, options.batch) + plain_outputs(proto)
+    return replace(model_file(proto, path, options.batch), notes=notes)
 
 
 def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
     """Check, bind, infer and fold a model.
 
     Args:
-        proto: A model without external data; changed.
+        proto: A model without external data, its dimensions bound; changed.
         path: What messages call it.
-        batch: Value of the symbolic batch dimension.
+        batch: The bound batch.
 
     Raises:
         UnsupportedModelError: It is no graph at all. Everything less stands in ``obstacles``.
@@ -153,15 +158,14 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
     hoist_initializers(proto)
     check_structure(proto, path)
     proto, opset = at_known_opset(proto, path)
-    for node, name in zip(proto.graph.node, unique_names(proto.graph.node), strict=True):
-        node.name = name
+    _name_nodes(proto)
     constants, obstacles = read_initializers(proto)
     known = set(constants) | {o.where for o in obstacles}
     runtime = [v for v in proto.graph.input if v.name not in known]
     del proto.graph.input[:]
     indices = _indices(proto)
     numbers = _numbers(proto) - indices
-    inputs = {v.name: _bind(v, batch, runtime, indices, numbers, obstacles) for v in runtime}
+    inputs = {v.name: _input_type(v, batch, indices, numbers, obstacles) for v in runtime}
     proto.graph.input.extend(runtime)
     proto.ir_version = max(proto.ir_version, 4)  # from here on initializers need not be inputs
     _forget_symbols(proto)
@@ -195,28 +199,28 @@ def unique_names(nodes: Sequence[NodeProto]) -> list[str]:
     """A name of its own for every node: messages and plans refer to nodes by name."""
     names: dict[str, None] = {}
     for i, node in enumerate(nodes):
-        name = base = node_name(node, i)
-        suffix = 2
-        while name in names:
-            name, suffix = f"{base}~{suffix}", suffix + 1
-        names[name] = None
+        names[unique_name(node_name(node, i), names)] = None
     return list(names)
 
 
-def _bind(
+def _name_nodes(proto: ModelProto) -> None:
+    for node, name in zip(proto.graph.node, unique_names(proto.graph.node), strict=True):
+        node.name = name
+
+
+def _input_type(
     v: ValueInfoProto,
     batch: int,
-    runtime: list[ValueInfoProto],
     indices: set[str],
     numbers: set[str],
     obstacles: list[Obstacle],
 ) -> TensorType | None:
-    """Replace the symbolic batch of an input by its value; the type if it is static now.
+    """The type of an input, if it is static.
 
-    Files also write an unknown batch as 0 or -1. An input of another element type is judged on as
-    if it were float32, so that the report does not repeat the reason at every node; 8-bit inputs
-    are judged where the graph is built, because their scales stand in later nodes. Indices become
-    i32, whatever the file has, and integers that are cast to numbers or conditions (masks) float32.
+    An input of another element type is judged on as if it were float32, so that the report does not
+    repeat the reason at every node; 8-bit inputs are judged where the graph is built, because their
+    scales stand in later nodes. Indices become i32, whatever the file has, and integers that are
+    cast to numbers or conditions (masks) float32.
     """
     if not v.type.HasField("tensor_type"):
         obstacles.append(Obstacle(v.name, "input", "is not a tensor"))
@@ -236,31 +240,13 @@ def _bind(
     if not tensor.HasField("shape"):
         obstacles.append(Obstacle(v.name, "input", "has no shape; export with static shapes"))
         return None
-    for d in dims:
-        if d.dim_value < 0:
-            d.Clear()
-    first = [w.type.tensor_type.shape.dim for w in runtime if w.type.HasField("tensor_type")]
-    symbols = {d[0].dim_param for d in first if d} - {""}
-    for axis, d in enumerate(dims):
-        if d.dim_value > 0:
-            if axis == 0 and batch not in (1, d.dim_value):
-                reason = (
-                    f"has a fixed batch of {d.dim_value}, not {batch}; use --batch {d.dim_value}"
-                )
-                obstacles.append(Obstacle(v.name, "input", reason))
-        elif axis == 0 or d.dim_param in symbols:
-            d.dim_value = batch
-        else:
-            bind = f"--input_name {v.name} --input_shape 1,..."
-            if d.dim_param:
-                bind = f"--dim_param {d.dim_param} --dim_value ..."
-            reason = (
-                f"dimension {axis} ({d.dim_param or 'unnamed'}) is not known; --batch binds only"
-                " the batch, export with a static shape or bind it by python -m"
-                f" onnxruntime.tools.make_dynamic_shape_fixed {bind}"
-            )
-            obstacles.append(Obstacle(v.name, "input", reason))
-            return None
+    if dims and batch not in (1, dims[0].dim_value):
+        fixed = dims[0].dim_value
+        reason = f"has a fixed batch of {fixed}, not {batch}; use --batch {fixed}"
+        obstacles.append(Obstacle(v.name, "input", reason))
+    if unknown := [axis for axis, d in enumerate(dims) if d.dim_value < 1]:
+        obstacles.append(Obstacle(v.name, "input", _unknown(v, unknown)))
+        return None
     sizes = tuple(d.dim_value for d in dims)
     if not is_sound(sizes):
         reason = f"{[*sizes]} has more than {MAX_ELEMENTS} elements"
@@ -269,6 +255,16 @@ def _bind(
         return None
     dtype = ELEMENT_TYPES[tensor.elem_type] if tensor.elem_type in EIGHT_BITS else "f32"
     return TensorType(sizes, "i32" if indexing else dtype)
+
+
+def _unknown(v: ValueInfoProto, axes: list[int]) -> str:
+    """Which dimensions of an input have no value, and how to give them one."""
+    names = {a: v.type.tensor_type.shape.dim[a].dim_param for a in axes}
+    told = ", ".join(f"{a} ({name or 'unnamed'})" for a, name in names.items())
+    keys = dict.fromkeys(name or f"{v.name}:{a}" for a, name in names.items())
+    options = " ".join(f"--dim {quote(f'{key}=N')}" for key in keys)
+    subject = f"dimensions {told} are" if len(axes) > 1 else f"dimension {told} is"
+    return f"{subject} not known; bind with {options}"
 
 
 def _indices(proto: ModelProto) -> set[str]:

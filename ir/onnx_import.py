@@ -6,14 +6,16 @@ the type that onnx inferred, so that everything behind it is judged as well.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from .errors import GraphError
 from .file_loss import part_loss
-from .graph import Attr, Graph, Value
+from .graph import Attr, Graph, TensorType, Value
 from .head import replace_head
+from .import_options import PLAIN, ImportOptions
 from .obstacles import Obstacle, report_obstacles
 from .onnx_convert import Conversion, RejectedError, Rule, Site
 from .onnx_file import SHAPING, FileNode, ModelFile, load_file
@@ -26,11 +28,13 @@ from .surgery import rename
 
 #: Operators that move elements of operand 0, whatever these are.
 _MOVES = (*SHAPING, "Gather", "GatherElements", "GatherND")
+#: Types that results have in the file -> in the graph; integers of other nodes may be constants
+#: once an obstacle before them is gone, those of operators that are not supported are not.
+_REAL = {"f32": "f32"}
+_RESULTS = {**_REAL, "i32": "i32", "i64": "i32", "bits": "bits"}
 
 
-def import_model(
-    path: Path, *, batch: int = 1, fold_batchnorm: bool = True, head: int | None = None
-) -> Graph:
+def import_model(path: Path, options: ImportOptions = PLAIN) -> Graph:
     """Read a model file as a forward graph; a loss at its end is parted off (``Graph.loss``).
 
     Inputs and outputs keep the names, number and layout that they have in the file. A quantized
@@ -40,28 +44,24 @@ def import_model(
 
     Args:
         path: An ``.onnx`` file, opset 8 to the newest of the installed onnx.
-        batch: Value of the symbolic batch dimension.
-        fold_batchnorm: Merge BatchNormalization with frozen statistics into the layer before it.
-        head: Replace the last layer by a fresh one for so many classes.
+        options: How it is imported.
 
     Raises:
-        UsageError: The path is missing, a folder or unreadable.
+        UsageError: The path is missing, a folder or unreadable, or the options don't fit it.
         UnsupportedModelError: Lists everything in the model that can't be planned.
     """
-    graph = graph_of(load_file(path, batch), path, fold_batchnorm=fold_batchnorm)
-    part_loss(graph)
-    if head is not None:
-        replace_head(graph, head)
+    graph = graph_of(load_file(path, options), path, options)
+    finish(graph, options)
     return graph
 
 
-def graph_of(file: ModelFile, path: Path, *, fold_batchnorm: bool = True) -> Graph:
+def graph_of(file: ModelFile, path: Path, options: ImportOptions = PLAIN) -> Graph:
     """The cleaned forward graph of a model that has been read.
 
     Args:
         file: The model.
         path: What messages call it.
-        fold_batchnorm: As in ``import_model``.
+        options: As in ``import_model``; dimensions are bound already.
 
     Raises:
         UnsupportedModelError: Lists everything in the model that can't be planned.
@@ -69,8 +69,19 @@ def graph_of(file: ModelFile, path: Path, *, fold_batchnorm: bool = True) -> Gra
     conversion = convert(file)
     if conversion.obstacles:
         raise report_obstacles(path, conversion.obstacles)
-    clean(conversion.graph, fold_batchnorm=fold_batchnorm)
+    clean(conversion.graph, fold_batchnorm=options.folds)
     return conversion.graph
+
+
+def finish(graph: Graph, options: ImportOptions) -> None:
+    """Make a cleaned graph one that is trained: its loss apart, its head replaced.
+
+    Raises:
+        UnsupportedModelError: The loss can't be parted off, or the head not replaced.
+    """
+    part_loss(graph)
+    if options.head is not None:
+        replace_head(graph, options.head)
 
 
 def convert(file: ModelFile) -> Conversion:
@@ -134,7 +145,7 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         operands = [i for i in node.inputs if i]
         known = file.constants.keys() | conversion.empty
         if any(i not in known and conversion.values.get(i) is None for i in operands):
-            _placeholders(conversion, node)  # the reason is reported where it arose
+            _placeholders(conversion, node, _REAL)  # the reason is reported where it arose
             return
         stored, span = integers_kept(conversion, node), span_of_result(conversion, node)
         made = _converted(conversion, node, rule)
@@ -153,7 +164,7 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         ]
         conversion.obstacles.append(Obstacle(node.name, node.op, reason))
         conversion.order.append(node.name)
-        _placeholders(conversion, node)
+        _placeholders(conversion, node, _RESULTS if rule is None else _REAL)
         return
     conversion.order += [n.name for n in graph.nodes[begin:]]
     for out, result in zip(node.outputs, results, strict=False):
@@ -197,11 +208,15 @@ def _converted(
     return tuple(results)
 
 
-def _placeholders(conversion: Conversion, node: FileNode) -> None:
+def _placeholders(
+    conversion: Conversion, node: FileNode, dtypes: Mapping[str, str]
+) -> None:
+    """Results that stand for those of a node that was not converted, where their type is known."""
     for out in filter(None, node.outputs):
         type_ = conversion.file.types.get(out)
         known: Value | None = None
         real = node.op != "QuantizeLinear"  # its result has a meaning only by its parameters
-        if real and type_ and type_.dtype == "f32" and out not in conversion.graph.values:
-            known = conversion.graph.add_state(out, type_)
+        dtype = dtypes.get(type_.dtype) if type_ and real else None
+        if type_ and dtype and out not in conversion.graph.values:
+            known = conversion.graph.add_state(out, TensorType(type_.shape, dtype))
         conversion.values[out] = known

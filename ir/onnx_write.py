@@ -97,21 +97,16 @@ class OriginalFile:
         Args:
             prefix: Begins the key of each note.
             model: Notes on the model.
-            nodes: Notes on nodes of the main graph, by the names that importing gives them. Where
-                it rewrites the graph first (functions, old operator sets), nodes without a name of
-                their own have none.
+            nodes: Notes on nodes of the main graph, by the names that importing gives them.
         """
-        proto = self._proto
-        _note(proto.metadata_props, prefix, model)
-        old = any(o.version < 8 for o in proto.opset_import if o.domain in STANDARD_DOMAINS)
-        for node, name in zip(proto.graph.node, unique_names(proto.graph.node), strict=True):
-            known = node.name == name or not (proto.functions or old)
-            _note(node.metadata_props, prefix, nodes.get(name, {}) if known else {})
+        _note(self._proto.metadata_props, prefix, model)
+        for node, name in zip(self._proto.graph.node, self.nodes, strict=True):
+            _note(node.metadata_props, prefix, nodes.get(name, {}))
 
     @property
-    def nodes(self) -> frozenset[str]:
+    def nodes(self) -> list[str]:
         """Names of the nodes of the main graph, as importing gives them."""
-        return frozenset(unique_names(self._proto.graph.node))
+        return unique_names(self._proto.graph.node)
 
     def save(self, path: Path, data: str) -> None:
         """Write the model; tensors that stood beside it come into one file beside it again.

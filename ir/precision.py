@@ -167,6 +167,7 @@ class _Lowering:
         x = node.inputs[0] if node.inputs else None
         if node.op == "Dequantize" and x is not None and self._quant(node.out) == x.type.quant:
             self.stored[node.out] = self.real[x]  # a run-time input that is i8 in the file
+            self.new.merged[node.name] = None
             return
         if node.op in MOVES and x is not None and self._moves_integers(node, x):
             self.stored[node.out] = self._emit(node, node.op, (self._stored(x),), node.attrs)
@@ -282,6 +283,8 @@ class _Lowering:
         last = node if follower is None else follower
         quant = self.old.quantization[last.out.name]
         self.done.add(last)
+        if follower is not None:
+            self.new.merged[follower.name] = node.name
         return last, {**_result_attrs(quant), "clamp": clamp_of(follower or node, quant)}
 
     def _mixed(self, node: Node) -> None:
@@ -302,6 +305,7 @@ class _Lowering:
             if x.type.quant == quant and attrs["clamp"] == (LOW, HIGH):
                 self.stored[last.out] = x
                 self.new.unchanged |= {node.name}
+                self.new.merged[node.name] = None if x.producer is None else x.producer.name
                 return
             out = self._emit(last, "Requantize", (x,), attrs, node.name)
         elif node.op == "MaxPool":

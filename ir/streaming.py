@@ -177,6 +177,7 @@ def stream(lowered: Graph, names: Collection[str]) -> Graph:
         twin |= dict(zip(node.outputs, made.outputs, strict=True))
     result.outputs = [twin[v] for v in lowered.outputs]
     result.quantization = {k: q for k, q in lowered.quantization.items() if k in result.values}
-    result.unchanged, result.loss = lowered.unchanged, lowered.loss
+    result.unchanged, result.merged = lowered.unchanged, lowered.merged
+    result.loss = lowered.loss
     result.verify()
     return result

@@ -27,6 +27,7 @@ def decisions(p: Program, machine: Machine) -> None:
     _precision(p)
     _objective(p)
     _order(p)
+    _freezing(p)
 
 
 def _order(p: Program) -> None:
@@ -51,6 +52,51 @@ def _order(p: Program) -> None:
             f"reordered is {p.plan.reordered}, but operators run in"
             f" {'another order than' if reordered else 'the order of'} the graph"
         )
+
+
+def _freezing(p: Program) -> None:
+    """Nothing is updated that a node of ``--freeze-before`` depends on."""
+    for name in p.plan.asked.freeze_before if p.plan.asked is not None else ():
+        for node in _before(p, name):
+            for u in p.training.updates:
+                if u.value in node.inputs:
+                    raise CheckError(
+                        f"asked.freeze_before: {u.candidate.param} of {node.name} is updated, which"
+                        f" {name} depends on"
+                    )
+
+
+def _before(p: Program, name: str) -> list[Node]:
+    """What a node of the imported graph, or a module, depends on.
+
+    Layers of a streamed block stand for the block; nodes that are merged into one before them come
+    right behind it.
+    """
+    graph = p.training.graph
+    forward = [n for n in graph.nodes if n.phase == "forward"]
+    at = {n.name: n for n in forward}
+    at |= {n.name: b for b in forward if b.op == "StreamedBlock" for n in layers_of(b).nodes}
+
+    def called(part: str) -> set[Node]:
+        return {n for k, n in at.items() if f"{k}/".startswith(f"{part}/")}
+
+    own = called(name)
+    merged = [k for k in graph.merged if f"{k}/".startswith(f"{name}/")]
+    if not own and not merged:
+        raise CheckError(f"asked.freeze_before: the graph has no node {name}")
+    wanted = {v for n in own for v in n.operands()}
+    for k in merged:
+        host: str | None = k
+        while host in graph.merged:
+            host = graph.merged[host]
+        if host is not None:
+            wanted.update(v for n in called(host) for v in n.outputs)
+    found: list[Node] = []
+    for node in reversed(forward):
+        if node not in own and wanted.intersection(node.outputs):
+            found.append(node)
+            wanted.update(node.operands())
+    return found
 
 
 def _precision(p: Program) -> None:

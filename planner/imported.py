@@ -41,7 +41,7 @@ def import_requested(r: Request, watch: Watch) -> Imported:
         UnsupportedModelError: The model can't be imported, or its samples lie along another axis.
         UsageError: It brings its own scales, but others are asked for, or the samples are wrong.
     """
-    forward = import_model(r.model, batch=r.batch, fold_batchnorm=r.fold_batchnorm, head=r.head)
+    forward = import_model(r.model, r.importing)
     _check_batch(r, forward)
     in_file = frozenset(forward.quantization)
     known = knows_activations(forward)
@@ -69,11 +69,12 @@ def import_requested(r: Request, watch: Watch) -> Imported:
 
 def _check_batch(r: Request, forward: Graph) -> None:
     """The first axis of an input runs over samples, as in recurrent layers it may not."""
+    batch = r.importing.batch
     for x in forward.inputs:
-        if x.type.shape and x.type.shape[0] != r.batch:
+        if x.type.shape and x.type.shape[0] != batch:
             raise UnsupportedModelError(
                 f"{r.model}: the first axis of the input {x.name}, {x.type}, is not a batch of"
-                f" {r.batch}; use --batch {x.type.shape[0]} if it is one of that size, else export"
+                f" {batch}; use --batch {x.type.shape[0]} if it is one of that size, else export"
                 " the model with the batch first (PyTorch: batch_first=True)"
             )
         if not x.type.shape and len(forward.inputs) > 1:
@@ -82,8 +83,8 @@ def _check_batch(r: Request, forward: Graph) -> None:
                 " constant"
             )
     target = None if forward.loss is None else forward.loss.inputs[1]
-    if target is not None and target.type.shape[:1] != (r.batch,):
+    if target is not None and target.type.shape[:1] != (batch,):
         raise UnsupportedModelError(
             f"{r.model}: the first axis of the target {target.name}, {target.type}, is not the"
-            f" batch of {r.batch}; export the model with one target per sample"
+            f" batch of {batch}; export the model with one target per sample"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from ..ir.autodiff import build_training
@@ -86,8 +87,7 @@ def imported(plan: Plan, path: Path, *, head: int | None = None) -> Graph:
         UsageError: The plan's scales do not fit it.
         UnsupportedModelError: It can't be imported.
     """
-    m = plan.model
-    graph = import_model(path, batch=m.batch, fold_batchnorm=m.fold_batchnorm, head=head)
+    graph = import_model(path, replace(plan.model.importing, head=head))
     if plan.quantization:
         _annotate(graph, plan)
     return graph

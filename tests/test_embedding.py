@@ -27,6 +27,7 @@ from odt_plan.ir.candidates import param_slots
 from odt_plan.ir.errors import UnsupportedModelError, UsageError
 from odt_plan.ir.grad_builder import GradBuilder
 from odt_plan.ir.graph import Graph, TensorType
+from odt_plan.ir.import_options import ImportOptions
 from odt_plan.ir.indices import tables_of
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.onnx_import import import_model
@@ -132,7 +133,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> PlannedModel:
 @pytest.mark.parametrize("kind", [TensorProto.INT32, TensorProto.INT64])
 def test_result_is_that_of_onnxruntime(kind: int, tmp_path: Path) -> None:
     path = tokens(tmp_path, kind)
-    graph = import_model(path, batch=2)
+    graph = import_model(path, ImportOptions(batch=2))
     assert graph.inputs[0].type == TensorType((2, LENGTH), "i32")
     ids = np.random.default_rng(2).integers(-WORDS, WORDS, (2, LENGTH))
     dtype = helper.tensor_dtype_to_np_dtype(kind)
@@ -190,7 +191,7 @@ def test_it_learns(planned: PlannedModel) -> None:
 
 
 def _trained(path: Path) -> tuple[Any, TrainingGraph]:
-    forward = import_model(path, batch=2)
+    forward = import_model(path, ImportOptions(batch=2))
     training = build_training(forward, TrainingSpec(optimizer="momentum"), plans.whole(forward))
     return plans.keep_all(training), training
 
@@ -202,7 +203,7 @@ def test_integers_that_are_computed(pairs: bool, tmp_path: Path) -> None:
     Any id of the table is taken, and no other.
     """
     path = last_token(tmp_path, pairs=pairs)
-    graph = import_model(path, batch=2)
+    graph = import_model(path, ImportOptions(batch=2))
     ids = np.random.default_rng(6).integers(-WORDS, WORDS, (2, LENGTH))
     for padding in range(LENGTH):
         ids[0, padding:] = 7
@@ -239,7 +240,7 @@ def test_integers_that_are_not_exact(node_: Any, reason: str, tmp_path: Path) ->
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     with pytest.raises(UnsupportedModelError, match=reason):
-        import_model(save(proto, tmp_path), batch=2)
+        import_model(save(proto, tmp_path), ImportOptions(batch=2))
 
 
 @needs_gcc

@@ -24,6 +24,7 @@ from plans import whole
 from odt_plan.ir.autodiff import build_training
 from odt_plan.ir.errors import UnsupportedModelError
 from odt_plan.ir.graph import Graph
+from odt_plan.ir.import_options import ImportOptions
 from odt_plan.ir.onnx_file import load_file
 from odt_plan.ir.onnx_import import convert, import_model
 from odt_plan.ir.training import TrainingSpec
@@ -105,7 +106,7 @@ def test_a_classifier_is_its_probabilities(
     two: bool, strings: bool, zipped: bool, tmp_path: Path
 ) -> None:
     proto = classifier(two=two, strings=strings, zipped=zipped)
-    graph = import_model(save(proto, tmp_path), batch=4)
+    graph = import_model(save(proto, tmp_path), ImportOptions(batch=4))
     x = floats(RNG, 4, 3)
     (got,) = outputs(graph, {"X": x})
     np.testing.assert_allclose(got, probabilities(proto, x), rtol=1e-5, atol=1e-6)
@@ -247,7 +248,7 @@ def test_slices_backwards(tmp_path: Path) -> None:
     }  # fmt: skip
     graph = agrees(save(model(nodes, {"x": [3, 6, 5]}, ["y"], constants), tmp_path))
     assert ops(graph) == ["Gather", "Gather", "Slice"]
-    parts = convert(load_file(save(model(nodes, {"x": [3, 6, 5]}, ["y"], constants), tmp_path), 1))
+    parts = convert(load_file(save(model(nodes, {"x": [3, 6, 5]}, ["y"], constants), tmp_path)))
     assert not parts.obstacles
 
 

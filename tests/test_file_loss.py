@@ -21,6 +21,7 @@ from test_c_backend import reference, samples
 from odt_plan.backends.c import emit_c
 from odt_plan.backends.numpy import Runtime
 from odt_plan.ir.errors import UnsupportedModelError, UsageError
+from odt_plan.ir.import_options import ImportOptions
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.targets import Bounds, bounds_of
@@ -145,7 +146,7 @@ def test_value_and_step(case: str, tmp_path: Path) -> None:
     """The value by ONNX Runtime, a step of everything by PyTorch, by a plan bit for bit."""
     make, criterion, prediction = CASES[case]
     path = make(tmp_path)
-    forward = import_model(path, batch=BATCH)
+    forward = import_model(path, ImportOptions(batch=BATCH))
     assert [v.name for v in (*forward.inputs, *forward.outputs)] == ["x", prediction]
     assert "trained by the loss of the file, loss, with the target t; the p" in forward.notes[-1]
     t = plans.training_of(forward, TrainingSpec(loss="output"))
@@ -181,7 +182,7 @@ def test_value_and_step(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ["weighted", "binary", "column"])
 def test_c_gives_the_same_bits(case: str, tmp_path: Path) -> None:
     """Inference, steps and self-test; an ignored label passes the check."""
-    forward = import_model(CASES[case][0](tmp_path), batch=BATCH)
+    forward = import_model(CASES[case][0](tmp_path), ImportOptions(batch=BATCH))
     t = plans.training_of(forward, TrainingSpec(loss="output"))
     plan = plans.keep_all(t)
     emit_c(plan, t, tmp_path)
@@ -196,7 +197,8 @@ def test_c_gives_the_same_bits(case: str, tmp_path: Path) -> None:
 
 def test_labels_and_their_bounds(tmp_path: Path) -> None:
     path = softmax(tmp_path, ignore_index=-100)
-    t = plans.training_of(import_model(path, batch=BATCH), TrainingSpec(loss="output"))
+    forward = import_model(path, ImportOptions(batch=BATCH))
+    t = plans.training_of(forward, TrainingSpec(loss="output"))
     assert bounds_of(t.graph, t.target) == Bounds(0, CLASSES - 1, -100)
     by_plan = Runtime(plans.keep_all(t), t)
     x = np.ones((BATCH, 4), np.float32)

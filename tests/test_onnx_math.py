@@ -241,7 +241,7 @@ def test_steps_have_no_gradient_and_say_so(op: str, tmp_path: Path) -> None:
     path = save(model(nodes, {"x": [1, 4]}, ["y"], constants), tmp_path)
     graph, report = import_model(path), trainability(path)
     assert [x.name for x in report.trainable] == ["second"]
-    assert report.advice.startswith("freeze everything before second")
+    assert report.advice.startswith("freeze everything before step (--freeze-before step)")
     build_training(graph, TrainingSpec(loss="mse"), [Candidate("v")])
     with pytest.raises(UnsupportedModelError, match=f"node step: {op} has no gradient"):
         build_training(graph, TrainingSpec(loss="mse"), [Candidate("w")])

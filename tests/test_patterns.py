@@ -136,7 +136,7 @@ def becomes(nodes: list[NodeProto], data: dict[str, Array], op: str, folder: Pat
     merged = agrees(path)
     inner = [n.op for n in merged.nodes if n.op not in ("Gemm", "MatMul", "Reshape")]
     assert inner == [op]
-    parts = convert(load_file(path, 1)).graph
+    parts = convert(load_file(path)).graph
     drop_dead(parts)
     want, got = after_a_step(parts), after_a_step(merged)
     assert set(got) >= set(want) > {"u"}  # a bias in a Sub is none by itself
@@ -294,7 +294,7 @@ def test_padding_is_trained_alike(op: str, tmp_path: Path) -> None:
     ]
     data = {"pads": PADS, "k": floats(RNG, 2, 3, 3, 3)}
     path = save(model(nodes, {"in": [1, 3, 8, 9]}, ["y"], data), tmp_path)
-    want, got = after_a_step(convert(load_file(path, 1)).graph), after_a_step(import_model(path))
+    want, got = after_a_step(convert(load_file(path)).graph), after_a_step(import_model(path))
     np.testing.assert_allclose(got["k"], want["k"], rtol=1e-5, atol=1e-6)
 
 
@@ -331,7 +331,7 @@ def test_channels_last(tmp_path: Path) -> None:
     path = save(model(channels_last_block(), {"in": [1, 8, 8, 3]}, ["y"], data, opset=14), tmp_path)
     graph = agrees(path)
     assert [n.op for n in graph.nodes].count("Transpose") == 1
-    want, got = after_a_step(convert(load_file(path, 1)).graph), after_a_step(graph)
+    want, got = after_a_step(convert(load_file(path)).graph), after_a_step(graph)
     assert set(got) == set(want)
     for name, new in want.items():
         np.testing.assert_allclose(got[name].reshape(new.shape), new, rtol=1e-4, atol=1e-5)

@@ -16,6 +16,7 @@ from onnx_files import floats, model, node, save
 from odt_plan.ir.calibrate import calibrate, load_samples
 from odt_plan.ir.errors import GraphError, UsageError
 from odt_plan.ir.graph import Graph, TensorType
+from odt_plan.ir.import_options import ImportOptions
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.precision import all_i8, lower, quantizable
@@ -247,7 +248,7 @@ def test_calibrated_network_is_close_to_the_float_one(
 def test_minmax_is_what_was_seen(tmp_path: Path) -> None:
     """Also with a batch that does not divide the number of samples."""
     path, x = _network(tmp_path), _samples(7)
-    one, batched = import_model(path), import_model(path, batch=3)
+    one, batched = import_model(path), import_model(path, ImportOptions(batch=3))
     calibrate(one, x)
     calibrate(batched, x)
     assert one.quantization == batched.quantization

@@ -26,6 +26,7 @@ from odt_plan.backends.c import emit_c
 from odt_plan.ir.autodiff import build_training
 from odt_plan.ir.errors import GraphError, UnsupportedModelError
 from odt_plan.ir.graph import Attr, Graph, TensorType
+from odt_plan.ir.import_options import ImportOptions
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.trainability import trainability
 from odt_plan.ir.training import Candidate, TrainingSpec
@@ -220,7 +221,7 @@ def test_batch_first_is_the_other_layout(op: str, direction: str, tmp_path: Path
         t.CopyFrom(numpy_helper.from_array(a.swapaxes(0, 1) if "0" in t.name else a, t.name))
     x = floats(np.random.default_rng(1), 4, 2, 3)
     want = runtime(save(given[0], tmp_path), {"x": x})
-    graph = import_model(save(given[1], tmp_path), batch=2)
+    graph = import_model(save(given[1], tmp_path), ImportOptions(batch=2))
     got = outputs(graph, {"x": x.swapaxes(0, 1)})
     assert_close(got[0], want[0].transpose(2, 0, 1, 3))
     for g, w in zip(got[1:], want[1:], strict=True):
@@ -253,7 +254,7 @@ def test_stacked_layers_of_torch(kind: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = Last(kind(5, 6, num_layers=2, bidirectional=True, batch_first=True), 12).eval()
     x = torch.randn(2, 7, 5)
-    graph = import_model(torch_file(net, x, tmp_path), batch=2)
+    graph = import_model(torch_file(net, x, tmp_path), ImportOptions(batch=2))
     (y,) = outputs(graph, {graph.inputs[0].name: x.numpy()})
     assert_close(y, net(x).detach().numpy())
     assert sum(n.op == kind.__name__ for n in graph.nodes) == 4

@@ -14,6 +14,7 @@ from typing import Literal
 from .ir.calibrate import SYNTHETIC
 from .ir.errors import UsageError
 from .ir.graph import Graph
+from .ir.import_options import PLAIN, ImportOptions
 from .ir.onnx_external import external_files
 from .ir.onnx_import import import_model
 from .ir.ranges import Method
@@ -45,6 +46,7 @@ class PlanOptions:
 
     model: Path
     device: str | None
+    importing: ImportOptions = PLAIN
     ram: str | None = None
     flash: str | None = None
     storage: str = "none"
@@ -55,6 +57,7 @@ class PlanOptions:
     latency: str | None = None
     energy: str | None = None
     train: tuple[str, ...] = ()
+    freeze_before: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
     precision: tuple[str, ...] = ()
     calibration: Path | None = None
@@ -67,9 +70,6 @@ class PlanOptions:
     margin: float | None = None
     bptt: int | None = None
     micro_batches: int | Literal["auto"] = 1
-    batch: int = 1
-    fold_batchnorm: bool = True
-    head: int | None = None
     objective: str = "learn"
     solver: SolverName = "auto"
     gap: float = 1e-3
@@ -131,14 +131,7 @@ def make_request(options: PlanOptions) -> Request:
     if math.isnan(options.gap):
         raise UsageError("--gap: nan is no gap; give for example 0.001")
     if spec_loss is None:
-        spec_loss = default_loss(
-            import_model(
-                options.model,
-                batch=options.batch,
-                fold_batchnorm=options.fold_batchnorm,
-                head=options.head,
-            )
-        )
+        spec_loss = default_loss(import_model(options.model, options.importing))
     for name, loss in (("delta", "huber"), ("margin", "triplet")):
         if getattr(options, name) is not None and spec_loss != loss:
             raise UsageError(f"--{name} belongs to --loss {loss}; leave it out, or give both")
@@ -160,6 +153,7 @@ def make_request(options: PlanOptions) -> Request:
     return Request(
         model=options.model,
         device=device,
+        importing=options.importing,
         storage=storage,
         replay=_replay(options),
         min_steps=options.min_steps,
@@ -170,13 +164,11 @@ def make_request(options: PlanOptions) -> Request:
         energy_j=energy,
         spec=spec,
         train=options.train or ("auto",),
+        freeze_before=options.freeze_before,
         state=options.state or ("keep",),
         precision=options.precision,
         calibration=SYNTHETIC if options.calibration == Path(SYNTHETIC) else options.calibration,
         calibration_method=options.calibration_method,
-        batch=options.batch,
-        fold_batchnorm=options.fold_batchnorm,
-        head=options.head,
         objective=parse_objective(options.objective),
         solver=options.solver,
         gap=options.gap,

@@ -142,6 +142,8 @@ def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
     batches = f"batch {m.batch}" + (f" x {t.micro_batches}" if t.micro_batches > 1 else "")
     fold = ", BatchNormalization folded" if m.fold_batchnorm else ""
     fold += f", a fresh head for {m.head} classes" if m.head else ""
+    if plan.asked is not None and plan.asked.freeze_before:
+        fold += f", nothing before {', '.join(plan.asked.freeze_before)}"
     loss = "loss of the file" if t.loss == "output" else t.loss.replace("_", "-")
     what = ", ".join((loss, t.optimizer, batches, _updated_types(planned)))
     _line(out, "training", f"{what}{fold}")

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .candidates import param_slots
-from .errors import UnsupportedModelError
+from .errors import GraphError, UnsupportedModelError
+from .freezing import stops
 from .graph import Attr, Graph, Node, Value
 from .opdef import get_op, parameter_slots
-from .surgery import drop_dead
+from .surgery import drop_dead, infer_again
+
+_WAY_OUT = "so it can't be trained by; leave it out of the file and name one with --loss"
 
 
 def part_loss(graph: Graph) -> None:
@@ -24,7 +27,7 @@ def part_loss(graph: Graph) -> None:
 
     Raises:
         UnsupportedModelError: The loss can't be parted: it reads more than prediction, target and
-            constants of its own.
+            constants of its own, or no gradient passes it.
     """
     scalars = [v for v in graph.outputs if not v.type.shape]
     others = [v for v in graph.outputs if v.type.shape]
@@ -56,10 +59,14 @@ def part_loss(graph: Graph) -> None:
         names = ", ".join(sorted(v.name for v in more))
         raise UnsupportedModelError(
             f"{graph.name}: the loss {loss.name} reads {names} beside prediction"
-            f" {prediction.name} and target {target.name}, so it can't be trained by; leave it out"
-            " of the file and name one with --loss"
+            f" {prediction.name} and target {target.name}, {_WAY_OUT}"
         )
-    graph.loss = _moved(graph, nodes, (prediction, target), own, loss)
+    moved = _moved(graph, nodes, (prediction, target), own, loss)
+    if (by := stops(moved).get(moved.inputs[0])) is not None:
+        raise UnsupportedModelError(
+            f"{graph.name}: in the loss {loss.name} no gradient passes {by}, {_WAY_OUT}"
+        )
+    graph.loss = moved
     graph.inputs = [v for v in graph.inputs if v is not target]
     graph.outputs = [prediction]
     del graph.values[target.name]
@@ -69,6 +76,26 @@ def part_loss(graph: Graph) -> None:
         f"trained by the loss of the file, {loss.name}, with the target {target.name}; the"
         f" prediction is {prediction.name}",
     )
+
+
+def take_head(graph: Graph) -> None:
+    """Let the loss of a graph read its prediction, which has another number of classes now.
+
+    Raises:
+        UnsupportedModelError: It takes the old number only.
+    """
+    if graph.loss is None:
+        return
+    (prediction,) = graph.outputs
+    graph.loss.inputs[0].type = prediction.type
+    try:
+        infer_again(graph.loss.nodes)
+        graph.loss.verify()
+    except GraphError as e:
+        raise UnsupportedModelError(
+            f"{graph.name}: the loss {graph.loss.outputs[0].name} is not one of the fresh head's"
+            f" {prediction.name}, {prediction.type} ({e}), {_WAY_OUT}"
+        ) from None
 
 
 def _needed(graph: Graph, value: Value) -> set[Value]:

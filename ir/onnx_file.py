@@ -27,7 +27,7 @@ from .onnx_read import (
     read_proto,
     tensor_array,
 )
-from .onnx_scopes import all_nodes, hoist_initializers, reads
+from .onnx_scopes import all_nodes, hoist_initializers, inner_graphs
 from .onnx_sklearn import plain_outputs
 from .onnx_states import bind_states
 from .provenance import Origin
@@ -283,9 +283,11 @@ def _indices(proto: ModelProto) -> set[str]:
 def _numbers(proto: ModelProto) -> set[str]:
     """Values that nothing reads but casts to float32 or bool, maybe behind what reshapes them."""
     readers: dict[str, list[NodeProto]] = {}
-    for node in proto.graph.node:
-        for name in reads(node):
+    nodes = list(all_nodes(proto.graph))
+    for node in nodes:
+        for name in node.input:
             readers.setdefault(name, []).append(node)
+    handed_on = {v.name for n in proto.graph.node for g in inner_graphs(n) for v in g.output}
     found: set[str] = set()
 
     def numeric(name: str, node: NodeProto) -> bool:
@@ -294,9 +296,9 @@ def _numbers(proto: ModelProto) -> set[str]:
         moved = node.op_type in SHAPING and node.input[0] == name
         return node.op_type == "Shape" or (moved and found.issuperset(node.output))
 
-    made = [name for node in reversed(proto.graph.node) for name in node.output]
+    made = [name for node in reversed(nodes) for name in node.output]
     for name in (*made, *(readers.keys() - set(made))):
-        if all(numeric(name, node) for node in readers.get(name, ())):
+        if name not in handed_on and all(numeric(name, node) for node in readers.get(name, ())):
             found.add(name)
     return found - {v.name for v in proto.graph.output}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import GraphError
-from .file_loss import part_loss
+from .file_loss import part_loss, take_head
 from .graph import Attr, Graph, TensorType, Value
 from .head import replace_head
 from .import_options import PLAIN, ImportOptions
@@ -82,6 +82,7 @@ def finish(graph: Graph, options: ImportOptions) -> None:
     part_loss(graph)
     if options.head is not None:
         replace_head(graph, options.head)
+        take_head(graph)
 
 
 def convert(file: ModelFile) -> Conversion:

@@ -18,12 +18,17 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
         yield from a.graphs
 
 
+def inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs among a node's attributes and those of their nodes, at any depth."""
+    for inner in subgraphs(node):
+        yield from all_graphs(inner)
+
+
 def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
     """A graph and those of its nodes, at any depth."""
     yield graph
     for node in graph.node:
-        for inner in subgraphs(node):
-            yield from all_graphs(inner)
+        yield from inner_graphs(node)
 
 
 def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:

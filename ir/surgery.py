@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from .graph import Graph, Node, Value, unique_name
+from .opdef import get_op
 from .provenance import Moved, Step
 
 
@@ -106,6 +109,17 @@ def reshaped_constant(graph: Graph, value: Value, shape: tuple[int, ...], *users
     if value.type.shape == shape:
         return value
     return replaced_constant(graph, value, Moved(lambda data: data.reshape(shape)), *users)
+
+
+def infer_again(nodes: Iterable[Node]) -> None:
+    """Give the results of nodes the types that follow from those of their operands.
+
+    Raises:
+        GraphError: Their operands do not fit together.
+    """
+    for node in nodes:
+        for value, type_ in zip(node.outputs, get_op(node.op).infer(node), strict=True):
+            value.type = type_
 
 
 def drop_unread(graph: Graph, node: Node) -> None:

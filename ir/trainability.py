@@ -17,7 +17,7 @@ from .graph import Graph, Node, TensorType, Value
 from .import_options import PLAIN, ImportOptions
 from .obstacles import Obstacle
 from .onnx_convert import Conversion
-from .onnx_file import FileNode, load_file
+from .onnx_file import FileNode, ModelFile, load_file
 from .onnx_import import convert, finish
 from .opdef import get_op, parameter_slots, works
 from .passes import clean
@@ -124,11 +124,10 @@ def trainability(
         except UnsupportedModelError as e:
             obstacles.append(Obstacle(file.name, "model", str(e).removeprefix(f"{file.name}: ")))
     frozen = frozen_before(graph, freeze_before)
-    whole = file if obstacles else graph
-    if not whole.inputs:
+    if not file.inputs:
         obstacles.append(Obstacle(file.name, "model", "has no inputs; training needs some"))
-    if len(whole.outputs) != 1:
-        reason = f"has {len(whole.outputs)} outputs; training needs exactly one"
+    if (count := _predictions(file, graph, obstacles)) != 1:
+        reason = f"has {count} outputs; training needs exactly one"
         obstacles.append(Obstacle(file.name, "model", reason))
     rejected = {n.name: n for n in file.nodes if n.name in {o.where for o in obstacles}}
     found = stops(graph, _read_by(rejected.values(), conversion))
@@ -151,6 +150,14 @@ def trainability(
         graph.notes,
     )
     return replace(report, advice=_advice(report, set(rejected))) if obstacles else report
+
+
+def _predictions(file: ModelFile, graph: Graph, obstacles: Sequence[Obstacle]) -> int:
+    """Outputs of a model but for its loss; where something is in the way, one may be the loss."""
+    if not obstacles:
+        return len(graph.outputs)
+    scalars = [o for o in file.outputs if o in file.types and not file.types[o].shape]
+    return len(file.outputs) - (len(scalars) == 1 < len(file.outputs))
 
 
 def _read_by(rejected: Iterable[FileNode], conversion: Conversion) -> dict[Value, str]:

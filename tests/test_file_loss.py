@@ -26,6 +26,7 @@ from odt_plan.ir.interpreter import run
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.targets import Bounds, bounds_of
 from odt_plan.ir.training import TrainingSpec
+from odt_plan.planner.plan import load_plan
 
 torch = pytest.importorskip("torch")
 LIMITS = ("--ram", "64KB", "--flash", "1MB")
@@ -248,6 +249,59 @@ def test_what_can_not_be_parted(tmp_path: Path, odt: Cli) -> None:
     path = file(tmp_path, twice, ("loss",), (TensorProto.FLOAT, ("n", CLASSES)))
     with pytest.raises(UnsupportedModelError, match="meets rest, scores, of no one value, so the"):
         import_model(path)
+
+
+def test_no_gradient_in_the_loss(tmp_path: Path, odt: Cli) -> None:
+    ending = [
+        node("Round", "scores", "rounded"),
+        node("Sub", "rounded t", "d"),
+        node("ReduceL2", "d", "loss", keepdims=0),
+    ]
+    path = file(tmp_path, ending, ("scores", "loss"), (TensorProto.FLOAT, ("n", CLASSES)))
+    done = odt(path, *LIMITS, "--batch", "2")
+    assert done.code == 4
+    assert "in the loss loss no gradient passes Round_rounded, so it can't be tra" in done.error
+    assert "no gradient passes Round_rounded" in odt("check", path).out
+
+
+def test_obstacles_beside_a_loss(tmp_path: Path, odt: Cli) -> None:
+    """The loss is no second prediction then, either."""
+    ending = [
+        node("Det", "scores", "odd"),
+        node("SoftmaxCrossEntropyLoss", "odd t", "loss"),
+    ]
+    told = odt("check", file(tmp_path, ending, ("loss", "odd")))
+    assert told.code == 4
+    assert "Det_odd (Det)" in told.out
+    assert "outputs; training needs exactly one" not in told.out
+
+
+def test_a_fresh_head(tmp_path: Path, odt: Cli) -> None:
+    """The loss reads it, or one line says why it doesn't."""
+    options = ImportOptions(head=3)
+    forward = import_model(softmax(tmp_path), options)
+    assert forward.loss is not None
+    assert forward.loss.inputs[0].type == forward.outputs[0].type
+    t = plans.training_of(forward, TrainingSpec(loss="output"))
+    assert bounds_of(t.graph, t.target) == Bounds(0, 2, None)
+    path = softmax(tmp_path, inputs="scores t cw", outputs="loss lp")
+    done = odt(path, *LIMITS, "--head", "3")
+    assert done.code == 4
+    assert "the loss loss is not one of the fresh head's lp, f32[1,3] (class weights" in done.error
+    assert " f32[5] do not fit 3 classes), so it can't be trained by; leave" in done.error
+    assert "is not one of the fresh head's lp" in odt("check", path, "--head", "3").out
+
+
+def test_frozen_layers(tmp_path: Path, odt: Cli) -> None:
+    """--freeze-before, with a loss and targets of its own behind."""
+    done = odt(softmax(tmp_path), *LIMITS, "--freeze-before", "Gemm_scores", "-o", "out")
+    assert done.code == 0, done.err
+    updates = load_plan(Path("out") / "plan.json").decisions.updates
+    assert {u.param for u in updates if u.ratio} == {"w2", "v2"}
+    assert odt("verify", Path("out") / "plan.json").code == 0
+    done = odt(tmp_path / "model.onnx", *LIMITS, "--freeze-before", "Gemm_score")
+    assert done.code == 2
+    assert "has no node Gemm_score; nearest: Gemm_scores" in done.error
 
 
 def test_output_needs_a_loss(tmp_path: Path, odt: Cli) -> None:

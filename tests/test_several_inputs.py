@@ -12,13 +12,13 @@ import pytest
 from board import lane
 from cli_run import Cli
 from onnx import TensorProto, helper, numpy_helper
-from onnx_files import floats, node, outputs, runtime, save
+from onnx_files import floats, model, node, outputs, runtime, save
 from oracle import Unconstrained, batch
 
 from odt_plan.backends.c import emit_c
 from odt_plan.backends.numpy import Runtime, train
 from odt_plan.ir.calibrate import calibrate
-from odt_plan.ir.errors import UsageError
+from odt_plan.ir.errors import UnsupportedModelError, UsageError
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.precision import all_i8, lower
@@ -27,7 +27,7 @@ from odt_plan.ir.training import TrainingGraph, TrainingSpec
 from odt_plan.planner.check import check
 from odt_plan.planner.check_program import CheckError
 from odt_plan.planner.device import load_device
-from odt_plan.planner.plan import Plan
+from odt_plan.planner.plan import Plan, load_plan
 
 LIMITS = ("--ram", "100KB", "--flash", "1MB")
 
@@ -279,3 +279,56 @@ def test_from_the_command_line(tmp_path: Path, odt: Cli) -> None:
     np.savez(data, **arrays | {"ids": ids + 15})
     assert "ids: sample" in odt(*run_it).error
     assert array_names(import_model(path).inputs) == ("ids", "mask")
+
+
+@pytest.mark.parametrize(("inside", "kind"), [("Cast", "f32"), ("Identity", None)])
+def test_masks_inside_subgraphs(tmp_path: Path, inside: str, kind: str | None) -> None:
+    """A branch that casts the mask reads it as a number; one that hands it on may not."""
+    to = {"to": TensorProto.FLOAT} if inside == "Cast" else {}
+    result = TensorProto.FLOAT if to else TensorProto.INT64
+    branch = helper.make_graph(
+        [node(inside, "mask", "m", **to)],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("m", result, None)],
+    )
+    nodes = [
+        node("If", "yes", "chosen", then_branch=branch, else_branch=branch),
+        node("Cast", "chosen", "weights", to=TensorProto.FLOAT),
+        node("Mul", "x weights", "y"),
+    ]
+    proto = model(nodes, {"x": [1, 4], "mask": [1, 4]}, ["y"], {"yes": np.array(True)})
+    proto.graph.input[1].type.tensor_type.elem_type = TensorProto.INT64
+    path = save(proto, tmp_path)
+    if kind is None:
+        with pytest.raises(UnsupportedModelError, match="is int64; only float32 inputs"):
+            import_model(path)
+        return
+    graph = import_model(path)
+    assert graph.inputs[1].type.dtype == kind
+    x, mask = floats(np.random.default_rng(0), 1, 4), np.array([[1, 0, 1, 1]])
+    (want,) = runtime(path, {"x": x, "mask": mask})
+    (got,) = outputs(graph, {"x": x, "mask": mask.astype(np.float32)})
+    np.testing.assert_array_equal(got, want)
+
+
+def test_one_branch_without_a_gradient(tmp_path: Path, odt: Cli) -> None:
+    """What is advised freezes the layers of one input, and those of the other are trained."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        node("MatMul", "a wa", "h"),
+        node("Round", "h", "r"),
+        node("MatMul", "b wb", "k"),
+        node("Add", "r k", "s"),
+        node("MatMul", "s fc", "y"),
+    ]
+    data = {"wa": floats(rng, 4, 4), "wb": floats(rng, 3, 4), "fc": floats(rng, 4, 2)}
+    path = save(model(nodes, {"a": ["n", 4], "b": ["n", 3]}, ["y"], data), tmp_path)
+    told = odt(path, *LIMITS)
+    assert told.code == 4
+    assert "(--freeze-before Round_r): 55.6 % of the weights (2 of 3 layers)" in told.error
+    done = odt(path, *LIMITS, "--freeze-before", "Round_r", "-o", "out", "-q")
+    assert done.code == 0, done.err
+    updates = load_plan(Path("out") / "plan.json").decisions.updates
+    assert {u.param for u in updates if u.ratio} == {"wb", "fc"}
+    assert odt("verify", Path("out") / "plan.json").code == 0

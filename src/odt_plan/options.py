@@ -79,7 +79,8 @@ Calib = Annotated[
     Path | None,
     typer.Option(
         metavar="SAMPLES.npz|synthetic",
-        help="Quantize a float model by its array x of inputs; synthetic: guess without any.",
+        help="Quantize a float model by its array x of inputs, or arrays by their names; synthetic:"
+        " guess without any.",
     ),
 ]
 Optimizer = Annotated[Literal["sgd", "momentum", "adagrad", "adam"], typer.Option()]

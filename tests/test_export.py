@@ -100,14 +100,22 @@ def exported(
     assert done.code == 0, done.err
     source = PLAN.parent / trained.plan.model.file
     assert not list(Path().glob(".odt-plan-*"))
+    inner = onnx.load(source).graph
+    kinds = {v.name: v.type.tensor_type.elem_type for v in inner.input}
+    names = [v.name for v in inner.output]
+    output = names.index(trained.training.prediction.name) if len(names) > 1 else 0
     for seed in range(3):
         x = random_samples(trained.training, np.random.default_rng(seed))
         feed = dict(more or {})
-        for v, a in zip(trained.training.samples, x.values(), strict=True):
-            feed[v.name] = a if v.type.quant is None else v.type.quant.dequantize(a)
-        got = runtime(Path("tuned.onnx"), feed)[0]
+        for v, key in zip(trained.training.samples, list(x), strict=True):
+            kind = helper.tensor_dtype_to_np_dtype(kinds[v.name])
+            if kind.kind == "i" and x[key].dtype.kind == "f":
+                x[key] = np.rint(x[key])
+            real = x[key] if v.type.quant is None else v.type.quant.dequantize(x[key])
+            feed[v.name] = real.astype(kind)
+        got = runtime(Path("tuned.onnx"), feed)[output]
         assert_close(got, trained.infer(x), tolerance)
-        old = runtime(source, feed)[0]
+        old = runtime(source, feed)[output]
         moved = old.shape != got.shape or np.abs(old - got).max() > tolerance * np.abs(old).max()
         assert moved, "a file that has not learned would do"
     tuned = Tuned(onnx.load(source), onnx.load("tuned.onnx"), done.json)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cli_run import Cli
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto, TensorProto, helper
 from onnx_files import floats, model, node, save
 from test_export import BUDGET, PLAN, exported, learn, planned, rng
 from test_file_loss import BATCH, softmax
@@ -200,3 +200,24 @@ def test_a_loss_in_the_file(odt: Cli, tmp_path: Path) -> None:
     planned(odt, path, "--batch", str(BATCH))
     labels = {"t": np.arange(BATCH)}
     assert exported(odt, learn(), more=labels).changed == {"w", "v", "w2", "v2"}
+
+
+def test_a_scaler(odt: Cli, tmp_path: Path) -> None:
+    """Written as two nodes, it moves no note to another node; its own numbers have no way back."""
+    scaler = helper.make_node(
+        "Scaler", ["x"], ["s"], domain="ai.onnx.ml", offset=[0.5] * 4, scale=[2.0, 1.0, 3.0, 0.5]
+    )
+    nodes = [scaler, helper.make_node("MatMul", ["s", "w"], ["h"])]
+    nodes += [helper.make_node("Relu", ["h"], ["r"]), helper.make_node("MatMul", ["r", "u"], ["y"])]
+    data = {"w": floats(rng(), 4, 4), "u": floats(rng(), 4, 2)}
+    proto = model(nodes, {"x": [1, 4]}, ["y"], data)
+    proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    path = save(proto, tmp_path)
+    planned(odt, path, *MSE)
+    learn()
+    assert "scale can't be written: Scaler_0/scale is no initializer or Constant" in refused(odt)
+    done = odt(path, *BUDGET, "-o", "out", "--train", "u", *MSE, "-q")
+    assert done.code == 0, done.err
+    new = exported(odt, learn()).new
+    notes = [{p.key: p.value for p in n.metadata_props} for n in new.graph.node]
+    assert [n.get("odt_plan.action") for n in notes] == ["frozen", "frozen", None, "updated"]

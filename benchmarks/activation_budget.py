@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from odt_plan.backends.c import emit_c
+from odt_plan.ir.import_options import ImportOptions
 from odt_plan.planner.device import load_device
 from odt_plan.planner.micro_batches import plan_every_split
 from odt_plan.planner.pipeline import PlannedModel, Request
@@ -72,7 +73,7 @@ def _plan(path: Path, ram_bytes: int) -> PlannedModel:
         load_device("raspberry-pi-4b"),
         ram_bytes=ram_bytes,
         train=("all",),
-        batch=SAMPLES,
+        importing=ImportOptions(batch=SAMPLES, fold_batchnorm=True),
         time_limit_s=120,
         with_baselines=False,
     )

@@ -28,6 +28,7 @@ from odt_plan.backends.numpy.data import stored_sample
 from odt_plan.ir.autodiff import build_training, candidates
 from odt_plan.ir.calibrate import calibrate
 from odt_plan.ir.graph import Array, Graph
+from odt_plan.ir.import_options import ImportOptions
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.opdef import get_op
@@ -226,7 +227,7 @@ def pretrain(setup: Setup, clips: Clips, speaker: int, path: Path) -> None:
     """Train on all other speakers by Adam, the step size falling as a cosine; write the model."""
     model, batch = network(setup, clips), setup.batch
     path.write_bytes(model.SerializeToString())
-    graph = import_model(path, batch=batch)
+    graph = import_model(path, ImportOptions(batch=batch))
     learner = Learner(training(graph, "all", TrainingSpec(optimizer="adam")))
     rng, known = np.random.default_rng(speaker), clips.others(speaker)
     order = np.concatenate([rng.permutation(known) for _ in range(setup.pretrained)])
@@ -268,7 +269,7 @@ class Speaker:
         self.samples = clips.x[known[: setup.calibrated]]
         self.graph = import_model(self.model)
         calibrate(self.graph, self.samples)
-        self.tested = import_model(self.model, batch=TESTED)
+        self.tested = import_model(self.model, ImportOptions(batch=TESTED, fold_batchnorm=True))
         self.tested.quantization.update(self.graph.quantization)
 
     def lowered(self, precision: Precision, *, tested: bool = False) -> Graph:

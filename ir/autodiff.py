@@ -13,7 +13,7 @@ update nodes.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from .candidates import candidates, param_slots, saves
 from .errors import UnsupportedModelError, UsageError
 from .grad_builder import GradBuilder
 from .graph import Attr, Graph, Node, TensorType, Value
+from .losses import add_loss
 from .opdef import ParamSlot, get_op
 from .ops.qtypes import scales_constant
 from .parameter_steps import part, steps
@@ -36,6 +37,8 @@ from .training import (
 
 __all__ = ["GradBuilder", "build_training", "candidates", "param_slots"]
 
+#: Layers whose gradient runs through time.
+RECURRENT = ("GRU", "LSTM", "RNN")
 #: Bits of a positive int32, which a parameter's stream of random numbers is told by in C.
 _POSITIVE = 2**31 - 1
 
@@ -46,7 +49,7 @@ def build_training(
     """Forward + loss + backward + update, backward pruned to what the chosen candidates need.
 
     Args:
-        forward: Imported graph with one data input and one prediction; it is not modified.
+        forward: Imported graph of data inputs and one prediction; it is not modified.
         spec: Loss, optimizer, micro-batches.
         chosen: What to update. Several candidates of one parameter make the superset graph.
 
@@ -61,11 +64,13 @@ def build_training(
 
 class _TrainingBuilder:
     def __init__(self, forward: Graph, spec: TrainingSpec, chosen: Sequence[Candidate]) -> None:
-        if len(forward.inputs) != 1 or len(forward.outputs) != 1:
+        if not forward.inputs or len(forward.outputs) != 1:
             raise UnsupportedModelError(
                 f"{forward.name} has {len(forward.inputs)} inputs and {len(forward.outputs)}"
-                " outputs; training needs one of each"
+                " outputs; training needs inputs and one output"
             )
+        if spec.bptt is not None and not any(n.op in RECURRENT for n in forward.nodes):
+            raise UsageError(f"--bptt: {forward.name} has no recurrent layer; leave it out")
         self.forward, self.spec, self.slots = forward, spec, param_slots(forward)
         self.chosen: dict[str, list[Candidate]] = {}
         for c in chosen:
@@ -75,7 +80,7 @@ class _TrainingBuilder:
             self.chosen[c.param].append(c)
         self.superset = any(len(cs) > 1 for cs in self.chosen.values())
         self.graph = Graph(forward.name)
-        self.graph.unchanged = forward.unchanged
+        self.graph.unchanged, self.graph.merged = forward.unchanged, forward.merged
         self.map: dict[Value, Value] = {}
         self.cold: dict[str, Value] = {}
         self.aux: dict[Node, list[Node]] = {}
@@ -107,34 +112,42 @@ class _TrainingBuilder:
                 f"the prediction {prediction.name} is {prediction.type}, which no loss has a"
                 " gradient of; export the model without its last operator"
             )
-        sample = self.graph.inputs[0]
+        samples = tuple(self.graph.inputs)
         forward_nodes = list(self.graph.nodes)
         size = 4 if self.spec.optimizer == "adam" else 3
         self.hyper = self.graph.add_input("hyper", TensorType((size,)))
-        logits, loss, target, seed = self._loss(prediction)
-        needed = self._needed(forward_nodes)
+        end = add_loss(self.graph, prediction, self.spec, self.forward.loss)
+        passed = [*forward_nodes, *end.nodes]
+        needed = self._needed(passed)
         loss_nodes = [n for n in self.graph.nodes if n.phase == "loss"]
         self.graph.nodes = [n for n in self.graph.nodes if n.phase != "loss"]
-        if logits in needed:
-            self.grads[logits] = seed()
-        self.ends = _stored_forms(logits)
-        skip = prediction.producer if logits is not prediction else None
-        for node in reversed(forward_nodes):
+        if end.start in needed:
+            self.grads[end.loss if end.nodes else end.start] = end.seed()
+        self.ends = _stored_forms(end.start)
+        skip = prediction.producer if end.start is not prediction else None
+        for node in reversed(passed):
             if node is not skip:
                 self._differentiate(node, needed)
         updated = {u.candidate.param for u in self.updates}
         if missing := [name for name in self.chosen if name not in updated]:
             raise UsageError(f"the loss does not depend on {', '.join(missing)}; freeze them")
-        self.graph.outputs = [loss, prediction]
+        self.graph.outputs = [end.loss, prediction]
         self.graph.nodes = self._ordered(forward_nodes, loss_nodes)
         self.graph.verify()
         return TrainingGraph(
-            self.graph, self.spec, sample, target, self.hyper, prediction, loss, tuple(self.updates)
+            self.graph,
+            self.spec,
+            samples,
+            end.target,
+            self.hyper,
+            prediction,
+            end.loss,
+            tuple(self.updates),
         )
 
     def _copy_forward(self) -> Value:
         g, f = self.graph, self.forward
-        self.map[f.inputs[0]] = g.add_input(f.inputs[0].name, f.inputs[0].type)
+        self.map |= {v: g.add_input(v.name, v.type) for v in f.inputs}
         for name, data in f.constants.items():
             split = None if self.superset else self._split(name)
             if split is None:
@@ -176,38 +189,6 @@ class _TrainingBuilder:
         assert axis is not None, name  # _check
         return k, axis
 
-    def _loss(self, prediction: Value) -> tuple[Value, Value, Value, Callable[[], Value]]:
-        """Add the loss; returns what backward starts at, the loss, the target, and the seed."""
-        g = self.graph
-        if self.spec.loss == "mse":
-            target = g.add_input("target", prediction.type)
-            loss = g.add_node("MSE", (prediction, target), name="loss", phase="loss").out
-            return prediction, loss, target, lambda: self._seed("MSEGrad", prediction, target)
-        if len(prediction.type.shape) != 2:
-            raise UnsupportedModelError(
-                f"cross entropy needs a prediction [batch, classes]; {prediction.name} is"
-                f" {prediction.type}; use --loss mse"
-            )
-        target = g.add_input("target", TensorType((prediction.type.shape[0],), "i32"))
-        producer = prediction.producer
-        if producer is not None and producer.op == "Softmax" and producer.inputs[0] is not None:
-            if producer.int_attr("axis", -1) not in (-1, 1):
-                raise UnsupportedModelError(
-                    f"node {producer.name}: cross entropy needs a Softmax over the classes"
-                    f" (axis 1), not axis {producer.int_attr('axis')}; use --loss mse"
-                )
-            logits, probs = producer.inputs[0], prediction
-        else:
-            logits = prediction
-            probs = g.add_node(
-                "Softmax", (prediction,), {"axis": -1}, name="loss/softmax", phase="loss"
-            ).out
-        loss = g.add_node("CrossEntropy", (probs, target), name="loss", phase="loss").out
-        return logits, loss, target, lambda: self._seed("SoftmaxCrossEntropyGrad", probs, target)
-
-    def _seed(self, op: str, prediction: Value, target: Value) -> Value:
-        return self.graph.add_node(op, (prediction, target), name="loss/grad", phase="backward").out
-
     def _needed(self, nodes: Sequence[Node]) -> set[Value]:
         """Values whose gradient some chosen parameter upstream needs."""
         needed: set[Value] = set()
@@ -233,6 +214,7 @@ class _TrainingBuilder:
         dy = self.grads.pop(node.out, None)
         op = get_op(node.op)
         builder = GradBuilder(self.graph, node, self.aux, self.forward.quantization, self.ends)
+        builder.bptt = self.spec.bptt
         chosen = [(s, name) for s in op.params if (name := self._trained(node, s)) is not None]
         for slot, name in chosen:
             if slot.role == "statistic":
@@ -417,9 +399,10 @@ class _TrainingBuilder:
         aux = {n for nodes in self.aux.values() for n in nodes}
         forward = set(forward_nodes)
         result: list[Node] = []
-        for node in forward_nodes:
+        for node in (*forward_nodes, *loss_nodes):
             result += [node, *self.aux.get(node, ())]
-        result += loss_nodes
+        for node in (n for owner in loss_nodes for n in self.aux.get(owner, ())):
+            node.phase = "loss"
         result += [n for n in self.graph.nodes if n not in aux and n not in forward]
         return result
 

@@ -8,7 +8,7 @@ Annotations that the model brings along (QDQ, weight-only) stay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -18,13 +18,14 @@ import numpy as np
 
 from .array_file import array_file
 from .errors import UsageError
-from .graph import Array, Graph, Node
+from .graph import Array, Graph, Node, Value
 from .indices import check_indices, random_indices
 from .interpreter import run
 from .lowered_layers import INTEGER, KEEPING, follower_of, obstacle, out_axis
 from .opdef import get_op
 from .quantization import Quantization
 from .ranges import METHODS, Histogram, Method, from_range, weight_scales
+from .sample import Samples, by_input
 
 #: What stands for a file of samples where there are none: inputs drawn from -1..1.
 SYNTHETIC: Literal["synthetic"] = "synthetic"
@@ -69,23 +70,30 @@ class Calibration:
         )
 
 
-def load_samples(path: Path) -> Array:
-    """Calibration samples: an .npy file, or the array ``x`` (or the only one) of an .npz file.
+def load_samples(path: Path, inputs: Sequence[str] = ("x",)) -> dict[str, Array]:
+    """Calibration samples: an .npz file, or an .npy file for one input.
+
+    Args:
+        path: The file.
+        inputs: Names of the arrays; for one, the only array of the file may have any name.
 
     Raises:
-        UsageError: The file can't be read or holds no such array.
+        UsageError: The file can't be read, or an array is missing.
     """
     with array_file(path) as file:
         data = np.load(file, allow_pickle=False)
         if isinstance(data, np.ndarray):
-            return data
-        names = list(data.files)
-        if "x" not in names and len(names) != 1:
+            data = {"x": data}
+        names = list(data)
+        if len(inputs) == len(names) == 1:
+            return {inputs[0]: np.asarray(data[names[0]])}
+        if missing := [name for name in inputs if name not in names]:
             raise UsageError(
-                f"{path}: has no array x, only {', '.join(names) or 'nothing'};"
-                " save with np.savez(path, x=...)"
+                f"{path}: has no array {' and '.join(missing)}, only"
+                f" {', '.join(names) or 'nothing'}; save with"
+                f" np.savez(path, {', '.join(f'{name}=...' for name in inputs)})"
             )
-        return np.asarray(data["x" if "x" in names else names[0]])
+        return {name: np.asarray(data[name]) for name in inputs}
 
 
 def knows_activations(graph: Graph) -> bool:
@@ -95,7 +103,7 @@ def knows_activations(graph: Graph) -> bool:
 
 def calibrate(
     graph: Graph,
-    samples: Array | None,
+    samples: Samples | None,
     *,
     method: Method = "minmax",
     percentile: float = 99.99,
@@ -103,9 +111,9 @@ def calibrate(
     """Annotate a forward graph.
 
     Args:
-        graph: A cleaned forward graph with one input; ``quantization`` is filled in place.
-        samples: ``[count, ...]`` of the input's shape behind the batch; None: synthetic inputs,
-            and the bounds of Clip where there are some.
+        graph: A cleaned forward graph; ``quantization`` is filled in place.
+        samples: ``[count, ...]`` of the input's shape behind the batch, of several inputs arrays by
+            their names; None: synthetic inputs, and the bounds of Clip where there are some.
         method: ``minmax``: all that was seen; ``percentile``: without the outermost values;
             ``mse``: least squared error of activations and weights.
         percentile: Part of the values, in percent, that ``percentile`` keeps on each side.
@@ -118,8 +126,6 @@ def calibrate(
         raise UsageError(f"calibration method {method} is not one of {', '.join(METHODS)}")
     if not 50.0 < percentile <= 100.0:
         raise UsageError(f"percentile {percentile:g} must be above 50 and at most 100")
-    if len(graph.inputs) != 1:
-        raise UsageError(f"{graph.name} has {len(graph.inputs)} inputs; calibration needs one")
     x = _synthetic(graph) if samples is None else checked(graph, samples)
     wanted = _wanted(graph)
     seen = {name: Histogram() for name in wanted}
@@ -143,20 +149,27 @@ def calibrate(
     activations = [*wanted, *_inherit(graph)]
     weights = _weights(graph, method)
     graph.verify()
-    noise, of_activations = layer_noise(graph, x[:_NOISE_SAMPLES])
+    noise, of_activations = layer_noise(graph, {name: a[:_NOISE_SAMPLES] for name, a in x.items()})
     weight_noise = {n: max(0.0, noise[n] - rest) for n, rest in of_activations.items()}
-    count = 0 if samples is None else len(x)
+    count = 0 if samples is None else _count(x)
     return Calibration(method, count, tuple(activations), tuple(weights), noise, weight_noise)
 
 
-def checked(graph: Graph, samples: Array) -> Array:
-    """Samples in the dtype of the graph's input.
+def checked(graph: Graph, samples: Samples) -> dict[str, Array]:
+    """Samples by input, in its dtype.
 
     Raises:
-        UsageError: Wrong shape, none at all, not numbers, not finite, no i8 for an i8 input, or no
-            indices that an input of indices can be.
+        UsageError: Wrong shape, none at all, other counts, not numbers, not finite, no i8 for an i8
+            input, or no indices that an input of indices can be.
     """
-    value = graph.inputs[0]
+    each = by_input(graph.inputs, samples)
+    result = {v.name: _checked(graph, v, np.asarray(given)) for _, v, given in each}
+    if len(counts := {len(a) for a in result.values()}) > 1:
+        raise UsageError(f"calibration samples differ in number: {sorted(counts)}")
+    return result
+
+
+def _checked(graph: Graph, value: Value, samples: Array) -> Array:
     shape = value.type.shape[1:]
     what = f"calibration samples are {samples.dtype}{list(samples.shape)}"
     if samples.dtype.kind not in "iuf":
@@ -184,7 +197,7 @@ def checked(graph: Graph, samples: Array) -> Array:
     return x
 
 
-def layer_noise(graph: Graph, x: Array) -> tuple[dict[str, float], dict[str, float]]:
+def layer_noise(graph: Graph, x: Mapping[str, Array]) -> tuple[dict[str, float], dict[str, float]]:
     """Relative squared error that i8 adds at each layer that can have it; see ``Calibration``.
 
     Returns:
@@ -249,8 +262,12 @@ def _rounded(real: Array, quant: Quantization) -> Array:
     return quant.dequantize(quant.quantize(real))
 
 
-def _synthetic(graph: Graph) -> Array:
-    rng, value = np.random.default_rng(0), graph.inputs[0]
+def _synthetic(graph: Graph) -> dict[str, Array]:
+    rng = np.random.default_rng(0)
+    return {v.name: _random(graph, v, rng) for v in graph.inputs}
+
+
+def _random(graph: Graph, value: Value, rng: np.random.Generator) -> Array:
     shape = (_SYNTHETIC, *value.type.shape[1:])
     if value.type.dtype == "i8":
         return rng.integers(-128, 128, shape).astype(np.int8)
@@ -259,25 +276,33 @@ def _synthetic(graph: Graph) -> Array:
     return rng.uniform(-1.0, 1.0, shape).astype(np.float32)
 
 
-def _runs(graph: Graph, x: Array) -> Iterator[tuple[int, dict[str, Array]]]:
+def _count(x: Mapping[str, Array]) -> int:
+    return len(next(iter(x.values())))
+
+
+def _runs(graph: Graph, x: Mapping[str, Array]) -> Iterator[tuple[int, dict[str, Array]]]:
     """All values for each batch of samples, with the index of the first; the last one overlaps."""
-    value = graph.inputs[0]
-    batch = value.type.shape[0]
-    for begin in range(0, len(x), batch):
-        index = np.arange(begin, begin + batch) % len(x)
+    batch, count = graph.inputs[0].type.shape[0], _count(x)
+    for begin in range(0, count, batch):
+        index = np.arange(begin, begin + batch) % count
         with np.errstate(all="ignore"):  # what is not finite is reported with its sample
-            yield begin, run(graph, {value.name: np.ascontiguousarray(x[index])})
+            feeds = {name: np.ascontiguousarray(a[index]) for name, a in x.items()}
+            yield begin, run(graph, feeds)
 
 
 def _wanted(graph: Graph) -> list[str]:
-    """Values whose range is measured: not annotated, not fused away, not moved."""
+    """Values whose range is measured: not annotated, not fused away, not moved, no integers."""
     readers = graph.consumers()
+    integers: set[Value] = set()
+    for node in graph.nodes:
+        if node.op == "ToReal" or integers.intersection(node.operands()):
+            integers.update(v for v in node.outputs if v.type.dtype == "f32")
     fused = {n.out for n in graph.nodes if follower_of(graph, n, readers) is not None}
     computed = [v for n in graph.nodes for v in n.outputs[:1] if n.op not in KEEPING]
     return [
         v.name
         for v in (*graph.inputs, *computed)
-        if v.type.dtype == "f32" and v not in fused and v.name not in graph.quantization
+        if v.type.dtype == "f32" and v not in fused | integers and v.name not in graph.quantization
     ]
 
 

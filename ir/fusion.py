@@ -1,41 +1,101 @@
 """Chains of nodes that are one activation become that activation.
 
-Exporters write GELU as up to nine nodes around a tanh or an erf, in many orders. Each of them would
-save its operands for backward. Chains are found by what they compute: their values at points of an
-interval, in double precision.
+Exporters write GELU as up to nine nodes around a tanh or an erf. Each of them would save its
+operands for backward.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .graph import Array, Graph, Node, Value
+from .chains import Chain, chains
+from .graph import Attr, Graph, Node, Value, unique_name
 from .opdef import get_op
 from .surgery import drop_unread, nodes_of, operand_of, take_out
 
 #: The function in the middle of a chain -> the operator that the whole chain is.
-_FORMS = {"Tanh": "Gelu", "Erf": "GeluErf"}
-_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Pow", *_FORMS)
+_FORMS = {
+    "Clip": "HardSwish",
+    "Erf": "GeluErf",
+    "HardSigmoid": "HardSwish",
+    "Sigmoid": "Swish",
+    "Softplus": "Mish",
+    "Tanh": "Gelu",
+}
+_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Pow", "Relu", *_FORMS)
 #: Where chains are compared, and how far they may be off: constants of files are rounded, but the
 #: two forms of GELU differ by 5e-4.
 _POINTS = np.linspace(-8.0, 8.0, 321)
 _TOLERANCE = 1e-5
-#: Most nodes behind that function that a chain is looked for in.
+#: Most nodes one after the other behind that function.
 _REACH = 4
 
 
-def merge_gelu(graph: Graph) -> bool:
-    """Chains around a Tanh or Erf that compute GELU of one value become a Gelu of it."""
+def merge_activations(graph: Graph) -> bool:
+    """Chains that compute GELU, Swish, HardSwish or Mish of one value become that operator."""
     changed = False
-    for middle in (n for op in _FORMS for n in nodes_of(graph, op)):
-        found = _gelu(graph, middle)
-        if found is None:
+    for middle in [n for n in graph.nodes if n.op in _FORMS]:
+        if middle not in graph.nodes:
+            continue  # it was part of another one's chain
+        for chain in chains(graph, middle, _ELEMENTWISE, _REACH):
+            attrs = _recognized(chain, _FORMS[middle.op])
+            if attrs is not None:
+                chain.become(graph, _FORMS[middle.op], attrs)
+                changed = True
+                break
+    return changed
+
+
+def _recognized(chain: Chain, op: str) -> dict[str, Attr] | None:
+    """Attributes with which an operator computes what the chain does; None if there are none."""
+    if len(chain.nodes) < 2 or any(c.size > 1 for c in chain.constants.values()):
+        return None
+    got = chain.values(_POINTS)
+    rates = {1.0, *(float(c.reshape(())) for c in chain.constants.values())}
+    for attrs in [{"alpha": r} for r in rates] if op == "Swish" else [{}]:
+        (want,) = get_op(op).kernel(Node(op, "", (), (), dict(attrs)), [_POINTS])
+        if np.abs(got - want).max() < _TOLERANCE:
+            return dict(attrs)
+    return None
+
+
+def merge_two_classes(graph: Graph) -> bool:
+    """The probabilities ``1 - p, p`` of a Sigmoid are a Softmax of 0 and its operand.
+
+    So a loss on them has the logits to be exact and stable with.
+    """
+    changed = False
+    for join in nodes_of(graph, "Concat"):
+        first, p = (*join.inputs, None, None)[:2]
+        rest = None if first is None else first.producer
+        sigmoid = None if p is None else p.producer
+        if len(join.inputs) != 2 or rest is None or rest.op != "Sub" or sigmoid is None:
             continue
-        x, chain = found
-        last = chain[-1]
-        last.op, last.attrs, last.inputs = _FORMS[middle.op], {}, (x,)
-        for node in reversed(chain[:-1]):
-            drop_unread(graph, node)
+        one = graph.constants.get(operand_of(rest, 0).name)
+        rank = len(join.out.type.shape)
+        last = join.int_attr("axis") % rank == rank - 1
+        if sigmoid.op != "Sigmoid" or rest.inputs[1] is not p or not last or one is None:
+            continue
+        z = operand_of(sigmoid, 0)
+        if (
+            one.size != 1
+            or one.reshape(()) != 1
+            or z.type.shape[-1] != 1
+            or rest.out.type != z.type
+        ):
+            continue
+        if any(v.name in graph.quantization for v in join.operands()):
+            continue
+        begins = (*(0,) * (rank - 1), 1)
+        name = unique_name(f"{join.out.name}/logits", graph.values)
+        logits = graph.values[name] = Value(name, join.out.type)
+        free = unique_name(f"{join.name}/logits", {n.name for n in graph.nodes})
+        attrs: dict[str, Attr] = {"begins": begins, "ends": (0,) * rank, "value": 0.0}
+        logits.producer = Node("Pad", free, (z,), (logits,), attrs)
+        graph.nodes.insert(graph.nodes.index(join), logits.producer)
+        join.op, join.attrs, join.inputs = "Softmax", {"axis": -1}, (logits,)
+        drop_unread(graph, rest)
+        drop_unread(graph, sigmoid)
         changed = True
     return changed
 
@@ -67,64 +127,3 @@ def drop_nan_guards(graph: Graph) -> bool:
         else:
             node.inputs = (condition, None, x)
     return changed
-
-
-def _gelu(graph: Graph, middle: Node) -> tuple[Value, list[Node]] | None:
-    """The operand of a GELU with this Tanh or Erf in it, and the nodes that make it, in order."""
-    y = middle.out
-    (wanted,) = get_op(_FORMS[middle.op]).kernel(middle, [_POINTS])
-    for _ in range(_REACH):
-        readers = [n for n in graph.nodes if y in n.inputs]
-        if len(readers) != 1 or readers[0].op not in _ELEMENTWISE or y in graph.outputs:
-            return None
-        y = readers[0].out
-        for x in _operands(graph, middle):
-            chain = _chain(graph, x, y)
-            if chain is None or any(n.out.name in graph.quantization for n in chain[:-1]):
-                continue
-            off = np.abs(_values(graph, chain, x) - wanted).max()
-            if x.type == y.type and off < _TOLERANCE:
-                return x, chain
-    return None
-
-
-def _operands(graph: Graph, node: Node) -> list[Value]:
-    """Values that a node is computed from by elementwise nodes, nearest first."""
-    result: list[Value] = []
-    waiting = [node]
-    while waiting:
-        for v in waiting.pop(0).operands():
-            if v.name in graph.constants or v in result:
-                continue
-            result.append(v)
-            if v.producer is not None and v.producer.op in _ELEMENTWISE:
-                waiting.append(v.producer)
-    return result
-
-
-def _chain(graph: Graph, x: Value, y: Value) -> list[Node] | None:
-    """The nodes that compute y from x and constant numbers, in order; None if more is needed."""
-    found: set[Node] = set()
-    waiting = [y]
-    while waiting:
-        v = waiting.pop()
-        if v is x or (v.name in graph.constants and v.type.size == 1):
-            continue
-        if v.producer is None or v.producer.op not in _ELEMENTWISE:
-            return None
-        if v.producer not in found:
-            found.add(v.producer)
-            waiting += v.producer.operands()
-    return [n for n in graph.nodes if n in found]
-
-
-def _values(graph: Graph, chain: list[Node], x: Value) -> Array:
-    """What a chain computes from the points."""
-    known: dict[Value, Array] = {x: _POINTS}
-    for node in chain:
-        inputs = [
-            known[v] if v in known else graph.constants[v.name].astype(np.float64).reshape(())
-            for v in node.operands()
-        ]
-        (known[node.out],) = get_op(node.op).kernel(node, inputs)
-    return known[chain[-1].out]

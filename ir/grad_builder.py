@@ -17,6 +17,7 @@ class GradBuilder:
         node: The forward node that is being differentiated.
         channels: Leading input channels of the weight whose gradient is built; None: all.
         saved: How the layer's input is kept for that gradient.
+        bptt: Steps that the gradient of a recurrent layer passes; None: all.
         ends: What the loss starts at, as it is stored; no layer comes behind.
     """
 
@@ -33,6 +34,7 @@ class GradBuilder:
         self.node = node
         self.channels: int | None = None
         self.saved: Saved = "f32"
+        self.bptt: int | None = None
         self.ends = ends
         self._quantization = quantization or {}
         self._aux = aux

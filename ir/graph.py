@@ -8,7 +8,7 @@ the imported forward graph and the training graph (forward + loss + backward + u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import GraphError
+from .provenance import Origin
 from .quantization import Quantization
 
 Array = NDArray[Any]
@@ -173,8 +174,12 @@ class Graph:
         quantization: How values of an annotated float graph may be stored as i8: activations with
             one scale, weights per output channel. Biases follow from the scales of their layer.
             The float graph itself ignores it; ``ir.precision`` lowers by it.
+        origins: Where constants come from in the model file; those that importing adds have none.
         notes: What the importer changed to make a model that can be trained.
+        loss: Of the prediction and a target, its two inputs: the loss that the file ends in.
         unchanged: Layers that ``ir.precision`` found to do nothing in i8, and left out.
+        merged: Nodes that ``ir.precision`` made no node of -> the one that made their results
+            before them; None: a run-time input holds it.
     """
 
     def __init__(self, name: str) -> None:
@@ -186,8 +191,11 @@ class Graph:
         self.outputs: list[Value] = []
         self.values: dict[str, Value] = {}
         self.quantization: dict[str, Quantization] = {}
+        self.origins: dict[str, Origin] = {}
         self.notes: tuple[str, ...] = ()
+        self.loss: Graph | None = None
         self.unchanged: frozenset[str] = frozenset()
+        self.merged: dict[str, str | None] = {}
 
     def add_input(self, name: str, type_: TensorType) -> Value:
         """Declare a run-time input."""
@@ -203,6 +211,7 @@ class Graph:
         quant: Quantization | None = None,
         *,
         shape: tuple[int, ...] | None = None,
+        origin: Origin | None = None,
     ) -> Value:
         """Declare a constant (parameter) with data; dtype and shape are the array's if not given.
 
@@ -215,6 +224,8 @@ class Graph:
         dims = tuple(data.shape) if shape is None else shape
         value = self._new_value(name, TensorType(dims, dtype, quant))
         self.constants[name] = data
+        if origin is not None:
+            self.origins[name] = origin
         return value
 
     def add_state(self, name: str, type_: TensorType) -> Value:
@@ -341,10 +352,10 @@ class Graph:
         return value
 
     def _unique_value(self, name: str) -> str:
-        return _unique(name, self.values)
+        return unique_name(name, self.values)
 
     def _unique_node(self, name: str) -> str:
-        return _unique(name, self._node_names)
+        return unique_name(name, self._node_names)
 
 
 def _infer(node: Node) -> tuple[TensorType, ...]:
@@ -367,7 +378,8 @@ def _check_size(what: str, type_: TensorType) -> None:
         raise GraphError(f"{what}: {type_} has more than {MAX_ELEMENTS} elements")
 
 
-def _unique(name: str, taken: Mapping[str, Any] | set[str]) -> str:
+def unique_name(name: str, taken: Container[str]) -> str:
+    """The name, or the next one that is not taken."""
     if name not in taken:
         return name
     i = 2

@@ -9,8 +9,7 @@ import numpy as np
 from .errors import UnsupportedModelError
 from .graph import Array, Graph, Node, TensorType, Value
 from .lowered_layers import out_axis
-from .opdef import get_op
-from .surgery import operand_of, owned_constant
+from .surgery import infer_again, operand_of, owned_constant
 
 #: Layers that a head may be.
 _LAYERS = ("Conv", "Gemm", "MatMul")
@@ -44,10 +43,9 @@ def replace_head(graph: Graph, classes: int) -> None:
     if len(layer.inputs) > 2 and (bias := layer.inputs[2]) is not None:
         lengths = tuple(classes if n == old else n for n in bias.type.shape)
         _become(graph, bias, np.zeros(lengths, np.float32))
+    infer_again((layer, *behind))
     for node in (layer, *behind):
-        for value, type_ in zip(node.outputs, get_op(node.op).infer(node), strict=True):
-            graph.quantization.pop(value.name, None)
-            value.type = type_
+        graph.quantization.pop(node.out.name, None)
     graph.verify()
 
 

@@ -11,7 +11,7 @@ from .graph import Array, Graph, Value
 from .opdef import get_op, operand
 
 #: Operators that hand the indices of operand 0 on.
-_MOVES = ("Expand", "Reshape", "Slice", "Transpose")
+MOVES = ("Expand", "Reshape", "Slice", "Transpose")
 #: Entries of the table of an element that nothing reads as an index: any number is one.
 ANY = 2**31 - 1
 
@@ -23,7 +23,8 @@ class Tables:
     Attributes:
         entries: i32 of the input's shape: entries of the smallest table of each element, which may
             be from ``-entries`` to ``entries - 1``; ``ANY`` where there is none.
-        readers: The Gathers that read them, by entries of their tables.
+        readers: The Gathers that read them, by entries of their tables; and what computes with
+            them, by what it was found to be exact for.
     """
 
     entries: Array
@@ -46,8 +47,12 @@ def tables_of(graph: Graph, x: Value) -> Tables | None:
     moved: dict[Value, Array] = {x: np.arange(x.type.size).reshape(x.type.shape)}
     for node in graph.nodes:
         first, second = (*node.inputs, None, None)[:2]
-        if node.op in _MOVES and first in moved:
+        if node.op in MOVES and first in moved:
             moved[node.out] = get_op(node.op).kernel(node, [moved[first]])[0]
+        if node.op == "ToReal" and first in moved:
+            size = node.int_attr("limit")
+            tables.readers.setdefault(size, node.name)
+            np.minimum.at(tables.entries.reshape(-1), moved[first].reshape(-1), size)
         if node.op == "Gather" and second in moved:
             size = operand(node, 0).shape[node.int_attr("axis", 0)]
             tables.readers.setdefault(size, node.name)

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from functools import partial
 from math import prod
 
 import numpy as np
 
-from .graph import Graph, Node, TensorType, Value
+from .graph import Array, Graph, Node, TensorType, Value, unique_name
+from .ops.unary import TABLE
+from .provenance import Moved
 from .surgery import (
     drop_unread,
     nodes_of,
     only_reader,
     operand_of,
     owned_constant,
+    reshaped_constant,
     stored_differently,
     take_out,
 )
 
 #: Operators that treat each element by itself; layout does not matter to them.
-_ELEMENTWISE = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Gelu")
+_ELEMENTWISE = (
+    *("Abs", "Clip", "HardSigmoid", "LeakyRelu", "Neg", "Relu", "ThresholdedRelu"),
+    *(row.name for row in TABLE),
+)
+_BROADCASTING = ("Add", "Div", "Max", "Min", "Mul", "PRelu", "Sub")
+_REDUCING = ("ReduceMean", "ReduceSum")
 
 
 def merge_reshapes(graph: Graph) -> bool:
@@ -67,30 +75,102 @@ def merge_transposes(graph: Graph) -> bool:
 
 
 def sink_transposes(graph: Graph) -> bool:
-    """Transpose -> elementwise operator: swap the two, so that the Transpose meets its like."""
+    """Transpose -> operator that does the same in any layout: swap, so that it meets its like.
+
+    Functions of single elements let every Transpose pass; means, sums, Concat and operators of
+    several operands only one of channels to the last axis, which exporters of channels-last
+    frameworks write before what their convolutions' Transposes don't reach.
+    """
     changed = False
     for node in list(graph.nodes):
-        if node.op not in _ELEMENTWISE:
-            continue
-        turned = operand_of(node, 0)
-        turn = turned.producer
-        if turn is None or turn.op != "Transpose" or not only_reader(graph, turned, node):
-            continue
-        x, name = operand_of(turn, 0), turned.name
-        quant = graph.quantization.pop(name, None)
-        if quant is not None:  # the same numbers, before and after they move
-            graph.quantization.setdefault(x.name, quant)
-        if node.out.name in graph.quantization:
-            graph.quantization[name] = graph.quantization[node.out.name]
-        del graph.values[name]
-        early = graph.values[name] = Value(name, x.type, node)
-        turn.inputs, turn.outputs = (early,), node.outputs
-        turn.out.producer = turn
-        node.inputs, node.outputs = (x,), (early,)
-        graph.nodes.remove(turn)
-        graph.nodes.insert(graph.nodes.index(node) + 1, turn)
-        changed = True
+        turn = next((t for v in node.operands() if (t := _sinking(graph, v, node))), None)
+        if turn is not None:
+            _sink(graph, node, turn)
+            changed = True
     return changed
+
+
+def _sinking(graph: Graph, v: Value, node: Node) -> Node | None:
+    """The Transpose that makes an operand, if it can be swapped with all that reads it."""
+    turn = v.producer
+    if turn is None or turn.op != "Transpose" or v in graph.outputs:
+        return None
+    x, perm = operand_of(turn, 0), turn.ints_attr("perm")
+    if x.name in graph.quantization and stored_differently(graph, x, v):
+        return None
+    if len(perm) < 4 or perm != (0, *range(2, len(perm)), 1):
+        return turn if node.op in _ELEMENTWISE and only_reader(graph, v, node) else None
+    readers = [n for n in graph.nodes if v in n.inputs and n.op != "Transpose"]
+    return turn if all(_passes(graph, n, perm) for n in readers) else None
+
+
+def _passes(graph: Graph, node: Node, perm: tuple[int, ...]) -> bool:
+    """A Transpose of operands of a node can be one of its result as well."""
+    if node.op in _ELEMENTWISE:
+        return True
+    if len(node.out.type.shape) != len(perm) or node.out.type.dtype != "f32":
+        return False
+    if node.op in _REDUCING:
+        return bool(node.int_attr("keepdims", 1))
+    return node.op in (*_BROADCASTING, "Concat") and all(
+        _turned_by(v, perm) or (_is_line(v.type.shape) and v.name not in graph.quantization)
+        for v in node.operands()
+    )
+
+
+def _turned_by(v: Value, perm: tuple[int, ...]) -> bool:
+    turn = v.producer
+    return turn is not None and turn.op == "Transpose" and turn.ints_attr("perm") == perm
+
+
+def _is_line(shape: tuple[int, ...]) -> bool:
+    """At most one axis is longer than 1, so that moving it moves no element."""
+    return sum(d > 1 for d in shape) <= 1
+
+
+def _sink(graph: Graph, node: Node, turn: Node) -> None:
+    """Swap a Transpose and a node that it passes."""
+    perm, y = turn.ints_attr("perm"), node.out
+    back = tuple(perm.index(i) for i in range(len(perm)))
+    turns = [v.producer for v in node.operands() if _turned_by(v, perm)]
+    quant = graph.quantization.get(turn.out.name)
+    if quant is not None:  # the same numbers, before and after they move
+        graph.quantization.setdefault(operand_of(turn, 0).name, quant)
+    node.inputs = tuple(None if v is None else _before(graph, node, v, back) for v in node.inputs)
+    if node.op == "Concat":
+        node.attrs = node.attrs | {"axis": perm[node.int_attr("axis")]}
+    elif node.op in _REDUCING:
+        axes = node.ints_attr("axes", tuple(range(len(perm))))
+        node.attrs = node.attrs | {"axes": tuple(sorted(perm[a] for a in axes))}
+    for t in turns:
+        if t is not None and t in graph.nodes:
+            drop_unread(graph, t)
+    name = unique_name(f"{y.name}/unturned", graph.values)
+    shape = tuple(y.type.shape[b] for b in back)
+    early = graph.values[name] = Value(name, TensorType(shape, y.type.dtype), node)
+    if y.name in graph.quantization:
+        graph.quantization[name] = graph.quantization[y.name]
+    free = unique_name(turn.name, {n.name for n in graph.nodes})
+    node.outputs = (early,)
+    y.producer = Node("Transpose", free, (early,), (y,), {"perm": perm})
+    graph.nodes.insert(graph.nodes.index(node) + 1, y.producer)
+
+
+def _before(graph: Graph, node: Node, v: Value, back: tuple[int, ...]) -> Value:
+    """An operand as it is before the Transpose that ``back`` undoes."""
+    perm = tuple(back.index(i) for i in range(len(back)))
+    if v.producer is not None and _turned_by(v, perm):
+        return operand_of(v.producer, 0)
+    whole = (1,) * (len(back) - len(v.type.shape)) + v.type.shape
+    shape = tuple(whole[b] for b in back)
+    if v.type.size == 1 and node.op != "Concat":
+        return v
+    if v.name in graph.constants:
+        return reshaped_constant(graph, v, shape, node)
+    name = unique_name(f"{v.name}/unturned", graph.values)
+    view = graph.values[name] = Value(name, TensorType(shape, v.type.dtype), None)
+    _insert_view(graph, graph.nodes.index(node), f"{node.name}/unturned", v, view)
+    return view
 
 
 def sink_pads(graph: Graph) -> bool:
@@ -145,15 +225,22 @@ def move_transpose_into_weight(graph: Graph) -> bool:
         if perm[0] != 0 or view.out.type.shape != (shape[0], prod(shape[1:])):
             continue
         rows = node.op == "MatMul" or not node.int_attr("trans_b", 0)
-        data = graph.constants[w.name] if rows else graph.constants[w.name].T
-        data = data.reshape(*shape[1:], -1)
-        back = [perm.index(i) - 1 for i in range(1, len(perm))]  # weight axes in the old order
-        data = data.transpose(*back, len(back)).reshape(w.type.shape[0 if rows else 1], -1)
-        graph.constants[w.name] = np.ascontiguousarray(data if rows else data.T)
+        step = Moved(partial(_rows_back, perm, shape[1:], rows))
+        graph.constants[w.name] = np.ascontiguousarray(step.forward(graph.constants[w.name]))
+        if w.name in graph.origins:
+            graph.origins[w.name] = graph.origins[w.name].then(step)
         view.inputs = (turn.inputs[0],)
         drop_unread(graph, turn)
         changed = True
     return changed
+
+
+def _rows_back(perm: tuple[int, ...], shape: tuple[int, ...], rows: bool, weight: Array) -> Array:
+    """The weight for what the Transpose read; ``rows``: it has a row per number of that."""
+    data = weight if rows else weight.T
+    back = [perm.index(i) - 1 for i in range(1, len(perm))]  # weight axes in the old order
+    moved = data.reshape(*shape, -1).transpose(*back, len(back)).reshape(data.shape)
+    return moved if rows else moved.T
 
 
 def flatten_products(graph: Graph) -> bool:
@@ -200,7 +287,7 @@ def _bias_behind(graph: Graph, product: Node, outs: int) -> Node | None:
 
 def _of_rows(graph: Graph, name: str, stacked: Value, shape: tuple[int, int]) -> Value:
     """A value of all rows, annotated as the stacked one."""
-    free = _free(f"{name}/rows", graph.values)
+    free = unique_name(f"{name}/rows", graph.values)
     new = graph.values[free] = Value(free, TensorType(shape), None)
     if stacked.name in graph.quantization:
         graph.quantization[free] = graph.quantization[stacked.name]
@@ -209,14 +296,6 @@ def _of_rows(graph: Graph, name: str, stacked: Value, shape: tuple[int, int]) ->
 
 def _insert_view(graph: Graph, at: int, name: str, x: Value, y: Value) -> None:
     """A Reshape that makes y of x, at a place among the nodes."""
-    free = _free(name, {n.name for n in graph.nodes})
+    free = unique_name(name, {n.name for n in graph.nodes})
     y.producer = Node("Reshape", free, (x,), (y,), {"shape": y.type.shape})
     graph.nodes.insert(at, y.producer)
-
-
-def _free(name: str, taken: Container[str]) -> str:
-    """The name, or the next one that nobody has."""
-    free, i = name, 2
-    while free in taken:
-        free, i = f"{name}~{i}", i + 1
-    return free

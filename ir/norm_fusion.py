@@ -9,8 +9,31 @@ from math import prod
 
 import numpy as np
 
+from .chains import MEANS, Chain, chains, mean_axes
 from .graph import Array, Graph, Node, Value
-from .surgery import absorb, drop_unread, nodes_of, only_reader, operand_of
+from .ops.standardize import standardized
+from .surgery import (
+    absorb,
+    drop_unread,
+    nodes_of,
+    only_reader,
+    operand_of,
+    reshaped_constant,
+)
+
+_CENTRED = "LayerNormalization"
+#: Operators of a chain that normalizes rows.
+_ROW_PARTS = ("Add", "Div", "Mul", "Neg", "Pow", "Reciprocal", "Sqrt", "Sub", *MEANS)
+#: By constants of a row: what a chain may be, and which of them are its scale and bias.
+_ROW_NORMS: dict[int, tuple[tuple[str, tuple[int, ...]], ...]] = {
+    1: ((_CENTRED, (0,)), ("RMSNormalization", (0,))),
+    2: ((_CENTRED, (0, 1)), (_CENTRED, (1, 0))),
+}
+_LARGEST_EPSILON = 1.0
+#: Constants of files are rounded to float32.
+_TOLERANCE = 1e-5
+#: Most nodes one after the other behind the root.
+_REACH = 6
 
 
 def merge_group_norm(graph: Graph) -> bool:
@@ -49,14 +72,13 @@ def merge_scale(graph: Graph) -> bool:
             continue
         other = next((v for v in follower.operands() if v is not norm.out), norm.out)
         shape = norm.out.type.shape
-        per_channel = _along(graph, other, 1, shape)
-        if per_channel is None or follower.out.type.shape != shape:
+        if not _runs_along(graph, other, 1, shape) or follower.out.type.shape != shape:
             continue
         if scale is not None and scale.type.shape != shape[1:2]:
             continue  # one per group
         if norm.out.name in graph.quantization:
             continue
-        constant = _reshaped(graph, other, per_channel, follower)
+        constant = reshaped_constant(graph, other, shape[1:2], follower)
         norm.inputs = (
             norm.inputs[0],
             *((constant,) if follower.op == "Mul" else (scale, constant)),
@@ -66,76 +88,76 @@ def merge_scale(graph: Graph) -> bool:
     return changed
 
 
-def merge_rms_norm(graph: Graph) -> bool:
-    """``x / sqrt(mean(x * x) + epsilon) * scale`` over the last axes is RMS normalization."""
+def merge_row_norm(graph: Graph) -> bool:
+    """Chains around a root that normalize rows become layer or RMS normalization."""
     changed = False
-    for mean in nodes_of(graph, "ReduceMean"):
-        found = _rms_norm(graph, mean)
-        if found is None:
-            continue
-        x, epsilon, scale, chain = found
-        last = chain[-1]
-        axis = len(x.type.shape) - len(scale.type.shape)
-        last.op, last.attrs = "RMSNormalization", {"axis": axis, "epsilon": epsilon}
-        last.inputs = (x, scale)
-        for node in reversed(chain[:-1]):
-            drop_unread(graph, node)
-        changed = True
+    for root in nodes_of(graph, "Sqrt"):
+        if root not in graph.nodes:
+            continue  # it was part of another one's chain
+        for chain in chains(graph, root, _ROW_PARTS, _REACH):
+            found = _row_norm(chain)
+            if found is None:
+                continue
+            op, epsilon, row, scales = found
+            axis = len(chain.x.type.shape) - len(row)
+            rest = [reshaped_constant(graph, v, row, *chain.nodes) for v in scales]
+            chain.become(graph, op, {"axis": axis, "epsilon": epsilon}, rest)
+            changed = True
+            break
     return changed
 
 
-def _rms_norm(graph: Graph, mean: Node) -> tuple[Value, float, Value, list[Node]] | None:
-    """Operand, epsilon, scale and the nodes, in order, of an RMS normalization with this mean."""
-    square = operand_of(mean, 0).producer
-    if square is None or square.op not in ("Mul", "Pow"):
+def _row_norm(chain: Chain) -> tuple[str, float, tuple[int, ...], list[Value]] | None:
+    """Operator, epsilon, shape of a row, scale and maybe bias, that compute what a chain does."""
+    shape = chain.x.type.shape
+    rank = len(shape)
+    reduced = {mean_axes(n) for n in chain.nodes if n.op in MEANS}
+    axes = list(next(iter(reduced), ()))
+    row = shape[rank - len(axes) :]
+    if len(reduced) != 1 or axes != list(range(rank - len(axes), rank)) or prod(row) < 2:
         return None
-    x, factor = operand_of(square, 0), operand_of(square, 1)
-    if factor is not x if square.op == "Mul" else _number(graph, factor) != 2.0:
+    wide = [v for v, c in chain.constants.items() if c.size > 1]
+    if any(_stripped(v.type.shape, len(row)) != row for v in wide):
         return None
-    rank = len(x.type.shape)
-    axes = sorted(a % rank for a in mean.ints_attr("axes", tuple(range(rank))))
-    if axes != list(range(axes[0], rank)) or not mean.int_attr("keepdims", 1):
-        return None
-    add = _reader(graph, mean.out)
-    if add is None or add.op != "Add":
-        return None
-    epsilon = next((n for v in add.operands() if (n := _number(graph, v)) is not None), None)
-    root = _reader(graph, add.out)
-    if epsilon is None or root is None or root.op != "Sqrt":
-        return None
-    chain = [square, mean, add, root]
-    inverse = _reader(graph, root.out)
-    if inverse is not None and inverse.op == "Reciprocal":
-        chain.append(inverse)
-        product = _reader(graph, inverse.out)
-        fits = product is not None and product.op == "Mul" and x in product.inputs
-    else:
-        product = inverse
-        fits = product is not None and product.op == "Div" and product.inputs[0] is x
-    if product is None or not fits or product.out.type.shape != x.type.shape:
-        return None
-    last = _reader(graph, product.out)
-    if last is None or last.op != "Mul" or last.out.type.shape != x.type.shape:
-        return None
-    scale = next((v for v in last.operands() if v.name in graph.constants), None)
-    inner = (*chain, product)
-    if scale is None or scale.type.shape != x.type.shape[axes[0] :]:
-        return None
-    if any(n.out.name in graph.quantization for n in inner):
-        return None
-    return x, epsilon, scale, [*inner, last]
+    data = [chain.constants[v].reshape(row) for v in wide]
+    for epsilon in {float(c.reshape(())) for c in chain.constants.values() if c.size == 1}:
+        if not 0.0 < epsilon < _LARGEST_EPSILON:
+            continue
+        samples = _samples((1,) * axes[0] + row, epsilon)
+        got = [chain.values(x) for x in samples]
+        for op, places in _ROW_NORMS.get(len(wide), ()):
+            scale, bias = (*(data[i] for i in places), np.zeros(row))[:2]
+            rows = [
+                standardized(x.reshape(1, -1), epsilon, centred=op == _CENTRED) for x in samples
+            ]
+            want = [xhat.reshape(row) * scale + bias for xhat, _ in rows]
+            if all(_close(g, w) for g, w in zip(got, want, strict=True)):
+                return op, epsilon, row, [wide[i] for i in places]
+    return None
+
+
+def _samples(shape: tuple[int, ...], epsilon: float) -> list[Array]:
+    """Rows in whose variance epsilon is next to nothing, half, and nearly all."""
+    rng = np.random.default_rng(0)
+    return [np.sqrt(epsilon) * s * (rng.standard_normal(shape) + 0.5) for s in (30.0, 1.0, 0.1)]
+
+
+def _close(got: Array, want: Array) -> bool:
+    off = np.abs(got.reshape(-1) - want.reshape(-1)).max()
+    return bool(off <= _TOLERANCE * max(1.0, np.abs(want).max()))
+
+
+def _stripped(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """A shape without leading axes of length 1 beyond a rank."""
+    while len(shape) > rank and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
 def _reader(graph: Graph, value: Value) -> Node | None:
     """The only node that reads a value."""
     readers = [n for n in graph.nodes if value in n.inputs]
     return readers[0] if len(readers) == 1 and only_reader(graph, value, readers[0]) else None
-
-
-def _number(graph: Graph, value: Value) -> float | None:
-    """A constant of one element."""
-    data = graph.constants.get(value.name)
-    return None if data is None or data.size != 1 else float(data.reshape(()))
 
 
 def _is_all(graph: Graph, node: Node, index: int, number: float) -> bool:
@@ -146,23 +168,10 @@ def _is_all(graph: Graph, node: Node, index: int, number: float) -> bool:
     )
 
 
-def _along(graph: Graph, value: Value, axis: int, shape: tuple[int, ...]) -> Array | None:
-    """A constant as ``[shape[axis]]`` if it has a number for each index of that axis alone."""
+def _runs_along(graph: Graph, value: Value, axis: int, shape: tuple[int, ...]) -> bool:
+    """A constant has a number for each index of an axis of ``shape`` alone."""
     data = graph.constants.get(value.name)
     if data is None or data.ndim > len(shape) or data.size != shape[axis] or prod(shape) == 0:
-        return None
+        return False
     whole = (1,) * (len(shape) - data.ndim) + data.shape
-    return data.reshape(-1) if whole[axis] == shape[axis] else None
-
-
-def _reshaped(graph: Graph, value: Value, data: Array, user: Node) -> Value:
-    """The constant in another shape; it keeps its name if nobody else reads it."""
-    if value.type.shape == data.shape:
-        return value
-    name = value.name
-    if only_reader(graph, value, user):
-        del graph.values[name], graph.constants[name]
-        graph.quantization.pop(name, None)
-    else:
-        name = f"{name}/{user.name}"
-    return graph.add_constant(name, np.ascontiguousarray(data))
+    return whole[axis] == shape[axis]

@@ -24,7 +24,16 @@ class Obstacle:
     reason: str
 
 
-def report_obstacles(path: Path, obstacles: Sequence[Obstacle]) -> UnsupportedModelError:
+#: What helps against an operator that can't be run.
+_EXPORT = (
+    "the model must be exported without; freezing doesn't help, because what is frozen runs"
+    " forward, too"
+)
+
+
+def report_obstacles(
+    path: Path, obstacles: Sequence[Obstacle], way_out: str = ""
+) -> UnsupportedModelError:
     """The error that lists all obstacles; nodes with the same reason share a line."""
     groups: dict[tuple[str, str], list[str]] = {}
     for o in obstacles:
@@ -35,11 +44,11 @@ def report_obstacles(path: Path, obstacles: Sequence[Obstacle]) -> UnsupportedMo
         _printable(f"{', '.join(names)} ({op}): {reason}") for (op, reason), names in groups.items()
     ]
     if len(lines) == 1:
-        return UnsupportedModelError(f"{path}: {lines[0]}")
+        return UnsupportedModelError("; ".join(filter(None, (f"{path}: {lines[0]}", way_out))))
     count = len({(o.where, o.op) for o in obstacles})
     many = f"{count} obstacles" if count > 1 else "one obstacle"
     return UnsupportedModelError(
-        f"{path}: {many}; the model must be exported without:\n  " + "\n  ".join(lines)
+        f"{path}: {many}; {way_out or _EXPORT}:\n  " + "\n  ".join(lines)
     )
 
 

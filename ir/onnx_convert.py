@@ -13,11 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from .graph import Array, Attr, Graph, Value
+from .graph import Array, Attr, Graph, Value, unique_name
 from .obstacles import Obstacle
-from .onnx_file import FileAttr, FileNode, ModelFile
+from .onnx_file import INTEGER_OPS, FileAttr, FileNode, ModelFile
+from .ops.integers import EXACT
+from .provenance import Origin, Step
 from .qdq import Stored
 
+#: ONNX element types: INT32 and INT64.
+INTEGER_TYPES = (6, 7)
+#: Smallest and largest of some integers.
+Span = tuple[int, int]
 #: Makes of a node the value of its result, or those of all its results in order (None: no element).
 Rule = Callable[["Site"], Value | tuple[Value | None, ...]]
 
@@ -39,6 +45,8 @@ class Conversion:
         order: Names of IR nodes and of rejected file nodes in the file's order.
         stored: File values of 8-bit integers; ``values`` holds the real numbers that they mean.
         empty: File values without elements, which nothing stands for.
+        spans: File values of integers that depend on the data of a sample; ``values`` holds i32, or
+            the f32 numbers that they are computed in.
     """
 
     file: ModelFile
@@ -48,10 +56,16 @@ class Conversion:
     order: list[str] = field(default_factory=list)
     stored: dict[str, Stored] = field(default_factory=dict)
     empty: set[str] = field(default_factory=set)
+    spans: dict[str, Span] = field(default_factory=dict)
     _constants: dict[str, Value] = field(default_factory=dict)
 
-    def constant(self, name: str, data: Array) -> Value:
+    def constant(self, name: str, data: Array, origin: Origin | None = None) -> Value:
         """The IR constant of this name; equal names mean equal data.
+
+        Args:
+            name: That of a constant of the file, or a new one.
+            data: Its data.
+            origin: Where they come from; not needed where they are those of the file.
 
         Raises:
             RejectedError: Not float32, empty, or not finite.
@@ -66,9 +80,13 @@ class Conversion:
             bad = int((~np.isfinite(data)).sum())
             what = f"{bad} NaN or infinite of {data.size} values"
             raise RejectedError(f"constant {name} holds {what}")
-        value = self.graph.add_constant(name, np.ascontiguousarray(data).reshape(data.shape))
+        as_it_is = data is self.file.constants.get(name)
+        if as_it_is:
+            origin = self.file.origin(name)
+        contiguous = np.ascontiguousarray(data).reshape(data.shape)
+        value = self.graph.add_constant(name, contiguous, origin=origin)
         self._constants[name] = value
-        if name in self.file.quantization and data is self.file.constants.get(name):
+        if as_it_is and name in self.file.quantization:
             self.graph.quantization[name] = self.file.quantization[name]
         return value
 
@@ -77,6 +95,7 @@ class Conversion:
         if self._constants.pop(name, None) is not None:
             del self.graph.values[name], self.graph.constants[name]
             self.graph.quantization.pop(name, None)
+            self.graph.origins.pop(name, None)
 
 
 @dataclass(eq=False)
@@ -85,6 +104,7 @@ class Site:
 
     conversion: Conversion
     node: FileNode
+    _reals: dict[int, Value] = field(default_factory=dict)
 
     @property
     def opset(self) -> int:
@@ -156,13 +176,48 @@ class Site:
             raise RejectedError(f"operand {index} is missing")
         name = self.node.inputs[index]
         data = self.conversion.file.constants.get(name)
+        value = self.conversion.values.get(name)
+        is_integer = data.dtype.kind in "iu" if data is not None else _is_index(value)
+        if is_integer and self._computes_integers():
+            return self.integers_as_real(index)
         if data is not None:
             return self.conversion.constant(name, data)
         if name in self.conversion.empty:
             raise RejectedError(f"operand {name} has no elements")
-        value = self.conversion.values[name]
         assert value is not None, name
         return value
+
+    def integers_as_real(self, index: int) -> Value:
+        """An operand of integers, constant or not, as f32 numbers.
+
+        Raises:
+            RejectedError: They may be too large for that.
+        """
+        name, graph = self.node.inputs[index], self.conversion.graph
+        data, x = self.conversion.file.constants.get(name), self.conversion.values.get(name)
+        if index not in self._reals:
+            low, high = self.conversion.spans.get(name, (-EXACT, EXACT))
+            if data is not None:
+                low, high = int(data.min(initial=0)), int(data.max(initial=0))
+            if max(-low, high) > EXACT:
+                raise RejectedError(f"operand {name} is {low} to {high}, beyond {EXACT}")
+            if data is not None:
+                free = unique_name(f"{name}/i32", graph.values)
+                x = graph.add_constant(free, np.asarray(data, np.int32))
+            assert x is not None, name
+            if _is_index(x):
+                limit = {"limit": max(-low, high + 1)}
+                x = self.emit("ToReal", (x,), limit, f"real{index}")
+            self._reals[index] = x
+        return self._reals[index]
+
+    def _computes_integers(self) -> bool:
+        """The node compares or computes integers that depend on the data of a sample."""
+        if self.node.op not in INTEGER_OPS:
+            return False
+        made = self.conversion.file.types.get(self.node.outputs[0])
+        integers = made is not None and made.dtype in ("i32", "i64")
+        return integers or any(i in self.conversion.spans for i in self.node.inputs)
 
     def optional(self, index: int) -> Value | None:
         """An optional operand."""
@@ -221,23 +276,38 @@ class Site:
         node = self.conversion.graph.add_node(op, inputs, attrs, name=name, outputs=[out])
         return node.out
 
-    def derived(self, index: int, data: Array, suffix: str) -> Value:
-        """A constant computed from operand ``index``; keeps its name if nobody else reads it."""
+    def derived(self, index: int, suffix: str, *steps: Step) -> Value:
+        """What steps make of operand ``index``; keeps its name if nobody else reads that."""
         name = self.node.inputs[index]
+        data, origin = self.made(index, steps)
         readers = sum(n.inputs.count(name) for n in self.conversion.file.nodes)
         if readers > 1 or name in self.conversion.file.outputs:
             name = f"{name}/{suffix}"
         else:
             self.conversion.forget(name)
-        return self.conversion.constant(name, data.astype(np.float32))
+        return self.conversion.constant(name, data.astype(np.float32), origin)
+
+    def made(self, index: int, steps: Iterable[Step]) -> tuple[Array, Origin]:
+        """What steps make of constant operand ``index``, and where it comes from."""
+        name, data = self.node.inputs[index], self.data(index)
+        assert data is not None, name
+        origin = self.conversion.file.origin(name)
+        for step in steps:
+            data, origin = step.forward(data), origin.then(step)
+        return data, origin
 
     def indices(self, data: Array) -> Value:
         """A constant of indices or labels."""
-        name = f"{self.node.name}/indices"
-        return self.conversion.graph.add_constant(name, np.ascontiguousarray(data, np.int32))
+        graph = self.conversion.graph
+        name = unique_name(f"{self.node.name}/indices", graph.values)
+        return graph.add_constant(name, np.ascontiguousarray(data, np.int32))
 
     def reshape(self, x: Value, shape: tuple[int, ...], suffix: str = "") -> Value:
         """``x`` in another shape of the same size; no node if it has the shape already."""
         if x.type.shape == shape:
             return x
         return self.emit("Reshape", (x,), {"shape": shape}, suffix)
+
+
+def _is_index(value: Value | None) -> bool:
+    return value is not None and value.type.dtype == "i32"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
+
+import numpy as np
 
 from .graph import Value
 from .onnx_convert import RejectedError, Rule, Site
+from .provenance import Moved
 
 #: Stand-ins of the axes of an ellipsis; no letter that an equation may use.
 _DOTS = "0123456789"
@@ -97,7 +101,7 @@ def _product(s: Site, a: _Term, b: _Term, later: str, tag: str) -> _Term:
         data = s.data(int(tag)) if b.value.name == s.node.inputs[int(tag)] else None
         if data is not None and b.axes != batch + contracted + columns:
             order = [b.axes.index(c) for c in batch + contracted + columns]
-            right = s.derived(int(tag), data.transpose(order), "order")
+            right = s.derived(int(tag), "order", Moved(partial(np.transpose, axes=order)))
         else:
             right = _ordered(s, b, batch + contracted + columns, f"{tag}b_order").value
         right = s.reshape(right, shape(*lead, contracted, columns), f"{tag}b_matrix")

@@ -8,6 +8,7 @@ from pathlib import Path
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from .obstacles import Obstacle
+from .onnx_scopes import all_graphs, all_nodes
 
 #: Protocol buffers cannot hold more than this.
 MAX_FILE_BYTES = 2**31 - 1
@@ -15,7 +16,7 @@ MAX_FILE_BYTES = 2**31 - 1
 
 def all_tensors(proto: ModelProto) -> Iterator[TensorProto]:
     """Initializers and tensors in node attributes, those of subgraphs included."""
-    for graph in _graphs(proto.graph):
+    for graph in all_graphs(proto.graph):
         yield from graph.initializer
     for _, _, t in attribute_tensors(proto.graph):
         yield t
@@ -25,18 +26,10 @@ def attribute_tensors(
     graph: GraphProto,
 ) -> Iterator[tuple[NodeProto, AttributeProto, TensorProto]]:
     """Tensors in attributes with their node, those of subgraphs included."""
-    for node in (n for g in _graphs(graph) for n in g.node):
+    for node in all_nodes(graph):
         for a in list(node.attribute):
             for t in (*((a.t,) if a.type == AttributeProto.TENSOR else ()), *a.tensors):
                 yield node, a, t
-
-
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    yield graph
-    for node in graph.node:
-        for a in node.attribute:
-            for inner in (*((a.g,) if a.type == AttributeProto.GRAPH else ()), *a.graphs):
-                yield from _graphs(inner)
 
 
 def external_files(path: Path) -> list[Path]:

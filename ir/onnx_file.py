@@ -1,16 +1,20 @@
-"""A model file as plain records: batch bound, types static, no constant subgraphs, no protobuf."""
+"""A model file as plain records: batch bound, types static, constants folded, no protobuf."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 
 import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, inliner
 
-from .graph import MAX_ELEMENTS, Array, TensorType
+from .graph import MAX_ELEMENTS, Array, TensorType, unique_name
+from .import_options import PLAIN, ImportOptions
 from .obstacles import Obstacle
+from .onnx_dims import bind_dims
 from .onnx_fold import ELEMENT_TYPES, infer_and_fold
 from .onnx_guard import is_sound
 from .onnx_read import (
@@ -23,13 +27,16 @@ from .onnx_read import (
     read_proto,
     tensor_array,
 )
+from .onnx_scopes import all_nodes, hoist_initializers, inner_graphs
+from .onnx_sklearn import plain_outputs
 from .onnx_states import bind_states
+from .provenance import Origin
 from .quantization import Quantization
 
 #: Why an input of another element type is refused.
 INPUT_KINDS = (
-    "only float32 inputs, int32 and int64 ones that are read as indices or labels, and int8 or"
-    " uint8 ones that DequantizeLinear reads, are supported"
+    "only float32 inputs, int32 and int64 ones that are read as indices or labels or are cast to"
+    " float32 or bool, and int8 or uint8 ones that DequantizeLinear reads, are supported"
 )
 #: Element types that operators read through DequantizeLinear only: never judged as float32.
 QUANTIZED_ONLY = ("float4", "float8", "int2", "int4", "uint2", "uint4")
@@ -37,11 +44,19 @@ EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8)
 INDICES = (TensorProto.INT32, TensorProto.INT64)
 #: Operators that read indices or labels as operand 1, from the input of a model as well.
 _INDEXED = ("Gather", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss")
-#: Operators that hand the indices of operand 0 on.
-_MOVING_INDICES = (
+#: Operators that hand the integers of operand 0 on.
+INTEGER_MOVES = (
     *("Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"),
     *("Tile", "Transpose", "Unsqueeze"),
 )
+#: Those of them that don't care for the type.
+SHAPING = tuple(op for op in INTEGER_MOVES if op not in ("Cast", "Gather"))
+#: Operators that compute or compare integers which depend on the data of a sample.
+INTEGER_OPS = (
+    *("Abs", "Add", "ArgMax", "ArgMin", "Concat", "Equal", "Greater", "GreaterOrEqual", "Less"),
+    *("LessOrEqual", "Max", "Min", "Mul", "Neg", "Sub", "Where"),
+)
+_REAL = (TensorProto.FLOAT, TensorProto.BOOL)
 FileAttr = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | Array
 
 
@@ -56,7 +71,7 @@ class FileNode:
         inputs: Value names, "" where an optional operand is absent.
         outputs: Value names, "" where an optional result is not wanted.
         attrs: Attributes; tensors as arrays, subgraphs left out.
-        subgraphs: It carries subgraphs (If, Loop, Scan).
+        kept: Why it could not be written out; empty where it does not stand for a graph.
         unknown: Names of attributes that the operator does not have in the model's opset.
     """
 
@@ -66,7 +81,7 @@ class FileNode:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attrs: dict[str, FileAttr] = field(default_factory=dict)
-    subgraphs: bool = False
+    kept: str = ""
     unknown: tuple[str, ...] = ()
 
 
@@ -87,6 +102,7 @@ class ModelFile:
         types: Inferred types of values, where they are static.
         obstacles: What is wrong so far.
         notes: What was changed to make it one that can be trained.
+        origins: Where folded constants come from in the file.
     """
 
     name: str
@@ -100,53 +116,62 @@ class ModelFile:
     types: dict[str, TensorType]
     obstacles: tuple[Obstacle, ...]
     notes: tuple[str, ...] = ()
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+
+    def origin(self, name: str) -> Origin:
+        """Where a constant comes from: itself, if it is one of the file."""
+        return self.origins.get(name, Origin(name))
 
 
-def load_file(path: Path, batch: int) -> ModelFile:
+def load_file(path: Path, options: ImportOptions = PLAIN) -> ModelFile:
     """Read, check, bind, infer and fold a model file.
 
     Args:
         path: An ``.onnx`` file.
-        batch: Value of the symbolic batch dimension.
+        options: Batch and dimensions are bound by them.
 
     Raises:
-        UsageError: The path is missing, a folder or unreadable.
+        UsageError: The path is missing, a folder or unreadable, or has no such dimensions.
         UnsupportedModelError: The file can't be read as a graph at all. Everything less than that
             stands in ``obstacles``.
     """
     proto = read_proto(path)
-    notes = bind_states(proto, batch)
-    return replace(model_file(proto, path, batch), notes=notes)
+    bind_dims(proto, path, options)
+    _name_nodes(proto)  # by their places in the file
+    notes = bind_states(proto, options.batch) + plain_outputs(proto)
+    return replace(model_file(proto, path, options.batch), notes=notes)
 
 
 def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
     """Check, bind, infer and fold a model.
 
     Args:
-        proto: A model without external data; changed.
+        proto: A model without external data, its dimensions bound; changed.
         path: What messages call it.
-        batch: Value of the symbolic batch dimension.
+        batch: The bound batch.
 
     Raises:
         UnsupportedModelError: It is no graph at all. Everything less stands in ``obstacles``.
     """
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
+    hoist_initializers(proto)
     check_structure(proto, path)
     proto, opset = at_known_opset(proto, path)
-    _unique_names(proto)
+    _name_nodes(proto)
     constants, obstacles = read_initializers(proto)
     known = set(constants) | {o.where for o in obstacles}
     runtime = [v for v in proto.graph.input if v.name not in known]
     del proto.graph.input[:]
     indices = _indices(proto)
-    inputs = {v.name: _bind(v, batch, runtime, indices, obstacles) for v in runtime}
+    numbers = _numbers(proto) - indices
+    inputs = {v.name: _input_type(v, batch, indices, numbers, obstacles) for v in runtime}
     proto.graph.input.extend(runtime)
     proto.ir_version = max(proto.ir_version, 4)  # from here on initializers need not be inputs
     _forget_symbols(proto)
-    types, stored, errors = infer_and_fold(proto, constants)
-    obstacles += [o for o in errors if o not in obstacles]
-    records = [_record(n, opset) for n in proto.graph.node]
+    folded = infer_and_fold(proto, constants, opset)
+    obstacles += [o for o in folded.errors if o not in obstacles]
+    records = [_record(n, opset, folded.kept.get(n.name, "")) for n in proto.graph.node]
     needed = _needed(records, {v.name for v in proto.graph.output})
     used = {i for n in needed for i in n.inputs} | {v.name for v in proto.graph.output}
     return ModelFile(
@@ -156,10 +181,11 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
         inputs=inputs,
         outputs=tuple(v.name for v in proto.graph.output),
         constants={k: a for k, a in constants.items() if k in used},
-        quantization={k: q for k, q in stored.items() if k in used},
+        quantization={k: q for k, q in folded.stored.items() if k in used},
         nodes=tuple(_without_unread(n, used) for n in needed),
-        types=types,
+        types=folded.types,
         obstacles=tuple(o for o in obstacles if o.op != "initializer" or o.where in used),
+        origins={k: o for k, o in folded.origins.items() if k in used},
     )
 
 
@@ -169,31 +195,32 @@ def _without_unread(node: FileNode, used: set[str]) -> FileNode:
     return replace(node, outputs=(*node.outputs[:1], *rest))
 
 
-def _unique_names(proto: ModelProto) -> None:
-    """Give every node a name of its own: messages and plans refer to nodes by name."""
-    taken: set[str] = set()
-    for i, node in enumerate(proto.graph.node):
-        name = base = node_name(node, i)
-        suffix = 2
-        while name in taken:
-            name, suffix = f"{base}~{suffix}", suffix + 1
-        taken.add(name)
+def unique_names(nodes: Sequence[NodeProto]) -> list[str]:
+    """A name of its own for every node: messages and plans refer to nodes by name."""
+    names: dict[str, None] = {}
+    for i, node in enumerate(nodes):
+        names[unique_name(node_name(node, i), names)] = None
+    return list(names)
+
+
+def _name_nodes(proto: ModelProto) -> None:
+    for node, name in zip(proto.graph.node, unique_names(proto.graph.node), strict=True):
         node.name = name
 
 
-def _bind(
+def _input_type(
     v: ValueInfoProto,
     batch: int,
-    runtime: list[ValueInfoProto],
     indices: set[str],
+    numbers: set[str],
     obstacles: list[Obstacle],
 ) -> TensorType | None:
-    """Replace the symbolic batch of an input by its value; the type if it is static now.
+    """The type of an input, if it is static.
 
-    Files also write an unknown batch as 0 or -1. An input of another element type is judged on as
-    if it were float32, so that the report does not repeat the reason at every node; 8-bit inputs
-    are judged where the graph is built, because their scales stand in later nodes. Indices become
-    i32, whatever the file has.
+    An input of another element type is judged on as if it were float32, so that the report does not
+    repeat the reason at every node; 8-bit inputs are judged where the graph is built, because their
+    scales stand in later nodes. Indices become i32, whatever the file has, and integers that are
+    cast to numbers or conditions (masks) float32.
     """
     if not v.type.HasField("tensor_type"):
         obstacles.append(Obstacle(v.name, "input", "is not a tensor"))
@@ -201,6 +228,8 @@ def _bind(
     tensor = v.type.tensor_type
     dims = tensor.shape.dim
     indexing = tensor.elem_type in INDICES and v.name in indices
+    if tensor.elem_type in INDICES and v.name in numbers:
+        tensor.elem_type = TensorProto.FLOAT
     if tensor.elem_type not in (TensorProto.FLOAT, *EIGHT_BITS) and not indexing:
         kinds = TensorProto.DataType.items()
         kind = next((k.lower() for k, v in kinds if v == tensor.elem_type), "of an unknown type")
@@ -211,31 +240,13 @@ def _bind(
     if not tensor.HasField("shape"):
         obstacles.append(Obstacle(v.name, "input", "has no shape; export with static shapes"))
         return None
-    for d in dims:
-        if d.dim_value < 0:
-            d.Clear()
-    first = [w.type.tensor_type.shape.dim for w in runtime if w.type.HasField("tensor_type")]
-    symbols = {d[0].dim_param for d in first if d} - {""}
-    for axis, d in enumerate(dims):
-        if d.dim_value > 0:
-            if axis == 0 and batch not in (1, d.dim_value):
-                reason = (
-                    f"has a fixed batch of {d.dim_value}, not {batch}; use --batch {d.dim_value}"
-                )
-                obstacles.append(Obstacle(v.name, "input", reason))
-        elif axis == 0 or d.dim_param in symbols:
-            d.dim_value = batch
-        else:
-            bind = f"--input_name {v.name} --input_shape 1,..."
-            if d.dim_param:
-                bind = f"--dim_param {d.dim_param} --dim_value ..."
-            reason = (
-                f"dimension {axis} ({d.dim_param or 'unnamed'}) is not known; --batch binds only"
-                " the batch, export with a static shape or bind it by python -m"
-                f" onnxruntime.tools.make_dynamic_shape_fixed {bind}"
-            )
-            obstacles.append(Obstacle(v.name, "input", reason))
-            return None
+    if dims and batch not in (1, dims[0].dim_value):
+        fixed = dims[0].dim_value
+        reason = f"has a fixed batch of {fixed}, not {batch}; use --batch {fixed}"
+        obstacles.append(Obstacle(v.name, "input", reason))
+    if unknown := [axis for axis, d in enumerate(dims) if d.dim_value < 1]:
+        obstacles.append(Obstacle(v.name, "input", _unknown(v, unknown)))
+        return None
     sizes = tuple(d.dim_value for d in dims)
     if not is_sound(sizes):
         reason = f"{[*sizes]} has more than {MAX_ELEMENTS} elements"
@@ -246,15 +257,50 @@ def _bind(
     return TensorType(sizes, "i32" if indexing else dtype)
 
 
+def _unknown(v: ValueInfoProto, axes: list[int]) -> str:
+    """Which dimensions of an input have no value, and how to give them one."""
+    names = {a: v.type.tensor_type.shape.dim[a].dim_param for a in axes}
+    told = ", ".join(f"{a} ({name or 'unnamed'})" for a, name in names.items())
+    keys = dict.fromkeys(name or f"{v.name}:{a}" for a, name in names.items())
+    options = " ".join(f"--dim {quote(f'{key}=N')}" for key in keys)
+    subject = f"dimensions {told} are" if len(axes) > 1 else f"dimension {told} is"
+    return f"{subject} not known; bind with {options}"
+
+
 def _indices(proto: ModelProto) -> set[str]:
-    """Values that are read as indices or labels, maybe after something has moved them."""
+    """Values that are read as indices or labels, maybe after they were moved or computed with."""
     found: set[str] = set()
-    for node in reversed(proto.graph.node):
+    for node in reversed(list(all_nodes(proto.graph))):
         if node.op_type in _INDEXED and len(node.input) > 1:
             found.add(node.input[1])
-        if node.op_type in _MOVING_INDICES and found.intersection(node.output):
-            found.add(node.input[0])
+        if node.op_type in INTEGER_MOVES and found.intersection(node.output):
+            found.update(node.input[:1])
+        if node.op_type in INTEGER_OPS and found.intersection(node.output):
+            found.update(node.input)
     return found
+
+
+def _numbers(proto: ModelProto) -> set[str]:
+    """Values that nothing reads but casts to float32 or bool, maybe behind what reshapes them."""
+    readers: dict[str, list[NodeProto]] = {}
+    nodes = list(all_nodes(proto.graph))
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    handed_on = {v.name for n in proto.graph.node for g in inner_graphs(n) for v in g.output}
+    found: set[str] = set()
+
+    def numeric(name: str, node: NodeProto) -> bool:
+        if node.op_type == "Cast":
+            return any(a.name == "to" and a.i in _REAL for a in node.attribute)
+        moved = node.op_type in SHAPING and node.input[0] == name
+        return node.op_type == "Shape" or (moved and found.issuperset(node.output))
+
+    made = [name for node in reversed(nodes) for name in node.output]
+    for name in (*made, *(readers.keys() - set(made))):
+        if name not in handed_on and all(numeric(name, node) for node in readers.get(name, ())):
+            found.add(name)
+    return found - {v.name for v in proto.graph.output}
 
 
 def _forget_symbols(proto: ModelProto) -> None:
@@ -268,13 +314,10 @@ def _forget_symbols(proto: ModelProto) -> None:
                     d.Clear()
 
 
-def _record(node: NodeProto, opset: int) -> FileNode:
+def _record(node: NodeProto, opset: int, kept: str) -> FileNode:
     attrs: dict[str, FileAttr] = {}
-    subgraphs = False
     for a in node.attribute:
-        if a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
-            subgraphs = True
-        elif a.type == AttributeProto.TENSOR:
+        if a.type == AttributeProto.TENSOR:
             with suppress(ValueError):  # a tensor that can't be read is as good as missing
                 attrs[a.name] = tensor_array(a.t)
         elif a.type in (AttributeProto.INTS, AttributeProto.FLOATS):
@@ -294,7 +337,7 @@ def _record(node: NodeProto, opset: int) -> FileNode:
         tuple(node.input),
         tuple(node.output),
         attrs,
-        subgraphs,
+        kept,
         tuple(a.name for a in node.attribute if known is not None and a.name not in known),
     )
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from .graph import Array, TensorType
 from .obstacles import Obstacle
@@ -24,12 +25,16 @@ from .onnx_guard import (
     leave_readable,
     without_unsafe_slices,
 )
+from .onnx_origin import dequantize, origins_of, run_node
 from .onnx_read import STANDARD_DOMAINS
-from .qdq import dequantize_constant, moved
+from .onnx_scopes import subgraphs
+from .onnx_unroll import Unroller
+from .provenance import Origin
+from .qdq import moved
 from .quantization import Quantization
 
 #: All results of constant folding together may not be larger: such a model fits no small device.
-MAX_FOLDED_ELEMENTS = 2**27
+MAX_FOLDED_ELEMENTS = 3 * 2**26
 #: Longer vectors are not followed by inference; none of them is a shape.
 MAX_PROPAGATED_ELEMENTS = 2**16
 #: Begins the reason of what onnx's inference finds.
@@ -55,35 +60,52 @@ ELEMENT_TYPES: dict[int, str] = {
 }
 
 
-def infer_and_fold(
-    proto: ModelProto, constants: dict[str, Array]
-) -> tuple[dict[str, TensorType], dict[str, Quantization], list[Obstacle]]:
-    """Infer types and fold constant nodes until nothing changes.
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """What is known of a model.
+
+    Attributes:
+        types: Static types by value name.
+        stored: Meaning as i8 of constants that the file stores as 8-bit integers.
+        origins: Where folded constants come from.
+        errors: The inconsistencies that inference found.
+        kept: Nodes that stand for graphs and could not be written out, and why.
+    """
+
+    types: dict[str, TensorType]
+    stored: dict[str, Quantization]
+    origins: dict[str, Origin]
+    errors: list[Obstacle]
+    kept: dict[str, str]
+
+
+def infer_and_fold(proto: ModelProto, constants: dict[str, Array], opset: int) -> Folded:
+    """Infer types, fold constant nodes and write out nodes that stand for graphs, to the end.
 
     Args:
-        proto: The model; folded nodes are replaced by initializers in place, and large
-            initializers by inputs of their type.
+        proto: The model; folded nodes are replaced by initializers in place, large initializers by
+            inputs of their type, and what stands for a graph by its nodes.
         constants: Initializers; folded values are added in place.
-
-    Returns:
-        Static types by value name, the meaning as i8 of constants that the file stores as 8-bit
-        integers, and the inconsistencies that inference found.
+        opset: Version of the standard operator set.
     """
     stored: dict[str, Quantization] = {}
+    origins: dict[str, Origin] = {}
     errors: list[Obstacle] = []
     leave_readable(proto, constants)
     types: dict[str, TensorType] = {}
     room = MAX_FOLDED_ELEMENTS
     _write_defaults(proto)
+    unroller = Unroller(proto, opset)
     while True:
         shown = without_unsafe_slices(proto, types)
         inferred, errors = _infer(shown)
+        _write_casts(proto, inferred)
         known = types
         types = {k: t for k, t in _static_types(inferred) if is_sound(t.shape)}
         rest: list[NodeProto] = []
         folded: dict[str, Array] = {}
         for node in proto.graph.node:
-            values = _evaluate(node, proto, types, constants, room)
+            values = _evaluate(node, constants, proto, types, room)
             if values is None:
                 rest.append(node)
             else:
@@ -91,10 +113,14 @@ def infer_and_fold(
                 room -= sum(a.size for a in values.values())
                 constants |= values
                 stored |= _meaning(node, constants, stored)
-        if not folded and (shown is proto or types == known):
-            return types, stored, errors
-        del proto.graph.node[:]
-        proto.graph.node.extend(rest)
+                origins |= origins_of(node, list(proto.opset_import), constants, origins)
+        if folded:
+            del proto.graph.node[:]
+            proto.graph.node.extend(rest)
+        evaluate = partial(_evaluate, proto=proto, types=types, room=room)
+        unrolled = unroller.sweep(constants, types, evaluate)
+        if not folded and not unrolled and (shown is proto or types == known):
+            return Folded(types, stored, origins, errors, unroller.kept)
         for k, a in folded.items():
             if a.size > MAX_INFERRED_ELEMENTS:
                 kind = onnx.helper.np_dtype_to_tensor_dtype(a.dtype)
@@ -109,6 +135,20 @@ def _write_defaults(proto: ModelProto) -> None:
     for node in proto.graph.node:
         if node.op_type == "MeanVarianceNormalization" and not node.attribute:
             node.attribute.append(onnx.helper.make_attribute("axes", (0, 2, 3)))
+
+
+def _write_casts(proto: ModelProto, inferred: ModelProto) -> None:
+    """CastLike is a Cast where the element type of operand 1 is known."""
+    graph = inferred.graph
+    kinds = {t.name: t.data_type for t in graph.initializer}
+    for v in (*graph.input, *graph.value_info, *graph.output):
+        kinds[v.name] = v.type.tensor_type.elem_type
+    for node in proto.graph.node:
+        standard = node.op_type == "CastLike" and node.domain in STANDARD_DOMAINS
+        if standard and len(node.input) == 2 and (to := kinds.get(node.input[1])):
+            node.op_type = "Cast"
+            del node.input[1]
+            node.attribute.append(onnx.helper.make_attribute("to", to))
 
 
 def _propagates(proto: ModelProto) -> bool:
@@ -166,9 +206,9 @@ def _static_types(proto: ModelProto) -> Iterator[tuple[str, TensorType]]:
 
 def _evaluate(
     node: NodeProto,
+    constants: Mapping[str, Array],
     proto: ModelProto,
-    types: dict[str, TensorType],
-    constants: dict[str, Array],
+    types: Mapping[str, TensorType],
     room: int,
 ) -> dict[str, Array] | None:
     """Results of a node that does not depend on run-time data, or None.
@@ -177,7 +217,7 @@ def _evaluate(
     """
     if node.domain not in STANDARD_DOMAINS or node.op_type.startswith(_RANDOM):
         return None
-    if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
+    if any(True for _ in subgraphs(node)):
         return None
     if not any(node.output):
         return None
@@ -202,7 +242,8 @@ def _evaluate(
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # NaN that results is reported where it is used
-            values = _run(node, proto, {i: constants[i] for i in names}, wanted)
+            opsets = list(proto.opset_import)
+            values = run_node(node, opsets, {i: constants[i] for i in names}, wanted)
     except Exception:  # an operator without reference: it stays a node, and the table judges it
         return None
     if any(isinstance(a, list) for a in values):  # a sequence is no constant
@@ -225,42 +266,13 @@ def _range_length(start: Array | None, limit: Array | None, delta: Array | None)
     return max(0, math.ceil(length))
 
 
-def _run(
-    node: NodeProto, proto: ModelProto, operands: dict[str, Array], wanted: list[str]
-) -> list[Array]:
-    """Results of one node by onnx's reference implementation."""
-    if node.op_type == "DequantizeLinear":
-        return [_dequantize(node, operands)[0]]
-    graph = onnx.helper.make_graph(
-        [node],
-        "constant",
-        [ValueInfoProto(name=i) for i in operands],
-        [ValueInfoProto(name=o) for o in wanted],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=list(proto.opset_import))
-    return list(ReferenceEvaluator(model).run(None, dict(operands)))
-
-
-def _dequantize(
-    node: NodeProto, operands: dict[str, Array]
-) -> tuple[Array, Quantization | None]:
-    """Float weights of a quantized model; onnx's reference lacks the older opsets of this operator.
-
-    Raises:
-        QuantizationError: The parameters can't be used; the node stays, and its rule says why.
-    """
-    attrs = {a.name: a.i for a in node.attribute}
-    zero = operands[node.input[2]] if len(node.input) > 2 and node.input[2] else None
-    return dequantize_constant(attrs, operands[node.input[0]], operands[node.input[1]], zero)
-
-
 def _meaning(
     node: NodeProto, constants: dict[str, Array], stored: dict[str, Quantization]
 ) -> dict[str, Quantization]:
     """Meaning of the result of a folded node, if the file stores it as 8-bit integers."""
     quant: Quantization | None = None
     if node.op_type == "DequantizeLinear":
-        quant = _dequantize(node, constants)[1]
+        quant = dequantize(node, constants)[1]
     elif node.input and node.input[0] in stored:
         attrs = {a.name: tuple(a.ints) for a in node.attribute if a.ints}
         rank = constants[node.input[0]].ndim

@@ -11,6 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from .graph import MAX_ELEMENTS, Array, TensorType
 from .onnx_external import attribute_tensors
 from .onnx_read import tensor_array
+from .onnx_scopes import all_nodes, subgraphs
 
 #: Larger constants can't be shapes, axes or limits: inference gets their types alone.
 MAX_INFERRED_ELEMENTS = 2**10
@@ -66,8 +67,8 @@ def without_unsafe_slices(proto: ModelProto, types: Mapping[str, TensorType]) ->
 
 def _slices(node: NodeProto) -> bool:
     """It is a Slice, or has one in a subgraph."""
-    inner = (n for a in node.attribute for g in (a.g, *a.graphs) for n in g.node)
-    return node.op_type == "Slice" or any(map(_slices, inner))
+    inner = (n for g in subgraphs(node) for n in all_nodes(g))
+    return node.op_type == "Slice" or any(n.op_type == "Slice" for n in inner)
 
 
 def _is_safe(node: NodeProto, types: Mapping[str, TensorType]) -> bool:

@@ -6,25 +6,36 @@ the type that onnx inferred, so that everything behind it is judged as well.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from .errors import GraphError
-from .graph import Attr, Graph, Value
+from .file_loss import part_loss, take_head
+from .graph import Attr, Graph, TensorType, Value
 from .head import replace_head
+from .import_options import PLAIN, ImportOptions
 from .obstacles import Obstacle, report_obstacles
-from .onnx_convert import Conversion, RejectedError, Site
-from .onnx_file import FileNode, ModelFile, load_file
+from .onnx_convert import Conversion, RejectedError, Rule, Site
+from .onnx_file import SHAPING, FileNode, ModelFile, load_file
 from .onnx_fold import INCONSISTENT
+from .onnx_integers import limit_of, span_of_result
 from .onnx_ops import RULES
 from .onnx_quantize import add_input, integers_kept, spread
 from .passes import clean
 from .surgery import rename
 
+#: Operators that move elements of operand 0, whatever these are.
+_MOVES = (*SHAPING, "Gather", "GatherElements", "GatherND")
+#: Types that results have in the file -> in the graph; integers of other nodes may be constants
+#: once an obstacle before them is gone, those of operators that are not supported are not.
+_REAL = {"f32": "f32"}
+_RESULTS = {**_REAL, "i32": "i32", "i64": "i32", "bits": "bits"}
 
-def import_model(
-    path: Path, *, batch: int = 1, fold_batchnorm: bool = True, head: int | None = None
-) -> Graph:
-    """Read a model file as a forward graph.
+
+def import_model(path: Path, options: ImportOptions = PLAIN) -> Graph:
+    """Read a model file as a forward graph; a loss at its end is parted off (``Graph.loss``).
 
     Inputs and outputs keep the names, number and layout that they have in the file. A quantized
     model becomes a graph of real numbers with ``Graph.quantization``; its int8 inputs stay i8
@@ -33,27 +44,24 @@ def import_model(
 
     Args:
         path: An ``.onnx`` file, opset 8 to the newest of the installed onnx.
-        batch: Value of the symbolic batch dimension.
-        fold_batchnorm: Merge BatchNormalization with frozen statistics into the layer before it.
-        head: Replace the last layer by a fresh one for so many classes.
+        options: How it is imported.
 
     Raises:
-        UsageError: The path is missing, a folder or unreadable.
+        UsageError: The path is missing, a folder or unreadable, or the options don't fit it.
         UnsupportedModelError: Lists everything in the model that can't be planned.
     """
-    graph = graph_of(load_file(path, batch), path, fold_batchnorm=fold_batchnorm)
-    if head is not None:
-        replace_head(graph, head)
+    graph = graph_of(load_file(path, options), path, options)
+    finish(graph, options)
     return graph
 
 
-def graph_of(file: ModelFile, path: Path, *, fold_batchnorm: bool = True) -> Graph:
+def graph_of(file: ModelFile, path: Path, options: ImportOptions = PLAIN) -> Graph:
     """The cleaned forward graph of a model that has been read.
 
     Args:
         file: The model.
         path: What messages call it.
-        fold_batchnorm: As in ``import_model``.
+        options: As in ``import_model``; dimensions are bound already.
 
     Raises:
         UnsupportedModelError: Lists everything in the model that can't be planned.
@@ -61,8 +69,20 @@ def graph_of(file: ModelFile, path: Path, *, fold_batchnorm: bool = True) -> Gra
     conversion = convert(file)
     if conversion.obstacles:
         raise report_obstacles(path, conversion.obstacles)
-    clean(conversion.graph, fold_batchnorm=fold_batchnorm)
+    clean(conversion.graph, fold_batchnorm=options.folds)
     return conversion.graph
+
+
+def finish(graph: Graph, options: ImportOptions) -> None:
+    """Make a cleaned graph one that is trained: its loss apart, its head replaced.
+
+    Raises:
+        UnsupportedModelError: The loss can't be parted off, or the head not replaced.
+    """
+    part_loss(graph)
+    if options.head is not None:
+        replace_head(graph, options.head)
+        take_head(graph)
 
 
 def convert(file: ModelFile) -> Conversion:
@@ -72,6 +92,9 @@ def convert(file: ModelFile) -> Conversion:
     for name, type_ in file.inputs.items():
         if type_ is not None:
             add_input(conversion, name, type_)
+            limit = limit_of(file, name) if type_.dtype == "i32" else None
+            if limit is not None:
+                conversion.spans[name] = (-limit, limit - 1)
         else:
             conversion.values[name] = None
     for node in file.nodes:
@@ -112,8 +135,8 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
     begin = len(graph.nodes)
     try:
         rule = RULES.get(node.op) if not node.domain else None
-        if node.subgraphs:
-            raise RejectedError("operators with subgraphs are not supported")
+        if node.kept:
+            raise RejectedError(node.kept)
         if rule is not None and node.unknown:
             names = ", ".join(node.unknown)
             raise RejectedError(f"has no attribute {names} in opset {file.opset}")
@@ -123,10 +146,10 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         operands = [i for i in node.inputs if i]
         known = file.constants.keys() | conversion.empty
         if any(i not in known and conversion.values.get(i) is None for i in operands):
-            _placeholders(conversion, node)  # the reason is reported where it arose
+            _placeholders(conversion, node, _REAL)  # the reason is reported where it arose
             return
-        stored = integers_kept(conversion, node)
-        made = rule(Site(conversion, node))
+        stored, span = integers_kept(conversion, node), span_of_result(conversion, node)
+        made = _converted(conversion, node, rule)
         results = made if isinstance(made, tuple) else (made,)
     except (RejectedError, GraphError) as e:
         for leftover in graph.nodes[begin:]:
@@ -142,7 +165,7 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         ]
         conversion.obstacles.append(Obstacle(node.name, node.op, reason))
         conversion.order.append(node.name)
-        _placeholders(conversion, node)
+        _placeholders(conversion, node, _RESULTS if rule is None else _REAL)
         return
     conversion.order += [n.name for n in graph.nodes[begin:]]
     for out, result in zip(node.outputs, results, strict=False):
@@ -150,6 +173,8 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         if result is None:
             conversion.empty.add(out)
             continue
+        if span is not None:
+            conversion.spans[out] = span
         if stored is not None:
             conversion.stored[out] = stored
             graph.quantization.setdefault(result.name, stored.quant)
@@ -158,11 +183,41 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
             rename(graph, result, out)
 
 
-def _placeholders(conversion: Conversion, node: FileNode) -> None:
+def _converted(
+    conversion: Conversion, node: FileNode, rule: Rule
+) -> Value | tuple[Value | None, ...]:
+    """What stands for the results. Conditions move as numbers, 1 and 0."""
+    site, name = Site(conversion, node), node.inputs[0] if node.inputs else ""
+    flags = conversion.values.get(name)
+    if node.op not in _MOVES or flags is None or flags.type.dtype != "bits":
+        return rule(site)
+    values: dict[str, Attr] = {"on": 1.0, "off": 0.0}
+    numbers = site.emit("Where", (flags, None, None), values, "numbers")
+    conversion.values[name] = numbers
+    try:
+        made = rule(site)
+    finally:
+        conversion.values[name] = flags
+    zero = conversion.constant(f"{node.name}/0", np.zeros((), np.float32))
+    results: list[Value | None] = []
+    for v in made if isinstance(made, tuple) else (made,):
+        if v is None or v is numbers:
+            results.append(v and flags)
+            continue
+        off = site.emit("Equal", (v, zero), None, "off")
+        results.append(site.emit("Not", (off,), None, "on"))
+    return tuple(results)
+
+
+def _placeholders(
+    conversion: Conversion, node: FileNode, dtypes: Mapping[str, str]
+) -> None:
+    """Results that stand for those of a node that was not converted, where their type is known."""
     for out in filter(None, node.outputs):
         type_ = conversion.file.types.get(out)
         known: Value | None = None
         real = node.op != "QuantizeLinear"  # its result has a meaning only by its parameters
-        if real and type_ and type_.dtype == "f32" and out not in conversion.graph.values:
-            known = conversion.graph.add_state(out, type_)
+        dtype = dtypes.get(type_.dtype) if type_ and real else None
+        if type_ and dtype and out not in conversion.graph.values:
+            known = conversion.graph.add_state(out, TensorType(type_.shape, dtype))
         conversion.values[out] = known

@@ -9,6 +9,7 @@ import numpy as np
 from .graph import Array, Attr, Value
 from .onnx_convert import RejectedError, Rule, Site
 from .onnx_shapes import positive_axis
+from .ops.integers import EXACT
 
 # -- indices ---------------------------------------------------------------------------------------
 
@@ -20,6 +21,8 @@ def _gather(s: Site) -> Value:
     axis, data = positive_axis(s.integer("axis", 0), len(shape)), s.data(1)
     if data is None:
         index = s.value(1)
+        if s.node.inputs[1] in s.conversion.spans and index.type.dtype == "f32":
+            index = s.emit("ToIndex", (index,), {"size": shape[axis]}, "index")
         if index.type.dtype != "i32":
             raise RejectedError(
                 f"indices {index.name} are {index.type}; give integers: constants, or an input of"
@@ -114,9 +117,29 @@ def _gather_elements(s: Site) -> Value:
 
 def _gather_nd(s: Site) -> Value:
     x = s.value(0)
+    if s.data(1) is None and s.node.inputs[1:2] and s.node.inputs[1] in s.conversion.spans:
+        return _gather_computed(s, x)
     at, axes = _of_tuples(s, x, s.integer("batch_dims", 0))
     table = s.reshape(x, (prod(x.type.shape[:axes]), *x.type.shape[axes:]), "table")
     return s.emit("Gather", (table, s.indices(at)), {"axis": 0})
+
+
+def _gather_computed(s: Site, x: Value) -> Value:
+    """GatherND of one entry of the merged leading axes for each computed tuple of positions."""
+    at, shape = s.integers_as_real(1), x.type.shape
+    axes = at.type.shape[-1] if at.type.shape else 0
+    if s.integer("batch_dims", 0) or not 0 < axes <= len(shape) or prod(shape[:axes]) > EXACT:
+        raise RejectedError(f"computed indices {at.type} of {x.type} are not supported")
+    if s.conversion.spans[s.node.inputs[1]][0] < 0:
+        raise RejectedError("computed indices may be negative")
+    if axes > 1:
+        strides = np.array([prod(shape[i + 1 : axes]) for i in range(axes)])
+        steps = s.emit("ToReal", (s.indices(strides),), {"limit": EXACT}, "strides")
+        at = s.emit("Mul", (at, steps), None, "steps")
+    at = s.emit("ReduceSum", (at,), {"axes": (len(at.type.shape) - 1,), "keepdims": 0}, "entry")
+    table = s.reshape(x, (prod(shape[:axes]), *shape[axes:]), "table")
+    index = s.emit("ToIndex", (at,), {"size": table.type.shape[0]}, "index")
+    return s.emit("Gather", (table, index), {"axis": 0})
 
 
 def _scatter_elements(s: Site) -> Value:
@@ -146,6 +169,27 @@ def _scatter(s: Site, x: Value, at: Array, rows: tuple[int, ...]) -> Value:
     table = s.reshape(x, rows, "table")
     suffix = "" if rows == x.type.shape else "rows"
     return s.reshape(s.emit("Scatter", (table, s.indices(at), new), attrs, suffix), x.type.shape)
+
+
+def _reverse_sequence(s: Site) -> Value:
+    """ReverseSequence of constant lengths: a Gather along time, of elements if lengths differ."""
+    x, lengths = s.value(0), s.ints(1, "sequence_lens")
+    shape = x.type.shape
+    time = positive_axis(s.integer("time_axis", 0), len(shape))
+    batch = positive_axis(s.integer("batch_axis", 1), len(shape))
+    if time == batch or lengths is None or len(lengths) != shape[batch]:
+        raise RejectedError(f"axes {batch} and {time} and lengths {lengths} do not fit {x.type}")
+    if not all(1 <= n <= shape[time] for n in lengths):
+        raise RejectedError(f"lengths {list(lengths)} are not those of axis {time} of {x.type}")
+    if len(set(lengths)) == 1:
+        order = [*range(lengths[0])[::-1], *range(lengths[0], shape[time])]
+        return s.emit("Gather", (x, s.indices(np.array(order))), {"axis": time})
+    at = np.moveaxis(np.arange(x.type.size).reshape(shape), (batch, time), (0, 1)).copy()
+    for row, n in zip(at, lengths, strict=True):
+        row[:n] = row[:n][::-1].copy()
+    flat = s.reshape(x, (x.type.size,), "flat")
+    index = s.indices(np.moveaxis(at, (0, 1), (batch, time)))
+    return s.emit("Gather", (flat, index), {"axis": 0})
 
 
 # -- parts and repetitions -------------------------------------------------------------------------
@@ -282,6 +326,7 @@ INDEX_RULES: dict[str, Rule] = {
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
+    "ReverseSequence": _reverse_sequence,
     "Scatter": _scatter_elements,
     "ScatterElements": _scatter_elements,
     "ScatterND": _scatter_nd,

@@ -12,8 +12,9 @@ from math import inf, isfinite
 import numpy as np
 
 from .graph import Array, Attr, Value
-from .onnx_convert import RejectedError, Site
+from .onnx_convert import INTEGER_TYPES, RejectedError, Site
 from .ops.activation_grad import pack_bits
+from .provenance import Cast, Masked, Moved
 
 Rule = Callable[[Site], Value]
 
@@ -129,8 +130,9 @@ def _real_constant(s: Site, index: int, data: Array) -> Value:
     """A constant that the file may hold in another type, which the operator allows."""
     if data.dtype == np.float32:
         return s.value(index)
-    name = f"{s.node.inputs[index]}/f32"
-    return s.conversion.constant(name, data.astype(np.float32))
+    name = s.node.inputs[index]
+    origin = s.conversion.file.origin(name).then(Cast())
+    return s.conversion.constant(f"{name}/f32", data.astype(np.float32), origin)
 
 
 def _prelu(s: Site) -> Value:
@@ -138,20 +140,27 @@ def _prelu(s: Site) -> Value:
     x, slope, data = s.value(0), s.value(1), s.data(1)
     shape, old = x.type.shape, slope.type.shape
     if data is not None and old == shape[1:2] and old[0] not in (1, shape[-1]):
-        slope = s.derived(1, data.reshape(-1, *(1,) * (len(shape) - 2)), "channels")
+        channels = (-1, *(1,) * (len(shape) - 2))
+        slope = s.derived(1, "channels", Moved(lambda d: d.reshape(channels)))
     return s.emit("PRelu", (x, slope))
 
 
 def _add(s: Site) -> Value:
-    """Add; a constant of zeros and one hugely negative number is a mask, not a bias."""
+    """Add; one hugely negative number in a constant is a mask, and zeros beside it are no bias."""
     for i in (0, 1):
         data = s.data(i)
         if data is None or data.dtype != np.float32 or data.size == 1:
             continue
-        values = np.unique(data)
-        if len(values) == 2 and values[1] == 0.0 and values[0] <= _MASKED:
-            kept = _bits(s, f"{s.node.inputs[i]}/kept", data == 0.0)
-            return s.emit("Where", (kept, s.value(1 - i), None), {"off": float(values[0])})
+        masked = data <= _MASKED
+        off = np.unique(data[masked])
+        if len(off) != 1 or masked.all():
+            continue
+        name, x = s.node.inputs[i], s.value(1 - i)
+        if data[~masked].any():
+            rest = s.conversion.constant(f"{name}/rest", *s.made(i, [Masked(~masked)]))
+            x = s.emit("Add", (x, rest) if i else (rest, x), None, "rest")
+        kept = _bits(s, f"{name}/kept", ~masked)
+        return s.emit("Where", (kept, x, None), {"off": float(off[0])})
     return s.emit("Add", (s.value(0), s.value(1)))
 
 
@@ -230,22 +239,34 @@ def _where(s: Site) -> Value:
 
 
 def _cast(s: Site) -> Value:
-    """Casts between float32 and conditions; indices stay what they are."""
+    """Casts between float32, conditions and integers, but of fractions to integers."""
     to, x = s.integer("to"), s.value(0)
-    real, flag, integers = 1, 9, (6, 7)  # TensorProto.FLOAT, BOOL, INT32 and INT64
-    if x.type.dtype == "i32" and to in integers:
+    real, flag = 1, 9  # TensorProto.FLOAT and BOOL
+    counted = s.node.inputs[0] in s.conversion.spans
+    if to in INTEGER_TYPES and (counted or x.type.dtype == "i32"):
         return x
-    if x.type.dtype == "i32" or to not in (real, flag):
+    if (
+        to not in (real, flag, *INTEGER_TYPES)
+        or (x.type.dtype == "i32" and not counted)
+        or (to in INTEGER_TYPES and x.type.dtype == "f32")
+    ):
         raise RejectedError(
-            "only casts between float32 and bool, and of indices to int32 or int64, are supported"
-            " outside constants"
+            "only casts between float32, bool and integers are supported outside constants, and"
+            " none that may drop a fraction"
         )
-    if x.type.dtype == ("f32" if to == real else "bits"):
+    if x.type.dtype == "i32":
+        x = s.integers_as_real(0)
+    if x.type.dtype == ("bits" if to == flag else "f32"):
         return x
-    if to == real:
+    if to != flag:
         return s.emit("Where", (x, None, None), {"on": 1.0, "off": 0.0})
     zero = s.emit("Equal", (x, _number(s, 0.0, "zero")), None, "zero")
     return s.emit("Not", (zero,))
+
+
+def _cast_like(s: Site) -> Value:
+    """CastLike is written as Cast before it gets here, unless it is not known to what."""
+    raise RejectedError("the element type of its operand 1 is not known")
 
 
 def _expand(s: Site) -> Value:
@@ -266,6 +287,7 @@ RULES: dict[str, Rule] = {
     "Add": _add,
     "And": _logic("And", 2),
     "Cast": _cast,
+    "CastLike": _cast_like,
     "Ceil": _plain("Ceil"),
     "Celu": _celu,
     "Cos": _plain("Cos"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
 from math import inf, prod
 
 import numpy as np
 
-from .graph import Attr, Value
+from .graph import Array, Attr, Value
 from .onnx_convert import RejectedError, Rule, Site
 from .onnx_shapes import positive_axes, positive_axis
+from .provenance import Moved
 
 
 def _batchnorm(s: Site) -> Value | tuple[Value | None, ...]:
@@ -67,13 +70,13 @@ def _of_shape(s: Site, index: int, shape: tuple[int, ...]) -> Value:
         return v
     lead = len(v.type.shape) - len(shape)
     if data is not None and set(data.shape[: max(lead, 0)]) <= {1}:
-        try:
-            whole = np.broadcast_to(data.reshape(data.shape[max(lead, 0) :]), shape)
-        except ValueError:
-            pass
-        else:
-            return s.derived(index, whole, "row")
+        with suppress(ValueError):  # it does not broadcast
+            return s.derived(index, "row", Moved(partial(_as_row, shape)))
     raise RejectedError(f"operand {index}, {v.type}, is not of the normalized shape {list(shape)}")
+
+
+def _as_row(shape: tuple[int, ...], data: Array) -> Array:
+    return np.broadcast_to(data.reshape(data.shape[max(data.ndim - len(shape), 0) :]), shape)
 
 
 def _groups(s: Site) -> Value:

@@ -6,6 +6,7 @@ made positive, padding explicit, shapes static, so that the IR has one form of e
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf, prod
 
 import numpy as np
@@ -29,6 +30,7 @@ from .onnx_reduce import REDUCE_RULES
 from .onnx_resize import RESIZE_RULES
 from .onnx_shapes import positive_axis
 from .onnx_spatial import SPATIAL_RULES
+from .provenance import Affine, Moved, spread_out
 
 # -- matrix products -------------------------------------------------------------------------------
 
@@ -41,9 +43,8 @@ def _gemm(s: Site) -> Value:
     if s.integer("transA"):
         a = s.emit("Transpose", (a,), {"perm": (1, 0)}, "trans_a")
     if alpha != 1.0:
-        data = s.data(1)
-        if data is not None:
-            b = s.derived(1, data * np.float32(alpha), "alpha")
+        if s.data(1) is not None:
+            b = s.derived(1, "alpha", Affine(np.array(alpha, np.float32)))
         else:
             factor = s.conversion.constant(f"{s.node.name}/alpha", np.array(alpha, np.float32))
             a = s.emit("Mul", (a, factor), None, "scaled")
@@ -54,11 +55,11 @@ def _gemm(s: Site) -> Value:
     data = s.data(2)
     if data is not None:
         shape = (1,) * (2 - data.ndim) + data.shape
-        data = data * np.float32(beta) if beta != 1.0 else data
+        scaled = Affine(np.array(beta, np.float32))
         if shape in ((1, n), (1, 1)):
-            bias = np.broadcast_to(data.reshape(shape), (1, n)).reshape(n)
-            return s.emit("Gemm", (a, b, s.derived(2, bias, "bias")), attrs)
-        c = s.derived(2, data, "beta")
+            bias = s.derived(2, "bias", scaled, Moved(partial(spread_out, n)))
+            return s.emit("Gemm", (a, b, bias), attrs)
+        c = s.derived(2, "beta", scaled)
     else:
         c = s.value(2)
         if beta != 1.0:

@@ -23,7 +23,7 @@ from .qdq import (
     QuantizationError,
     Stored,
     check_stored,
-    dequantize_constant,
+    dequantization,
     read_quantization,
 )
 from .quantization import LOW, Quantization
@@ -185,17 +185,17 @@ def qlinear_operands(s: Site, axis: int) -> tuple[Value, Value, Value | None]:
             raise QuantizationError(
                 f"its parameters {mine.quant} are not those of {names[0]} ({stored.quant})"
             )
-        real, quant = dequantize_constant({"axis": axis}, w, scale, zero)
-        bias = s.data(8)
+        real, quant = dequantization({"axis": axis}, w, scale, zero)
+        bias, real_bias = s.data(8), None
         if bias is not None:
             steps = (stored.quant.scale[0] * scale.astype(np.float64)).astype(np.float32)
-            bias = dequantize_constant({"axis": 0}, bias, steps, None)[0]
+            real_bias = dequantization({"axis": 0}, bias, steps, None)[0]
     except QuantizationError as e:
         raise RejectedError(str(e)) from None
-    weight = s.derived(3, real, s.node.name)
+    weight = s.derived(3, s.node.name, real)
     if quant is not None:
         s.conversion.graph.quantization[weight.name] = quant
-    return x, weight, None if bias is None else s.derived(8, bias, s.node.name)
+    return x, weight, None if real_bias is None else s.derived(8, s.node.name, real_bias)
 
 
 def qlinear_result(s: Site, y: Value) -> Value:

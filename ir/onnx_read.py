@@ -19,6 +19,7 @@ from .errors import ModelWarning, UnsupportedModelError, UsageError
 from .graph import Array
 from .obstacles import Obstacle, report_obstacles
 from .onnx_external import MAX_FILE_BYTES, all_tensors, load_external
+from .onnx_scopes import all_graphs, all_nodes, reads
 
 #: Oldest opset whose operators have today's broadcasting rules.
 MIN_OPSET = 8
@@ -146,7 +147,7 @@ def check_structure(proto: ModelProto, path: Path) -> None:
             producer.setdefault(name, i)
     defined = set(given)
     for i, node in enumerate(graph.node):
-        for name in filter(None, node.input):
+        for name in reads(node):
             if name in defined:
                 continue
             if name not in producer:
@@ -175,7 +176,7 @@ def node_name(node: NodeProto, index: int) -> str:
 def read_initializers(proto: ModelProto) -> tuple[dict[str, Array], list[Obstacle]]:
     """Initializers as arrays, and those that can't be used.
 
-    Infinite scalars pass: they occur as bounds and masks, which folding removes.
+    Infinite scalars and -inf pass: they occur as bounds and masks, which folding or a rule removes.
     """
     arrays: dict[str, Array] = {}
     found: list[Obstacle] = []
@@ -191,7 +192,7 @@ def read_initializers(proto: ModelProto) -> tuple[dict[str, Array], list[Obstacl
             a = tensor_array(t)
             if a.dtype.kind == "f" and not np.isfinite(a).all():
                 nan, inf = int(np.isnan(a).sum()), int(np.isinf(a).sum())
-                if nan or a.size > 1:
+                if nan or (a.size > 1 and (a == np.inf).any()):
                     raise ValueError(f"holds {nan} NaN and {inf} infinite of {a.size} values")
             arrays[t.name] = a
         except ValueError as e:
@@ -221,7 +222,7 @@ def _cycle(nodes: Sequence[NodeProto], producer: dict[str, int], start: int) -> 
     todo = [start]
     while todo:
         i = todo.pop()
-        for name in nodes[i].input:
+        for name in reads(nodes[i]):
             j = producer.get(name)
             if j is None or j in parent:
                 continue
@@ -239,12 +240,12 @@ def _texts(proto: ModelProto) -> Iterator[str]:
     """Every text that later stages read."""
     graph = proto.graph
     yield graph.name
-    for node in graph.node:
+    for node in all_nodes(graph):
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
         yield from (a.name for a in node.attribute)
-    yield from (t.name for t in graph.initializer)
+    yield from (t.name for g in all_graphs(graph) for t in g.initializer)
     yield from (o.domain for o in proto.opset_import)
-    for v in (*graph.input, *graph.output):
+    for v in (v for g in all_graphs(graph) for v in (*g.input, *g.output)):
         yield v.name
         yield from (d.dim_param for d in v.type.tensor_type.shape.dim)
     for t in all_tensors(proto):

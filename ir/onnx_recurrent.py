@@ -8,6 +8,7 @@ import numpy as np
 
 from .graph import Array, Attr, Value
 from .onnx_convert import RejectedError, Rule, Site
+from .provenance import Affine, Moved, Step
 
 #: Operator -> gates, and the activations that can be had.
 _KINDS: dict[str, tuple[int, tuple[tuple[str, ...], ...]]] = {
@@ -102,13 +103,16 @@ def _constant(s: Site, index: int, what: str) -> Array:
     return data
 
 
-def _parameter(layer: _Layer, index: int, direction: str, data: Array, suffix: str = "") -> Value:
+def _parameter(
+    layer: _Layer, index: int, direction: str, *steps: Step, suffix: str = ""
+) -> Value:
     """A parameter of one direction; it keeps the file's name where it is all of the operand."""
     s = layer.site
     if len(layer.directions) == 1 and not suffix:
-        return s.derived(index, np.ascontiguousarray(data), direction)
+        return s.derived(index, direction, *steps)
     name = "/".join(filter(None, (s.node.inputs[index], direction, suffix)))
-    return s.conversion.constant(name, np.ascontiguousarray(data, np.float32))
+    data, origin = s.made(index, steps)
+    return s.conversion.constant(name, np.ascontiguousarray(data, np.float32), origin)
 
 
 def _biases(layer: _Layer, direction: str, d: int) -> tuple[Value | None, Value | None]:
@@ -116,13 +120,13 @@ def _biases(layer: _Layer, direction: str, d: int) -> tuple[Value | None, Value 
     s, size = layer.site, layer.size
     if not s.present(3):
         return None, None
-    own, recurrent = np.split(_constant(s, 3, "B")[d], 2)
-    if s.node.op != "GRU" or not s.integer("linear_before_reset"):
-        return _parameter(layer, 3, direction, own + recurrent), None
-    outside = recurrent.copy()
-    outside[2 * size :] = 0
-    apart = _parameter(layer, 3, direction, recurrent[2 * size :], "recurrent")
-    return _parameter(layer, 3, direction, own + outside), apart
+    half = layer.gates * size
+    recurrent, last, apart = _constant(s, 3, "B")[d, half:], half + 2 * size, None
+    if s.node.op == "GRU" and s.integer("linear_before_reset"):
+        apart = _parameter(layer, 3, direction, Moved(lambda b: b[d, last:]), suffix="recurrent")
+        recurrent = np.where(np.arange(half) < 2 * size, recurrent, np.float32(0))
+    own = Moved(lambda b: b[d, :half])
+    return _parameter(layer, 3, direction, own, Affine(offset=recurrent)), apart
 
 
 def _initial(layer: _Layer, index: int, what: str, d: int) -> Value | None:
@@ -166,7 +170,7 @@ def _direction(layer: _Layer, rows: Value, d: int) -> Value:
     steps, batch, size = layer.steps, layer.batch, layer.size
     activations = _activations(s, d, len(layer.directions))
     bias, apart = _biases(layer, direction, d)
-    weights = [_parameter(layer, i, direction, _constant(s, i, "W")[d]) for i in (1, 2)]
+    weights = [_parameter(layer, i, direction, Moved(lambda w: w[d])) for i in (1, 2)]
     product = s.emit(
         "Gemm", (rows, weights[0], bias), {"trans_b": 1}, layer.name(direction, "product")
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
+import numpy as np
+
 from .graph import Attr, Value
 from .onnx_convert import RejectedError, Site
 
@@ -111,7 +113,7 @@ def concat(s: Site) -> Value:
 
 
 def slice_(s: Site) -> Value:
-    """Slice with constant bounds and positive steps."""
+    """Slice with constant bounds; an axis that is walked backwards is a Gather."""
     x = s.value(0)
     shape, rank = x.type.shape, len(x.type.shape)
     starts, ends = s.ints_or_attr(1, "starts"), s.ints_or_attr(2, "ends")
@@ -126,13 +128,17 @@ def slice_(s: Site) -> Value:
         raise RejectedError("starts, ends, axes and steps differ in length")
     first, sizes, strides = [0] * rank, list(shape), [1] * rank
     for begin, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if step < 1:
-            raise RejectedError(f"step {step} on axis {axis}; only positive steps are supported")
-        begin, end, _ = slice(begin, end, step).indices(shape[axis])
-        first[axis], strides[axis], sizes[axis] = begin, step, max(0, -(-(end - begin) // step))
-        if not sizes[axis]:
+        if step == 0:
+            raise RejectedError(f"step 0 on axis {axis}")
+        taken = range(*slice(begin, end, step).indices(shape[axis]))
+        if not taken:
             raise RejectedError(f"the slice of axis {axis} of {x.type} is empty")
-    if tuple(sizes) == shape:
+        if step < 0:
+            x = s.emit("Gather", (x, s.indices(np.array(taken))), {"axis": axis}, f"axis{axis}")
+            sizes[axis] = len(taken)
+        else:
+            first[axis], strides[axis], sizes[axis] = taken.start, step, len(taken)
+    if tuple(sizes) == x.type.shape:
         return x
     attrs: dict[str, Attr] = {
         "starts": tuple(first),

@@ -12,6 +12,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
 from .onnx_read import STANDARD_DOMAINS
+from .onnx_scopes import subgraphs
 
 _RECURRENT = ("GRU", "LSTM", "RNN")
 #: Operands of these that are initial states; their results from 1 on are the last states.
@@ -36,7 +37,7 @@ def bind_states(proto: ModelProto, batch: int) -> tuple[str, ...]:
         What has been done, in words for the report.
     """
     graph = proto.graph
-    if any(a.HasField("g") or a.graphs for n in graph.node for a in n.attribute):
+    if any(True for n in graph.node for _ in subgraphs(n)):
         return ()  # subgraphs may read what their node doesn't name
     weights = {t.name for t in graph.initializer}
     inputs = [v for v in graph.input if v.name not in weights]

@@ -11,13 +11,16 @@ from .lowered_layers import INTEGER, KEEPING
 from .onnx_index import CONSTANT_ONLY
 from .onnx_ops import RULES
 from .onnx_read import MIN_OPSET
+from .onnx_unroll import CONTROL_FLOW, DEFINED
 from .opdef import all_ops
 
 #: ONNX operator -> what a rule writes for it, where that is not the operator of the same name.
 #: Reshapes (views) and numbers beside it are left out; nothing: it is gone once imported.
 WRITTEN_AS: dict[str, tuple[str, ...]] = {
     "Cast": ("Where", "Equal", "Not"),
+    "CastLike": ("Where", "Equal", "Not"),
     "Celu": ("Elu",),
+    **dict.fromkeys((*CONTROL_FLOW, *DEFINED), ()),
     "Constant": (),
     "DepthToSpace": ("Transpose",),
     "DequantizeLinear": (),
@@ -38,6 +41,8 @@ WRITTEN_AS: dict[str, tuple[str, ...]] = {
     "QLinearConv": ("Conv",),
     "QLinearMatMul": ("MatMul",),
     "QuantizeLinear": (),
+    "ReverseSequence": ("Gather",),
+    "Slice": ("Slice", "Gather"),
     "ReduceLogSum": ("ReduceSum", "Log"),
     "ScatterElements": ("Scatter",),
     "ScatterND": ("Scatter",),
@@ -78,7 +83,7 @@ class Support:
 
 def supported() -> list[Support]:
     """All ONNX operators that are read, by name."""
-    return [_support(name) for name in sorted(RULES)]
+    return [_support(name) for name in sorted((*RULES, *CONTROL_FLOW, *DEFINED))]
 
 
 @cache

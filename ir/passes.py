@@ -7,10 +7,11 @@ verifies. A node that takes over another one's work keeps its own name and takes
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
-from .fusion import drop_nan_guards, merge_gelu
+from .fusion import drop_nan_guards, merge_activations, merge_two_classes
 from .graph import Array, Graph, Node, Value
 from .layout import (
     flatten_products,
@@ -20,15 +21,16 @@ from .layout import (
     sink_pads,
     sink_transposes,
 )
-from .norm_fusion import merge_group_norm, merge_rms_norm, merge_scale
+from .norm_fusion import merge_group_norm, merge_row_norm, merge_scale
+from .provenance import Affine, Moved, spread_out
 from .surgery import (
     absorb,
     drop_dead,
     drop_unread,
-    forget,
     nodes_of,
     only_reader,
     operand_of,
+    replaced_constant,
     stored_differently,
 )
 
@@ -55,11 +57,12 @@ def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
         merge_pad,
         flatten_products,
         merge_bias,
-        merge_gelu,
+        merge_activations,
+        merge_two_classes,
         drop_nan_guards,
         merge_group_norm,
         merge_scale,
-        merge_rms_norm,
+        merge_row_norm,
     ]
     if fold_batchnorm:
         passes.append(merge_batchnorm)
@@ -75,26 +78,52 @@ def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
 
 
 def merge_pad(graph: Graph) -> bool:
-    """A zero Pad of spatial axes before a Conv becomes the Conv's padding."""
+    """A Pad of spatial axes before a convolution or a pool becomes its padding, if that is equal.
+
+    Zeros are before a convolution or an average that counts them, and before a maximum what is
+    never larger than the elements beside it.
+    """
     changed = False
-    for node in nodes_of(graph, "Conv"):
+    for node in [n for n in graph.nodes if n.op in ("Conv", "MaxPool", "AveragePool")]:
         x = operand_of(node, 0)
         pad = x.producer
         if pad is None or pad.op != "Pad" or not only_reader(graph, x, node):
             continue
         begins, ends = pad.ints_attr("begins"), pad.ints_attr("ends")
-        if pad.float_attr("value", 0.0) != 0.0 or any((*begins[:2], *ends[:2])):
+        rank = len(begins) - 2
+        old = node.ints_attr("pads", (0,) * (2 * rank))
+        new = tuple(a + b for a, b in zip(old, (*begins[2:], *ends[2:]), strict=True))
+        if any((*begins[:2], *ends[:2])) or not _pads_alike(node, pad, old, new):
             continue
         if stored_differently(graph, operand_of(pad, 0), x):
             continue
-        rank = len(begins) - 2
-        old = node.ints_attr("pads", (0,) * (2 * rank))
-        extra = (*begins[2:], *ends[2:])
-        node.attrs = node.attrs | {"pads": tuple(a + b for a, b in zip(old, extra, strict=True))}
+        node.attrs = node.attrs | {"pads": new}
+        if node.op == "AveragePool":
+            node.attrs = node.attrs | {"count_include_pad": 1}
         node.inputs = (pad.inputs[0], *node.inputs[1:])
         drop_unread(graph, pad)
         changed = True
     return changed
+
+
+def _pads_alike(node: Node, pad: Node, old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    """The padding ``new`` of a node does what its own, ``old``, and the Pad before it do."""
+    value = pad.float_attr("value", 0.0)
+    if node.op == "Conv":
+        return value == 0.0
+    kernel = node.ints_attr("kernel_shape")
+    if node.int_attr("ceil_mode", 0) or any(p >= k for p, k in zip(new, kernel * 2, strict=True)):
+        return False  # other windows, or some without an element
+    if node.op == "AveragePool":
+        return value == 0.0 and (not any(old) or bool(node.int_attr("count_include_pad", 0)))
+    if value <= -float(np.finfo(np.float32).max):
+        return True
+    # at equal maxima the gradient would go to the padding; these let none pass at zero
+    before = operand_of(pad, 0).producer
+    floor = before is not None and (
+        before.op == "Relu" or (before.op == "Clip" and before.float_attr("min") == 0.0)
+    )
+    return value == 0.0 and floor
 
 
 def merge_bias(graph: Graph) -> bool:
@@ -113,17 +142,17 @@ def merge_bias(graph: Graph) -> bool:
             if channels is None or add.out.type != y.type or y.name in graph.quantization:
                 continue
             axis = 1 if layer.op in _CONVOLUTIONS else len(y.type.shape) - 1
-            per_channel = _per_channel(graph.constants[c.name], len(y.type.shape), axis, channels)
-            if per_channel is None:
+            data = graph.constants[c.name]
+            if not _is_per_channel(data, len(y.type.shape), axis, channels):
                 continue
             old = layer.inputs[2] if len(layer.inputs) > 2 else None
-            if old is not None:
-                if old.name not in graph.constants:
-                    continue
-                per_channel = graph.constants[old.name] + per_channel
+            if old is not None and old.name not in graph.constants:
+                continue
             if layer.op == "MatMul":
                 layer.op, layer.attrs = "Gemm", {"trans_b": 0}
-            bias = _constant(graph, old if old is not None else c, per_channel, layer, add)
+            spread = Moved(partial(spread_out, channels))
+            added = None if old is None else Affine(offset=spread.forward(data))
+            bias = replaced_constant(graph, old or c, added or spread, layer, add)
             layer.inputs = (*layer.inputs[:2], bias)
             absorb(graph, layer, add)
             changed = True
@@ -151,17 +180,30 @@ def merge_batchnorm(graph: Graph) -> bool:
             continue
         w, old = operand_of(layer, 1), layer.inputs[2] if len(layer.inputs) > 2 else None
         start = graph.constants[old.name].astype(np.float64) if old is not None else 0.0
-        weight = graph.constants[w.name].astype(np.float64) * _by_result(layer, w, factor)
         if layer.op == "MatMul":
             layer.op, layer.attrs = "Gemm", {"trans_b": 0}
-        bias = _constant(
-            graph, old if old is not None else operand_of(norm, 2), (start - mean) * factor + shift,
-            layer, norm,
-        )  # fmt: skip
-        layer.inputs = (layer.inputs[0], _constant(graph, w, weight, layer, norm), bias)
+        beta = operand_of(norm, 2)
+        if old is None or _is_own(graph, beta, norm):  # else what others read would move
+            added = Affine(offset=(start - mean) * factor)
+            bias = replaced_constant(graph, old or beta, added, layer, norm, home=beta)
+        else:
+            moved = Affine(factor, shift - mean * factor)
+            bias = replaced_constant(graph, old, moved, layer, norm)
+        scaled = Affine(_by_result(layer, w, factor))
+        layer.inputs = (layer.inputs[0], replaced_constant(graph, w, scaled, layer, norm), bias)
         absorb(graph, layer, norm)
         changed = True
     return changed
+
+
+def _is_own(graph: Graph, constant: Value, node: Node) -> bool:
+    """Nothing else reads a constant, nor what has been made of its tensors in the file."""
+    origin = graph.origins.get(constant.name)
+    return only_reader(graph, constant, node) and not any(
+        origin is not None and origin.tensors & o.tensors
+        for name, o in graph.origins.items()
+        if name != constant.name
+    )
 
 
 def _by_result(layer: Node, w: Value, factor: Array) -> Array:
@@ -183,23 +225,8 @@ def _channel_count(graph: Graph, layer: Node) -> int | None:
     return layer.out.type.shape[1] if operand_of(layer, 1).name in graph.constants else None
 
 
-def _per_channel(data: Array, rank: int, axis: int, channels: int) -> Array | None:
-    """``data`` as ``[channels]`` if it is constant along every other axis of the result."""
+def _is_per_channel(data: Array, rank: int, axis: int, channels: int) -> bool:
+    """``data`` is constant along every other axis of the result."""
     shape = (1,) * (rank - data.ndim) + data.shape
-    if any(d != 1 for i, d in enumerate(shape) if i != axis) or shape[axis] not in (1, channels):
-        return None
-    return np.broadcast_to(data.reshape(-1), (channels,))
-
-
-def _constant(graph: Graph, like: Value, data: Array, *users: Node) -> Value:
-    """A constant that replaces ``like`` in ``users``; keeps its name if nobody else reads it."""
-    array = np.ascontiguousarray(data, np.float32)
-    others = any(like in n.inputs for n in graph.nodes if n not in users)
-    if others or like in graph.outputs:
-        name, i = f"{like.name}/{users[0].name}", 2
-        while name in graph.values:
-            name, i = f"{like.name}/{users[0].name}~{i}", i + 1
-        return graph.add_constant(name, array)
-    forget(graph, like)  # and how the old data were stored as integers
-    del graph.constants[like.name]
-    return graph.add_constant(like.name, array)
+    ones = all(d == 1 for i, d in enumerate(shape) if i != axis)
+    return ones and shape[axis] in (1, channels)

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from .errors import UsageError
-from .graph import Attr, Graph, Node, TensorType, Value
+from .graph import Array, Attr, Graph, Node, TensorType, Value
 from .lowered_layers import (
     INTEGER,
     MIXED,
@@ -24,7 +24,9 @@ from .lowered_layers import (
     follower_of,
     mixed_obstacle,
     obstacle,
+    out_axis,
 )
+from .provenance import Moved
 from .quantization import HIGH, LOW, Quantization
 
 Precision = Literal["f32", "mixed", "i8"]
@@ -134,6 +136,7 @@ class _Lowering:
     def __init__(self, graph: Graph, precision: Mapping[str, Precision]) -> None:
         self.old = graph
         self.new = Graph(graph.name)
+        self.new.loss = graph.loss
         self.precision = precision
         self.readers = graph.consumers()
         self.real: dict[Value, Value] = {}
@@ -164,6 +167,7 @@ class _Lowering:
         x = node.inputs[0] if node.inputs else None
         if node.op == "Dequantize" and x is not None and self._quant(node.out) == x.type.quant:
             self.stored[node.out] = self.real[x]  # a run-time input that is i8 in the file
+            self.new.merged[node.name] = None
             return
         if node.op in MOVES and x is not None and self._moves_integers(node, x):
             self.stored[node.out] = self._emit(node, node.op, (self._stored(x),), node.attrs)
@@ -216,7 +220,12 @@ class _Lowering:
             if v.name in self.old.constants:
                 data = self.old.constants[v.name]
                 self.real[v] = self.new.add_constant(
-                    v.name, data, v.type.dtype, v.type.quant, shape=v.type.shape
+                    v.name,
+                    data,
+                    v.type.dtype,
+                    v.type.quant,
+                    shape=v.type.shape,
+                    origin=self.old.origins.get(v.name),
                 )
             else:
                 name = f"{v.name}/real" if v.name in self.new.values else v.name
@@ -231,9 +240,8 @@ class _Lowering:
         if v not in self.stored:
             quant = self.old.quantization[v.name]
             if v.name in self.old.constants:
-                self.stored[v] = self._constant(
-                    v.name, quant.quantize(self.old.constants[v.name]), quant
-                )
+                data = quant.quantize(self.old.constants[v.name])
+                self.stored[v] = self._constant(v, v.name, data, quant)
             else:
                 node = self.new.add_node(
                     "Quantize",
@@ -245,15 +253,20 @@ class _Lowering:
                 self.stored[v] = node.out
         return self.stored[v]
 
-    def _constant(self, name: str, data: object, quant: Quantization | None = None) -> Value:
-        """A constant; a suffix makes the name free where the f32 form or another twin has it."""
-        array = np.ascontiguousarray(data)
+    def _constant(
+        self, v: Value, name: str, data: Array, quant: Quantization | None = None
+    ) -> Value:
+        """The integers of a constant, maybe transposed; the origin is that of its real numbers.
+
+        A suffix makes the name free where the f32 form or another twin has it.
+        """
+        array, origin = np.ascontiguousarray(data), self.old.origins.get(v.name)
         wanted, i = name, 2
         kept = self._kept_real(name)
         while wanted in self.new.values or (wanted == name and kept):
             suffix = "i8" if quant is not None else "i32"
             wanted, i = f"{name}/{suffix}" if i == 2 else f"{name}/{suffix}~{i}", i + 1
-        return self.new.add_constant(wanted, array, None, quant)
+        return self.new.add_constant(wanted, array, None, quant, origin=origin)
 
     def _kept_real(self, name: str) -> bool:
         """A layer that stays f32 reads the constant too."""
@@ -270,6 +283,8 @@ class _Lowering:
         last = node if follower is None else follower
         quant = self.old.quantization[last.out.name]
         self.done.add(last)
+        if follower is not None:
+            self.new.merged[follower.name] = node.name
         return last, {**_result_attrs(quant), "clamp": clamp_of(follower or node, quant)}
 
     def _mixed(self, node: Node) -> None:
@@ -290,6 +305,7 @@ class _Lowering:
             if x.type.quant == quant and attrs["clamp"] == (LOW, HIGH):
                 self.stored[last.out] = x
                 self.new.unchanged |= {node.name}
+                self.new.merged[node.name] = None if x.producer is None else x.producer.name
                 return
             out = self._emit(last, "Requantize", (x,), attrs, node.name)
         elif node.op == "MaxPool":
@@ -307,10 +323,12 @@ class _Lowering:
         x, w = self._stored(_operand(node, 0)), _operand(node, 1)
         constants = bias_and_factors(self.old, node, attrs)
         name = f"{w.name}/{node.name}" if w in self.stored else w.name
-        weight = self._constant(name, constants.weight, constants.quant)
+        weight = self._constant(w, name, constants.weight, constants.quant)
+        if out_axis(node) != 0 and (origin := self.new.origins.get(weight.name)) is not None:
+            self.new.origins[weight.name] = origin.then(Moved(np.transpose))
         self.stored.setdefault(w, weight)
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        b = None if bias is None else self._constant(bias.name, constants.bias)
+        b = None if bias is None else self._constant(bias, bias.name, constants.bias)
         factors = [
             self.new.add_constant(f"{node.name}/{k}", v)
             for k, v in (("multiplier", constants.multiplier), ("shift", constants.shift))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .graph import Array
+from .provenance import Dequantized
 from .quantization import Quantization
 
 #: Stored dtypes that can be read, and what to subtract from a stored value to make it i8.
@@ -120,17 +121,17 @@ def _as_i8(scale: Array, zeros: Array, axis: int | None) -> Quantization | None:
     return Quantization(tuple(map(float, scale)), 0, axis)
 
 
-def dequantize_constant(
+def dequantization(
     attrs: Mapping[str, Any], stored: Array, scale: Array, zero: Array | None
-) -> tuple[Array, Quantization | None]:
-    """Real values of a stored constant, ``(stored - zero) * scale`` in fp32, and its meaning.
+) -> tuple[Dequantized, Quantization | None]:
+    """What gives a stored constant its real values, and its meaning.
 
     Raises:
         QuantizationError: See ``read_quantization``.
     """
     dtype = check_stored(stored.dtype, "the quantized tensor")
     quant, scales, zeros = read_quantization(attrs, dtype, stored.shape, scale, zero)
-    return np.asarray((stored.astype(np.int64) - zeros).astype(np.float32) * scales), quant
+    return Dequantized(scales, zeros), quant
 
 
 def moved(quant: Quantization, op: str, attrs: Mapping[str, Any], rank: int) -> Quantization | None:

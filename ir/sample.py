@@ -1,9 +1,42 @@
-"""Samples of a run-time input that is i8: how real numbers become its stored values."""
+"""Samples of the run-time inputs: their arrays, and how real numbers become stored i8 values."""
 
 from __future__ import annotations
 
-from .graph import Attr, Graph, Node, TensorType
+from collections.abc import Mapping, Sequence
+
+from numpy.typing import ArrayLike
+
+from .errors import UsageError
+from .graph import Array, Attr, Graph, Node, TensorType, Value
 from .quantization import HIGH, LOW
+
+#: Arrays by name, or that of the only input.
+Samples = ArrayLike | Mapping[str, Array]
+
+
+def array_names(inputs: Sequence[Value]) -> tuple[str, ...]:
+    """What arrays of samples are called: ``x``; by the names of the inputs where there are more."""
+    return tuple(v.name for v in inputs) if len(inputs) > 1 else ("x",)
+
+
+def by_input(inputs: Sequence[Value], x: Samples) -> list[tuple[str, Value, ArrayLike]]:
+    """What each input gets, with the name of its array.
+
+    Args:
+        inputs: Those of a graph.
+        x: Arrays by name; one array is that of the only input.
+
+    Raises:
+        UsageError: An array is missing, or belongs to no input.
+    """
+    names = array_names(inputs)
+    given = x if isinstance(x, Mapping) else {"x": x}
+    if set(given) != set(names):
+        raise UsageError(
+            f"samples are given for {', '.join(given) or 'nothing'}, but the inputs are"
+            f" {', '.join(names)}"
+        )
+    return [(name, v, given[name]) for name, v in zip(names, inputs, strict=True)]
 
 
 def quantizer(t: TensorType) -> Node | None:

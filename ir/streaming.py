@@ -156,7 +156,12 @@ def stream(lowered: Graph, names: Collection[str]) -> Graph:
     for name, data in lowered.constants.items():
         v = lowered.values[name]
         twin[v] = result.add_constant(
-            name, data, v.type.dtype, v.type.quant, shape=v.type.shape
+            name,
+            data,
+            v.type.dtype,
+            v.type.quant,
+            shape=v.type.shape,
+            origin=lowered.origins.get(name),
         )
     for node in lowered.nodes:
         block = inside.get(node)
@@ -172,6 +177,7 @@ def stream(lowered: Graph, names: Collection[str]) -> Graph:
         twin |= dict(zip(node.outputs, made.outputs, strict=True))
     result.outputs = [twin[v] for v in lowered.outputs]
     result.quantization = {k: q for k, q in lowered.quantization.items() if k in result.values}
-    result.unchanged = lowered.unchanged
+    result.unchanged, result.merged = lowered.unchanged, lowered.merged
+    result.loss = lowered.loss
     result.verify()
     return result

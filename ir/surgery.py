@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from .graph import Graph, Node, Value
+from collections.abc import Iterable
+
+import numpy as np
+
+from .graph import Graph, Node, Value, unique_name
+from .opdef import get_op
+from .provenance import Moved, Step
 
 
 def rename(graph: Graph, value: Value, name: str) -> None:
@@ -13,6 +19,8 @@ def rename(graph: Graph, value: Value, name: str) -> None:
         graph.constants[name] = graph.constants.pop(value.name)
     if value.name in graph.quantization:
         graph.quantization[name] = graph.quantization.pop(value.name)
+    if value.name in graph.origins:
+        graph.origins[name] = graph.origins.pop(value.name)
     value.name = name
     graph.values[name] = value
 
@@ -21,6 +29,7 @@ def forget(graph: Graph, value: Value) -> None:
     """Take a value that nothing reads any more out of the tables."""
     del graph.values[value.name]
     graph.quantization.pop(value.name, None)
+    graph.origins.pop(value.name, None)
 
 
 def drop_dead(graph: Graph) -> None:
@@ -35,6 +44,7 @@ def drop_dead(graph: Graph) -> None:
     graph.values = {k: v for k, v in graph.values.items() if v in live}
     graph.constants = {k: a for k, a in graph.constants.items() if k in graph.values}
     graph.quantization = {k: q for k, q in graph.quantization.items() if k in graph.values}
+    graph.origins = {k: o for k, o in graph.origins.items() if k in graph.values}
 
 
 def nodes_of(graph: Graph, op: str) -> list[Node]:
@@ -66,6 +76,50 @@ def owned_constant(graph: Graph, value: Value) -> bool:
     return value.name in graph.constants and (
         sum(v is value for n in graph.nodes for v in n.operands()) == 1
     )
+
+
+def replaced_constant(
+    graph: Graph, like: Value, step: Step, *users: Node, home: Value | None = None
+) -> Value:
+    """A constant that replaces ``like`` in ``users``; keeps its name if nobody else reads it.
+
+    Args:
+        graph: Holds it.
+        like: What is replaced.
+        step: Makes it, of the constant that takes back what is learned.
+        users: Nodes that read it from now on.
+        home: That constant, if it is not ``like``.
+    """
+    source = like if home is None else home
+    data = step.forward(graph.constants[source.name])
+    array = np.ascontiguousarray(data).reshape(data.shape)
+    origin = graph.origins.get(source.name)
+    origin = None if origin is None else origin.then(step)
+    name = like.name
+    if any(like in n.inputs for n in graph.nodes if n not in users) or like in graph.outputs:
+        name = unique_name(f"{name}/{users[0].name}", graph.values)
+    else:
+        forget(graph, like)  # and how the old data were stored as integers
+        del graph.constants[name]
+    return graph.add_constant(name, array, origin=origin)
+
+
+def reshaped_constant(graph: Graph, value: Value, shape: tuple[int, ...], *users: Node) -> Value:
+    """A constant in another shape, for ``users``; the same one if it has it already."""
+    if value.type.shape == shape:
+        return value
+    return replaced_constant(graph, value, Moved(lambda data: data.reshape(shape)), *users)
+
+
+def infer_again(nodes: Iterable[Node]) -> None:
+    """Give the results of nodes the types that follow from those of their operands.
+
+    Raises:
+        GraphError: Their operands do not fit together.
+    """
+    for node in nodes:
+        for value, type_ in zip(node.outputs, get_op(node.op).infer(node), strict=True):
+            value.type = type_
 
 
 def drop_unread(graph: Graph, node: Node) -> None:

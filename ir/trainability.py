@@ -1,21 +1,24 @@
 """What of a model can be trained: node by node, with all obstacles at once and the way out.
 
-Works for models that the importer rejects: rejected nodes stay in the list as blocks that no
-gradient passes, so the report tells which layers would remain if the file were cut behind them.
+Works for models that the importer rejects: rejected nodes stay in the list, no gradient passes
+them, and the report tells which layers would remain if the file were cut behind them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .candidates import param_slots
+from .errors import UnsupportedModelError
+from .freezing import frozen_before, stop_reasons, stops, untrainable, way_out
 from .graph import Graph, Node, TensorType, Value
+from .import_options import PLAIN, ImportOptions
 from .obstacles import Obstacle
 from .onnx_convert import Conversion
-from .onnx_file import FileNode, load_file
-from .onnx_import import convert
+from .onnx_file import FileNode, ModelFile, load_file
+from .onnx_import import convert, finish
 from .opdef import get_op, parameter_slots, works
 from .passes import clean
 
@@ -54,6 +57,7 @@ class TrainabilityReport:
         batch: Bound batch.
         layers: In execution order.
         obstacles: Everything that keeps the model from being planned; empty if it can be.
+        stops: Nodes without a gradient that keep layers before them from being trained.
         advice: The way out, one line; empty if everything can be trained.
         notes: What the importer changed to make a model that can be trained.
     """
@@ -62,6 +66,7 @@ class TrainabilityReport:
     batch: int
     layers: tuple[LayerReport, ...]
     obstacles: tuple[Obstacle, ...]
+    stops: tuple[Obstacle, ...]
     advice: str
     notes: tuple[str, ...] = ()
 
@@ -94,84 +99,91 @@ class TrainabilityReport:
         return f"{text}; {count} obstacle{'s' * (count > 1)}" if count else text
 
 
-def trainability(path: Path, *, batch: int = 1, fold_batchnorm: bool = True) -> TrainabilityReport:
+def trainability(
+    path: Path, options: ImportOptions = PLAIN, *, freeze_before: Sequence[str] = ()
+) -> TrainabilityReport:
     """Judge every node of a model file.
 
     Args:
         path: An ``.onnx`` file.
-        batch: Value of the symbolic batch dimension.
-        fold_batchnorm: Merge BatchNormalization into the layer before it, as the planner does.
+        options: How it is imported.
+        freeze_before: Nodes before which nothing shall be trained.
 
     Raises:
-        UsageError: The path is missing, a folder or unreadable.
+        UsageError: The path is missing, a folder or unreadable, or a node or dimension is
+            not known.
         UnsupportedModelError: The file can't be read as a graph at all.
     """
-    file = load_file(path, batch)
+    file = load_file(path, options)
     conversion = convert(file)
     graph, obstacles = conversion.graph, list(conversion.obstacles)
     if not obstacles:
-        clean(graph, fold_batchnorm=fold_batchnorm)
-    for what, count in (("inputs", len(file.inputs)), ("outputs", len(file.outputs))):
-        if count != 1:
-            reason = f"has {count} {what}; training needs exactly one"
-            obstacles.append(Obstacle(file.name, "model", reason))
+        clean(graph, fold_batchnorm=options.folds)
+        try:
+            finish(graph, options)
+        except UnsupportedModelError as e:
+            obstacles.append(Obstacle(file.name, "model", str(e).removeprefix(f"{file.name}: ")))
+    frozen = frozen_before(graph, freeze_before)
+    if not file.inputs:
+        obstacles.append(Obstacle(file.name, "model", "has no inputs; training needs some"))
+    if (count := _predictions(file, graph, obstacles)) != 1:
+        reason = f"has {count} outputs; training needs exactly one"
+        obstacles.append(Obstacle(file.name, "model", reason))
     rejected = {n.name: n for n in file.nodes if n.name in {o.where for o in obstacles}}
-    blocks = _blocks(conversion, rejected.values())
+    found = stops(graph, _read_by(rejected.values(), conversion))
     slots = param_slots(graph)
     nodes = {n.name: n for n in graph.nodes}
     layers = []
     for name in conversion.order:
         if name in nodes:
-            layers.append(_judge(nodes[name], graph, slots, blocks))
+            layers.append(_judge(nodes[name], graph, slots, found, frozen))
         elif name in rejected:
             layers.append(_rejected(rejected[name], conversion))
+    stuck = {} if rejected else untrainable(graph, frozen)
     report = TrainabilityReport(
-        file.name, batch, tuple(layers), tuple(obstacles), "", file.notes
+        file.name,
+        options.batch,
+        tuple(layers),
+        tuple(obstacles),
+        stop_reasons(graph, stuck),
+        way_out(graph, stuck, freeze_before) if stuck else "",
+        graph.notes,
     )
-    return replace(report, advice=_advice(report, set(rejected)))
+    return replace(report, advice=_advice(report, set(rejected))) if obstacles else report
 
 
-def _blocks(conversion: Conversion, rejected: Iterable[FileNode]) -> dict[Value, str]:
-    """Values whose gradient is blocked, each with the last node in the way."""
-    graph = conversion.graph
-    blocks: dict[Value, str] = {}
-    live = set(graph.outputs)
-    for missing in rejected:
-        for name in missing.inputs:
-            value = conversion.values.get(name)
-            if value is not None:
-                blocks[value] = missing.name
-                live.add(value)
-    for node in reversed(graph.nodes):
-        if not live.intersection(node.outputs):
-            continue
-        live.update(node.operands())
-        block = next((blocks[v] for v in node.outputs if v in blocks), None)
-        if block is None and get_op(node.op).vjp is None:
-            block = node.name
-        if block is not None:
-            for v in node.operands():
-                blocks.setdefault(v, block)
-    return blocks
+def _predictions(file: ModelFile, graph: Graph, obstacles: Sequence[Obstacle]) -> int:
+    """Outputs of a model but for its loss; where something is in the way, one may be the loss."""
+    if not obstacles:
+        return len(graph.outputs)
+    scalars = [o for o in file.outputs if o in file.types and not file.types[o].shape]
+    return len(file.outputs) - (len(scalars) == 1 < len(file.outputs))
+
+
+def _read_by(rejected: Iterable[FileNode], conversion: Conversion) -> dict[Value, str]:
+    """What rejected nodes read, with the last of them."""
+    pairs = ((conversion.values.get(i), n.name) for n in rejected for i in n.inputs)
+    return {value: name for value, name in pairs if value is not None}
 
 
 def _judge(
-    node: Node, graph: Graph, slots: Container[str], blocks: dict[Value, str]
+    node: Node,
+    graph: Graph,
+    slots: Container[str],
+    stopped: Mapping[Value, str],
+    frozen: Mapping[str, str],
 ) -> LayerReport:
     op = get_op(node.op)
     held = [node.inputs[s.index] for s in parameter_slots(node)]
     params = [v for v in held if v is not None and v.name in graph.constants]
     data = [v.name for v in params if v.name not in slots]
-    block = next((blocks[v] for v in node.outputs if v in blocks), None)
     trainable = False
     if not params:
-        reason = "no parameters"
-        if op.vjp is None:
-            reason = "has no gradient: everything before it stays frozen"
-    elif block is not None:
-        reason = f"frozen: no gradient passes {block} behind it"
-    elif op.vjp is None:
-        reason = f"frozen: {node.op} has no gradient"
+        reason = "no parameters" if op.vjp is not None else "no parameters; has no gradient"
+    elif named := {frozen[v.name] for v in params if v.name in frozen}:
+        reason = f"frozen by --freeze-before {', '.join(sorted(named))}"
+    elif (by := stopped.get(node.out)) is not None:
+        reason = f"frozen: no gradient passes {by} behind it"
     elif len(data) == len(params):
         reason = f"frozen: {', '.join(data)} is also read as an ordinary operand"
     else:
@@ -196,29 +208,17 @@ def _rejected(node: FileNode, conversion: Conversion) -> LayerReport:
     return LayerReport(node.name, node.op, output, 0, 0, False, "; ".join(reasons))
 
 
-def _advice(report: TrainabilityReport, rejected: set[str]) -> str:
+def _advice(report: TrainabilityReport, rejected: Container[str]) -> str:
     stuck = [x for x in report.layers if x.name in rejected]
-    if stuck:
-        last = stuck[-1]
-        behind = report.layers[report.layers.index(last) + 1 :]
-        free = [x for x in behind if x.trainable]
-        if not free:
-            return f"no layer behind {last.name} ({last.op}) can be trained; export without it"
-        return (
-            f"cut the file behind {last.name} ({last.op}) with onnx.utils.extract_model and run the"
-            f" front part frozen by other means: {len(free)} of {len(report.parametric)} layers"
-            " remain trainable"
-        )
-    if report.obstacles:
+    if not stuck:
         return "remove the obstacles and export again"
-    blocked = [x for x in report.parametric if not x.trainable]
-    if not blocked:
-        return ""
-    index = report.layers.index(blocked[-1])
-    first = next((x for x in report.layers[index + 1 :] if x.trainable), None)
-    if first is None:
-        return f"nothing behind {blocked[-1].name} can be trained; only inference is possible"
+    last = stuck[-1]
+    behind = report.layers[report.layers.index(last) + 1 :]
+    free = [x for x in behind if x.trainable]
+    if not free:
+        return f"no layer behind {last.name} ({last.op}) is known to train; export without it"
     return (
-        f"freeze everything before {first.name}: {len(report.trainable)} of"
-        f" {len(report.parametric)} layers can be trained"
+        f"cut the file behind {last.name} ({last.op}) with onnx.utils.extract_model and run the"
+        f" front part by other means, as freezing it doesn't make it run here: {len(free)} of"
+        f" {len(report.parametric)} layers remain trainable"
     )

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from .errors import UsageError
 from .graph import Graph, Node, Value
 
-LossName = Literal["cross_entropy", "mse"]
+LossName = Literal["cross_entropy", "mse", "huber", "bce", "cosine", "triplet", "output"]
 OptimizerName = Literal["sgd", "momentum", "adagrad", "adam"]
 RoundingName = Literal["stochastic", "nearest"]
 #: How the input of a float layer is kept for the gradient of its weight.
@@ -26,6 +26,8 @@ STATE_SLOTS: dict[OptimizerName, tuple[str, ...]] = {
 #: Bytes of a gradient tile: rows of a streamed weight gradient are computed into a scratch tile of
 #: at most this size (or one row, if a row is larger) and applied at once.
 TILE_BYTES = 512
+#: Of a loss: squares stay within f32.
+LARGEST_PARAMETER = 1e18
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class TrainingSpec:
     """Loss, optimizer and batching of one training step.
 
     Attributes:
-        loss: ``cross_entropy`` (integer labels; the final Softmax is fused) or ``mse``.
+        loss: ``cross_entropy`` (integer labels; the final Softmax is fused), ``mse``, ``huber``
+            (SmoothL1 at ``delta`` 1), ``bce`` (binary cross entropy of logits; the final Sigmoid is
+            fused), ``cosine`` (1 - cos to a target vector), ``triplet`` (over all triplets of the
+            micro-batch that its integer labels make), or ``output``, the loss of the file.
         optimizer: Update rule as in torch.optim: ``sgd``, ``momentum`` (SGD with momentum, no
             dampening, no Nesterov), ``adagrad`` (no decay of the step size) or ``adam``.
         micro_batches: Micro-batches whose gradients are averaged before an update.
@@ -44,6 +49,10 @@ class TrainingSpec:
         qas: Quantization-aware scaling: the real weight of an integer parameter moves as a float
             one would. Without it, plain descent on the stored integers.
         rounding: Of the steps of integer parameters; ``stochastic`` is unbiased.
+        delta: Where Huber's loss turns from squares to a straight line.
+        margin: Of triplets, by which another label has to be farther away, in squared distance.
+        bptt: Gradients of recurrent layers stop every so many steps, counted from the last one, as
+            if the state were a constant there. None: they pass all steps.
     """
 
     loss: LossName = "cross_entropy"
@@ -55,6 +64,9 @@ class TrainingSpec:
     epsilon: float = 1e-8
     qas: bool = True
     rounding: RoundingName = "stochastic"
+    delta: float = 1.0
+    margin: float = 1.0
+    bptt: int | None = None
 
     def __post_init__(self) -> None:
         """Reject impossible settings."""
@@ -65,6 +77,11 @@ class TrainingSpec:
                 raise UsageError(f"{name} must be from 0 to below 1, not {getattr(self, name)}")
         if not 0 < self.epsilon < 1:
             raise UsageError(f"epsilon must be between 0 and 1, not {self.epsilon}")
+        if self.bptt is not None and not 1 <= self.bptt < 2**31:
+            raise UsageError(f"bptt must be at least 1 step, not {self.bptt}")
+        for name in ("delta", "margin"):
+            if not 0 < getattr(self, name) <= LARGEST_PARAMETER:
+                raise UsageError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
         if self.rounding not in get_args(RoundingName):
             known = ", ".join(get_args(RoundingName))
             raise UsageError(f"rounding {self.rounding} is not one of {known}")
@@ -154,8 +171,9 @@ class TrainingGraph:
     Attributes:
         graph: All nodes, in execution order.
         spec: What was asked for.
-        sample: The data input.
-        target: Labels ``i32[N]`` (cross entropy) or a tensor like the prediction (MSE).
+        samples: The data inputs, in the file's order.
+        target: Labels ``i32[N]`` (cross entropy, triplets), a tensor like the prediction, or what
+            the loss of the file takes.
         hyper: Run-time input of the optimizers, ``f32[3]``: step size, 1 / sqrt(Adam's second bias
             correction), and the number of the update, counted from 1 (for stochastic rounding). For
             Adam ``f32[4]``: the step size divided by its first bias correction as well.
@@ -166,9 +184,14 @@ class TrainingGraph:
 
     graph: Graph
     spec: TrainingSpec
-    sample: Value
+    samples: tuple[Value, ...]
     target: Value
     hyper: Value
     prediction: Value
     loss: Value
     updates: tuple[Update, ...]
+
+    @property
+    def sample(self) -> Value:
+        """The data input of a model that has one; the first of several."""
+        return self.samples[0]

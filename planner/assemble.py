@@ -8,6 +8,7 @@ from pathlib import Path
 from .. import __version__
 from ..ir.autodiff import param_slots
 from ..ir.graph import Graph, Node
+from ..ir.import_options import ImportOptions
 from ..ir.opdef import get_op
 from ..ir.precision import Precision
 from ..ir.quantization import Quantization
@@ -44,15 +45,16 @@ from .tensors import aligned
 ROUNDING = 1e-6
 
 
-def source_of(path: Path, batch: int, fold_batchnorm: bool, head: int | None) -> ModelInfo:
+def source_of(path: Path, options: ImportOptions) -> ModelInfo:
     """What identifies the model and how it was imported; the plan lies beside the file."""
     return ModelInfo(
         name=path.stem,
         file=path.name,
         sha256=file_sha256(path),
-        batch=batch,
-        fold_batchnorm=fold_batchnorm,
-        head=head,
+        batch=options.batch,
+        fold_batchnorm=options.folds,
+        head=options.head,
+        dims=dict(options.dims),
     )
 
 
@@ -120,6 +122,9 @@ def assemble(
             epsilon=spec.epsilon,
             qas=spec.qas,
             rounding=spec.rounding,
+            delta=spec.delta,
+            margin=spec.margin,
+            bptt=spec.bptt,
         ),
         device=device,
         status="optimal" if optimal else "feasible",

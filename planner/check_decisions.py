@@ -27,6 +27,7 @@ def decisions(p: Program, machine: Machine) -> None:
     _precision(p)
     _objective(p)
     _order(p)
+    _freezing(p)
 
 
 def _order(p: Program) -> None:
@@ -53,14 +54,60 @@ def _order(p: Program) -> None:
         )
 
 
+def _freezing(p: Program) -> None:
+    """Nothing is updated that a node of ``--freeze-before`` depends on."""
+    for name in p.plan.asked.freeze_before if p.plan.asked is not None else ():
+        for node in _before(p, name):
+            for u in p.training.updates:
+                if u.value in node.inputs:
+                    raise CheckError(
+                        f"asked.freeze_before: {u.candidate.param} of {node.name} is updated, which"
+                        f" {name} depends on"
+                    )
+
+
+def _before(p: Program, name: str) -> list[Node]:
+    """What a node of the imported graph, or a module, depends on.
+
+    Layers of a streamed block stand for the block; nodes that are merged into one before them come
+    right behind it.
+    """
+    graph = p.training.graph
+    forward = [n for n in graph.nodes if n.phase == "forward"]
+    at = {n.name: n for n in forward}
+    at |= {n.name: b for b in forward if b.op == "StreamedBlock" for n in layers_of(b).nodes}
+
+    def called(part: str) -> set[Node]:
+        return {n for k, n in at.items() if f"{k}/".startswith(f"{part}/")}
+
+    own = called(name)
+    merged = [k for k in graph.merged if f"{k}/".startswith(f"{name}/")]
+    if not own and not merged:
+        raise CheckError(f"asked.freeze_before: the graph has no node {name}")
+    wanted = {v for n in own for v in n.operands()}
+    for k in merged:
+        host: str | None = k
+        while host in graph.merged:
+            host = graph.merged[host]
+        if host is not None:
+            wanted.update(v for n in called(host) for v in n.outputs)
+    found: list[Node] = []
+    for node in reversed(forward):
+        if node not in own and wanted.intersection(node.outputs):
+            found.append(node)
+            wanted.update(node.operands())
+    return found
+
+
 def _precision(p: Program) -> None:
     graph, told = p.training.graph, p.plan.decisions
     blocks = [n for n in graph.nodes if n.op == "StreamedBlock"]
+    samples = {v.name: v for v in p.training.samples}
     layers = {n.name: n for n in graph.nodes if n.phase == "forward"}
     layers |= {n.name: n for block in blocks for n in layers_of(block).nodes}
     for name, precision in told.precision.items():
-        if name == p.training.sample.name:
-            found = p.training.sample.type.dtype
+        if name in samples:
+            found = samples[name].type.dtype
         elif name in layers:
             found = _computes_in(layers[name])
         elif name in graph.unchanged or f"{name}/pool" in layers:  # the latter is a mean
@@ -227,7 +274,7 @@ def _activations(p: Program, machine: Machine) -> None:
             continue
         for v in node.operands():
             source = _source(v)
-            given = source is p.training.sample
+            given = source in p.training.samples
             if not given and (source.producer is None or source.producer.phase != "forward"):
                 continue
             if source not in decided:

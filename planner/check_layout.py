@@ -55,7 +55,7 @@ def _lifetimes(p: Program) -> None:
     for b in p.plan.buffers:
         if b.space not in ("arena", "storage") or b is p.home_of.get(b.value):
             continue
-        if b.id not in writers and b is not p.given:
+        if b.id not in writers and b not in p.given:
             raise CheckError(f"buffer {b.id} ({b.value}) is never written")
         first = writers.get(b.id, 0)
         if b.first != first:

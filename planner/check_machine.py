@@ -54,11 +54,12 @@ class Machine:
         self._closed()
 
     def _begin(self) -> int:
-        """Nothing is there but the sample and state; returns the first step to run."""
+        """Nothing is there but samples and state; returns the first step to run."""
         self._memory.forget("arena")
         self._memory.forget("storage", keep=self.program.home_of)
         self._done.clear()
-        self._write(self.program.given, (self.program.given.value, self._micro))
+        for b in self.program.given:
+            self._write(b, (b.value, self._micro))
         return 0
 
     def _micro_step(self, *, last: bool) -> None:

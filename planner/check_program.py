@@ -37,7 +37,7 @@ class Program:
         home_of: Storage buffer of each optimizer tensor that lives in storage.
         update_of: Update that each apply and accumulate node carries out.
         state_of: State buffer of each resident value.
-        given: Arena buffer that the caller writes the sample to before step 0.
+        given: Arena buffers that the caller writes the samples to before step 0.
         region_of: Index in ``plan.regions`` of each buffer in arena or state; all 0 where the plan
             names none.
     """
@@ -51,7 +51,7 @@ class Program:
     home_of: dict[str, Buffer]
     update_of: dict[Node, Update]
     state_of: dict[str, Buffer]
-    given: Buffer
+    given: tuple[Buffer, ...]
     region_of: dict[str, int]
 
     def error(self, index: int, text: str) -> CheckError:
@@ -113,11 +113,12 @@ def resolve(plan: Plan, training: TrainingGraph) -> Program:
                 f"training.{key} is {getattr(said, key)} in the plan, {getattr(spec, key)} in the"
                 " graph"
             )
-    batch = training.sample.type.shape[0] if training.sample.type.shape else 1
-    if plan.model.batch != batch:
-        raise CheckError(
-            f"model.batch is {plan.model.batch} but the graph takes batches of {batch}"
-        )
+    for v in training.samples:
+        batch = v.type.shape[0] if v.type.shape else 1
+        if plan.model.batch != batch:
+            raise CheckError(
+                f"model.batch is {plan.model.batch} but the graph takes batches of {batch}"
+            )
     if not plan.steps:
         raise CheckError("the plan has no steps")
     resident: dict[str, str] = {}
@@ -140,7 +141,7 @@ def resolve(plan: Plan, training: TrainingGraph) -> Program:
     nodes = {n.name: n for n in training.graph.nodes}
     state_of = _state(plan, resident)
     home_of = _homes(plan, training)
-    given = _given(plan, training)
+    given = tuple(_given(plan, v.name) for v in training.samples)
     _check_regions(plan)
     region_of = {b.id: _region(plan, b) for b in plan.buffers if b.space in ("arena", "state")}
     program = Program(
@@ -244,7 +245,7 @@ def _belongs(p: Program, b: Buffer, value: Value | None) -> bool:
         return value in (t.target, t.hyper)
     if b.value in p.home_of:
         return b.space == "arena" or b is p.home_of[b.value]
-    return value is None or value.producer is not None or value is t.sample
+    return value is None or value.producer is not None or value in t.samples
 
 
 def _state(plan: Plan, resident: dict[str, str]) -> dict[str, Buffer]:
@@ -271,10 +272,9 @@ def _homes(plan: Plan, training: TrainingGraph) -> dict[str, Buffer]:
     return found
 
 
-def _given(plan: Plan, training: TrainingGraph) -> Buffer:
-    """The stay of the sample that the caller writes; later ones are paged in."""
+def _given(plan: Plan, name: str) -> Buffer:
+    """The stay of a sample that the caller writes; later ones are paged in."""
     written = {b for step in plan.steps for b in step.writes}
-    name = training.sample.name
     found = [
         b for b in plan.buffers if b.value == name and b.space == "arena" and b.id not in written
     ]

@@ -209,6 +209,12 @@ class Explainer:
         u = next(u for u in self.plan.decisions.updates if u.param == s.name)
         auto = self.asked.train in ((), ("auto",))
         given = "" if auto else f"--train {','.join(self.asked.train)}"
+        if (node := self._planner.frozen.get(s.name)) is not None:
+            given = f"--freeze-before {node}"
+            return Decision(s.name, "update", "frozen", given, None, (), Flip(searched=False))
+        if (node := self._planner.stuck.get(s.name)) is not None:
+            chosen = f"frozen: no gradient passes {node} behind it"
+            return Decision(s.name, "update", chosen, "", None, (), Flip(searched=False))
         other = Demand("freeze" if u.ratio else "update", s.name)
         outcome = self._planned(other)
         flip = Flip(searched=False)
@@ -228,11 +234,12 @@ class Explainer:
         update = build_training(lowered, spec_of(self.plan), [own]).updates[0]
         score = prior(self.forward, [*self._start.every, own], self._stages.sgd_worth)[own]
         grad = update.grad_node or update.apply_node
+        samples = {v.name for v in lowered.inputs}
         saved = {
             v
             for v in grad.operands()
             if v.type.nbytes
-            and (v.producer.phase == "forward" if v.producer else v.name == lowered.inputs[0].name)
+            and (v.producer.phase == "forward" if v.producer else v.name in samples)
         }
         cost, micro = self._planner.cost, update.accumulate_node is not None
         cycles = cost.update_cycles(update) * self.plan.training.micro_batches
@@ -364,9 +371,8 @@ def _request_of(plan: Plan, asked: Asked, model: Path, device: Device) -> Reques
         spec=spec_of(plan),
         train=asked.train,
         state=asked.state,
-        batch=plan.model.batch,
-        fold_batchnorm=plan.model.fold_batchnorm,
-        head=plan.model.head,
+        freeze_before=asked.freeze_before,
+        importing=plan.model.importing,
         precision=asked.precision,
         objective=objective,
         solver=_solver(plan.solver.name),

@@ -318,7 +318,8 @@ class Meter:
         """Weights and estimated code."""
         p, runs = self.problem, self._runs(active)
         followers = p.storage.followers
-        steps = len(followers.get(None, ())) + self.paged_states(active).steps
+        steps = sum(len(followers.get(v, ())) for v in p.training.samples)
+        steps += self.paged_states(active).steps
         kernels: set[str] = set()
         for b in p.streams:
             if active[b.activity]:
@@ -329,10 +330,9 @@ class Meter:
                 mixed = s.mixed is not None and active[s.mixed.choice]
                 kernels.update(s.mixed.kernels if mixed and s.mixed is not None else s.kernels)
                 steps += 1 + len(followers.get(s.node, ()))
-        writer = {t.index: t.writers[-1] if t.writers else None for t in p.storage.tensors}
         moves = p.cost.steps_per_transfer
         for t, _ in solution.loads:
-            steps += moves + len(followers.get(writer[t], ()))
+            steps += moves + len(followers.get(p.storage.tensors[t].source, ()))
         steps += moves * len({t for t, _ in solution.loads})
         weights = sum(
             c.bytes

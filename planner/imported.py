@@ -10,6 +10,7 @@ from ..ir.calibrate import SYNTHETIC, calibrate, knows_activations, load_samples
 from ..ir.errors import UnsupportedModelError, UsageError
 from ..ir.graph import Graph
 from ..ir.onnx_import import import_model
+from ..ir.sample import array_names
 from .progress import Watch
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def import_requested(r: Request, watch: Watch) -> Imported:
         UnsupportedModelError: The model can't be imported, or its samples lie along another axis.
         UsageError: It brings its own scales, but others are asked for, or the samples are wrong.
     """
-    forward = import_model(r.model, batch=r.batch, fold_batchnorm=r.fold_batchnorm, head=r.head)
+    forward = import_model(r.model, r.importing)
     _check_batch(r, forward)
     in_file = frozenset(forward.quantization)
     known = knows_activations(forward)
@@ -58,20 +59,32 @@ def import_requested(r: Request, watch: Watch) -> Imported:
             " out, or give the float model"
         )
     watch.stage("calibrating")
-    samples = None if r.calibration == SYNTHETIC else load_samples(r.calibration)
+    samples = None
+    if r.calibration != SYNTHETIC:
+        samples = load_samples(r.calibration, array_names(forward.inputs))
     found = calibrate(forward, samples, method=r.calibration_method)
     note = found.note if r.calibration == SYNTHETIC else f"{found.note} of {r.calibration.name}"
     return Imported(forward, in_file, found.weight_noise, note)
 
 
 def _check_batch(r: Request, forward: Graph) -> None:
-    """The first axis of the input runs over samples, as in recurrent layers it may not."""
-    if len(forward.inputs) != 1:
-        return  # training says why not
-    (x,) = forward.inputs
-    if x.type.shape and x.type.shape[0] != r.batch:
+    """The first axis of an input runs over samples, as in recurrent layers it may not."""
+    batch = r.importing.batch
+    for x in forward.inputs:
+        if x.type.shape and x.type.shape[0] != batch:
+            raise UnsupportedModelError(
+                f"{r.model}: the first axis of the input {x.name}, {x.type}, is not a batch of"
+                f" {batch}; use --batch {x.type.shape[0]} if it is one of that size, else export"
+                " the model with the batch first (PyTorch: batch_first=True)"
+            )
+        if not x.type.shape and len(forward.inputs) > 1:
+            raise UnsupportedModelError(
+                f"{r.model}: the input {x.name} is one number, not one per sample; bind it to a"
+                " constant"
+            )
+    target = None if forward.loss is None else forward.loss.inputs[1]
+    if target is not None and target.type.shape[:1] != (batch,):
         raise UnsupportedModelError(
-            f"{r.model}: the first axis of the input {x.name}, {x.type}, is not a batch of"
-            f" {r.batch}; use --batch {x.type.shape[0]} if it is one of that size, else export the"
-            " model with the batch first (PyTorch: batch_first=True)"
+            f"{r.model}: the first axis of the target {target.name}, {target.type}, is not the"
+            f" batch of {batch}; export the model with one target per sample"
         )

@@ -31,7 +31,8 @@ def plan_every_split(request: Request, watch: Watch | None = None) -> PlannedMod
     """The best plan over all splits of the samples of an update.
 
     Args:
-        request: Its ``batch`` is the number of samples of an update; its time limit that of all.
+        request: The batch that it imports with is the number of samples of an update; its time
+            limit is that of all.
         watch: See ``make_plan``.
 
     Raises:
@@ -40,9 +41,14 @@ def plan_every_split(request: Request, watch: Watch | None = None) -> PlannedMod
     """
     watch = watch or Watch()
     watch.begin(request.time_limit_s)
+    whole = request.importing
     every = [
-        replace(request, batch=batch, spec=replace(request.spec, micro_batches=k))
-        for batch, k in splits(request.batch)
+        replace(
+            request,
+            importing=replace(whole, batch=batch, fold_batchnorm=whole.folds),
+            spec=replace(request.spec, micro_batches=k),
+        )
+        for batch, k in splits(whole.batch)
     ]
     found: list[PlannedModel] = []
     bounds: list[float] = []

@@ -567,16 +567,17 @@ class Milp:
             if u.flash_bytes
         ]
         for stored, loads, r in zip(self.stored, self.loaded, p.retentions, strict=True):
-            writer = r.tensor.writers[-1] if r.tensor.writers else None
             moves = p.cost.steps_per_transfer
-            steps = moves + len(p.storage.followers.get(writer, ()))  # a load shows its views again
+            views = p.storage.followers.get(r.tensor.source, ())  # a load shows them again
+            steps = moves + len(views)
             terms += [(v, CODE_BYTES_PER_STEP * steps) for v in loads.values()]
             if stored is not None:
                 terms.append((stored, CODE_BYTES_PER_STEP * moves))
         terms += [
             (self.a[s.activity], float(CODE_BYTES_PER_STEP * s.steps)) for s in p.paged_states
         ]
-        fixed = CODE_BYTES_PER_STEP * len(p.storage.followers.get(None, ()))
+        views = [v for x in p.training.samples for v in p.storage.followers.get(x, ())]
+        fixed = CODE_BYTES_PER_STEP * len(views)
         self.flash = [*terms, (self.one, float(fixed))]
         self.c.row(self.flash, upper=p.limits.flash_bytes)
 

@@ -77,7 +77,7 @@ def _search(steps: Steps, states: int) -> tuple[tuple[int, ...] | None, int]:
     bound, reached = steps.unavoidable, 0
     came: dict[int, tuple[int, int]] = {}  # set -> the set before, the step between
     needs: dict[int, int] = {0: bound}
-    heap = [(bound, 0, steps.size[0], 0, steps.ready(0, range(n)))]
+    heap = [(bound, 0, steps.given, 0, steps.ready(0, range(n)))]
     closed: set[int] = set()
     while True:
         need, _, live, done, ready = heappop(heap)
@@ -116,7 +116,7 @@ def _path(came: Mapping[int, tuple[int, int]], done: int) -> tuple[int, ...]:
 def _beam(steps: Steps) -> tuple[int, ...]:
     """An order found by following the best partial orders step by step."""
     n = len(steps.nodes)
-    front = [(0, steps.size[0], 0, steps.ready(0, range(n)))]
+    front = [(0, steps.given, 0, steps.ready(0, range(n)))]
     came: dict[int, tuple[int, int]] = {}
     for _ in range(n):
         found: dict[int, tuple[int, int, int, int]] = {}

@@ -33,7 +33,8 @@ class Steps:
         scratch: Bytes that are there during the step alone.
         over: Tensor whose bytes its result takes over once this mask has run, in order of choice.
         at_once: It follows what it reads: made for backward alone.
-        size: Bytes of each tensor; the first one is the sample.
+        size: Bytes of each tensor.
+        given: Bytes of the samples, which are there at the start.
         readers: Steps that read each; bit ``len(nodes)`` is the end.
         forward: Steps of forward and loss.
     """
@@ -47,6 +48,7 @@ class Steps:
     over: tuple[tuple[tuple[int, int], ...], ...]
     at_once: tuple[bool, ...]
     size: tuple[int, ...]
+    given: int
     readers: tuple[int, ...]
     forward: int
 
@@ -75,7 +77,7 @@ class Steps:
 
     def peak(self, order: Sequence[int]) -> int:
         """Largest number of live bytes in an order."""
-        done, live, most = 0, self.size[0], 0
+        done, live, most = 0, self.given, 0
         for k in order:
             peak, live = self.run(done, live, k)
             most, done = max(most, peak), done | 1 << k
@@ -115,7 +117,7 @@ class Steps:
         return int(live.max())
 
     def dropped(self) -> Steps:
-        """The same, where backward finds no forward tensor but the sample kept.
+        """The same, where backward finds no forward tensor but the samples kept.
 
         Each is there only while a step reads it: no plan takes less, whatever it rebuilds or pages.
         """
@@ -183,7 +185,6 @@ class _Reader:
         paged = self.storage.paged  # optimizer tensors, there for their step only
         arena = [v for v, r in root.items() if v is r and space.get(v) == "arena"]
         arena = [v for v in arena if v not in paged]
-        arena.sort(key=lambda v: v is not self.training.sample)
         number = {v: t for t, v in enumerate(arena)}
         tensor = {v: number[r] for v, r in root.items() if r in number}
         operands, reads, writes, scratch, after = [], [], [], [], []
@@ -224,7 +225,7 @@ class _Reader:
         return Steps(
             last, tuple(after), tuple(map(tuple, then)), tuple(reads), tuple(writes),
             tuple(scratch), over, at_once, tuple(aligned(v.type.nbytes) for v in arena),
-            tuple(readers), forward,
+            sum(aligned(v.type.nbytes) for v in self.training.samples), tuple(readers), forward,
         )  # fmt: skip
 
     def _updates_last(

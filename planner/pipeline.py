@@ -12,6 +12,9 @@ from typing import Literal
 from ..ir.autodiff import build_training, candidates, param_slots
 from ..ir.candidates import with_states
 from ..ir.errors import InfeasibleError, UnsupportedModelError, UsageError
+from ..ir.freezing import frozen_before, stop_reasons, untrainable, way_out
+from ..ir.import_options import PLAIN, ImportOptions
+from ..ir.obstacles import report_obstacles
 from ..ir.precision import lower
 from ..ir.ranges import Method
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
@@ -53,6 +56,7 @@ class Request:
     Attributes:
         model: ONNX file.
         device: Target.
+        importing: How the file is imported.
         storage: Id of the device's storage to page to, None for no paging.
         ram_bytes: RAM budget in one region; None: ``ram_regions``.
         ram_regions: RAM budgets by name of the device's RAM runs; empty: all of them less the
@@ -63,10 +67,8 @@ class Request:
         min_steps: Training steps that paging may not wear the storage out in.
         spec: Loss, optimizer, micro-batches.
         train: ``auto``, ``all``, ``last``, ``bias``, or ``NAME`` and ``NAME=RATIO`` items.
+        freeze_before: Nodes that nothing may be updated before; see ``ir.freezing``.
         state: What may become of an optimizer's tensors, see ``planner.state_forms``.
-        batch: Samples per micro-batch.
-        fold_batchnorm: Fold frozen BatchNormalization into the layer before it.
-        head: Classes of a fresh last layer; None: it stays.
         precision: ``LAYER=i8``, ``mixed`` and ``f32`` pins, with wildcards; see
             ``planner.precision``.
         calibration: Samples that a float model's scales are found from, or ``synthetic``: a guess
@@ -84,6 +86,7 @@ class Request:
 
     model: Path
     device: Device
+    importing: ImportOptions = PLAIN
     storage: str | None = None
     ram_bytes: int | None = None
     ram_regions: tuple[tuple[str, int], ...] = ()
@@ -93,10 +96,8 @@ class Request:
     min_steps: int | None = None
     spec: TrainingSpec = field(default_factory=TrainingSpec)
     train: tuple[str, ...] = ("auto",)
+    freeze_before: tuple[str, ...] = ()
     state: tuple[str, ...] = ("keep",)
-    batch: int = 1
-    fold_batchnorm: bool = True
-    head: int | None = None
     precision: tuple[str, ...] = ()
     calibration: Path | Literal["synthetic"] | None = None
     calibration_method: Method = "minmax"
@@ -237,12 +238,16 @@ class Planner:
         watch: Told what goes on; says when to end.
         limits: The budgets, those of the device included.
         cost: Predicted costs.
+        frozen: Constants that may not be updated -> the node of ``--freeze-before`` that says so.
+        stuck: Other parameters that can't be updated -> the node that stops their gradients.
     """
 
     def __init__(self, request: Request, imported: Imported, watch: Watch) -> None:
         """Find limits and costs."""
         self.request, self.watch, self.imported = request, watch, imported
         self.forward = imported.forward
+        self.frozen = frozen_before(self.forward, request.freeze_before)
+        self.stuck = untrainable(self.forward, self.frozen)
         device = request.device
         storage = None if request.storage is None else device.find_storage(request.storage)
         self.cost = CostModel(device, load_core(device.core), storage)
@@ -280,13 +285,24 @@ class Planner:
         precision = unchosen(self.forward, pins) if annotated else {}
         free = choosable(self.forward, pins) if annotated else []
         lowered = lower(self.forward, precision) if annotated else self.forward
-        every = candidates(lowered, imported=self.forward)
+        known = candidates(lowered, imported=self.forward)
+        every = [c for c in known if c.param not in self.frozen]
+        if known and not every:
+            raise UsageError(
+                f"--freeze-before {', '.join(r.freeze_before)}: all parameters of"
+                f" {self.forward.name} lie before; name a node further to the front"
+            )
         if not every:
             raise UnsupportedModelError(
                 f"{r.model}: no constant weight, bias or scale that could be trained;"
                 " `odt-plan check` shows every node"
             )
-        chosen = choose(lowered, r.train, every)
+        chosen = choose(lowered, r.train, every, self.frozen)
+        if any(c.param in self.stuck for c in (every if chosen is None else chosen)):
+            reasons = stop_reasons(self.forward, self.stuck)
+            help_ = way_out(self.forward, self.stuck, r.freeze_before)
+            raise report_obstacles(r.model, reasons, help_)
+        every = [c for c in every if c.param not in self.stuck]
         if chosen is None and "learn" not in r.weights:
             raise UsageError(
                 f"objective {', '.join(r.weights)} needs a fixed update set: add --train all, last,"
@@ -425,7 +441,7 @@ class Planner:
             done.training,
             done.schedule,
             self.cost,
-            source=source_of(r.model, r.batch, r.fold_batchnorm, r.head),
+            source=source_of(r.model, r.importing),
             device=self._device_info(),
             bounds=bounds,
             gap=r.gap,
@@ -447,6 +463,7 @@ class Planner:
                 train=r.train,
                 precision=r.precision,
                 state=r.state,
+                freeze_before=r.freeze_before,
                 noise=dict(self.imported.noise),
             ),
         )

@@ -36,6 +36,7 @@ from pydantic import (
 )
 
 from ..ir.errors import UsageError
+from ..ir.import_options import ImportOptions
 from ..ir.precision import Precision
 from ..ir.training import LossName, OptimizerName, RoundingName, Saved, StateForm
 
@@ -74,8 +75,7 @@ class _Lean(_Record):
     def _without_what_is_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, object]:
         record: dict[str, object] = plain(self)
         for name in self.left_out:
-            value = getattr(self, name)
-            if value is None or value is False or value == ():
+            if getattr(self, name) == type(self).model_fields[name].default:
                 record.pop(name, None)
         return record
 
@@ -83,7 +83,8 @@ class _Lean(_Record):
 class ModelInfo(_Lean):
     """The model file; ``file`` is relative to the plan's folder.
 
-    ``head`` is the number of classes that its last layer was replaced for, if it was.
+    ``head`` is the number of classes that its last layer was replaced for, if it was; ``dims`` are
+    the values of open dimensions beside the batch.
     """
 
     name: str
@@ -92,10 +93,17 @@ class ModelInfo(_Lean):
     batch: PositiveInt = Field(le=LARGEST_BATCH)
     fold_batchnorm: bool
     head: PositiveInt | None = None
-    left_out: ClassVar[tuple[str, ...]] = ("head",)
+    dims: dict[str, PositiveInt] = {}
+    left_out: ClassVar[tuple[str, ...]] = ("head", "dims")
+
+    @property
+    def importing(self) -> ImportOptions:
+        """How the file was imported."""
+        dims = tuple(self.dims.items())
+        return ImportOptions(self.batch, self.fold_batchnorm, self.head, dims)
 
 
-class Training(_Record):
+class Training(_Lean):
     """What a training step is; see ``ir.training.TrainingSpec``."""
 
     loss: LossName
@@ -107,6 +115,10 @@ class Training(_Record):
     epsilon: float
     qas: bool = True
     rounding: RoundingName = "stochastic"
+    delta: PositiveFloat = 1.0
+    margin: PositiveFloat = 1.0
+    bptt: PositiveInt | None = None
+    left_out: ClassVar[tuple[str, ...]] = ("delta", "margin", "bptt")
 
 
 class Budget(_Record):
@@ -402,13 +414,14 @@ class QuantizationRecord(_Record):
     axis: NonNegativeInt | None = None
 
 
-class Asked(_Record):
+class Asked(_Lean):
     """What was given and what was left to choose, so that a choice can be explained.
 
     Attributes:
         train: Items of ``--train``; ``auto`` left the update set to the solver.
         precision: Pins of ``--precision``.
         state: Items of ``--state``.
+        freeze_before: Nodes of ``--freeze-before``: nothing that they depend on is updated.
         noise: Layer -> squared error of its i8 weights relative to its result's square, where
             calibration measured it.
     """
@@ -416,7 +429,9 @@ class Asked(_Record):
     train: tuple[str, ...]
     precision: tuple[str, ...] = ()
     state: tuple[str, ...] = ("keep",)
+    freeze_before: tuple[str, ...] = ()
     noise: dict[str, NonNegativeFloat] = {}
+    left_out: ClassVar[tuple[str, ...]] = ("freeze_before",)
 
 
 class SolverInfo(_Record):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from ..ir.autodiff import build_training
@@ -29,12 +30,21 @@ def rebuild(plan: Plan, plan_path: Path, model_path: Path | None = None) -> Trai
             the plan's scales do not fit it.
         UnsupportedModelError: It can't be imported.
     """
-    graph = forward_of(plan, plan_path, model_path)
-    if graph.quantization:
-        names = {*quantizable(graph), *(v.name for v in graph.inputs)}
-        graph = lower(graph, {n: p for n, p in plan.decisions.precision.items() if n in names})
-        graph = stream(graph, plan.decisions.streamed)
+    graph = as_planned(plan, forward_of(plan, plan_path, model_path))
     return build_training(graph, spec_of(plan), updates_of(plan))
+
+
+def as_planned(plan: Plan, forward: Graph) -> Graph:
+    """An imported model in the plan's precisions, its blocks by rows.
+
+    Raises:
+        UsageError: The plan's precisions do not fit it.
+    """
+    if not forward.quantization:
+        return forward
+    names = {*quantizable(forward), *(v.name for v in forward.inputs)}
+    chosen = {n: p for n, p in plan.decisions.precision.items() if n in names}
+    return stream(lower(forward, chosen), plan.decisions.streamed)
 
 
 def spec_of(plan: Plan) -> TrainingSpec:
@@ -53,7 +63,7 @@ def updates_of(plan: Plan) -> list[Candidate]:
 
 def forward_of(plan: Plan, plan_path: Path, model_path: Path | None = None) -> Graph:
     """The plan's imported model with its scales; arguments and errors are those of ``rebuild``."""
-    path = model_path or plan_path.parent / plan.model.file
+    path = model_of(plan, plan_path, model_path)
     if not path.is_file():
         raise UsageError(f"{path}: the plan's model file is missing; give it with --model")
     found = file_sha256(path)
@@ -62,8 +72,22 @@ def forward_of(plan: Plan, plan_path: Path, model_path: Path | None = None) -> G
             f"{path}: not the planned model (SHA-256 {found[:12]}…, planned"
             f" {plan.model.sha256[:12]}…); give the right one with --model, or plan again"
         )
-    m = plan.model
-    graph = import_model(path, batch=m.batch, fold_batchnorm=m.fold_batchnorm, head=m.head)
+    return imported(plan, path, head=plan.model.head)
+
+
+def model_of(plan: Plan, plan_path: Path, model_path: Path | None = None) -> Path:
+    """Where the plan's model file is."""
+    return model_path or plan_path.parent / plan.model.file
+
+
+def imported(plan: Plan, path: Path, *, head: int | None = None) -> Graph:
+    """A model file as the plan reads it, with the plan's scales.
+
+    Raises:
+        UsageError: The plan's scales do not fit it.
+        UnsupportedModelError: It can't be imported.
+    """
+    graph = import_model(path, replace(plan.model.importing, head=head))
     if plan.quantization:
         _annotate(graph, plan)
     return graph

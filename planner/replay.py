@@ -131,7 +131,7 @@ def bound(plan: Plan, training: TrainingGraph, cost: CostModel, epochs: int) -> 
     sample; nothing is copied, paged or computed again.
     """
     constant = {training.graph.values[n] for n in training.graph.constants}
-    same = (constant - {u.value for u in training.updates}) | {training.sample}
+    same = (constant - {u.value for u in training.updates}) | {*training.samples}
     for node in training.graph.nodes:
         if node.phase == "forward" and all(v in same for v in node.operands()):
             same.update(node.outputs)

@@ -176,10 +176,11 @@ class _Realizer:
         loads: dict[int, list[int]] = {}
         for t, k in sorted(needed):
             loads.setdefault(k, []).append(t)
-        sample = p.training.sample
-        self.stays.open(sample, 0)
-        self._views(None)
-        self._page_out_if(self.storage.of[sample], None, paged)
+        for v in p.training.samples:
+            self.stays.open(v, 0)
+        for v in p.training.samples:
+            self._views(v)
+            self._page_out_if(self.storage.of[v], None, paged)
         for slot in p.slots:
             for t in loads.get(slot.index, ()):
                 self._page_in(self.storage.tensors[t])
@@ -326,11 +327,10 @@ class _Realizer:
             if t is not None and t.is_forward:
                 self.read_late[t] = None
 
-    def _views(self, node: Node | None) -> None:
-        for view in self.storage.followers.get(node, ()):
+    def _views(self, source: Node | Value) -> None:
+        for view in self.storage.followers.get(source, ()):
             k = self._computes(view.inputs, view.outputs)
-            source = view.inputs[0]
-            reads = self.stays.read(source, k)
+            reads = self.stays.read(view.inputs[0], k)
             write = self.stays.write(view.out, k)
             self.steps.append(
                 Step(
@@ -347,7 +347,7 @@ class _Realizer:
         """The value whose bytes the finished tensor holds; views of it are shown again from it."""
         if tensor.state:
             return tensor.values[0]
-        return tensor.writers[-1].out if tensor.writers else self.problem.training.sample
+        return tensor.writers[-1].out if tensor.writers else tensor.values[0]
 
     def _page_out_if(self, tensor: Tensor, writer: Node | None, paged: set[int]) -> None:
         complete = tensor.writers[-1] if tensor.writers else None
@@ -388,7 +388,7 @@ class _Realizer:
             self._ends(tensor)
             self.transfers.append(Transfer(tensor.index, False, cycles, tensor.bytes, at, dead, at))
             self._start_in(tensor, cycles)
-        self._views(tensor.writers[-1] if tensor.writers else None)
+        self._views(tensor.source)
 
     def _start_in(
         self, tensor: Tensor, cycles: int, *, overlapped: bool = False, last_micro: bool = False

@@ -27,7 +27,7 @@ class Tensor:
         index: Position in ``Storage.tensors``.
         values: The values that live in it, in the order they are written; views included.
         writers: Nodes that write it, in order (views run no code and are left out). Empty for the
-            sample, which the caller writes.
+            samples, which the caller writes.
         bytes: Aligned size.
         rebuildable: All writers are forward nodes that may run again.
         state: An optimizer tensor whose home is the storage: it is here for an update's step only.
@@ -42,8 +42,13 @@ class Tensor:
 
     @property
     def is_forward(self) -> bool:
-        """Made in forward only: the sample, activations, auxiliary tensors, the prediction."""
+        """Made in forward only: samples, activations, auxiliary tensors, the prediction."""
         return not self.state and all(w.phase == "forward" for w in self.writers)
+
+    @property
+    def source(self) -> Node | Value:
+        """Its last writer; a sample itself."""
+        return self.writers[-1] if self.writers else self.values[0]
 
     @property
     def name(self) -> str:
@@ -61,7 +66,7 @@ class Storage:
         space: Value -> space, for every value that has storage of its own.
         update_of: Node -> the update step that executes it (gradient, accumulate and apply nodes).
         aliases: Output value -> operand value whose bytes it takes over (views and in-place).
-        followers: Node (None: the sample) -> the views that are to follow it, in order.
+        followers: Node or sample -> the views that are to follow it, in order.
         paged: Optimizer tensors whose home is the storage.
         refused: (node, its operand, what else reads that): it would take the operand's bytes over
             if nothing else read them.
@@ -89,11 +94,11 @@ class Storage:
             if v.producer is not None and v not in tiles and self.space[v] == "flash":
                 self.space[v] = "arena"
         self.paged = {v for u in training.updates for v in u.paged}
-        self.space.update(dict.fromkeys((training.sample, *self.paged), "arena"))
+        self.space.update(dict.fromkeys((*training.samples, *self.paged), "arena"))
         for v in tiles:
             del self.space[v]
         self.aliases: dict[Value, Value] = {}
-        self.followers: dict[Node | None, list[Node]] = {}
+        self.followers: dict[Node | Value, list[Node]] = {}
         self.refused: list[tuple[Node, Value, tuple[Node, ...]]] = []
         self._group()
         self._follow()
@@ -102,9 +107,9 @@ class Storage:
         graph = self.training.graph
         order = {n: i for i, n in enumerate(graph.nodes)}
         consumers = graph.consumers()
-        groups: dict[Value, list[Value]] = {self.training.sample: [self.training.sample]}
+        groups: dict[Value, list[Value]] = {v: [v] for v in self.training.samples}
         groups |= {v: [v] for u in self.training.updates for v in u.paged}
-        root = {self.training.sample: self.training.sample}
+        root = {v: v for v in self.training.samples}
         for node in graph.nodes:
             for v in node.outputs:
                 if self.space.get(v) != "arena":
@@ -147,7 +152,7 @@ class Storage:
                 while source.producer is not None and get_op(source.producer.op).view:
                     source = source.producer.inputs[0]
                     assert source is not None, node.name
-                self.followers.setdefault(source.producer, []).append(node)
+                self.followers.setdefault(source.producer or source, []).append(node)
 
     def _takes_over(
         self,

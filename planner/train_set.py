@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fractions import Fraction
+from types import MappingProxyType
 
 from ..ir.autodiff import param_slots
 from ..ir.errors import UsageError
@@ -13,7 +14,10 @@ from ..ir.training import Candidate
 
 
 def choose(
-    forward: Graph, train: Sequence[str], every: Sequence[Candidate]
+    forward: Graph,
+    train: Sequence[str],
+    every: Sequence[Candidate],
+    frozen: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Candidate] | None:
     """The fixed update set, or None for ``auto``.
 
@@ -22,10 +26,11 @@ def choose(
         train: ``auto``, ``all`` (every parameter whole), ``last`` (the last layer with a weight),
             ``bias`` (biases and scales), or items ``PARAM`` and ``PARAM=RATIO``.
         every: All candidates.
+        frozen: Parameters that are none because of ``--freeze-before``, each with its node.
 
     Raises:
-        UsageError: An unknown name (the nearest ones are told), a parameter that is stored in
-            several forms, or a ratio outside (0, 1].
+        UsageError: An unknown name (the nearest ones are told), a parameter that is frozen or
+            stored in several forms, or a ratio outside (0, 1].
     """
     items = [i.strip() for t in train for i in t.split(",") if i.strip()]
     if items in ([], ["auto"]):
@@ -47,6 +52,11 @@ def choose(
         return after
     found = [_candidate(forward, item) for item in items]
     for c in found:
+        if c.param in frozen:
+            raise UsageError(
+                f"--train: {c.param} lies before {frozen[c.param]}, where --freeze-before freezes"
+                " everything; leave one of the two out"
+            )
         if c.param not in {e.param for e in every}:
             raise UsageError(
                 f"--train: several layers share {c.param}; pin all of them to f32 to train it"

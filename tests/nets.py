@@ -56,6 +56,13 @@ def flat(g: Graph, x: Value) -> Value:
     return g.add_node("Reshape", (x,), {"shape": (batch, x.type.size // batch)}, name="flatten").out
 
 
+def ending(g: Graph, op: str) -> Graph:
+    """The same graph with one more operator behind its output."""
+    g.outputs = [g.add_node(op, g.outputs, name="last").out]
+    g.verify()
+    return g
+
+
 def relu(g: Graph, x: Value, name: str) -> Value:
     """Relu."""
     return g.add_node("Relu", (x,), name=name).out
@@ -260,5 +267,34 @@ def batch_normalized(batch: int = 4, size: int = 5, seed: int = 0) -> Graph:
         x = g.add_node("BatchNormTraining", (x, *operands), attrs, name=f"bn{i}").out
         x = relu(g, x, f"relu{i}")
     g.outputs = [dense(g, rng, flat(g, x), "fc", 3)]
+    g.verify()
+    return g
+
+
+def tokens(entries: int = 20, length: int = 5) -> Graph:
+    """Rows of a table, by ids that the sample holds, through two layers."""
+    rng, g = np.random.default_rng(0), Graph("tokens")
+    ids = g.add_input("ids", TensorType((1, length), "i32"))
+    table = _weights(g, rng, "table", entries, 4)
+    x = g.add_node("Gather", (table, ids), {"axis": 0}, name="gather").out
+    x = relu(g, dense(g, rng, flat(g, x), "fc0", 6), "relu0")
+    g.outputs = [dense(g, rng, x, "fc", 3)]
+    g.verify()
+    return g
+
+
+def two_branches(size: int = 6) -> Graph:
+    """Pictures through convolutions, numbers through a layer and a view, then a sum."""
+    rng, g = np.random.default_rng(0), Graph("branches")
+    picture = g.add_input("picture", TensorType((1, 2, size, size)))
+    facts = g.add_input("Facts", TensorType((1, 12, 8)))
+    y = g.add_node("Reshape", (facts,), {"shape": (1, 96)}, name="row").out
+    y = relu(g, dense(g, rng, y, "right", 5), "relu3")
+    x = relu(g, conv(g, rng, picture, "conv0", 4), "relu0")
+    for i in (1, 2):
+        x = relu(g, conv(g, rng, x, f"conv{i}", 4), f"relu{i}")
+    x = dense(g, rng, flat(g, x), "left", 5)
+    x = g.add_node("Add", (x, y), name="sum").out
+    g.outputs = [dense(g, rng, x, "fc", 3)]
     g.verify()
     return g

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from odt_plan.ir.graph import Graph
+from odt_plan.ir.import_options import ImportOptions
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.onnx_import import import_model
 
@@ -85,7 +86,7 @@ def assert_close(got: Array, want: Array, tolerance: float = 1e-5) -> None:
 
 def agrees(path: Path, batch: int = 1, **options: Any) -> Graph:
     """Import, compare with onnxruntime on seeded inputs, return the graph."""
-    graph = import_model(path, batch=batch, **options)
+    graph = import_model(path, ImportOptions(batch=batch, **options))
     rng = np.random.default_rng(0)
     feeds = {v.name: floats(rng, *v.type.shape) for v in graph.inputs}
     for got, want in zip(outputs(graph, feeds), runtime(path, feeds), strict=True):

@@ -83,7 +83,7 @@ def spaced(rng: np.random.Generator, shape: Sequence[int], sample: Sample) -> Ar
 
 
 def forward_and_gradients(
-    op: str, data: Sequence[Array], attrs: dict[str, Attr], seed: int = 0
+    op: str, data: Sequence[Array], attrs: dict[str, Attr], seed: int = 0, bptt: int | None = None
 ) -> tuple[Array, Array, list[Array]]:
     """Run an operator and its gradient rule on float64 arrays.
 
@@ -96,7 +96,9 @@ def forward_and_gradients(
     dy = graph.add_input("dy", node.out.type)
     vjp = get_op(op).vjp
     assert vjp is not None
-    gradients = vjp(GradBuilder(graph, node, {}), node, dy, [True] * len(inputs))
+    builder = GradBuilder(graph, node, {})
+    builder.bptt = bptt
+    gradients = vjp(builder, node, dy, [True] * len(inputs))
     graph.verify()
     values: dict[Value, Array] = dict(zip(inputs, data, strict=True))
     values[dy] = np.random.default_rng(seed).uniform(-1, 1, node.out.type.shape)

@@ -9,22 +9,23 @@ from numpy.typing import NDArray
 
 from odt_plan.ir.indices import random_indices
 from odt_plan.ir.interpreter import run
+from odt_plan.ir.targets import random_target
 from odt_plan.ir.training import TrainingGraph
 from odt_plan.planner.plan import Plan
 
 Array = NDArray[Any]
 
 
-def batch(t: TrainingGraph, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Random samples and targets of one micro-batch, the samples as the input stores them."""
-    x: Array = rng.standard_normal(t.sample.type.shape).astype(np.float32)
-    if t.sample.type.dtype == "i32":
-        x = random_indices(t.graph, t.sample, len(x), rng)
-    if t.sample.type.quant is not None:
-        x = t.sample.type.quant.quantize(x)
-    if t.spec.loss == "mse":
-        return x, rng.standard_normal(t.target.type.shape).astype(np.float32)
-    return x, rng.integers(0, t.prediction.type.shape[-1], t.target.type.shape).astype(np.int32)
+def batch(t: TrainingGraph, rng: np.random.Generator) -> tuple[Any, Array]:
+    """Random samples and targets of one micro-batch, the samples as the inputs store them."""
+    samples: dict[str, Array] = {}
+    for v in t.samples:
+        x: Array = rng.standard_normal(v.type.shape).astype(np.float32)
+        if v.type.dtype == "i32":
+            x = random_indices(t.graph, v, len(x), rng)
+        samples[v.name] = x if v.type.quant is None else v.type.quant.quantize(x)
+    x = samples if len(samples) > 1 else samples[t.sample.name]
+    return x, random_target(t.graph, t.target, rng)
 
 
 class Unconstrained:
@@ -41,7 +42,8 @@ class Unconstrained:
         self.micro = self.updates = 0
         self.bias = np.zeros(2, np.float32)
 
-    def step(self, x: Array, y: Array, lr: float) -> float:
+    def step(self, x: Any, y: Array, lr: float) -> float:
+        """One micro-step; of several inputs ``x`` holds arrays by name."""
         t, spec = self.t, self.t.spec
         hyper = np.array([lr, 1.0, self.updates + 1], np.float32)
         if spec.optimizer == "adam":
@@ -50,7 +52,8 @@ class Unconstrained:
                 self.bias = self.bias * betas.astype(np.float32) + (1 - betas).astype(np.float32)
             hyper[1] = 1 / np.sqrt(self.bias[1])
             hyper = np.append(hyper, hyper[0] / self.bias[0])
-        feeds = {t.sample.name: x, t.target.name: y, t.hyper.name: hyper, **self.state}
+        samples = x if isinstance(x, dict) else {t.sample.name: x}
+        feeds = {**samples, t.target.name: y, t.hyper.name: hyper, **self.state}
         values = run(t.graph, feeds)
         self.micro += 1
         last = self.micro == spec.micro_batches

@@ -96,7 +96,8 @@ def finish(
         training=Training(
             loss=spec.loss, optimizer=spec.optimizer, micro_batches=spec.micro_batches,
             momentum=spec.momentum, beta1=spec.beta1, beta2=spec.beta2, epsilon=spec.epsilon,
-            qas=spec.qas, rounding=spec.rounding,
+            qas=spec.qas, rounding=spec.rounding, delta=spec.delta, margin=spec.margin,
+            bptt=spec.bptt,
         ),
         device=DeviceInfo(
             id=device.id, storage=storage,

@@ -117,7 +117,8 @@ class _KeepAll:
 
     def plan(self, device: Device) -> Plan:
         t = self.training
-        self._open(t.sample, 0, None)
+        for v in t.samples:
+            self._open(v, 0, None)
         fused = {u.grad_node: u for u in t.updates if u.grad_node is not None}
         appliers: dict[Node, Update] = {}
         for u in t.updates:
@@ -136,7 +137,7 @@ class _KeepAll:
         self.stays[t.loss.name].last = len(self.steps) - 1
         buffers = [*self._constant(), *self._place()]
         late = {v for n in t.graph.nodes if n.phase in ("backward", "update") for v in n.operands()}
-        kept = [v for v in late if v is t.sample or (v.producer and v.producer.phase == "forward")]
+        kept = [v for v in late if v in t.samples or (v.producer and v.producer.phase == "forward")]
         actions: Action = {
             v.name: (padded(v.type.nbytes), "keep") for v in sorted(kept, key=lambda v: v.name)
         }

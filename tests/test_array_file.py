@@ -55,7 +55,7 @@ def test_decompression_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     path = tmp_path / "zeros.npz"
     np.savez_compressed(path, x=np.zeros((1000, 1000), np.float32), y=np.zeros(1000, np.int32))
     x, _ = load_data(path)
-    assert x.shape == (1000, 1000)
+    assert x["x"].shape == (1000, 1000)
     monkeypatch.setattr(array_file, "BOMB_BYTES", 10**6)
     with pytest.raises(UsageError, match=r"the array x has 4000128 bytes, \d{3,4} times as many"):
         load_data(path)

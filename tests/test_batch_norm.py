@@ -17,6 +17,7 @@ from odt_plan.backends.numpy import Runtime
 from odt_plan.ir.autodiff import build_training
 from odt_plan.ir.errors import UnsupportedModelError
 from odt_plan.ir.graph import Graph
+from odt_plan.ir.import_options import ImportOptions
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.training import Candidate, TrainingSpec
 
@@ -105,7 +106,7 @@ def test_one_number_per_channel_has_no_deviation(tmp_path: Path) -> None:
     path = save(model(nodes, {"x": ("N", 4)}, ["y"], constants), tmp_path)
     with pytest.raises(UnsupportedModelError, match="train with a larger batch"):
         import_model(path)
-    assert [n.op for n in import_model(path, batch=3).nodes] == ["BatchNormTraining"]
+    assert [n.op for n in import_model(path, ImportOptions(batch=3)).nodes] == ["BatchNormTraining"]
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 2, 5), (6, 4)])

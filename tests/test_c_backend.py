@@ -23,6 +23,7 @@ from odt_plan.ir.calibrate import calibrate
 from odt_plan.ir.errors import OdtPlanError
 from odt_plan.ir.graph import Graph
 from odt_plan.ir.precision import all_i8, lower
+from odt_plan.ir.targets import random_target
 from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec
 from odt_plan.planner.device import load_device
 from odt_plan.planner.pipeline import Request, make_plan
@@ -85,6 +86,8 @@ def quantized(forward: Graph, *, i8_input: bool, trained: tuple[str, ...] = ("fc
 CASES: dict[str, Callable[[], Planned]] = {
     "mlp-sgd": lambda: planned(nets.mlp()),
     "mlp-mse": lambda: planned(nets.mlp(), TrainingSpec(loss="mse")),
+    "mlp-bce": lambda: planned(nets.ending(nets.mlp(), "Sigmoid"), TrainingSpec(loss="bce")),
+    "mlp-triplet": lambda: planned(nets.mlp(batch=6), TrainingSpec(loss="triplet")),
     "cnn-momentum-batch2": lambda: planned(nets.cnn(batch=2), TrainingSpec(optimizer="momentum")),
     "mlp-adagrad": lambda: planned(nets.mlp(), TrainingSpec(optimizer="adagrad")),
     "resnet-adam": lambda: planned(nets.resnet(), TrainingSpec(optimizer="adam")),
@@ -97,6 +100,7 @@ CASES: dict[str, Callable[[], Planned]] = {
         nets.batch_normalized(batch=2), TrainingSpec(micro_batches=2)
     ),
     "recurrent": lambda: planned(nets.recurrent(9, 16, batch=2), TrainingSpec(optimizer="adam")),
+    "recurrent-bptt": lambda: planned(nets.recurrent(9, 16, batch=2), TrainingSpec(bptt=4)),
     "cnn-micro": lambda: planned(nets.cnn(), TrainingSpec(optimizer="adam", micro_batches=2)),
     "cnn-partly": lambda: partly(nets.cnn(channels=8)),
     "cnn-paged": lambda: paged(nets.cnn(size=8)),
@@ -118,12 +122,8 @@ CASES: dict[str, Callable[[], Planned]] = {
 
 def samples(training: TrainingGraph, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     rng = np.random.default_rng(7)
-    xs = [random_sample(training, rng) for _ in range(count)]
-    kind = training.target.type
-    if kind.dtype == "i32":
-        classes = training.prediction.type.shape[-1]
-        return xs, [rng.integers(0, classes, kind.shape, dtype="i4") for _ in range(count)]
-    return xs, [rng.standard_normal(kind.shape).astype("f4") for _ in range(count)]
+    xs = [random_sample(training.graph, training.sample, rng) for _ in range(count)]
+    return xs, [random_target(training.graph, training.target, rng) for _ in range(count)]
 
 
 def reference(plan: Plan, training: TrainingGraph, count: int, lr: float) -> bytes:

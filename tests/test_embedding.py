@@ -22,10 +22,13 @@ from odt_plan.backends.c import emit_c
 from odt_plan.backends.c.golden import random_sample
 from odt_plan.backends.numpy import Runtime, train
 from odt_plan.ir.autodiff import build_training
+from odt_plan.ir.calibrate import calibrate
 from odt_plan.ir.candidates import param_slots
 from odt_plan.ir.errors import UnsupportedModelError, UsageError
 from odt_plan.ir.grad_builder import GradBuilder
 from odt_plan.ir.graph import Graph, TensorType
+from odt_plan.ir.import_options import ImportOptions
+from odt_plan.ir.indices import tables_of
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.opdef import get_op
@@ -78,6 +81,48 @@ def categories(folder: Path) -> Path:
     return save(proto, folder)
 
 
+def last_token(folder: Path, *, pairs: bool = False) -> Path:
+    """The row of the last token that is no padding, as GPT-2 finds it; ids may be negative.
+
+    With ``pairs`` it is looked up by batch and position, else by position in the flat rows.
+    """
+    rng = np.random.default_rng(4)
+    i64, rows = np.int64, np.arange(2, dtype=np.int64)[:, None]
+    nodes = [
+        node("Less", "ids zero", "negative"),
+        node("Add", "ids count", "behind"),
+        node("Where", "negative behind ids", "at"),
+        node("Gather", "table at", "words", "embed"),
+        node("MatMul", "words w", "h"),
+        node("Equal", "at padding", "equal"),
+        node("Not", "equal", "kept"),
+        node("Cast", "kept", "ones", to=TensorProto.INT64),
+        node("Mul", "places ones", "used"),
+        node("ArgMax", "used", "last", axis=1, keepdims=0),
+    ]
+    if pairs:
+        nodes += [
+            node("Unsqueeze", "last one", "column"),
+            node("Concat", "rows column", "pair", axis=1),
+            node("GatherND", "h pair", "y", "pick"),
+        ]
+    else:
+        nodes += [
+            node("Reshape", "h flat", "all"),
+            node("Add", "last begin", "row"),
+            node("Gather", "all row", "y", "pick"),
+        ]
+    constants = {
+        "table": floats(rng, WORDS, WIDTH), "w": floats(rng, WIDTH, CLASSES),
+        "zero": np.array(0, i64), "count": np.array(WORDS, i64), "padding": np.array([7], i64),
+        "places": np.arange(LENGTH, dtype=i64), "one": np.array([1], i64), "rows": rows,
+        "begin": np.array([0, LENGTH], i64), "flat": np.array([-1, CLASSES], i64),
+    }  # fmt: skip
+    used = {i for n in nodes for i in n.input}
+    given_ = {k: a for k, a in constants.items() if k in used}
+    return save(model(nodes, {"ids": [2, LENGTH]}, ["y"], given_, dtype=TensorProto.INT64), folder)
+
+
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> PlannedModel:
     path = tokens(tmp_path_factory.mktemp("tokens"))
@@ -88,7 +133,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> PlannedModel:
 @pytest.mark.parametrize("kind", [TensorProto.INT32, TensorProto.INT64])
 def test_result_is_that_of_onnxruntime(kind: int, tmp_path: Path) -> None:
     path = tokens(tmp_path, kind)
-    graph = import_model(path, batch=2)
+    graph = import_model(path, ImportOptions(batch=2))
     assert graph.inputs[0].type == TensorType((2, LENGTH), "i32")
     ids = np.random.default_rng(2).integers(-WORDS, WORDS, (2, LENGTH))
     dtype = helper.tensor_dtype_to_np_dtype(kind)
@@ -108,7 +153,8 @@ def test_the_table_is_trained_and_never_has_a_whole_gradient(planned: PlannedMod
     learner = Runtime(planned.plan, planned.training)
     rng = np.random.default_rng(3)
     for _ in range(4):
-        ids, label = random_sample(planned.training, rng), rng.integers(0, CLASSES, 1)
+        ids = random_sample(planned.training.graph, planned.training.sample, rng)
+        label = rng.integers(0, CLASSES, 1)
         assert learner.train_step(ids, label, 0.1) == oracle.step(ids, label.astype("i4"), 0.1)
     assert learner.state_bytes() == oracle.state_bytes(planned.plan)
 
@@ -145,13 +191,60 @@ def test_it_learns(planned: PlannedModel) -> None:
 
 
 def _trained(path: Path) -> tuple[Any, TrainingGraph]:
-    forward = import_model(path, batch=2)
+    forward = import_model(path, ImportOptions(batch=2))
     training = build_training(forward, TrainingSpec(optimizer="momentum"), plans.whole(forward))
     return plans.keep_all(training), training
 
 
+@pytest.mark.parametrize("pairs", [False, True])
+def test_integers_that_are_computed(pairs: bool, tmp_path: Path) -> None:
+    """Comparisons, sums and choices of ids, and what is looked up by them; they are not trained.
+
+    Any id of the table is taken, and no other.
+    """
+    path = last_token(tmp_path, pairs=pairs)
+    graph = import_model(path, ImportOptions(batch=2))
+    ids = np.random.default_rng(6).integers(-WORDS, WORDS, (2, LENGTH))
+    for padding in range(LENGTH):
+        ids[0, padding:] = 7
+        (want,) = runtime(path, {"ids": ids})
+        got = run(graph, {"ids": ids.astype(np.int32)})[graph.outputs[0].name]
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    assert set(param_slots(graph)) == {"table", "w"}
+    tables = tables_of(graph, graph.inputs[0])
+    assert tables is not None
+    assert (tables.entries == WORDS).all()
+    values = {v for n in graph.nodes if n.op in ("ToReal", "Add") for v in n.outputs}
+    calibrate(graph, None)
+    assert not {v.name for v in values} & set(graph.quantization)
+    assert any(n.out.name in graph.quantization for n in graph.nodes if n.op == "Gemm")
+
+
+@pytest.mark.parametrize(
+    ("node_", "reason"),
+    [
+        (node("Mul", "ids large", "i"), r"its integers may be -50000000 to 49000000; only those"),
+        (node("Less", "ids huge", "i"), r"operand huge is .* 17179869184, beyond 16777216"),
+        (node("Add", "ids none", "i"), "joins the integers ids with operands that are none"),
+        (node("Div", "at large", "i"), r"computes with the integers at, which depend on the data"),
+        (node("Cast", "h", "i", to=TensorProto.INT64), "none that may drop a fraction"),
+    ],
+)
+def test_integers_that_are_not_exact(node_: Any, reason: str, tmp_path: Path) -> None:
+    proto = onnx.load(last_token(tmp_path))
+    constants = {"large": np.array(10**6), "huge": np.array(2**34), "none": np.zeros(0, np.int64)}
+    nodes = [n for n in proto.graph.node if n.name != "pick"]
+    nodes += [node_, node("Gather", "all i", "y", "pick")]
+    for name in set(node_.input) & set(constants):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(constants[name], name))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    with pytest.raises(UnsupportedModelError, match=reason):
+        import_model(save(proto, tmp_path), ImportOptions(batch=2))
+
+
 @needs_gcc
-@pytest.mark.parametrize("make", [tokens, categories])
+@pytest.mark.parametrize("make", [tokens, categories, last_token])
 def test_c_trains_to_the_same_bits(make: Any, tmp_path: Path) -> None:
     plan, training = _trained(make(tmp_path))
     assert {u.candidate.param for u in training.updates} >= {"w"}

@@ -25,6 +25,7 @@ from odt_plan.backends.numpy import Runtime
 from odt_plan.ir.candidates import candidates, param_slots
 from odt_plan.ir.errors import InfeasibleError
 from odt_plan.ir.graph import Graph, TensorType, Value
+from odt_plan.ir.import_options import ImportOptions
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.training import OptimizerName, TrainingSpec
 from odt_plan.planner.check import check
@@ -160,7 +161,7 @@ def request_of(case: Case, folder: Path) -> Request:
     path = export(case.network(), folder)
     train: tuple[str, ...] = (case.train,)
     if case.train == "part":
-        forward = import_model(path, batch=case.batch)
+        forward = import_model(path, ImportOptions(batch=case.batch))
         partial = [c for c in candidates(forward) if c.channels and c.saved == "f32"]
         chosen = partial[case.part % len(partial)]
         biases = [c.param for c in candidates(forward) if c.param.endswith(".bias")]
@@ -175,7 +176,7 @@ def request_of(case: Case, folder: Path) -> Request:
         flash_bytes=PLENTY,
         spec=TrainingSpec(optimizer=case.optimizer, micro_batches=case.micro_batches),
         train=train,
-        batch=case.batch,
+        importing=ImportOptions(batch=case.batch),
         gap=0.0,
         with_baselines=False,
     )

@@ -38,16 +38,18 @@ def problem_of(forward: Graph, storage: str | None, spec: TrainingSpec | None = 
         (lambda: nets.cnn(2, 3, 4), None, None),
         (lambda: nets.cnn(2, 3, 4), None, TrainingSpec(optimizer="adam", micro_batches=3)),
         (lambda: nets.resnet(1, 2, 4), None, None),
+        (lambda: nets.two_branches(4), "sdcard", None),
     ],
-    ids=["mlp-paging", "cnn", "cnn-accumulate", "resnet"],
+    ids=["mlp-paging", "cnn", "cnn-accumulate", "resnet", "two inputs"],
 )
 def test_a_footprint_is_what_the_schedule_takes(
     net: Callable[[], Graph], storage: str | None, spec: TrainingSpec | None
 ) -> None:
     problem = problem_of(net(), storage, spec)
-    free = [a.index for a in problem.activities if a.kind in ("auxiliary", "rebuild")][:8]
+    free = [a.index for a in problem.activities if a.kind in ("auxiliary", "rebuild")]
     loads = [(r.tensor.index, e.slot) for r in problem.retentions for e in r.events if e.may_load]
     loads = loads[:4]
+    free = free[: 8 - len(loads) // 2]
     nodes = {n.name: n for n in problem.training.graph.nodes}
     seen = 0
     for bits in product((False, True), repeat=len(free) + len(loads)):

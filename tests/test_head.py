@@ -16,6 +16,7 @@ from odt_plan.ir.calibrate import calibrate
 from odt_plan.ir.errors import UnsupportedModelError
 from odt_plan.ir.graph import Graph
 from odt_plan.ir.head import replace_head
+from odt_plan.ir.import_options import ImportOptions
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.precision import Precision, lower, quantizable
@@ -33,7 +34,7 @@ def gemm(**attrs: int) -> list[object]:
 
 def test_a_fresh_layer_takes_the_place_of_the_last(tmp_path: Path) -> None:
     path = save(model(gemm(), {"x": [1, 4]}, ["y"], WEIGHTS), tmp_path)
-    old, new, again = import_model(path), import_model(path, head=5), import_model(path, head=5)
+    old, new, again = (import_model(path, ImportOptions(head=n)) for n in (None, 5, 5))
     assert new.outputs[0].type.shape == (1, 5)
     assert new.constants["w"].shape == (4, 5)
     assert np.array_equal(new.constants["b"], np.zeros(5, np.float32))
@@ -42,21 +43,21 @@ def test_a_fresh_layer_takes_the_place_of_the_last(tmp_path: Path) -> None:
     assert [n.op for n in new.nodes] == [n.op for n in old.nodes]
     probs = run(new, {"x": np.ones((1, 4), np.float32)})["y"]
     assert probs.sum() == pytest.approx(1)
-    same = import_model(path, head=3)  # as many classes as before, but fresh
+    same = import_model(path, ImportOptions(head=3))  # as many classes as before, but fresh
     assert not np.array_equal(same.constants["w"], WEIGHTS["w"])
 
 
 def test_transposed_weights_and_convolutions(tmp_path: Path) -> None:
     weights = WEIGHTS | {"w": np.ones((3, 4), np.float32)}
     path = save(model(gemm(transB=1), {"x": [1, 4]}, ["y"], weights), tmp_path)
-    assert import_model(path, head=6).constants["w"].shape == (6, 4)
+    assert import_model(path, ImportOptions(head=6)).constants["w"].shape == (6, 4)
     conv = [
         node("Conv", "x w", "c", "conv"),
         node("Relu", "c", "y", "relu"),
     ]
     kernel = {"w": np.ones((3, 2, 2, 2), np.float32)}
     path = save(model(conv, {"x": [1, 2, 4, 4]}, ["y"], kernel), tmp_path)
-    graph = import_model(path, head=7)
+    graph = import_model(path, ImportOptions(head=7))
     assert graph.constants["w"].shape == (7, 2, 2, 2)
     assert graph.outputs[0].type.shape == (1, 7, 3, 3)
 
@@ -99,7 +100,7 @@ def test_models_without_a_head(
 ) -> None:
     path = save(model(nodes, {"x": [1, 4]}, ["y"], constants), tmp_path)
     with pytest.raises(UnsupportedModelError, match="--head needs one output made by") as e:
-        import_model(path, head=5)
+        import_model(path, ImportOptions(head=5))
     assert where in str(e.value)
 
 
@@ -108,7 +109,7 @@ def test_planned_run_and_explained(tmp_path: Path, odt: Cli) -> None:
     net: Graph = nets.cnn(2, 3, 4)
     path = export(net, tmp_path)
     classes = net.outputs[0].type.shape[-1] + 3
-    planned = make_plan(Request(path, BOARD, head=classes, with_baselines=False))
+    planned = make_plan(Request(path, BOARD, ImportOptions(head=classes), with_baselines=False))
     assert planned.plan.model.head == classes
     plan_file = tmp_path / "plan.json"
     plan_file.write_text(planned.plan.model_dump_json())

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_files import agrees, assert_close, model, node, outputs, save
 
 from odt_plan.ir.errors import UnsupportedModelError
+from odt_plan.ir.import_options import ImportOptions
 from odt_plan.ir.onnx_import import import_model
 
 Array = NDArray[Any]
@@ -97,7 +98,7 @@ def test_example_model() -> None:
     assert data["x"].dtype == data["x_val"].dtype == np.float32
     assert data["x"].shape[1:] == data["x_val"].shape[1:] == (1, 8, 8)
     assert len(data["x"]) == len(data["y"]) == 320
-    graph = import_model(path, batch=len(data["y_val"]))
+    graph = import_model(path, ImportOptions(batch=len(data["y_val"])))
     logits = outputs(graph, {"image": data["x_val"]})[0]
     accuracy = float((logits.argmax(1) == data["y_val"]).mean())
     assert 0.5 < accuracy < 0.75  # personalization has something to learn, on a usable start

@@ -177,14 +177,6 @@ def test_global_max_pool(tmp_path: Path, shape: tuple[int, ...], pools: int) -> 
     assert ops == ["MaxPool"] * pools
 
 
-@pytest.mark.parametrize("name", ["bvlc_alexnet", "zfnet512", "inception_v1"])
-def test_networks_with_local_response_normalization(name: str) -> None:
-    """Of the light models that the onnx package brings."""
-    path = Path(onnx.__file__).parent / "backend/test/data/light" / f"light_{name}.onnx"
-    graph = import_model(path)
-    assert sum(n.op == "LRN" for n in graph.nodes) == 2
-
-
 # -- Resize ----------------------------------------------------------------------------------------
 
 MODES = [

@@ -292,7 +292,7 @@ def test_gradients_equal_autograd(net: str, part: bool, f32: Sequence[str], step
 @pytest.mark.parametrize("network", ["mbv2-w0.35", "mcunet-5fps", "proxyless-w0.3"])
 def test_gradients_of_real_networks(network: str, shared: Path) -> None:
     """Every parameter, through all residual blocks, on the values that the integers have."""
-    graph = import_model(shared / "models" / f"{network}-head10-qdq.onnx", batch=1)
+    graph = import_model(shared / "models" / f"{network}-head10-qdq.onnx")
     low = lowered(graph)
     training = build_training(low, TrainingSpec(), plans.whole(low))
     x, y = batch(training, np.random.default_rng(0))

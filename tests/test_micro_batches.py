@@ -9,6 +9,7 @@ import pytest
 from cli_run import Cli
 
 from odt_plan.ir.errors import InfeasibleError
+from odt_plan.ir.import_options import ImportOptions
 from odt_plan.ir.training import TrainingSpec
 from odt_plan.planner.check import check
 from odt_plan.planner.device import load_device
@@ -24,16 +25,18 @@ def request_of() -> Request:
     """The bundled model, whose batch is free."""
     path = Path(__file__).parent.parent / "examples" / "digits_cnn.onnx"
     device = load_device("stm32f746g-disco")
-    return Request(path, device, batch=SAMPLES, with_baselines=False, with_relaxations=False)
+    importing = ImportOptions(batch=SAMPLES, fold_batchnorm=True)
+    return Request(path, device, importing, with_baselines=False, with_relaxations=False)
 
 
 def alone(request: Request) -> dict[int, Plan]:
     """The plan of each split that fits, by its micro-batches."""
     found = {}
-    for batch, k in splits(request.batch):
+    for batch, k in splits(request.importing.batch):
         spec = replace(request.spec, micro_batches=k)
         try:
-            found[k] = make_plan(replace(request, batch=batch, spec=spec)).plan
+            part = replace(request.importing, batch=batch)
+            found[k] = make_plan(replace(request, importing=part, spec=spec)).plan
         except InfeasibleError:
             continue
     return found

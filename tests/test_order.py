@@ -79,6 +79,7 @@ def random_steps(seed: int, count: int) -> Steps:
         over=tuple(over),
         at_once=(False,) * count,
         size=tuple(size),
+        given=size[0],
         readers=tuple(readers),
         forward=(1 << count) - 1,
     )
@@ -163,8 +164,9 @@ def random_order(steps: Steps, rng: np.random.Generator) -> list[int]:
         (nets.transformer(1), TrainingSpec(optimizer="adam", micro_batches=2)),
         (random_net(3, 14), TrainingSpec()),
         (nets.views(), TrainingSpec(loss="mse")),
+        (nets.two_branches(), TrainingSpec()),
     ],
-    ids=["branches", "resnet", "transformer", "random", "views"],
+    ids=["branches", "resnet", "transformer", "random", "views", "two inputs"],
 )
 def test_any_order_has_the_peak_of_the_timeline_and_trains_the_same(
     net: Graph, spec: TrainingSpec

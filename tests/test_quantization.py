@@ -16,6 +16,7 @@ from onnx_files import floats, model, node, save
 from odt_plan.ir.calibrate import calibrate, load_samples
 from odt_plan.ir.errors import GraphError, UsageError
 from odt_plan.ir.graph import Graph, TensorType
+from odt_plan.ir.import_options import ImportOptions
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.precision import all_i8, lower, quantizable
@@ -247,7 +248,7 @@ def test_calibrated_network_is_close_to_the_float_one(
 def test_minmax_is_what_was_seen(tmp_path: Path) -> None:
     """Also with a batch that does not divide the number of samples."""
     path, x = _network(tmp_path), _samples(7)
-    one, batched = import_model(path), import_model(path, batch=3)
+    one, batched = import_model(path), import_model(path, ImportOptions(batch=3))
     calibrate(one, x)
     calibrate(batched, x)
     assert one.quantization == batched.quantization
@@ -321,7 +322,7 @@ def test_sample_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", x=x, y=np.zeros(2))
     np.savez(tmp_path / "c.npz", pictures=x)
     for name in ("a.npy", "b.npz", "c.npz"):
-        assert np.array_equal(load_samples(tmp_path / name), x)
+        assert np.array_equal(load_samples(tmp_path / name)["x"], x)
     np.savez(tmp_path / "d.npz", a=x, b=x)
     (tmp_path / "e.npz").write_bytes(b"PK\x03\x04 nonsense")
     np.save(tmp_path / "f.npy", np.array([{}], object), allow_pickle=True)

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import nets
 import numpy as np
 import onnx
 import pytest
@@ -15,7 +16,7 @@ from cli_run import Cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
-from onnx_files import agrees, assert_close, floats, model, node, outputs, runtime, save
+from onnx_files import agrees, assert_close, export, floats, model, node, outputs, runtime, save
 from op_cases import Array, forward_and_gradients
 from test_board import COMPILER, check_prediction, needs_zig, on_board
 from test_c_backend import needs_gcc, reference, samples
@@ -25,6 +26,7 @@ from odt_plan.backends.c import emit_c
 from odt_plan.ir.autodiff import build_training
 from odt_plan.ir.errors import GraphError, UnsupportedModelError
 from odt_plan.ir.graph import Attr, Graph, TensorType
+from odt_plan.ir.import_options import ImportOptions
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.trainability import trainability
 from odt_plan.ir.training import Candidate, TrainingSpec
@@ -47,12 +49,20 @@ sizes = st.integers(1, 5)
     size=sizes,
     reverse=st.integers(0, 1),
     variant=st.booleans(),
+    bptt=st.none() | st.integers(1, 6),
     seed=st.integers(0, 2**16),
 )
 def test_gradients_equal_torch(
-    op: str, steps: int, batch: int, size: int, reverse: int, variant: bool, seed: int
+    op: str,
+    steps: int,
+    batch: int,
+    size: int,
+    reverse: int,
+    variant: bool,
+    bptt: int | None,
+    seed: int,
 ) -> None:
-    """Back-propagation through all steps, in float64."""
+    """Back-propagation through all steps or some, in float64."""
     rng, gates = np.random.default_rng(seed), GATES[op]
     data = [rng.standard_normal((steps, batch, gates * size))]
     data.append(rng.standard_normal((gates * size, size)))
@@ -64,17 +74,39 @@ def test_gradients_equal_torch(
     else:
         attrs["linear_before_reset"] = 1
         data += [rng.standard_normal(size)] * variant
-    y, dy, gradients = forward_and_gradients(op, data, attrs, seed)
+    y, dy, gradients = forward_and_gradients(op, data, attrs, seed, bptt)
     leaves = [torch.tensor(a, requires_grad=True) for a in data]
     graph = Graph(op)
     operands = [graph.add_input(f"x{i}", TensorType(a.shape)) for i, a in enumerate(data)]
-    want = torch_recurrent(graph.add_node(op, operands, attrs, name="n"), *leaves)
+    layer = graph.add_node(op, operands, attrs, name="n")
+    want = torch_recurrent(layer, *leaves, bptt=bptt)
     want.backward(torch.tensor(dy))
     np.testing.assert_allclose(y, want.detach().numpy(), rtol=1e-11, atol=1e-11)
     assert len(gradients) == len(leaves)
     for leaf, gradient in zip(leaves, gradients, strict=True):
         assert leaf.grad is not None
         np.testing.assert_allclose(gradient, leaf.grad.numpy(), rtol=1e-9, atol=1e-10)
+
+
+def test_truncated_back_propagation(tmp_path: Path, odt: Cli) -> None:
+    """Less work; kept in the plan, which the checker compares; nothing for other models."""
+    folder, rng = tmp_path / "out", np.random.default_rng(0)
+    path = save(recurrent(rng, "LSTM", results="y", steps=6, layout=1), tmp_path)
+    limits = ("--ram", "200KB", "--flash", "1MB", "--train", "all", "--loss", "mse")
+    cycles = []
+    for more in ((), ("--bptt", "2")):
+        done = odt(path, *limits, *more, "-o", folder, "--json")
+        assert done.code == 0, done.err
+        cycles.append(done.json["claims"]["cycles"])
+        assert odt("verify", folder / "plan.json").code == 0
+    assert cycles[1] < cycles[0]
+    text = (folder / "plan.json").read_text()
+    assert '"bptt": 2' in text
+    (folder / "plan.json").write_text(text.replace('"bptt": 2', '"bptt": 3'))
+    assert odt("verify", folder / "plan.json").code == 1
+    other = export(nets.mlp(), tmp_path)
+    told = odt(other, "--ram", "64KB", "--flash", "1MB", "--bptt", "2")
+    assert told.error == "--bptt: small has no recurrent layer; leave it out"
 
 
 def test_operands_that_do_not_fit() -> None:
@@ -189,7 +221,7 @@ def test_batch_first_is_the_other_layout(op: str, direction: str, tmp_path: Path
         t.CopyFrom(numpy_helper.from_array(a.swapaxes(0, 1) if "0" in t.name else a, t.name))
     x = floats(np.random.default_rng(1), 4, 2, 3)
     want = runtime(save(given[0], tmp_path), {"x": x})
-    graph = import_model(save(given[1], tmp_path), batch=2)
+    graph = import_model(save(given[1], tmp_path), ImportOptions(batch=2))
     got = outputs(graph, {"x": x.swapaxes(0, 1)})
     assert_close(got[0], want[0].transpose(2, 0, 1, 3))
     for g, w in zip(got[1:], want[1:], strict=True):
@@ -222,7 +254,7 @@ def test_stacked_layers_of_torch(kind: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = Last(kind(5, 6, num_layers=2, bidirectional=True, batch_first=True), 12).eval()
     x = torch.randn(2, 7, 5)
-    graph = import_model(torch_file(net, x, tmp_path), batch=2)
+    graph = import_model(torch_file(net, x, tmp_path), ImportOptions(batch=2))
     (y,) = outputs(graph, {graph.inputs[0].name: x.numpy()})
     assert_close(y, net(x).detach().numpy())
     assert sum(n.op == kind.__name__ for n in graph.nodes) == 4

@@ -471,7 +471,8 @@ def test_data_files(tmp_path: Path) -> None:
     x, y = blobs(6)
     np.savez(tmp_path / "good.npz", x=x, y=y)
     a, b = load_data(tmp_path / "good.npz")
-    assert np.array_equal(a, x)
+    assert list(a) == ["x"]
+    assert np.array_equal(a["x"], x)
     assert np.array_equal(b, y)
     np.savez(tmp_path / "no_y.npz", x=x, labels=y)
     np.save(tmp_path / "single.npy", x)
@@ -513,6 +514,7 @@ def test_samples_of_an_int8_input() -> None:
     training = CASES["cnn-i8-input"]()[1]
     shape = (3, *training.sample.type.shape[1:])
     stored = (np.arange(np.prod(shape)).reshape(shape) % 256 - 128).astype(np.int8)
-    assert np.array_equal(checked_samples(training, stored), stored)
+    (found,) = checked_samples(training, stored).values()
+    assert np.array_equal(found, stored)
     with pytest.raises(UsageError, match="x is int64, the plan needs i8"):
         checked_samples(training, stored.astype(int))

@@ -41,9 +41,29 @@ def bert(t: Any) -> tuple[Any, Any]:
     return t.BertForSequenceClassification(config), ids()
 
 
+def bert_masked(t: Any) -> tuple[Any, Any]:
+    """With the attention mask and the segments that a tokenizer gives."""
+    torch = pytest.importorskip("torch")
+    net, x = bert(t)
+    with torch.no_grad():  # else every token counts nearly the same
+        for p in net.bert.parameters():
+            p.mul_(8)
+    return net, (x, (torch.arange(12) < 9).long()[None], torch.zeros_like(x))
+
+
 def distilbert(t: Any) -> tuple[Any, Any]:
     config = t.DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, **TEXT)
     return t.DistilBertForSequenceClassification(config), ids()
+
+
+def gpt2(t: Any) -> tuple[Any, Any]:
+    """With padding at the end: the logits are those of the last token before it."""
+    config = t.GPT2Config(
+        vocab_size=64, n_positions=16, n_embd=32, n_layer=2, n_head=2, pad_token_id=0
+    )
+    x = ids()
+    x[0, 9:] = 0
+    return t.GPT2ForSequenceClassification(config), x
 
 
 def vit(t: Any) -> tuple[Any, Any]:
@@ -73,7 +93,7 @@ def wav2vec2(t: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
-@pytest.mark.parametrize("make", [bert, distilbert, vit, mobilevit, wav2vec2])
+@pytest.mark.parametrize("make", [bert, bert_masked, distilbert, gpt2, vit, mobilevit, wav2vec2])
 def test_exported_transformers_train(
     make: Callable[[Any], tuple[Any, Any]], dynamo: bool, tmp_path: Path
 ) -> None:
@@ -82,21 +102,32 @@ def test_exported_transformers_train(
     if dynamo:
         pytest.importorskip("onnxscript")
     torch.manual_seed(0)
-    net, x = make(transformers)
-    net.config.return_dict = False  # a plain tuple, of which the logits are the first
+    inner, made = make(transformers)
+    given = made if isinstance(made, tuple) else (made,)
 
+    class Logits(torch.nn.Module):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *given: Any) -> Any:
+            return self.inner(*given).logits
+
+    net = Logits().eval()
     path = tmp_path / "net.onnx"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        net.eval()
-        want = net(x)[0].numpy()
+        want = net(*given).numpy()
         torch.onnx.export(
-            net, (x,), str(path), input_names=["x"], output_names=["y"],
+            net, given, str(path), input_names=["x", "mask", "kinds"][: len(given)],
+            output_names=["y"],
             opset_version=18 if dynamo else 17, dynamo=dynamo, verbose=False,
         )  # fmt: skip
     graph = import_model(path)
-    sample = x.numpy().astype(graph.inputs[0].type.np_dtype)
-    got = run(graph, {graph.inputs[0].name: sample})[graph.outputs[0].name]
+    feeds = {
+        v.name: x.numpy().astype(v.type.np_dtype) for v, x in zip(graph.inputs, given, strict=True)
+    }
+    got = run(graph, feeds)[graph.outputs[0].name]
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
     planned = make_plan(
         Request(path, BOARD, ram_bytes=10**8, flash_bytes=10**8, train=("all",),
@@ -104,7 +135,7 @@ def test_exported_transformers_train(
     )  # fmt: skip
     runtime = Runtime(planned.plan, planned.training)
     label = np.array([int(want.argmin())], np.int32)
-    losses = [runtime.train_step(sample, label, 0.01) for _ in range(4)]
+    losses = [runtime.train_step(feeds, label, 0.01) for _ in range(4)]
     assert losses[-1] < losses[0]
 
 

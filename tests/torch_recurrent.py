@@ -11,11 +11,16 @@ GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 
 
 def torch_recurrent(
-    node: Node, x: torch.Tensor, r: torch.Tensor, bias: torch.Tensor | None = None
+    node: Node,
+    x: torch.Tensor,
+    r: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    bptt: int | None = None,
 ) -> torch.Tensor:
     """States of all steps, with zero initial states.
 
     The sums over inputs that ``x`` holds are the inputs of a layer whose input weights are 1.
+    States are detached every ``bptt`` steps, counted from the last one.
     """
     size = r.shape[1]
     order = torch.cat([torch.arange(size) + g * size for g in GATES[node.op]])
@@ -35,6 +40,14 @@ def torch_recurrent(
         "bias_hh_l0": zeros if bias is None else torch.cat([zeros[: 2 * size], bias]),
     }
     reverse = bool(node.int_attr("reverse"))
-    y, _ = torch.func.functional_call(layer, parameters, (x.flip(0) if reverse else x,))
-    assert isinstance(y, torch.Tensor)
+    x = x.flip(0) if reverse else x
+    parts, state = x.split(len(x)), None
+    if bptt is not None:
+        parts = tuple(p.flip(0) for p in reversed(x.flip(0).split(bptt)))
+    results = []
+    for part in parts:
+        y, state = torch.func.functional_call(layer, parameters, (part, state))
+        state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+        results.append(y)
+    y = torch.cat(results)
     return y.flip(0) if reverse else y

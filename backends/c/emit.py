@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -12,6 +10,7 @@ from pathlib import Path
 from string import Template
 
 from ...ir.errors import OdtPlanError
+from ...ir.targets import bounds_of
 from ...ir.training import TrainingGraph
 from ...planner.plan import ALIGNMENT_BYTES, Buffer, Plan
 from .ctext import array, block, c_type, comment, identifier, symbol
@@ -19,14 +18,8 @@ from .emit_call import float_literal
 from .golden import SEED, golden_arrays, golden_table, run_golden
 from .parts import Part, Parts
 from .replay import replay_sizes, replay_values
-from .sample import (
-    index_check,
-    index_sizes,
-    sample_declaration,
-    sample_definition,
-    sample_sizes,
-    sample_sources,
-)
+from .sample import inputs_of
+from .saved import plan_id
 from .schedule import emit_schedule
 
 _INCLUDE = re.compile(r'^#include "(odtplan_\w+)\.h"', re.MULTILINE)
@@ -99,6 +92,8 @@ class _Library:
 
     def __init__(self, plan: Plan, training: TrainingGraph, model: str) -> None:
         self.plan, self.training, self.model, self.macro = plan, training, model, model.upper()
+        self.inputs = inputs_of(plan, training, model)
+        self.bounds = bounds_of(training.graph, training.target)
         constants = training.graph.constants
         # The capital keeps weights apart from whatever a model named ``<model>_...`` defines.
         self.weights = {n: symbol(f"{model}_W", i, n) for i, n in enumerate(constants)}
@@ -129,19 +124,15 @@ class _Library:
 
     def _kernel_sources(self) -> list[str]:
         """Kernel files of the schedule and of the function that makes samples."""
-        used = {*self.schedule.sources, *sample_sources(self.training.sample.type)}
+        used = {*self.schedule.sources, *(s for i in self.inputs for s in i.sources())}
         return sorted(used)
 
     def _values(self) -> dict[str, str | int]:
         plan, schedule, training = self.plan, self.schedule, self.training
-        sample = next(
-            b for b in plan.buffers if b.space == "arena" and b.value == training.sample.name
-        )
-        labels = training.spec.loss == "cross_entropy"
+        labels = training.target.type.dtype == "i32"
         target_decl = "const int32_t *labels" if labels else "const float *target"
         micro = plan.training.micro_batches
-        sample_type = c_type(training.sample.type.dtype, training.sample.name)
-        low, high = _plan_id(plan)
+        low, high = plan_id(plan)
         golden = run_golden(plan, training)
         return {
             "model": self.model,
@@ -149,13 +140,8 @@ class _Library:
             "title": comment(f"{plan.model.name} on {plan.device.id}"),
             "summary": self._summary(),
             "sizes": self._sizes(),
-            "sample_type": sample_type,
-            "sample_declaration": sample_declaration(training.sample.type, self.model),
-            "sample_definition": sample_definition(training.sample.type, self.model),
+            **self._samples(),
             **self._memory(),
-            "sample_at": self.parts.pointer(sample),
-            "sample_bytes": training.sample.type.nbytes,
-            "not_sample": self._dead(sample.offset, sample.offset + sample.bytes),
             "prediction_at": self.parts.pointer(schedule.prediction),
             "target_name": "labels" if labels else "target",
             "target_decl": target_decl,
@@ -174,13 +160,43 @@ class _Library:
             "train_pages": int(schedule.train_pages),
             "initial": self._initial(),
             "stored": self._stored_state(),
-            "label_check": self._label_check() if labels else "",
-            "index_check": index_check(training, self.macro),
+            "target_check": self._target_check(),
             "declarations": self._declarations(),
             "seed": SEED,
             "lr": float_literal(golden.lr),
-            "arrays": golden_arrays(golden),
+            "arrays": golden_arrays(golden, {i.value.name: i.golden for i in self.inputs}),
             "table": golden_table(golden, self.state),
+        }
+
+    def _samples(self) -> dict[str, str]:
+        """What the templates say of the data inputs."""
+        inputs, macro = self.inputs, self.macro
+        usage = [f"x: {macro}_SAMPLE_SIZE of {inputs[0].element}"]
+        if len(inputs) > 1:
+            usage = [f"{i.param}: {i.macro('SAMPLE_SIZE')} of {i.element}" for i in inputs]
+        at = [f"(({i.element} *)(void *)((net)->{self.parts.pointer(i.buffer)}))" for i in inputs]
+        copies = [
+            f"    if ({i.param} != {i.macro('SAMPLE')}(net)) {{\n"
+            f"        memcpy({self.parts.pointer(i.buffer)}, {i.param}, {i.buffer.bytes});\n"
+            "    }"
+            for i in inputs
+        ]
+        held = [(i.buffer.offset, i.buffer.offset + i.buffer.bytes) for i in inputs]
+        return {
+            "sample_params": ", ".join(i.declaration for i in inputs),
+            "sample_args": ", ".join(i.param for i in inputs),
+            "sample_usage": f"\n *{'':47}".join(usage),
+            "sample_missing": " || ".join(f"{i.param} == NULL" for i in inputs),
+            "sample_macros": "\n".join(
+                f"#define {i.macro('SAMPLE')}(net) {place}"
+                for i, place in zip(inputs, at, strict=True)
+            ),
+            "sample_declaration": "".join(i.quantize_declaration() for i in inputs),
+            "sample_definition": "".join(i.quantize_definition() for i in inputs),
+            "sample_copies": "\n".join(copies),
+            "not_sample": self._dead(held, 4),
+            "index_check": "".join(i.check() for i in inputs),
+            "golden_samples": ", ".join(i.golden for i in inputs),
         }
 
     def _stored_state(self) -> str:
@@ -210,7 +226,7 @@ class _Library:
             "arena_locals": _locals(parts.arena),
             "voids": _lines(f"(void){p.name};" for p in parts.all),
             "arena_voids": _lines(f"(void){p.name};" for p in parts.arena),
-            "all_dead": self._dead(0, 0),
+            "all_dead": self._dead([], 4),
             "all_live": _lines(
                 f"LIVE({piece});" for piece in parts.cut(0, self.plan.claims.ram_bytes.arena)
             ),
@@ -219,11 +235,12 @@ class _Library:
             ),
         }
 
-    def _dead(self, low: int, high: int) -> str:
-        """The arena is dead but for a range."""
-        ranges = ((0, low), (high, self.plan.claims.ram_bytes.arena))
+    def _dead(self, held: Iterable[tuple[int, int]], indent: int) -> str:
+        """The arena is dead but for some ranges."""
+        edges = [0, *(at for piece in sorted(held) for at in piece)]
+        ranges = zip(edges[::2], [*edges[1::2], self.plan.claims.ram_bytes.arena], strict=True)
         return _lines(
-            (f"DEAD({piece});" for a, b in ranges for piece in self.parts.cut(a, b)), indent=8
+            (f"DEAD({piece});" for a, b in ranges for piece in self.parts.cut(a, b)), indent
         )
 
     def _summary(self) -> str:
@@ -238,8 +255,6 @@ class _Library:
     def _sizes(self) -> str:
         plan, training = self.plan, self.training
         batch = training.sample.type.shape[0]
-        notes = {"i8": "elements (stored int8)", "i32": "indices"}
-        sample_note = notes.get(training.sample.type.dtype, "floats")
         state = _space_end([b for b in plan.buffers if b.space == "state"])
         stored = plan.claims.storage_bytes + plan.replay_bytes("storage")
         more = stored > plan.claims.storage_bytes
@@ -250,7 +265,7 @@ class _Library:
             "STORAGE_BYTES": (f"{stored}u", "external storage for paging" + " and replay" * more),
             "SAVED_BYTES": (f"ODTPLAN_SAVED_BYTES({state + self._stored}u)", "what save writes"),
             "BATCH": (f"{batch}", "samples per call"),
-            "SAMPLE_SIZE": (f"{training.sample.type.size}", f"{sample_note} of x, whole batch"),
+            **{k: v for i in self.inputs for k, v in i.sizes().items()},
             "PREDICTION_SIZE": (f"{training.prediction.type.size}", "floats of y, whole batch"),
             "TARGET_SIZE": (f"{training.target.type.size}", "labels or floats of the target"),
             "MICRO_BATCHES": (f"{plan.training.micro_batches}", "training calls per update"),
@@ -259,23 +274,38 @@ class _Library:
         if self.schedule.under_way:
             note = "transfers at most that are started and not waited for"
             sizes["TRANSFERS"] = (f"{self.schedule.under_way}", note)
-        sizes |= self.parts.sizes() | sample_sizes(training.sample.type) | index_sizes(training)
-        if training.spec.loss == "cross_entropy":
-            sizes["CLASSES"] = (f"{training.prediction.type.shape[-1]}", "labels are 0 .. this - 1")
+        sizes |= self.parts.sizes()
+        if self.bounds is not None and training.target.type.dtype == "i32":
+            sizes["CLASSES"] = (f"{self.bounds.high + 1}", "labels are 0 .. this - 1")
         lines = (f"{self.macro}_{k} {v} /* {note} */" for k, (v, note) in sizes.items())
         return "".join(f"#define {line}\n" for line in lines)
 
     def _target_note(self) -> str:
         size = f"{self.macro}_TARGET_SIZE"
-        if self.training.spec.loss == "mse":
-            return f"target: {size} floats shaped like the prediction (MSE loss)."
-        return f"labels: {size} classes (cross entropy loss); checked before anything runs."
+        loss = {"output": "the model's"}.get(self.training.spec.loss, self.training.spec.loss)
+        loss = loss.replace("_", " ")
+        checked = "" if self.bounds is None else "; checked before anything runs"
+        if self.training.target.type.dtype != "i32":
+            unit = "" if self.bounds is None else " from 0 to 1"
+            kind = self.training.target.type
+            return f"target: {size} floats{unit}, {kind} ({loss} loss){checked}."
+        what = "numbers of classes" if self.bounds is None else "classes"
+        return f"labels: {size} {what} ({loss} loss){checked}."
 
-    def _label_check(self) -> str:
-        test = f"if (labels[i] < 0 || labels[i] >= {self.macro}_CLASSES) {{"
+    def _target_check(self) -> str:
+        """Lines that refuse a target out of its bounds, NaN included."""
+        if self.bounds is None:
+            return ""
+        if self.training.target.type.dtype == "i32":
+            test = f"labels[i] < 0 || labels[i] >= {self.macro}_CLASSES"
+            if self.bounds.ignored is not None:
+                test = f"labels[i] != ({self.bounds.ignored}) && ({test})"
+        else:
+            low, high = float_literal(self.bounds.low), float_literal(self.bounds.high)
+            test = f"!(target[i] >= {low} && target[i] <= {high})"
         lines = block(
             f"for (int32_t i = 0; i < {self.macro}_TARGET_SIZE; i++) {{",
-            block(test, ["return ODTPLAN_ERROR_LABEL;"]),
+            block(f"if ({test}) {{", ["return ODTPLAN_ERROR_LABEL;"]),
         )
         return "\n".join(f"    {line}" for line in lines)
 
@@ -336,14 +366,6 @@ def _state_tensors(plan: Plan) -> list[Buffer]:
 def _space_end(buffers: list[Buffer]) -> int:
     ends = (b.offset + -(-b.bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for b in buffers)
     return max(ends, default=0)
-
-
-def _plan_id(plan: Plan) -> tuple[int, int]:
-    """64 bits that identify what a saved state belongs to: model, training, layout and steps."""
-    content = plan.model_dump(mode="json", include={"model", "training", "buffers", "steps"})
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
 def _template(name: str) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from ...ir.errors import GraphError, OdtPlanError
-from ...ir.graph import Array, TensorType
+from ...ir.graph import Array, Graph, TensorType, Value
 from ...ir.indices import random_indices
+from ...ir.sample import array_names
+from ...ir.targets import random_target
 from ...ir.training import TrainingGraph
 from ...planner.plan import Buffer, Plan
 from ..numpy import Runtime
@@ -26,7 +29,7 @@ class Golden:
     """One inference and one training step (all its micro-steps) on the same random sample.
 
     Attributes:
-        sample: Data input.
+        samples: Data inputs by name.
         target: Labels or target tensor.
         lr: Step size.
         prediction: Prediction before the update.
@@ -34,7 +37,7 @@ class Golden:
         state: State space after the update.
     """
 
-    sample: Array
+    samples: dict[str, Array]
     target: Array
     lr: float
     prediction: Array
@@ -49,24 +52,20 @@ def run_golden(plan: Plan, training: TrainingGraph) -> Golden:
         OdtPlanError: The results are not finite at any step size.
     """
     rng = np.random.default_rng(SEED)
-    sample = random_sample(training, rng)
-    kind = training.target.type
-    if kind.dtype == "i32":
-        classes = training.prediction.type.shape[-1]
-        target: Array = rng.integers(0, classes, kind.shape, dtype=np.int32)
-    else:
-        target = rng.standard_normal(kind.shape).astype(np.float32)
+    given = random_samples(training, rng)
+    samples = dict(zip((v.name for v in training.samples), given.values(), strict=True))
+    target = random_target(training.graph, training.target, rng)
     lr = np.float32(0.1)
     for _ in range(30):
         runtime = Runtime(plan, training)
-        prediction = np.asarray(runtime.infer(sample), np.float32).copy()
+        prediction = np.asarray(runtime.infer(given), np.float32).copy()
         losses = [
-            runtime.train_step(sample, target, float(lr))
+            runtime.train_step(given, target, float(lr))
             for _ in range(plan.training.micro_batches)
         ]
         state = runtime.state_bytes()
         if runtime.is_finite() and np.isfinite(losses[-1]):
-            return Golden(sample, target, float(lr), prediction, np.float32(losses[-1]), state)
+            return Golden(samples, target, float(lr), prediction, np.float32(losses[-1]), state)
         lr = lr / np.float32(2)
     raise OdtPlanError(
         f"{plan.model.name}: a training step on a random sample is not finite even at step size"
@@ -74,15 +73,24 @@ def run_golden(plan: Plan, training: TrainingGraph) -> Golden:
     )
 
 
-def random_sample(training: TrainingGraph, rng: np.random.Generator) -> Array:
-    """A sample as the model takes it: normal numbers, any stored values of an i8 input, or indices.
+def random_samples(training: TrainingGraph, rng: np.random.Generator) -> dict[str, Array]:
+    """A sample of each input, by the name of its array; see ``random_sample``."""
+    names = array_names(training.samples)
+    return {
+        name: random_sample(training.graph, v, rng)
+        for name, v in zip(names, training.samples, strict=True)
+    }
+
+
+def random_sample(graph: Graph, value: Value, rng: np.random.Generator) -> Array:
+    """A sample of an input as it takes it: normal numbers, any stored values in i8, or indices.
 
     Raises:
         GraphError: The input is of another dtype.
     """
-    kind = training.sample.type
+    kind = value.type
     if kind.dtype == "i32":
-        return random_indices(training.graph, training.sample, kind.shape[0], rng)
+        return random_indices(graph, value, kind.shape[0], rng)
     if kind.dtype == "i8":
         return rng.integers(-128, 128, kind.shape, dtype=np.int8)
     if kind.dtype != "f32":
@@ -90,12 +98,13 @@ def random_sample(training: TrainingGraph, rng: np.random.Generator) -> Array:
     return rng.standard_normal(kind.shape).astype(np.float32)
 
 
-def golden_arrays(golden: Golden) -> str:
-    """Definitions of sample, target, prediction, loss and checksum."""
+def golden_arrays(golden: Golden, names: Mapping[str, str]) -> str:
+    """Definitions of samples (input -> C name), target, prediction, loss and checksum."""
     target = "int32_t" if golden.target.dtype.kind == "i" else "float"
-    sample = {"i1": "int8_t", "i4": "int32_t"}.get(golden.sample.dtype.str[1:], "float")
+    types = {"i1": "int8_t", "i4": "int32_t", "f4": "float"}
+    samples = golden.samples.items()
     parts = [
-        _static("golden_sample", golden.sample, sample),
+        *(_static(names[name], a, types[a.dtype.str[1:]]) for name, a in samples),
         _static("golden_target", golden.target, target),
         _static("golden_prediction", golden.prediction, "float"),
         f"static const float golden_loss = {float_literal(float(golden.loss))};\n",

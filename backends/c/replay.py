@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from string import Template
-from textwrap import dedent, indent
 
 from ...planner.plan import Plan
 from .parts import Parts
@@ -34,25 +33,28 @@ _CAPTURED = """\
 """
 
 _DECLARATION = Template("""
-/* Fills an entry of the replay cache with what the frozen layers make of x, once per $each: entries
- * 0, 1, ... in this order, ${MODEL}_REPLAY_ENTRIES at most. Training does not change what belongs
- * there; an entry may be filled again with another x. */
-int ${model}_capture(${model}_t *net, const $sample_type *x, uint32_t entry);
+/* Fills an entry of the replay cache with what the frozen layers make of a $each, once: entries 0,
+ * 1, ... in this order, ${MODEL}_REPLAY_ENTRIES at most. Training does not change what belongs
+ * there; an entry may be filled again with another one. */
+int ${model}_capture(${model}_t *net, $sample_params, uint32_t entry);
 
-/* ${model}_train_step for the x of a captured entry: the same bits, without the frozen layers. */
+/* ${model}_train_step for what a captured entry holds: the same bits, without the frozen layers. */
 int ${model}_train_cached(${model}_t *net, uint32_t entry, $target_decl, float lr, float *loss);
 """)
 
 _DEFINITION = Template("""
-int ${model}_capture(${model}_t *net, const $sample_type *x, uint32_t entry) {
-    int status = check(net, x, 0);
+int ${model}_capture(${model}_t *net, $sample_params, uint32_t entry) {
+    int status = check(net, 0);
+    if (status == ODTPLAN_OK) {
+        status = check_sample($sample_args);
+    }
     if (status != ODTPLAN_OK) {
         return status;
     }
     if (entry >= ${MODEL}_REPLAY_ENTRIES || entry > net->captured) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
-$need_write    begin(net, x);
+$need_write    begin(net, $sample_args);
     status = front(net, MICRO);
 $write
     finish(net, status);
@@ -73,7 +75,7 @@ $read
 
 int ${model}_train_cached(${model}_t *net, uint32_t entry, $target_decl, float lr, float *loss) {
     odtplan_progress_t next;
-    int status = check(net, net, ${train_pages});
+    int status = check(net, ${train_pages});
     if (status != ODTPLAN_OK) {
         return status;
     }
@@ -138,7 +140,6 @@ def replay_values(
         "each": "sample" if plan.model.batch == 1 else f"batch of {plan.model.batch}",
         "front_body": "\n".join(f"    {line}" for line in front),
         "boundary": boundary,
-        "all_dead": indent(dedent(str(values["all_dead"])), "    "),
         "entry_bytes": r.entry_bytes,
     }
     if r.place == "ram":

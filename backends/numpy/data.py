@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,30 +11,39 @@ from numpy.typing import ArrayLike
 
 from ...ir.array_file import array_file
 from ...ir.errors import UsageError
-from ...ir.graph import Array, TensorType
+from ...ir.graph import Array, TensorType, Value
 from ...ir.indices import check_indices
 from ...ir.opdef import get_op
-from ...ir.sample import quantizer
+from ...ir.sample import Samples, by_input, quantizer
+from ...ir.targets import bounds_of, check_bounds
 from ...ir.training import TrainingGraph
 
 
-def load_data(path: Path) -> tuple[Array, Array]:
-    """Read the arrays ``x`` and ``y`` of an .npz file.
+def load_data(path: Path, inputs: Sequence[str] = ("x",)) -> tuple[dict[str, Array], Array]:
+    """Read samples and the array ``y`` of an .npz file.
+
+    Args:
+        path: The file.
+        inputs: Names of the arrays of samples; see ``ir.sample.array_names``.
 
     Raises:
         UsageError: Unreadable, not an .npz file, or an array is missing.
     """
+    wanted = (*inputs, "y")
+    call = f"np.savez(path, {', '.join(f'{name}=...' for name in wanted)})"
+    if not all(map(str.isidentifier, inputs)):
+        call = f"np.savez(path, y=..., **{{{', '.join(f'{name!r}: ...' for name in inputs)}}})"
     with array_file(path) as file:
         data = np.load(file, allow_pickle=False)
         if not isinstance(data, np.lib.npyio.NpzFile):
-            raise UsageError(f"{path}: is one array; save with np.savez(path, x=..., y=...)")
-        missing = [name for name in ("x", "y") if name not in data]
+            raise UsageError(f"{path}: is one array; save with {call}")
+        missing = [name for name in wanted if name not in data]
         if missing:
             raise UsageError(
                 f"{path}: has no array {' and '.join(missing)}, only"
-                f" {', '.join(data.files) or 'nothing'}; save with np.savez(path, x=..., y=...)"
+                f" {', '.join(data.files) or 'nothing'}; save with {call}"
             )
-        return data["x"], data["y"]
+        return {name: data[name] for name in inputs}, data["y"]
 
 
 def fitted(data: ArrayLike, t: TensorType, what: str) -> Array:
@@ -87,66 +97,70 @@ def stored_sample(data: ArrayLike, t: TensorType, what: str) -> Array:
     return get_op(quantize.op).kernel(quantize, [real])[0]
 
 
-def check_labels(labels: Array, classes: int, what: str) -> None:
-    """Demand labels from 0 to ``classes - 1``.
+def checked_samples(training: TrainingGraph, x: Samples) -> dict[str, Array]:
+    """The samples of a data set, each array [count, ...] in the dtype of its input.
 
     Raises:
-        UsageError: There are others.
+        UsageError: Not numbers, another shape than the model's, none at all, other counts, or not
+            finite; integers other than int8 for an i8 input; indices outside of their table.
     """
-    low, high = labels.min(), labels.max()
-    if low < 0 or high >= classes:
-        raise UsageError(
-            f"{what} has labels from {low} to {high}, but the model has classes 0 to {classes - 1}"
-        )
+    result: dict[str, Array] = {}
+    for name, v, given in by_input(training.samples, x):
+        result[name] = _checked(training, name, v, np.asarray(given))
+        first = next(iter(result))
+        if len(result[name]) != len(result[first]):
+            raise UsageError(
+                f"{name} has {len(result[name])} samples, but {first} has {len(result[first])}"
+            )
+    return result
 
 
-def checked_samples(training: TrainingGraph, x: Array) -> Array:
-    """The samples of a data set as [count, ...] in the dtype of the model's input.
-
-    Raises:
-        UsageError: Not numbers, another shape than the model's, none at all, or not finite;
-            integers other than int8 for an i8 input; indices outside of their table.
-    """
-    kind = training.sample.type
+def _checked(training: TrainingGraph, name: str, value: Value, x: Array) -> Array:
+    kind = value.type
     want = kind.shape[1:]
     if x.ndim < 1 or x.shape[1:] != want or x.dtype.kind not in "iuf":
         raise UsageError(
-            f"x is {x.dtype}{list(x.shape)}, must be numbers [count, {', '.join(map(str, want))}]"
+            f"{name} is {x.dtype}{list(x.shape)}, must be numbers"
+            f" [count, {', '.join(map(str, want))}]"
         )
     if len(x) == 0:
-        raise UsageError("x has no samples")
+        raise UsageError(f"{name} has no samples")
     if x.dtype.kind == "f" or kind.dtype == "f32":
         x = _f32(x)
         if not np.isfinite(x).all():
             bad = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
-            raise UsageError(f"x: sample {bad} has a NaN or infinite value")
-    stored = stored_sample(x, replace(kind, shape=(len(x), *want)), "x")
-    check_indices(training.graph, training.sample, stored, "x")
+            raise UsageError(f"{name}: sample {bad} has a NaN or infinite value")
+    stored = stored_sample(x, replace(kind, shape=(len(x), *want)), name)
+    check_indices(training.graph, value, stored, name)
     return stored
 
 
+def chosen_of(x: Mapping[str, Array], chosen: Sequence[int] | slice) -> dict[str, Array]:
+    """Some samples of all arrays."""
+    return {name: a[chosen] for name, a in x.items()}
+
+
 def checked_targets(training: TrainingGraph, y: Array, count: int) -> Array:
-    """Labels i32[count], or targets f32 [count, ...] like the prediction.
+    """Labels i32 [count, ...], or targets f32 [count, ...].
 
     Raises:
-        UsageError: Wrong kind, shape or count, labels out of range, or not finite.
+        UsageError: Wrong kind, shape or count, out of range, or not finite.
     """
     if y.ndim < 1 or len(y) != count:
         raise UsageError(f"y has shape {list(y.shape)}, but x has {count} samples")
-    if training.spec.loss == "cross_entropy":
-        classes = training.prediction.type.shape[-1]
-        if y.ndim != 1 or y.dtype.kind not in "iu":
-            raise UsageError(f"y is {y.dtype}{list(y.shape)}, must be integer labels [{count}]")
-        check_labels(y, classes, "y")
-        return y.astype(np.int32)
-    want = training.prediction.type.shape[1:]
-    if y.shape[1:] != want or y.dtype.kind not in "iuf":
+    want = training.target.type.shape[1:]
+    labels = training.target.type.dtype == "i32"
+    if y.shape[1:] != want or y.dtype.kind not in ("iu" if labels else "iuf"):
+        what = "integer labels" if labels else "numbers"
         raise UsageError(
-            f"y is {y.dtype}{list(y.shape)}, must be numbers [{count}, {', '.join(map(str, want))}]"
+            f"y is {y.dtype}{list(y.shape)}, must be {what} [{', '.join(map(str, (count, *want)))}]"
         )
-    y = _f32(y)
-    if not np.isfinite(y).all():
-        raise UsageError("y has a NaN or infinite value")
+    if not labels:
+        y = _f32(y)
+        if not np.isfinite(y).all():
+            raise UsageError("y has a NaN or infinite value")
+    y = fitted(y, replace(training.target.type, shape=y.shape), "y")
+    check_bounds(y, bounds_of(training.graph, training.target), "y")
     return y
 
 

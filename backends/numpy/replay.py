@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ...ir.graph import Array
 from ...planner.plan import Replay
+from .data import chosen_of
 from .runtime import Runtime
 
 
@@ -30,14 +33,14 @@ class Replayed:
         self._index: dict[tuple[int, ...], int] = {}
         self._like = np.zeros(0)
 
-    def train(self, chosen: list[int], x: Array, y: Array, lr: float) -> float:
+    def train(self, chosen: list[int], x: Mapping[str, Array], y: Array, lr: float) -> float:
         """One micro-step; the same bits as ``Runtime.train_step``.
 
         A micro-batch that finds no room in the cache passes all steps.
 
         Args:
             chosen: Numbers of the samples.
-            x: All samples.
+            x: All samples, by name of their array.
             y: All targets.
             lr: Step size.
         """
@@ -45,13 +48,13 @@ class Replayed:
         if key in self._index:
             self.replayed += 1
         elif self.captured < self._replay.entries:
-            entry = self._runtime.capture(x[chosen])
+            entry = self._runtime.capture(chosen_of(x, chosen))
             self._like = entry
             self._bytes(self.captured)[:] = entry.reshape(-1).view(np.uint8)
             self._index[key] = self.captured
             self.captured += 1
         else:
-            return self._runtime.train_step(x[chosen], y[chosen], lr)
+            return self._runtime.train_step(chosen_of(x, chosen), y[chosen], lr)
         stored = self._bytes(self._index[key]).view(self._like.dtype).reshape(self._like.shape)
         return self._runtime.train_cached(stored, y[chosen], lr)
 

@@ -12,9 +12,11 @@ from ...ir.errors import UsageError
 from ...ir.graph import Array, Node, Value
 from ...ir.indices import check_indices
 from ...ir.opdef import get_op
+from ...ir.sample import Samples, by_input
+from ...ir.targets import bounds_of, check_bounds
 from ...ir.training import TrainingGraph, Update
 from ...planner.plan import Plan, Replay, Step
-from .data import check_labels, fitted, stored_sample
+from .data import fitted, stored_sample
 from .memory import Memory
 from .parameters import merged, split
 
@@ -44,6 +46,7 @@ class Runtime:
         self._moved_at = moved_at
         self.plan, self.training = plan, training
         self.micro_steps = self.updates = 0
+        self._bounds = bounds_of(training.graph, training.target)
         self._bias = (0, np.float32(0.0), np.float32(0.0))
         self._memory = Memory(plan, {v.name for u in training.updates for v in u.paged})
         self._nodes: dict[str, Node] = {n.name: n for n in training.graph.nodes}
@@ -66,11 +69,13 @@ class Runtime:
                 self._resident[b.value] = self._arrays[b.id]
         self.inference_steps = _slice_to(plan, training.prediction.name)
         written = {w for s in plan.steps for w in s.writes}
-        (self._sample,) = (
-            b.id
+        self._given = {
+            b.value: b.id
             for b in plan.buffers
-            if b.value == training.sample.name and b.space == "arena" and b.id not in written
-        )
+            if b.value in {v.name for v in training.samples}
+            and b.space == "arena"
+            and b.id not in written
+        }
         self._reset()
 
     # ---- running
@@ -85,12 +90,12 @@ class Runtime:
         """Bytes of updated weights, optimizer tensors and accumulators."""
         return sum(a.nbytes for a in self._memory.state)
 
-    def infer(self, x: ArrayLike) -> Array:
+    def infer(self, x: Samples) -> Array:
         """The prediction for one batch; runs only the steps that it needs.
 
         Args:
             x: Samples, as the model's input; of an i8 input int8 as stored, or floats, which are
-                quantized.
+                quantized. Of several inputs arrays by their names.
 
         Raises:
             UsageError: ``x`` is not a batch of samples.
@@ -106,12 +111,12 @@ class Runtime:
         assert result is not None, "a checked plan computes the prediction"
         return result
 
-    def train_step(self, x: ArrayLike, target: ArrayLike, lr: float) -> float:
+    def train_step(self, x: Samples, target: ArrayLike, lr: float) -> float:
         """One micro-step; the last one of a group updates the parameters.
 
         Args:
             x: Samples, as in ``infer``.
-            target: Labels i32[N] (cross entropy) or a tensor like the prediction (MSE).
+            target: Labels i32[N] (cross entropy, triplets) or a tensor like the prediction.
             lr: Step size; counts in the micro-step that updates.
 
         Returns:
@@ -123,7 +128,7 @@ class Runtime:
         self._feed(x)
         return self._train(0, target, lr)
 
-    def capture(self, x: ArrayLike) -> Array:
+    def capture(self, x: Samples) -> Array:
         """What the frozen front makes of one batch, for ``train_cached``; the plan has replay.
 
         It stays right for good: nothing that training changes has a part in it.
@@ -279,17 +284,19 @@ class Runtime:
 
     # ---- inputs
 
-    def _feed(self, x: ArrayLike) -> None:
-        t = self.training
-        sample = stored_sample(x, t.sample.type, "the sample")
-        check_indices(t.graph, t.sample, sample, "the batch")
+    def _feed(self, x: Samples) -> None:
+        t, stored = self.training, {}
+        for name, v, given in by_input(t.samples, x):
+            of = f" of {name}" if len(t.samples) > 1 else ""
+            stored[v.name] = stored_sample(given, v.type, f"the sample{of}")
+            check_indices(t.graph, v, stored[v.name], f"the batch{of}")
         self._memory.clear()
-        self._arrays[self._sample][...] = sample
+        for name, sample in stored.items():
+            self._arrays[self._given[name]][...] = sample
 
     def _target(self, target: ArrayLike) -> Array:
         data = fitted(target, self.training.target.type, "the target")
-        if self.training.spec.loss == "cross_entropy":
-            check_labels(data, self.training.prediction.type.shape[-1], "the target")
+        check_bounds(data, self._bounds, "the target")
         return data
 
     def _hyper(self, lr: float) -> Array:

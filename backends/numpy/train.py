@@ -13,7 +13,8 @@ import numpy as np
 
 from ...ir.errors import OdtPlanError, UsageError
 from ...ir.graph import Array
-from .data import checked_samples, checked_targets
+from ...ir.sample import Samples
+from .data import checked_samples, checked_targets, chosen_of
 from .replay import Replayed
 from .runtime import Runtime
 
@@ -50,7 +51,7 @@ class History:
 
 def train(
     runtime: Runtime,
-    x: Array,
+    x: Samples,
     y: Array,
     *,
     steps: int | None = None,
@@ -67,7 +68,8 @@ def train(
 
     Args:
         runtime: Trains by its plan.
-        x: Samples [count, ...], each as the model's input without the batch dimension.
+        x: Samples [count, ...], each as the model's input without the batch dimension; of several
+            inputs arrays by their names.
         y: Labels [count] or targets [count, ...].
         steps: Updates to do.
         epochs: Passes over the data instead; a last group that is not full is filled from the start
@@ -88,17 +90,19 @@ def train(
             f"an update of this plan takes {group} samples (batch {size} x {micro} micro-batches),"
             f" not {batch}; plan again with --batch or --micro-batches"
         )
-    x, y = checked_samples(runtime.training, x), checked_targets(runtime.training, y, len(x))
+    samples = checked_samples(runtime.training, x)
+    count = len(next(iter(samples.values())))
+    y = checked_targets(runtime.training, y, count)
     if (steps is None) == (epochs is None):
         raise UsageError("give either steps or epochs")
     if steps is None:
         assert epochs is not None
-        steps = -(-epochs * len(x) // group)
+        steps = -(-epochs * count // group)
     if steps < 1:
         raise UsageError(f"there is nothing to train: {steps} steps")
     replay = runtime.plan.replay
     cache = None if replay is None else Replayed(runtime, replay)
-    batches = _batches(len(x), size, seed, fixed=cache is not None)
+    batches = _batches(count, size, seed, fixed=cache is not None)
     losses: list[float] = []
     good, counted = runtime.state_bytes(), runtime.updates
     stopped: Literal["not_finite", "interrupted"] | None = None
@@ -109,9 +113,9 @@ def train(
                 for _ in range(micro):
                     chosen = next(batches)
                     if cache is None:
-                        total += runtime.train_step(x[chosen], y[chosen], lr)
+                        total += runtime.train_step(chosen_of(samples, chosen), y[chosen], lr)
                     else:
-                        total += cache.train(chosen, x, y, lr)
+                        total += cache.train(chosen, samples, y, lr)
             if not (np.isfinite(total) and runtime.is_finite()):
                 stopped = "not_finite"
                 break

@@ -32,6 +32,8 @@ from .recurrent import (
     order,
     params,
     state,
+    stops,
+    truncated,
     weight_gradient,
 )
 
@@ -86,7 +88,8 @@ def _kernel(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
 def _vjp(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Value | None]:
     x, r, bias, first = (*node.inputs, None, None)[:4]
     grads: list[Value | None] = [None] * len(node.inputs)
-    gates = b.add("GRUGrad", (dy, x, r, node.out, bias, first), node.attrs, suffix="grad_gates")
+    operands = (dy, x, r, node.out, bias, first)
+    gates = b.add("GRUGrad", operands, truncated(b, node), suffix="grad_gates")
     assert gates.producer is not None
     hidden = gates.producer.outputs[1]
     if need[0]:
@@ -163,7 +166,7 @@ def _grad_kernel(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
     dx, hidden = np.empty_like(x), np.empty_like(y)
     dh = zero = np.zeros_like(y[0])
     upper, lower = r[: 2 * size], r[2 * size :]
-    for t in order(node, steps)[::-1]:
+    for done, t in enumerate(order(node, steps)[::-1], 1):
         total = dy[t] + dh
         dn = (total * (1 - z[t])) * (1 - n[t] * n[t])
         dz = (total * (earlier[t] - n[t])) * (z[t] * (1 - z[t]))
@@ -178,7 +181,9 @@ def _grad_kernel(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
             hidden[t] = inner[t]
             direct = back * reset[t]
         dx[t] = np.concatenate((dz, dr, dn), axis=-1)
-        dh = (total * z[t] + chain(zero, dx[t, :, : 2 * size], upper)) + direct
+        dh = zero
+        if not stops(node, done):
+            dh = (total * z[t] + chain(zero, dx[t, :, : 2 * size], upper)) + direct
     return [dx, hidden]
 
 
@@ -187,7 +192,7 @@ def _grad_work(node: Node) -> tuple[Work, ...]:
     rows = steps * batch
     return (
         product_work(rows, GATES * size, (size,)),
-        *carried_work(steps, batch, size, GATES),
+        *carried_work(node, steps, batch, size, GATES),
         Work("transcendental", 3 * rows * size),
         Work("elementwise", 4 * rows * size),
     )
@@ -205,7 +210,8 @@ def _grad_samples() -> Iterator[Sample]:
         assert x is not None
         assert r is not None
         y = T((*x.shape[:2], r.shape[1]))
-        yield Sample((y, x, r, y, *rest), s.attrs)
+        for bptt in ({}, {"bptt": 2}):
+            yield Sample((y, x, r, y, *rest), {**s.attrs, **bptt})
 
 
 register(

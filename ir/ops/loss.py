@@ -1,4 +1,4 @@
-"""Losses and their gradients with respect to the prediction.
+"""Cross entropy and its gradient with respect to the prediction.
 
 The gradient of softmax followed by cross entropy needs nothing but the probabilities, so the two
 are differentiated as one (``SoftmaxCrossEntropyGrad``).
@@ -102,66 +102,6 @@ register(
             _label_params,
         ),
         samples=_label_samples,
-        inplace=(0,),
-    )
-)
-
-
-def _check_target(node: Node) -> TensorType:
-    prediction, target = operand(node, 0), operand(node, 1)
-    if prediction != target:
-        raise GraphError(f"prediction {prediction} and target {target} differ")
-    return prediction
-
-
-def _mse_kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
-    prediction, target = inputs
-    assert prediction is not None
-    assert target is not None
-    d = (prediction - target).reshape(-1)
-    return (np.asarray(np.add.accumulate(d * d)[-1] / d.dtype.type(d.size)),)
-
-
-def _mse_grad_kernel(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
-    prediction, target = inputs
-    assert prediction is not None
-    assert target is not None
-    d = prediction - target
-    return ((d + d) / d.dtype.type(d.size),)
-
-
-def _count_params(node: Node) -> dict[str, Attr]:
-    return {"count": operand(node, 0).size}
-
-
-def _mse_samples() -> Iterator[Sample]:
-    yield Sample((T((2, 5)), T((2, 5))))
-    yield Sample((T((1, 2, 3)), T((1, 2, 3))))
-
-
-def _mse_infer(node: Node) -> Sequence[TensorType]:
-    return (T((), _check_target(node).dtype),)
-
-
-register(
-    OpDef(
-        "MSE",
-        infer=_mse_infer,
-        kernel=_mse_kernel,
-        work=lambda node: Work("elementwise", operand(node, 0).size),
-        c=CKernel("odtplan_mse_f32", "odtplan_count_t", "odtplan_loss", _count_params),
-        samples=_mse_samples,
-    )
-)
-
-register(
-    OpDef(
-        "MSEGrad",
-        infer=lambda node: (_check_target(node),),
-        kernel=_mse_grad_kernel,
-        work=lambda node: Work("elementwise", operand(node, 0).size),
-        c=CKernel("odtplan_mse_grad_f32", "odtplan_count_t", "odtplan_loss", _count_params),
-        samples=_mse_samples,
         inplace=(0,),
     )
 )

@@ -29,6 +29,8 @@ from .recurrent import (
     order,
     params,
     state,
+    stops,
+    truncated,
     weight_gradient,
 )
 
@@ -67,7 +69,8 @@ def _kernel(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
 def _vjp(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Value | None]:
     x, r, h0, c0 = (*node.inputs, None, None)[:4]
     grads: list[Value | None] = [None] * len(node.inputs)
-    gates = b.add("LSTMGrad", (dy, x, r, node.out, h0, c0), node.attrs, suffix="grad_gates")
+    operands = (dy, x, r, node.out, h0, c0)
+    gates = b.add("LSTMGrad", operands, truncated(b, node), suffix="grad_gates")
     if need[0]:
         grads[0] = gates
     if need[1]:
@@ -148,7 +151,7 @@ def _grad_kernel(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
         cells[t] = c = f[t] * c + i[t] * g[t]
     earlier = before(node, cells, state(x, get(inputs, 5), size))
     dx, dh, dc = np.empty_like(x), np.zeros_like(c), np.zeros_like(c)
-    for t in order(node, steps)[::-1]:
+    for done, t in enumerate(order(node, steps)[::-1], 1):
         out, squashed = dy[t] + dh, tanh32(cells[t])
         if dcells is not None:
             dc = dc + dcells[t]
@@ -162,8 +165,10 @@ def _grad_kernel(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
             ),
             axis=-1,
         )
-        dc = dc * f[t]
-        dh = chain(np.zeros_like(dh), dx[t], r)
+        if stops(node, done):
+            dc, dh = np.zeros_like(dc), np.zeros_like(dh)
+        else:
+            dc, dh = dc * f[t], chain(np.zeros_like(dh), dx[t], r)
     return [dx]
 
 
@@ -172,7 +177,7 @@ def _grad_work(node: Node) -> tuple[Work, ...]:
     rows = steps * batch
     return (
         product_work(rows, GATES * size, (size,)),
-        *carried_work(steps, batch, size, GATES),
+        *carried_work(node, steps, batch, size, GATES),
         Work("transcendental", 5 * rows * size),
         Work("elementwise", 3 * rows * size),
     )
@@ -190,7 +195,8 @@ def _grad_samples() -> Iterator[Sample]:
         assert x is not None
         assert r is not None
         y = T((*(2,) * bool(s.attrs["cells"]), *x.shape[:2], r.shape[1]))
-        yield Sample((y, x, r, y, *first), s.attrs)
+        for bptt in ({}, {"bptt": 2}):
+            yield Sample((y, x, r, y, *first), {**s.attrs, **bptt})
 
 
 register(

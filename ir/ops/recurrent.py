@@ -11,7 +11,9 @@ each with a call and a descriptor in flash and slots in the planner's timeline. 
 all the same whether ``x``, the largest tensor that backward reads, is kept or computed again from
 the layer's input, because the Gemm is a node of its own.
 
-Back-propagation through time (Werbos 1990) runs over all steps. The gradient nodes compute the
+Back-propagation through time (Werbos 1990) runs over all steps, or stops every ``bptt`` steps,
+counted from the last one, as if the states were constants there (Williams and Peng 1990). The
+gradient nodes compute the
 gates again from ``x`` and the states ``y``, which the gradient of the recurrent weights and mostly
 the next layer read as well: one more product with the recurrent weights, instead of 5 numbers per
 cell that forward would save (an LSTM's gates and cell).
@@ -93,6 +95,17 @@ def before(node: Node, y: Array, first: Array) -> Array:
     return np.concatenate((first[None], y[:-1]))
 
 
+def truncated(builder: GradBuilder, node: Node) -> dict[str, Attr]:
+    """Attributes of the gradient of a layer."""
+    return node.attrs if builder.bptt is None else {**node.attrs, "bptt": builder.bptt}
+
+
+def stops(node: Node, done: int) -> bool:
+    """The gradient of the state goes no further once it has passed so many steps."""
+    bptt = node.int_attr("bptt", 0)
+    return bptt > 0 and done % bptt == 0
+
+
 def params(node: Node, steps: int, batch: int, size: int, option: int) -> dict[str, Attr]:
     """Fields of ``odtplan_recurrent_t``."""
     return {
@@ -101,12 +114,14 @@ def params(node: Node, steps: int, batch: int, size: int, option: int) -> dict[s
         "size": size,
         "reverse": node.int_attr("reverse"),
         "option": option,
+        "bptt": node.int_attr("bptt", 0),
     }
 
 
-def carried_work(steps: int, batch: int, size: int, gates: int) -> tuple[Work, ...]:
+def carried_work(node: Node, steps: int, batch: int, size: int, gates: int) -> tuple[Work, ...]:
     """Products that carry the gradient of a state back to the step before; none from the first."""
-    return (product_work((steps - 1) * batch, size, (gates * size,)),) if steps > 1 else ()
+    carried = sum(not stops(node, done) for done in range(1, steps))
+    return (product_work(carried * batch, size, (gates * size,)),) if carried else ()
 
 
 def weight_gradient(

@@ -22,6 +22,8 @@ from .recurrent import (
     order,
     params,
     state,
+    stops,
+    truncated,
     weight_gradient,
 )
 
@@ -56,7 +58,7 @@ def _kernel(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
 def _vjp(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Value | None]:
     r, first = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
     grads: list[Value | None] = [None] * len(node.inputs)
-    gates = b.add("RNNGrad", (dy, r, node.out), node.attrs, suffix="grad_gates")
+    gates = b.add("RNNGrad", (dy, r, node.out), truncated(b, node), suffix="grad_gates")
     if need[0]:
         grads[0] = gates
     if need[1]:
@@ -115,25 +117,26 @@ def _grad_kernel(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
     dy, r, y = (array(inputs, i) for i in range(3))
     relu = _activation(node) == "Relu"
     dx, dh = np.empty_like(dy), np.zeros_like(dy[0])
-    for t in order(node, len(dy))[::-1]:
+    for done, t in enumerate(order(node, len(dy))[::-1], 1):
         total = dy[t] + dh
         if relu:
             dx[t] = np.where(y[t] > 0, total, total.dtype.type(0))
         else:
             dx[t] = total * (1 - y[t] * y[t])
-        dh = chain(np.zeros_like(dh), dx[t], r)
+        dh = np.zeros_like(dh) if stops(node, done) else chain(np.zeros_like(dh), dx[t], r)
     return [dx]
 
 
 def _grad_work(node: Node) -> tuple[Work, ...]:
     steps, batch, size = node.out.type.shape
-    return *carried_work(steps, batch, size, 1), Work("elementwise", steps * batch * size)
+    return *carried_work(node, steps, batch, size, 1), Work("elementwise", steps * batch * size)
 
 
 def _grad_samples() -> Iterator[Sample]:
     for reverse, activation in ((0, "Tanh"), (1, "Tanh"), (0, "Relu")):
         attrs: dict[str, Attr] = {"reverse": reverse, "activation": activation}
         yield Sample((T((3, 2, 5)), T((5, 5)), T((3, 2, 5))), attrs)
+        yield Sample((T((5, 2, 3)), T((3, 3)), T((5, 2, 3))), {**attrs, "bptt": 2})
 
 
 register(

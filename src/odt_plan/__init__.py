@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         UsageError,
     )
+    from .ir.import_options import ImportOptions
     from .ir.onnx_import import import_model
     from .ir.trainability import trainability
     from .ir.training import TrainingSpec
@@ -39,6 +40,7 @@ _HOME = {
     "OdtPlanError": "ir.errors",
     "UnsupportedModelError": "ir.errors",
     "UsageError": "ir.errors",
+    "ImportOptions": "ir.import_options",
     "import_model": "ir.onnx_import",
     "trainability": "ir.trainability",
     "TrainingSpec": "ir.training",
@@ -59,6 +61,7 @@ __all__ = [
     "CheckReport",
     "Device",
     "GraphError",
+    "ImportOptions",
     "InfeasibleError",
     "OdtPlanError",
     "Plan",

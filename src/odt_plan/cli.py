@@ -16,8 +16,26 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from . import __version__
-from .commands import Json, PlanByDefault, devices_app, print_json, schedule
+from .commands import PlanByDefault, devices_app, print_json, schedule
 from .ir.errors import InfeasibleError, OdtPlanError, UnsupportedModelError
+from .options import (
+    Batch,
+    Calib,
+    Dim,
+    Fold,
+    FreezeBefore,
+    Gap,
+    Head,
+    Json,
+    Optimizer,
+    Precision,
+    Quiet,
+    Seed,
+    State,
+    Storage,
+    Train,
+    importing,
+)
 from .sweep_commands import fit, pareto
 
 EXIT_CODES = (
@@ -33,9 +51,8 @@ _ClickError: type[Any] = next(
 )
 
 
-Optimizer = Literal["sgd", "momentum", "adagrad", "adam"]
 Rounding = Literal["stochastic", "nearest"]
-Loss = Literal["cross-entropy", "mse"]
+Loss = Literal["cross-entropy", "mse", "huber", "bce", "cosine", "triplet", "output"]
 CalibMethod = Literal["minmax", "percentile", "mse"]
 Solver = Literal["auto", "highs", "scip", "cp-sat"]
 
@@ -49,7 +66,6 @@ app = typer.Typer(
     epilog=EXIT_CODES,
 )
 
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
 ModelOption = Annotated[
     Path | None, typer.Option("--model", help="Model file, where it is not beside the plan.")
 ]
@@ -58,15 +74,6 @@ DeviceOption = Annotated[
     typer.Option("--device", metavar="ID|FILE.yaml", help="Device, where its file has moved."),
 ]
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN.json", help="A plan written by -o.")]
-Batch = Annotated[int, typer.Option(min=1, max=1024, help="Samples per micro-batch.")]
-Gap = Annotated[float, typer.Option(min=0.0, max=1.0, help="Relative gap to prove.")]
-Fold = Annotated[
-    bool | None,
-    typer.Option(
-        "--fold-batchnorm/--no-fold-batchnorm",
-        help="Fold frozen BatchNormalization into its convolution.  [default: fold at batch 1]",
-    ),
-]
 
 
 def _show_version(wanted: bool) -> None:
@@ -109,9 +116,7 @@ def plan(
             help="Flash for the plan, as 1MB.  [default: the device's less its reserve]",
         )
     ] = None,
-    storage: Annotated[
-        str, typer.Option(metavar="NAME|none", help="Storage of the device to page to.")
-    ] = "none",
+    storage: Storage = "none",
     replay: Annotated[
         int | None,
         typer.Option(
@@ -140,41 +145,15 @@ def plan(
     energy: Annotated[
         str | None, typer.Option(metavar="ENERGY", help="Limit per training step, as 2mJ.")
     ] = None,
-    train: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="auto|all|last|bias|NAME[=RATIO],...",
-            help="What to train; auto lets the solver choose.  [default: auto]",
-        ),
-    ] = None,
-    precision: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="LAYER=i8|mixed|f32,...",
-            help="Pin layers, * and ? match names; mixed is f32 weights on i8 values."
-            "  [default: the solver chooses, where scales are known]",
-        ),
-    ] = None,
-    calib: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="SAMPLES.npz|synthetic",
-            help="Quantize a float model by its array x of inputs; synthetic: guess without any.",
-        ),
-    ] = None,
+    train: Train = None,
+    freeze_before: FreezeBefore = None,
+    precision: Precision = None,
+    calib: Calib = None,
     calib_method: Annotated[
         CalibMethod, typer.Option(help="How ranges follow from the samples.")
     ] = "minmax",
-    optimizer: Annotated[Optimizer, typer.Option()] = "sgd",
-    state: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="auto|keep|paged|sgd[=FACTOR],...",
-            help="Where the optimizer's tensors of each parameter may be: in RAM, in --storage, or"
-            " given up for plain SGD, which leaves FACTOR (0.9) of its importance."
-            "  [default: keep]",
-        ),
-    ] = None,
+    optimizer: Optimizer = "sgd",
+    state: State = None,
     qas: Annotated[
         bool,
         typer.Option(
@@ -185,7 +164,27 @@ def plan(
         Rounding, typer.Option(help="Of the steps of int8 weights.")
     ] = "stochastic",
     loss: Annotated[
-        Loss | None, typer.Option(help="[default: mse if prediction and input are alike]")
+        Loss | None,
+        typer.Option(
+            help="output: the file's own.  [default: output if there is one, mse if prediction and"
+            " input are alike, bce behind a Sigmoid, mse of one number per sample, else"
+            " cross-entropy]"
+        ),
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Of --loss huber.  [default: 1, which is SmoothL1]")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Of --loss triplet, in squared distance.  [default: 1]")
+    ] = None,
+    bptt: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=2**31 - 1,
+            metavar="STEPS",
+            help="Cut gradients of recurrent layers every so many steps, from the last on.",
+        ),
     ] = None,
     micro_batches: Annotated[
         str,
@@ -196,15 +195,8 @@ def plan(
     ] = "1",
     batch: Batch = 1,
     fold_batchnorm: Fold = None,
-    head: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=1 << 16,
-            metavar="N",
-            help="Replace the last layer by a fresh one for N classes.",
-        ),
-    ] = None,
+    head: Head = None,
+    dim: Dim = None,
     objective: Annotated[
         str,
         typer.Option(
@@ -224,7 +216,7 @@ def plan(
             help="For the whole run, which then returns the best plan so far.",
         ),
     ] = 60.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    seed: Seed = 0,
     threads: Annotated[int, typer.Option(min=1, max=256)] = 1,
     emit: Annotated[
         list[str] | None,
@@ -247,6 +239,7 @@ def plan(
     options = PlanOptions(
         model=model,
         device=device,
+        importing=importing(batch, fold_batchnorm, head, dim),
         ram=ram,
         flash=flash,
         storage=storage,
@@ -257,6 +250,7 @@ def plan(
         latency=latency,
         energy=energy,
         train=tuple(train or ()),
+        freeze_before=tuple(freeze_before or ()),
         precision=tuple(precision or ()),
         calibration=calib,
         calibration_method=calib_method,
@@ -265,10 +259,10 @@ def plan(
         qas=qas,
         rounding=rounding,
         loss="cross_entropy" if loss == "cross-entropy" else loss,
+        delta=delta,
+        margin=margin,
+        bptt=bptt,
         micro_batches=parse_micro_batches(micro_batches),
-        batch=batch,
-        fold_batchnorm=batch == 1 if fold_batchnorm is None else fold_batchnorm,
-        head=head,
         objective=objective,
         solver=solver,
         gap=gap,
@@ -292,7 +286,12 @@ def plan(
 @app.command(epilog=EXIT_CODES)
 def run(
     plan_file: PlanFile,
-    data: Annotated[Path, typer.Option(metavar="DATA.npz", help="Arrays x and y (x_val, y_val).")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="DATA.npz", help="Arrays x and y (x_val, y_val); several inputs by their names."
+        ),
+    ],
     steps: Annotated[
         int | None, typer.Option(min=1, help="Updates to do.  [default: 200]")
     ] = None,
@@ -315,6 +314,36 @@ def run(
     )
     if as_json:
         print_json(result)
+
+
+@app.command(epilog=EXIT_CODES)
+def export(
+    plan_file: PlanFile,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE.onnx", help="The model to write.")
+    ],
+    weights: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[WEIGHTS]",
+            help="From `run --save`, or a state that the emitted C has saved; without them only"
+            " notes are written.",
+        ),
+    ] = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    as_json: Json = False,
+) -> None:
+    """Write learned weights back into the model file, and the plan's decisions as notes on nodes.
+
+    All else stays as it is in the file. The new one is imported again and compared with the plan's
+    runtime before it appears.
+    """
+    from .exporting import ExportOptions, run_export
+
+    record = run_export(ExportOptions(plan_file, weights, output, model, device, as_json))
+    if as_json:
+        print_json(record)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -371,14 +400,17 @@ def check(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
     batch: Batch = 1,
     fold_batchnorm: Fold = None,
+    head: Head = None,
+    dim: Dim = None,
+    freeze_before: FreezeBefore = None,
     as_json: Json = False,
 ) -> None:
     """Tell which layers can be trained, and everything that is in the way, by node name."""
     from .ir.trainability import trainability
     from .layers import layers_record, print_layers
 
-    fold = batch == 1 if fold_batchnorm is None else fold_batchnorm
-    report = trainability(model, batch=batch, fold_batchnorm=fold)
+    options = importing(batch, fold_batchnorm, head, dim)
+    report = trainability(model, options, freeze_before=tuple(freeze_before or ()))
     if as_json:
         print_json(layers_record(report))
     else:
@@ -415,7 +447,7 @@ def layout(
         typer.Option(metavar="SIZE", help="Enough, as 1MB.  [default: as few bytes as possible]"),
     ] = None,
     time_limit: Annotated[float, typer.Option(min=0.0, max=1e6, metavar="SECONDS")] = 60.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    seed: Seed = 0,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="PLACED.csv", help="The rows with their offsets."),

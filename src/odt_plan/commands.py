@@ -10,13 +10,11 @@ import typer
 from typer.core import TyperGroup
 
 from .ir.errors import UsageError
+from .options import Gap, Json, Quiet, Seed
 
 Quantity = Literal["energy", "time"]
 
 devices_app = typer.Typer(rich_markup_mode=None, add_completion=False)
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of the report.")]
-
 
 def print_json(data: object) -> None:
     """Print data as indented JSON."""
@@ -83,15 +81,15 @@ def schedule(
     objective: Annotated[
         Quantity | None, typer.Option(help="[default: energy, where the graph has it]")
     ] = None,
-    gap: Annotated[float, typer.Option(min=0.0, max=1.0, help="Relative gap to prove.")] = 0.0,
+    gap: Gap = 0.0,
     time_limit: Annotated[float, typer.Option(min=0.0, max=1e6, metavar="SECONDS")] = 60.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    seed: Seed = 0,
     threads: Annotated[int, typer.Option(min=1, max=256)] = 1,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE.json", help="Write the schedule.")
     ] = None,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Schedule a bare cost graph: compute, keep, recompute, page, under a memory budget."""
     from .scheduling import ScheduleOptions, run_schedule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from rich import box
@@ -35,6 +36,9 @@ def print_layers(path: Path, report: TrainabilityReport) -> None:
     for o in report.obstacles:
         line = Text.assemble(("obstacle: ", "bold red"), f"{o.where} ({o.op}): {o.reason}")
         out.print(line, soft_wrap=True)
+    for o in report.stops:
+        line = Text.assemble(("frozen: ", "bold yellow"), f"{o.where} ({o.op}) {o.reason}")
+        out.print(line, soft_wrap=True)
     out.print(Text(f"{path}: {report.summary()}"), soft_wrap=True)
     if report.advice:
         out.print(Text.assemble(("way out: ", "bold"), report.advice), soft_wrap=True)
@@ -57,7 +61,8 @@ def layers_record(report: TrainabilityReport) -> dict[str, object]:
             }
             for x in report.layers
         ],
-        "obstacles": [{"where": o.where, "op": o.op, "reason": o.reason} for o in report.obstacles],
+        "obstacles": [asdict(o) for o in report.obstacles],
+        "stops": [asdict(o) for o in report.stops],
         "advice": report.advice,
         "notes": list(report.notes),
     }

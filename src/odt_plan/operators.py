@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from .ir.onnx_support import Support, supported
+from .ir.onnx_unroll import CONTROL_FLOW, DEFINED
 from .report import console
 
 _HEADS = ("operator", "becomes", "gradient", "NumPy", "C", "int8", "opsets")
@@ -51,6 +52,10 @@ def markdown() -> Iterator[str]:
 def _cells(row: Support) -> tuple[str, ...]:
     if row.constant:
         becomes, runs = "a constant: its operands must be constants or shapes", ""
+    elif row.operator in CONTROL_FLOW:
+        becomes, runs = "what it runs: its course must follow from constants", "yes"
+    elif row.operator in DEFINED:
+        becomes, runs = "operators that onnx defines it by", "yes"
     else:
         becomes, runs = ", ".join(row.written_as) or "nothing", "yes"
     return (

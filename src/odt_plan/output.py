@@ -109,7 +109,8 @@ class OutputFolder:
             if not ours and target.exists() and target.read_bytes() != source.read_bytes():
                 raise UsageError(f"{target}: exists; choose another -o, or write over it: --force")
         try:
-            for name in sorted(names, key=lambda n: (str(n) == PLAN_FILE, n)):
+            # x.data comes before x, which needs it
+            for name in sorted(names, key=lambda n: (str(n) != PLAN_FILE, n), reverse=True):
                 target = self._folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(self.staging / name, target)

@@ -14,6 +14,7 @@ from typing import Literal
 from .ir.calibrate import SYNTHETIC
 from .ir.errors import UsageError
 from .ir.graph import Graph
+from .ir.import_options import PLAIN, ImportOptions
 from .ir.onnx_external import external_files
 from .ir.onnx_import import import_model
 from .ir.ranges import Method
@@ -45,6 +46,7 @@ class PlanOptions:
 
     model: Path
     device: str | None
+    importing: ImportOptions = PLAIN
     ram: str | None = None
     flash: str | None = None
     storage: str = "none"
@@ -55,6 +57,7 @@ class PlanOptions:
     latency: str | None = None
     energy: str | None = None
     train: tuple[str, ...] = ()
+    freeze_before: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
     precision: tuple[str, ...] = ()
     calibration: Path | None = None
@@ -63,10 +66,10 @@ class PlanOptions:
     qas: bool = True
     rounding: RoundingName = "stochastic"
     loss: LossName | None = None
+    delta: float | None = None
+    margin: float | None = None
+    bptt: int | None = None
     micro_batches: int | Literal["auto"] = 1
-    batch: int = 1
-    fold_batchnorm: bool = True
-    head: int | None = None
     objective: str = "learn"
     solver: SolverName = "auto"
     gap: float = 1e-3
@@ -128,13 +131,14 @@ def make_request(options: PlanOptions) -> Request:
     if math.isnan(options.gap):
         raise UsageError("--gap: nan is no gap; give for example 0.001")
     if spec_loss is None:
-        spec_loss = default_loss(
-            import_model(
-                options.model,
-                batch=options.batch,
-                fold_batchnorm=options.fold_batchnorm,
-                head=options.head,
-            )
+        spec_loss = default_loss(import_model(options.model, options.importing))
+    for name, loss in (("delta", "huber"), ("margin", "triplet")):
+        if getattr(options, name) is not None and spec_loss != loss:
+            raise UsageError(f"--{name} belongs to --loss {loss}; leave it out, or give both")
+    if spec_loss == "triplet" and options.micro_batches == "auto":
+        raise UsageError(
+            "--micro-batches auto: triplets are made within a micro-batch, so the split changes the"
+            " loss; give a number"
         )
     spec = TrainingSpec(
         loss=spec_loss,
@@ -142,10 +146,14 @@ def make_request(options: PlanOptions) -> Request:
         micro_batches=1 if options.micro_batches == "auto" else options.micro_batches,
         qas=options.qas,
         rounding=options.rounding,
+        delta=1.0 if options.delta is None else options.delta,
+        margin=1.0 if options.margin is None else options.margin,
+        bptt=options.bptt,
     )
     return Request(
         model=options.model,
         device=device,
+        importing=options.importing,
         storage=storage,
         replay=_replay(options),
         min_steps=options.min_steps,
@@ -156,13 +164,11 @@ def make_request(options: PlanOptions) -> Request:
         energy_j=energy,
         spec=spec,
         train=options.train or ("auto",),
+        freeze_before=options.freeze_before,
         state=options.state or ("keep",),
         precision=options.precision,
         calibration=SYNTHETIC if options.calibration == Path(SYNTHETIC) else options.calibration,
         calibration_method=options.calibration_method,
-        batch=options.batch,
-        fold_batchnorm=options.fold_batchnorm,
-        head=options.head,
         objective=parse_objective(options.objective),
         solver=options.solver,
         gap=options.gap,
@@ -224,14 +230,20 @@ def split_list(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def default_loss(graph: Graph) -> LossName:
-    """``mse`` where the prediction is shaped like the input (autoencoders) or is one number per
-    sample (regression), ``cross_entropy`` for everything else.
+    """``output`` where the file has a loss, ``mse`` where the prediction is shaped like the input
+    (autoencoders), ``bce`` behind a Sigmoid, ``mse`` for one number per sample (regression),
+    ``cross_entropy`` for everything else.
     """  # noqa: D205
+    if graph.loss is not None:
+        return "output"
     if not graph.inputs or not graph.outputs:
         return "cross_entropy"
     sample, prediction = graph.inputs[0].type, graph.outputs[0].type.shape
+    last = graph.outputs[0].producer
     one_number = len(prediction) < 2 or prediction[1:] == (1,) * len(prediction[1:])
     same = prediction == sample.shape and sample.dtype != "i32"
+    if not same and last is not None and last.op == "Sigmoid":
+        return "bce"
     return "mse" if same or one_number else "cross_entropy"
 
 

@@ -115,7 +115,8 @@ def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
     t, m = plan.training, plan.model
     forward = sum(n.phase == "forward" for n in planned.training.graph.nodes)
     prediction = planned.training.prediction
-    shapes = f"{planned.training.sample.type} -> {prediction.type}"
+    samples = ", ".join(str(v.type) for v in planned.training.samples)
+    shapes = f"{samples} -> {prediction.type}"
     _line(out, "model", f"{m.file} ({m.name}): {shapes}, {forward} nodes in forward")
     for note in planned.notes:
         _line(out, "", note)
@@ -141,7 +142,10 @@ def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
     batches = f"batch {m.batch}" + (f" x {t.micro_batches}" if t.micro_batches > 1 else "")
     fold = ", BatchNormalization folded" if m.fold_batchnorm else ""
     fold += f", a fresh head for {m.head} classes" if m.head else ""
-    what = ", ".join((t.loss.replace("_", "-"), t.optimizer, batches, _updated_types(planned)))
+    if plan.asked is not None and plan.asked.freeze_before:
+        fold += f", nothing before {', '.join(plan.asked.freeze_before)}"
+    loss = "loss of the file" if t.loss == "output" else t.loss.replace("_", "-")
+    what = ", ".join((loss, t.optimizer, batches, _updated_types(planned)))
     _line(out, "training", f"{what}{fold}")
 
 

@@ -8,10 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from .backends.numpy import History, Runtime, load_data, save_learned, train
+from .backends.numpy import (
+    History,
+    Runtime,
+    chosen_of,
+    load_data,
+    save_learned,
+    train,
+)
 from .ir.array_file import array_file
 from .ir.errors import OdtPlanError, UsageError
 from .ir.graph import Array
+from .ir.sample import array_names
 from .planner.check import check
 from .planner.plan import load_plan
 from .planner.rebuild import rebuild
@@ -57,7 +65,8 @@ def run_training(options: RunOptions) -> dict[str, object]:
     plan = load_plan(options.plan_file)
     training = rebuild(plan, options.plan_file, options.model)
     check(plan, training, device_of_plan(options.plan_file, plan.device.id, options.device))
-    x, y = load_data(options.data)
+    names = array_names(training.samples)
+    x, y = load_data(options.data, names)
     if not np.isfinite(options.lr) or options.lr <= 0:
         raise UsageError(f"--lr: {options.lr} is no step size; give for example 0.01")
     if options.save is not None and not options.save.parent.is_dir():  # before hours of training
@@ -71,7 +80,7 @@ def run_training(options: RunOptions) -> dict[str, object]:
         f"arena {format_bytes(runtime.arena_nbytes)}, state {format_bytes(runtime.state_nbytes)},"
         f" {len(plan.steps)} steps per micro-batch: as planned"
     )
-    scored = _held_out(options.data)
+    scored = _held_out(options.data, names)
     before = _accuracy(runtime, *scored) if scored else None
     history = train(
         runtime,
@@ -135,24 +144,26 @@ def _summary(history: History) -> str:
     return history.message + (ends if len(losses) > _ENDS else "")
 
 
-def _held_out(path: Path) -> tuple[Array, Array] | None:
+def _held_out(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Array], Array] | None:
     """``x_val`` and ``y_val`` (integer labels) of the data file, where it has them."""
     with array_file(path) as file:
         data = np.load(file, allow_pickle=False)
-        if "x_val" not in data or "y_val" not in data:
+        if not all(f"{name}_val" in data for name in (*names, "y")):
             return None
-        x, y = data["x_val"][:SCORED_SAMPLES], data["y_val"][:SCORED_SAMPLES]
-    if y.ndim != 1 or y.dtype.kind not in "iu" or len(x) != len(y):
-        raise UsageError(f"{path}: y_val must be one integer label per sample of x_val")
+        x = {name: data[f"{name}_val"][:SCORED_SAMPLES] for name in names}
+        y = data["y_val"][:SCORED_SAMPLES]
+    if y.ndim != 1 or y.dtype.kind not in "iu" or any(len(a) != len(y) for a in x.values()):
+        held = ", ".join(f"{name}_val" for name in names)
+        raise UsageError(f"{path}: y_val must be one integer label per sample of {held}")
     return x, y
 
 
-def _accuracy(runtime: Runtime, x: Array, y: Array) -> float:
+def _accuracy(runtime: Runtime, x: dict[str, Array], y: Array) -> float:
     """Share of samples whose most likely class is the label; incomplete batches are left out."""
     size = runtime.plan.model.batch
-    full = len(x) // size * size
+    full = len(y) // size * size
     if not full:
-        raise UsageError(f"x_val has {len(x)} samples, fewer than a batch of {size}")
-    batches = range(0, full, size)
-    hits = [np.argmax(runtime.infer(x[i : i + size]), axis=-1) == y[i : i + size] for i in batches]
+        raise UsageError(f"x_val has {len(y)} samples, fewer than a batch of {size}")
+    batches = [slice(i, i + size) for i in range(0, full, size)]
+    hits = [np.argmax(runtime.infer(chosen_of(x, b)), axis=-1) == y[b] for b in batches]
     return float(np.mean(hits))

@@ -9,30 +9,36 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .commands import Json, print_json
+from .commands import print_json
 from .ir.errors import InfeasibleError, UsageError
+from .options import (
+    Batch,
+    Calib,
+    Dim,
+    Fold,
+    FreezeBefore,
+    Gap,
+    Head,
+    Json,
+    Optimizer,
+    Precision,
+    Quiet,
+    Seed,
+    State,
+    Storage,
+    Train,
+    importing,
+)
 
 if TYPE_CHECKING:
     from .sweep import Executor
 
 Models = Annotated[list[Path], typer.Argument(metavar="MODEL.onnx...", help="The models.")]
-Train = Annotated[
-    list[str] | None,
-    typer.Option(metavar="auto|all|last|bias|NAME[=RATIO],...", help="As in plan."),
-]
-Precision = Annotated[
-    list[str] | None, typer.Option(metavar="LAYER=i8|mixed|f32,...", help="As in plan.")
-]
-Calib = Annotated[Path | None, typer.Option(metavar="SAMPLES.npz|synthetic", help="As in plan.")]
-Optimizer = Annotated[Literal["sgd", "momentum", "adagrad", "adam"], typer.Option()]
 MicroBatches = Annotated[int, typer.Option(min=1, max=65536, help="Accumulated per update.")]
-Batch = Annotated[int, typer.Option(min=1, max=1024, help="Samples per micro-batch.")]
 Limit = Annotated[str | None, typer.Option(metavar="LIMIT", help="As in plan.")]
-Gap = Annotated[float, typer.Option(min=0.0, max=1.0, help="Relative gap to prove.")]
 TimeLimit = Annotated[
     float, typer.Option(min=0.0, max=1e6, metavar="SECONDS", help="Of one plan.")
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1)]
 Jobs = Annotated[
     int | None,
     typer.Option(min=1, max=1024, help="Worker processes on this machine.  [default: its cores]"),
@@ -42,7 +48,6 @@ Scheduler = Annotated[
     typer.Option(metavar="tcp://HOST:PORT", help="Run on a Dask cluster; needs odt-plan[dask]."),
 ]
 Csv = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as CSV.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
 
 
 def pareto(
@@ -68,21 +73,18 @@ def pareto(
     flash: Limit = None,
     latency: Limit = None,
     energy: Limit = None,
-    storage: Annotated[
-        str, typer.Option(metavar="NAME|none", help="Storage of the device to page to.")
-    ] = "none",
-    train: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="auto|all|last|bias|NAME[=RATIO],...",
-            help="As in plan.  [default: auto for learn, else all]",
-        ),
-    ] = None,
+    storage: Storage = "none",
+    train: Train = None,
+    freeze_before: FreezeBefore = None,
     precision: Precision = None,
     calib: Calib = None,
     optimizer: Optimizer = "sgd",
+    state: State = None,
     micro_batches: MicroBatches = 1,
     batch: Batch = 1,
+    fold_batchnorm: Fold = None,
+    head: Head = None,
+    dim: Dim = None,
     gap: Gap = 1e-3,
     time_limit: TimeLimit = 60.0,
     seed: Seed = 0,
@@ -115,18 +117,19 @@ def pareto(
     options = PlanOptions(
         model=model,
         device=device,
+        importing=importing(batch, fold_batchnorm, head, dim),
         ram=ram,
         flash=flash,
         storage=storage,
         latency=latency,
         energy=energy,
         train=tuple(train or (() if y == "learn" else ("all",))),
+        freeze_before=tuple(freeze_before or ()),
         precision=tuple(precision or ()),
         calibration=calib,
         optimizer=optimizer,
+        state=tuple(state or ()),
         micro_batches=micro_batches,
-        batch=batch,
-        fold_batchnorm=batch == 1,
         gap=gap,
         time_limit_s=time_limit,
         seed=seed,
@@ -164,10 +167,15 @@ def fit(
         typer.Option(metavar="ID|FILE.yaml", help="Repeatable.  [default: every bundled device]"),
     ] = None,
     train: Train = None,
+    freeze_before: FreezeBefore = None,
     calib: Calib = None,
     optimizer: Optimizer = "sgd",
+    state: State = None,
     micro_batches: MicroBatches = 1,
     batch: Batch = 1,
+    fold_batchnorm: Fold = None,
+    head: Head = None,
+    dim: Dim = None,
     gap: Gap = 1e-3,
     time_limit: TimeLimit = 60.0,
     seed: Seed = 0,
@@ -189,6 +197,7 @@ def fit(
     from .planning import PlanOptions, make_request, split_list
     from .sweep_report import fit_rows, print_fits, table_csv
 
+    imported = importing(batch, fold_batchnorm, head, dim)
     devices = [load_device(d) for d in split_list(device or ()) or device_ids()]
 
     def request(path: str) -> Request:
@@ -196,12 +205,13 @@ def fit(
             PlanOptions(
                 model=Path(path),
                 device=GENERIC_DEVICE,
+                importing=imported,
                 train=tuple(train or ()),
+                freeze_before=tuple(freeze_before or ()),
                 calibration=calib,
                 optimizer=optimizer,
+                state=tuple(state or ()),
                 micro_batches=micro_batches,
-                batch=batch,
-                fold_batchnorm=batch == 1,
                 gap=gap,
                 time_limit_s=time_limit,
                 seed=seed,

@@ -214,7 +214,7 @@ def _model_sources(folder: Path, name: str, selftest: bool) -> list[Path]:
 def _model_macros(folder: Path, name: str, selftest: bool, defines: Sequence[str]) -> list[str]:
     header = folder / f"{name}.h"
     text = header.read_text() if header.is_file() else ""
-    labels = f"{name.upper()}_CLASSES" in text
+    labels = "const int32_t *labels" in text
     macros = [f'MODEL_HEADER="{name}.h"', f"MODEL_NAME={name}", f"MODEL_MACRO={name.upper()}"]
     macros += ["MODEL_LABELS"] * labels + ["MODEL_SELFTEST"] * selftest
     # Where transfers run beside the core they move at their wait, unless told otherwise.

@@ -10,6 +10,21 @@ static int32_t from_front(int32_t index, int32_t size)
     return index < 0 ? index + size : index;
 }
 
+void odtplan_index_to_f32(const odtplan_count_t *p, const int32_t *x, float *y)
+{
+    for (int32_t i = 0; i < p->count; i++) {
+        y[i] = (float)x[i];
+    }
+}
+
+void odtplan_f32_to_index(const odtplan_to_index_t *p, const float *x, int32_t *y)
+{
+    for (int32_t i = 0; i < p->count; i++) {
+        const float v = x[i];
+        y[i] = !(v >= (float)-p->size) ? -p->size : v > (float)(p->size - 1) ? p->size - 1 : (int32_t)v;
+    }
+}
+
 void odtplan_take_f32(const odtplan_index_t *p, const float *x, const int32_t *index, float *y)
 {
     const int32_t inner = p->inner;

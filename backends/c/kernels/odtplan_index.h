@@ -25,6 +25,18 @@ typedef struct {
     int32_t add;   /* 1: new rows are added, 0: they replace */
 } odtplan_scatter_t;
 
+typedef struct {
+    int32_t count;
+    int32_t size; /* of the axis that is indexed */
+} odtplan_to_index_t;
+
+/* Integers as numbers: exact up to 2^24. */
+void odtplan_index_to_f32(const odtplan_count_t *p, const int32_t *x, float *y);
+
+/* Integers held by numbers as indices; what lies outside of -size .. size - 1 becomes the nearest
+ * of these, NaN -size. */
+void odtplan_f32_to_index(const odtplan_to_index_t *p, const float *x, int32_t *y);
+
 /* y[o][k] = x[o][index[k]]; NaN where the index lies outside. */
 void odtplan_take_f32(const odtplan_index_t *p, const float *x, const int32_t *index, float *y);
 

@@ -34,23 +34,47 @@ void odtplan_softmax_cross_entropy_grad_f32(const odtplan_cross_entropy_t *p, co
     }
 }
 
-void odtplan_mse_f32(const odtplan_count_t *p, const float *prediction, const float *target,
-                     float *loss) {
-    float sum = 0.0f;
-    int32_t i;
-    for (i = 0; i < p->count; i++) {
-        float d = prediction[i] - target[i];
-        sum += d * d;
+/* The mean of term, an expression of x, the prediction, and t, the target. */
+#define MEAN_LOSS(name, params, term)                                                              \
+    void odtplan_##name##_f32(const params *p, const float *prediction, const float *target,       \
+                              float *loss) {                                                       \
+        float sum = 0.0f;                                                                          \
+        int32_t i;                                                                                 \
+        for (i = 0; i < p->count; i++) {                                                           \
+            const float x = prediction[i], t = target[i];                                          \
+            sum += term;                                                                           \
+        }                                                                                          \
+        *loss = sum / (float)p->count;                                                             \
     }
-    *loss = sum / (float)p->count;
+
+/* dx = slope / count, with the derivative of the term. */
+#define MEAN_LOSS_GRAD(name, params, slope)                                                        \
+    void odtplan_##name##_grad_f32(const params *p, const float *prediction, const float *target,  \
+                                   float *dx) {                                                    \
+        const float count = (float)p->count;                                                       \
+        int32_t i;                                                                                 \
+        for (i = 0; i < p->count; i++) {                                                           \
+            const float x = prediction[i], t = target[i];                                          \
+            dx[i] = (slope) / count;                                                               \
+        }                                                                                          \
+    }
+
+static inline float huber(float d, float delta) {
+    const float a = d < 0.0f ? -d : d;
+    return a <= delta ? 0.5f * d * d : delta * (a - 0.5f * delta);
 }
 
-void odtplan_mse_grad_f32(const odtplan_count_t *p, const float *prediction, const float *target,
-                          float *dx) {
-    const float count = (float)p->count;
-    int32_t i;
-    for (i = 0; i < p->count; i++) {
-        float d = prediction[i] - target[i];
-        dx[i] = (d + d) / count;
-    }
+static inline float huber_slope(float d, float delta) {
+    return d > delta ? delta : d < -delta ? -delta : d;
 }
+
+static inline float bce(float x, float t) {
+    return ((x > 0.0f ? x : 0.0f) - x * t) + odtplan_softplusf(x > 0.0f ? -x : x);
+}
+
+MEAN_LOSS(mse, odtplan_count_t, (x - t) * (x - t))
+MEAN_LOSS_GRAD(mse, odtplan_count_t, (x - t) + (x - t))
+MEAN_LOSS(huber, odtplan_huber_t, huber(x - t, p->delta))
+MEAN_LOSS_GRAD(huber, odtplan_huber_t, huber_slope(x - t, p->delta))
+MEAN_LOSS(bce, odtplan_count_t, bce(x, t))
+MEAN_LOSS_GRAD(bce, odtplan_count_t, odtplan_sigmoidf(x) - t)

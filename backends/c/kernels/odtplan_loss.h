@@ -31,6 +31,27 @@ void odtplan_mse_f32(const odtplan_count_t *p, const float *prediction, const fl
 void odtplan_mse_grad_f32(const odtplan_count_t *p, const float *prediction, const float *target,
                           float *dx);
 
+typedef struct {
+    int32_t count;
+    float delta;
+} odtplan_huber_t;
+
+/* Mean of d squared / 2 where |d| <= delta, else delta * (|d| - delta / 2); d = prediction - target. */
+void odtplan_huber_f32(const odtplan_huber_t *p, const float *prediction, const float *target,
+                       float *loss);
+
+/* dx = (prediction - target, from -delta to delta) / count; dx may be prediction. */
+void odtplan_huber_grad_f32(const odtplan_huber_t *p, const float *prediction, const float *target,
+                            float *dx);
+
+/* Binary cross entropy: mean of -t log(p) - (1 - t) log(1 - p), p the sigmoid of the prediction. */
+void odtplan_bce_f32(const odtplan_count_t *p, const float *prediction, const float *target,
+                     float *loss);
+
+/* dx = (sigmoid of the prediction - target) / count; dx may be prediction. */
+void odtplan_bce_grad_f32(const odtplan_count_t *p, const float *prediction, const float *target,
+                          float *dx);
+
 #ifdef __cplusplus
 }
 #endif

@@ -43,6 +43,12 @@ static void back(const odtplan_recurrent_t *p, int32_t outs, const float *dy, co
     odtplan_gemm_grad_input_f32(&gemm, dy, r, NULL, dh);
 }
 
+/* The gradient of the state before step s is to be zero. */
+static int stops(const odtplan_recurrent_t *p, int32_t s)
+{
+    return p->bptt > 0 && (p->steps - s) % p->bptt == 0;
+}
+
 void odtplan_rnn_f32(const odtplan_recurrent_t *p, const float *x, const float *r, const float *h0,
                      float *y, void *workspace)
 {
@@ -74,7 +80,9 @@ void odtplan_rnn_grad_f32(const odtplan_recurrent_t *p, const float *dy, const f
                 const float total = dy[at + j] + dh[j], square = h[j] * h[j];
                 d[j] = p->option == 0 ? total * (1.0f - square) : h[j] > 0.0f ? total : 0.0f;
             }
-            if (s > 0) {
+            if (stops(p, s)) {
+                clear(dh, p->size);
+            } else if (s > 0) {
                 back(p, p->size, d, r, dh);
             }
         }
@@ -161,7 +169,10 @@ void odtplan_lstm_grad_f32(const odtplan_recurrent_t *p, const float *dy, const 
             const ptrdiff_t at = row(p, s, n, size), own = (ptrdiff_t)n * size;
             lstm_cell_grad(size, dx + 4 * at, before(p, cells, c0, zeros, s, n), cells + at,
                            dy + at, dcells != NULL ? dcells + at : NULL, sums + own, carried + own);
-            if (s > 0) {
+            if (stops(p, s)) {
+                clear(sums + own, size);
+                clear(carried + own, size);
+            } else if (s > 0) {
                 back(p, 4 * size, dx + 4 * at, r, sums + own);
             }
         }
@@ -250,7 +261,9 @@ void odtplan_gru_grad_f32(const odtplan_recurrent_t *p, const float *dy, const f
                     second[j] = second[j] * gate;
                 }
             }
-            if (s > 0) {
+            if (stops(p, s)) {
+                clear(dh, size);
+            } else if (s > 0) {
                 back(p, 2 * size, z, r, first);
                 if (p->option != 0) {
                     back(p, size, inner, last, second);

@@ -18,6 +18,7 @@ typedef struct {
     int32_t reverse; /* the last step is the first */
     int32_t option;  /* RNN: Relu instead of Tanh; LSTM: the cells follow the result, as many
                         elements; GRU: linear_before_reset */
+    int32_t bptt;    /* gradients pass so many steps, from the last one on; 0: all */
 } odtplan_recurrent_t;
 
 typedef struct {

@@ -13,7 +13,7 @@ typedef enum {
     ODTPLAN_OK = 0,
     ODTPLAN_ERROR_ARGUMENT = 1,  /* a NULL pointer, a misaligned arena, a step size that is not finite */
     ODTPLAN_ERROR_NOT_READY = 2, /* the context was not initialised */
-    ODTPLAN_ERROR_LABEL = 3,     /* a label is not in 0 .. classes - 1; nothing was computed */
+    ODTPLAN_ERROR_LABEL = 3,     /* a label or target is out of range; nothing was computed */
     ODTPLAN_ERROR_CALLBACK = 4,  /* the plan pages, but a page callback is missing */
     ODTPLAN_ERROR_STORAGE = 5,   /* a callback reported a failure */
     ODTPLAN_ERROR_FOREIGN = 6,   /* saved data of another model, plan or version */

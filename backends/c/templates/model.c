@@ -46,8 +46,8 @@ $voids
     return ODTPLAN_OK;
 }
 $whole
-static int check(const ${model}_t *net, const void *x, int pages) {
-    if (net == NULL || x == NULL) {
+static int check(const ${model}_t *net, int pages) {
+    if (net == NULL) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
     if (net->ready != READY) {
@@ -56,19 +56,21 @@ static int check(const ${model}_t *net, const void *x, int pages) {
     if (pages && ($no_callback)) {
         return ODTPLAN_ERROR_CALLBACK;
     }
+    return ODTPLAN_OK;
+}
+
+static int check_sample($sample_params) {
+    if ($sample_missing) {
+        return ODTPLAN_ERROR_ARGUMENT;
+    }
 $index_check    return ODTPLAN_OK;
 }
 
-/* Only the sample is alive at the start. */
-static void begin(${model}_t *net, const $sample_type *x) {
+/* Only the samples are alive at the start. */
+static void begin(${model}_t *net, $sample_params) {
 $arena_locals
-    if (x == ${MODEL}_SAMPLE(net)) {
 $not_sample
-    } else {
-$all_dead
-        LIVE(${sample_at}, ${sample_bytes});
-        memcpy(${sample_at}, x, ${sample_bytes});
-    }
+$sample_copies
 $arena_voids
 }
 
@@ -95,12 +97,15 @@ $initial
     return ODTPLAN_OK;
 }
 $sample_definition
-int ${model}_infer(${model}_t *net, const $sample_type *x, float *y) {
-    int status = check(net, x, ${infer_pages});
+int ${model}_infer(${model}_t *net, $sample_params, float *y) {
+    int status = check(net, ${infer_pages});
+    if (status == ODTPLAN_OK) {
+        status = check_sample($sample_args);
+    }
     if (status != ODTPLAN_OK) {
         return status;
     }
-    begin(net, x);
+    begin(net, $sample_args);
     status = run(net, NULL, NULL, INFER);
     finish(net, status);
     if (status == ODTPLAN_OK && y != NULL) {
@@ -114,7 +119,7 @@ static int prepare(${model}_t *net, $target_decl, float lr, odtplan_progress_t *
     if ($target_name == NULL || !odtplan_is_step_size(lr)) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
-$label_check
+$target_check
     *next = net->progress;
     if (++next->micro == ${MODEL}_MICRO_BATCHES) {
         next->micro = 0;
@@ -123,16 +128,19 @@ $label_check
     return ODTPLAN_OK;
 }
 
-int ${model}_train_step(${model}_t *net, const $sample_type *x, $target_decl, float lr, float *loss) {
+int ${model}_train_step(${model}_t *net, $sample_params, $target_decl, float lr, float *loss) {
     odtplan_progress_t next;
-    int status = check(net, x, ${train_pages});
+    int status = check(net, ${train_pages});
+    if (status == ODTPLAN_OK) {
+        status = check_sample($sample_args);
+    }
     if (status == ODTPLAN_OK) {
         status = prepare(net, $target_name, lr, &next);
     }
     if (status != ODTPLAN_OK) {
         return status;
     }
-    begin(net, x);
+    begin(net, $sample_args);
     status = finish(net, run(net, $target_name, loss, next.micro == 0 ? UPDATE : MICRO));
     if (status == ODTPLAN_OK) {
         net->progress = next;

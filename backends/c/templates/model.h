@@ -5,9 +5,9 @@
  *
  *     static ${model}_t net;                    zero-initialised
  *     ${model}_init(&net);                      initial weights from flash
- *     ${model}_infer(&net, x, y);               x: ${MODEL}_SAMPLE_SIZE of $sample_type
+ *     ${model}_infer(&net, $sample_args, y);    $sample_usage
  *                                               y: ${MODEL}_PREDICTION_SIZE of float
- *     ${model}_train_step(&net, x, $target_name, lr, &loss);
+ *     ${model}_train_step(&net, $sample_args, $target_name, lr, &loss);
  *
  * Not reentrant for one context. No heap, no libc beyond memcpy, memset and memcmp.
  */
@@ -40,9 +40,9 @@ $captured    float hyper[4];
     int32_t selftest_exact; /* 1 after a self-test whose results were equal bit for bit */
 } ${model}_t;
 
-/* Where the sample lies in the arena. Writing x there and passing this pointer saves the copy; a
+/* Where a sample lies in the arena. Writing it there and passing this pointer saves the copy; a
  * call may overwrite it. */
-#define ${MODEL}_SAMPLE(net) (($sample_type *)(void *)((net)->$sample_at))
+$sample_macros
 /* Where ${model}_infer leaves the prediction, until the next call. */
 #define ${MODEL}_PREDICTION(net) ((float *)(void *)((net)->$prediction_at))
 
@@ -53,14 +53,14 @@ $captured    float hyper[4];
 /* Copies the initial weights to the state, zeroes optimizer tensors and progress. */
 int ${model}_init(${model}_t *net);
 $sample_declaration
-/* Prediction for x; y may be NULL. */
-int ${model}_infer(${model}_t *net, const $sample_type *x, float *y);
+/* Prediction for a sample; y may be NULL. */
+int ${model}_infer(${model}_t *net, $sample_params, float *y);
 
 /* One training step$micro_note. loss may be NULL.
  * $target_note
  * lr: step size, finite and not negative. After an error other than ODTPLAN_ERROR_STORAGE nothing
  * has changed. */
-int ${model}_train_step(${model}_t *net, const $sample_type *x, $target_decl, float lr, float *loss);
+int ${model}_train_step(${model}_t *net, $sample_params, $target_decl, float lr, float *loss);
 $replay_declaration
 /* Saves and restores what was learned: ${MODEL}_SAVED_BYTES through a callback, optimizer tensors in
  * storage included. ${model}_load refuses foreign, cut or damaged data and leaves the state as it was;

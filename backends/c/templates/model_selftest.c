@@ -31,7 +31,7 @@ static uint32_t state_crc(const ${model}_t *net) {
 static int train(${model}_t *net, float *loss) {
     int32_t i;
     for (i = 0; i < ${MODEL}_MICRO_BATCHES; i++) {
-        const int status = ${model}_train_step(net, golden_sample, golden_target, STEP_SIZE, loss);
+        const int status = ${model}_train_step(net, $golden_samples, golden_target, STEP_SIZE, loss);
         if (status != ODTPLAN_OK) {
             return status;
         }
@@ -67,7 +67,7 @@ int ${model}_selftest(${model}_t *net) {
     int exact, status = ${model}_init(net);
     if (status == ODTPLAN_OK) {
         net->selftest_exact = 0;
-        status = ${model}_infer(net, golden_sample, NULL);
+        status = ${model}_infer(net, $golden_samples, NULL);
     }
     if (status != ODTPLAN_OK) {
         return status;

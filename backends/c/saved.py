@@ -1,0 +1,59 @@
+"""Saved states of emitted libraries: what ``<model>_save`` writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from pathlib import Path
+
+from ...ir.errors import UsageError
+from ...planner.plan import Plan
+from ..numpy import Runtime
+
+#: First bytes of a saved state.
+MAGIC = b"ODTP"
+_VERSION = 1
+#: Magic, version, id of the plan, bytes of state, checksum of all that follows; little endian.
+_HEADER = struct.Struct("<4s5I")
+#: Updates, micro-steps and Adam's two corrections.
+_PROGRESS = struct.Struct("<2I2f")
+
+
+def plan_id(plan: Plan) -> tuple[int, int]:
+    """64 bits that identify what a saved state belongs to: model, training, layout and steps."""
+    content = plan.model_dump(mode="json", include={"model", "training", "buffers", "steps"})
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
+
+
+def load_saved(runtime: Runtime, path: Path) -> None:
+    """Continue with the weights of a device, from what the emitted library has saved there.
+
+    Optimizer tensors in storage are left as they are.
+
+    Args:
+        runtime: Of the plan that the library was emitted for.
+        path: The saved state, from its first byte on; bytes behind it are not looked at.
+
+    Raises:
+        UsageError: It can't be read, is cut or damaged, or belongs to another plan.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise UsageError(f"{path}: can't be read: {e.strerror or e}") from None
+    begin = _HEADER.size + _PROGRESS.size
+    if len(data) < begin:
+        raise UsageError(f"{path}: {len(data)} bytes are no saved state; it is cut")
+    magic, version, *plan, n_bytes, checksum = _HEADER.unpack_from(data)
+    if (magic, version, *plan) != (MAGIC, _VERSION, *plan_id(runtime.plan)):
+        raise UsageError(f"{path}: saved by a library of another plan; give the plan that it is of")
+    content = data[_HEADER.size : begin + n_bytes]
+    if len(data) < begin + n_bytes or zlib.crc32(content) != checksum:
+        raise UsageError(f"{path}: a saved state that is cut or damaged; read it again")
+    updates = _PROGRESS.unpack_from(data, _HEADER.size)[0]
+    state = data[begin : begin + runtime.state_nbytes]
+    runtime.load_state(state, updates=updates, stored=runtime.stored_bytes())

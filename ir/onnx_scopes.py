@@ -1,0 +1,103 @@
+"""Subgraphs of nodes, and the names of outer scopes that they read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
+
+from .graph import unique_name
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs among a node's attributes."""
+    for a in node.attribute:
+        if a.type == AttributeProto.GRAPH:
+            yield a.g
+        yield from a.graphs
+
+
+def inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs among a node's attributes and those of their nodes, at any depth."""
+    for inner in subgraphs(node):
+        yield from all_graphs(inner)
+
+
+def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """A graph and those of its nodes, at any depth."""
+    yield graph
+    for node in graph.node:
+        yield from inner_graphs(node)
+
+
+def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """The nodes of a graph and of those of its nodes, at any depth."""
+    for g in all_graphs(graph):
+        yield from g.node
+
+
+def reads(node: NodeProto) -> Iterator[str]:
+    """Values that a node reads: its operands, and what its subgraphs read of outer scopes."""
+    yield from filter(None, node.input)
+    for inner in subgraphs(node):
+        defined = {v.name for v in inner.input} | {t.name for t in inner.initializer}
+        for n in inner.node:
+            yield from (i for i in reads(n) if i not in defined)
+            defined.update(n.output)
+        yield from (v.name for v in inner.output if v.name not in defined)
+
+
+def rename_reads(node: NodeProto, names: Mapping[str, str]) -> None:
+    """Let a node and its subgraphs read values under other names, but those that hide them."""
+    node.input[:] = [names.get(i, i) for i in node.input]
+    for inner in subgraphs(node):
+        hidden = {v.name for v in inner.input} | {t.name for t in inner.initializer}
+        visible = {k: v for k, v in names.items() if k not in hidden}
+        for n in inner.node:
+            rename_reads(n, visible)
+            for o in n.output:
+                visible.pop(o, None)
+        for v in inner.output:
+            v.name = visible.get(v.name, v.name)
+
+
+def value_names(graph: GraphProto) -> Iterator[str]:
+    """Each definition of a value in a graph and in those of its nodes."""
+    for g in all_graphs(graph):
+        declared = {v.name for v in g.input}
+        yield from declared
+        yield from (t.name for t in g.initializer if t.name not in declared)
+        yield from (o for n in g.node for o in n.output if o)
+
+
+def hoist_initializers(proto: ModelProto) -> None:
+    """Move the constants of subgraphs into the graph of the model.
+
+    So each is one parameter, however often a loop reads it, and all constants are read and guarded
+    in one place.
+    """
+    taken = Counter(value_names(proto.graph))
+    for node in proto.graph.node:
+        for inner in subgraphs(node):
+            _hoist(inner, proto.graph, taken)
+
+
+def _hoist(graph: GraphProto, top: GraphProto, taken: Counter[str]) -> None:
+    names: dict[str, str] = {}
+    formal = {v.name for v in graph.input}
+    for t in graph.initializer:
+        if t.name in formal:
+            continue
+        if t.name not in names:  # else it is defined twice, which is said where they are read
+            names[t.name] = t.name if taken[t.name] == 1 else unique_name(t.name, taken)
+            taken[names[t.name]] += 1
+        top.initializer.add().CopyFrom(t)
+        top.initializer[-1].name = names[t.name]
+    del graph.initializer[:]
+    for node in graph.node:
+        rename_reads(node, names)
+        for inner in subgraphs(node):
+            _hoist(inner, top, taken)
+    for v in graph.output:
+        v.name = names.get(v.name, v.name)

@@ -1,0 +1,266 @@
+"""What ``odt-plan export`` does: what was learned and decided goes back into the model file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .backends.c.golden import random_samples
+from .backends.c.saved import MAGIC, load_saved
+from .backends.numpy import Runtime
+from .backends.viz.notes import model_notes, node_notes
+from .ir.array_file import array_file
+from .ir.autodiff import build_training
+from .ir.errors import OdtPlanError, UnsupportedModelError, UsageError
+from .ir.graph import Array, Graph
+from .ir.interpreter import run
+from .ir.onnx_external import external_files
+from .ir.onnx_write import OriginalFile
+from .ir.provenance import ProvenanceError, write_back
+from .output import OutputFolder, unwritable
+from .planner.check import check
+from .planner.plan import Plan, load_plan
+from .planner.rebuild import as_planned, forward_of, imported, model_of, spec_of, updates_of
+from .planning import device_of_plan
+from .report import console
+
+#: Begins the keys of all notes.
+PREFIX = "odt_plan."
+#: Largest difference of predictions, relative to the largest number in them: fp32 in another order.
+TOLERANCE = 1e-4
+#: Random samples, or batches, that predictions are compared on.
+_SAMPLES = 3
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of ``odt-plan export``; see its ``--help``."""
+
+    plan_file: Path
+    weights: Path | None
+    output: Path
+    model: Path | None
+    device: str | None
+    as_json: bool
+
+
+def run_export(options: ExportOptions) -> dict[str, object]:
+    """Write the model file with what was learned and decided, checked before it appears.
+
+    Returns:
+        What ``--json`` prints.
+
+    Raises:
+        UsageError: The plan, its model, the device or the weights are wrong, or do not fit.
+        OdtPlanError: The weights have no form in the file, it does not compute what was trained, or
+            it can't be written.
+    """
+    plan = load_plan(options.plan_file)
+    source = model_of(plan, options.plan_file, options.model)
+    forward = forward_of(plan, options.plan_file, options.model)
+    lowered = as_planned(plan, forward)
+    training = build_training(lowered, spec_of(plan), updates_of(plan))
+    check(plan, training, device_of_plan(options.plan_file, plan.device.id, options.device))
+    _check_target(options, source)
+    file = OriginalFile(source)
+    written: _Written | None = None
+    if options.weights is not None:
+        runtime = Runtime(plan, training)
+        before = runtime.params()
+        _load(runtime, options.weights)
+        learned = _learned(plan, source, lowered, before, runtime)
+        written = _write(file, lowered, learned, runtime, source)
+    file.annotate(PREFIX, model_notes(plan), node_notes(plan, training, file.nodes))
+    with OutputFolder(options.output.parent, force=True) as folder:
+        staged = folder.staging / options.output.name
+        try:
+            file.save(staged, _data_name(options.output))
+        except OSError as e:
+            raise unwritable(options.output, e) from None
+        difference = None if written is None else _compare(plan, staged, written)
+        files = folder.commit()
+    record: dict[str, Any] = {"files": [str(f) for f in files], "changed": {}}
+    if written is not None:
+        record |= {
+            "changed": {k: [*shape] for k, shape in written.changed.items()},
+            "rounded": written.rounded,
+            "difference": difference,
+            "rounding_difference": written.drift,
+            "tolerance": TOLERANCE,
+        }
+    if not options.as_json:
+        _tell(record)
+    return record
+
+
+@dataclass(frozen=True, eq=False)
+class _Written:
+    """What has been put into the file.
+
+    Attributes:
+        changed: Tensors and their shapes.
+        rounded: Tensors that hold less than f32, with the largest difference to what was learned,
+            relative to its largest number.
+        drift: What that makes of predictions.
+        samples: Random samples, by input.
+        predictions: Of the plan's runtime, with rounded parameters as the file holds them.
+    """
+
+    changed: dict[str, tuple[int, ...]]
+    rounded: dict[str, float]
+    drift: float
+    samples: list[dict[str, Array]]
+    predictions: list[Array]
+
+
+def _check_target(options: ExportOptions, source: Path) -> None:
+    """The output may be no file that is read."""
+    output, data = options.output, options.output.with_name(_data_name(options.output))
+    read = [options.plan_file, source, *([options.weights] if options.weights else [])]
+    read += [source.parent / name for name in external_files(source)]
+    for target in (output, data):
+        if target.is_dir():
+            raise UsageError(f"{target}: is a folder; give a file name to -o")
+        if target.exists() and any(r.exists() and target.samefile(r) for r in read):
+            raise UsageError(f"{target}: is read and can't be written; give another -o")
+
+
+def _data_name(output: Path) -> str:
+    """The file beside the model for tensors that stood beside the original."""
+    return f"{output.name}.data"
+
+
+def _load(runtime: Runtime, path: Path) -> None:
+    """Learned parameters: an .npz of ``odt-plan run --save``, or a saved state of the emitted C."""
+    try:
+        with path.open("rb") as stream:
+            saved = stream.read(len(MAGIC)) == MAGIC
+    except OSError as e:
+        raise UsageError(f"{path}: can't be read: {e.strerror or e}") from None
+    if saved:
+        load_saved(runtime, path)
+        return
+    with array_file(path) as stream:
+        data = np.load(stream, allow_pickle=False)
+        if not isinstance(data, np.lib.npyio.NpzFile):
+            raise UsageError(f"{path}: is one array; give what odt-plan run --save has written")
+        values = dict(data)
+    wanted = {u.candidate.param for u in runtime.training.updates}
+    if missing := sorted(wanted.difference(values)):
+        raise UsageError(
+            f"{path}: lacks {', '.join(missing)}, which the plan updates; give what odt-plan run"
+            " --save has written for this plan"
+        )
+    try:
+        runtime.set_params(values)
+    except UsageError as e:
+        raise UsageError(f"{path}: {e}") from None
+
+
+def _learned(
+    plan: Plan, source: Path, lowered: Graph, before: dict[str, Array], runtime: Runtime
+) -> dict[str, tuple[Array, Array]]:
+    """Each learned constant as it was and is, and those of a fresh head."""
+    after = runtime.params()
+    names = {u.candidate.param for u in runtime.training.updates}
+    learned = {n: (before[n], after[n]) for n in after if n in names}
+    if bad := [n for n, (_, a) in learned.items() if not np.isfinite(a).all()]:
+        raise UsageError(f"{bad[0]} has learned NaN or infinite numbers; train with a smaller --lr")
+    if plan.model.head is not None:
+        old = as_planned(plan, imported(plan, source))
+        for name in (n for n in lowered.constants if n not in names):
+            was, now = old.constants.get(name), lowered.constants[name]
+            if was is not None and not np.array_equal(was, now):
+                learned[name] = (was, now)
+    return learned
+
+
+def _write(
+    file: OriginalFile,
+    lowered: Graph,
+    learned: dict[str, tuple[Array, Array]],
+    runtime: Runtime,
+    source: Path,
+) -> _Written:
+    """Put the learned constants into the file."""
+    try:
+        changed, held = write_back(lowered, learned, file.tensors)
+    except ProvenanceError as e:
+        raise UnsupportedModelError(
+            f"{source}: {e}; freeze it, or export the model with a float tensor of its own there"
+        ) from None
+    lossy = {n for n, a in changed.items() if a.dtype not in (np.float32, np.float64)}
+    resized = [n for n, a in changed.items() if a.shape != file.tensors[n].shape]
+    for name, data in changed.items():
+        file.replace(name, data)
+    file.resize(resized, {v.name: v.type.shape for v in lowered.outputs})
+    rounded = {
+        name: float(np.abs(held[name] - after).max() / max(np.abs(after).max(), 1e-30))
+        for name, (_, after) in learned.items()
+        if lowered.origins[name].tensors & lossy and not np.array_equal(held[name], after)
+    }
+    rng = np.random.default_rng(0)
+    samples = [random_samples(runtime.training, rng) for _ in range(_SAMPLES)]
+    predictions = trained = [runtime.infer(x) for x in samples]
+    if rounded:
+        updated = {u.candidate.param for u in runtime.training.updates}
+        runtime.set_params({n: a for n, a in held.items() if n in updated})
+        predictions = [runtime.infer(x) for x in samples]
+    shapes = {n: a.shape for n, a in changed.items()}
+    return _Written(shapes, rounded, _difference(trained, predictions), samples, predictions)
+
+
+def _compare(plan: Plan, path: Path, written: _Written) -> float:
+    """Import the written file; its predictions must be those of the plan's runtime.
+
+    Raises:
+        OdtPlanError: They are not.
+    """
+    try:
+        again = as_planned(plan, imported(plan, path))
+        name = again.outputs[0].name
+        inputs = [v.name for v in again.inputs]
+        given = [dict(zip(inputs, x.values(), strict=True)) for x in written.samples]
+        found = [run(again, each)[name] for each in given]
+    except OdtPlanError as e:
+        raise OdtPlanError(f"the written model can't be read as it should: {e}") from None
+    difference = _difference(written.predictions, found)
+    if not difference <= TOLERANCE:
+        raise OdtPlanError(
+            f"the written model does not compute what was trained: off by {difference:.2g} of the"
+            f" largest number, more than {TOLERANCE:g}; nothing was written"
+        )
+    return difference
+
+
+def _difference(wanted: list[Array], found: list[Array]) -> float:
+    """Largest difference, relative to the largest wanted number."""
+    if any(a.shape != b.shape for a, b in zip(wanted, found, strict=True)):
+        return float("inf")
+    largest = max(float(np.abs(a).max()) for a in wanted)
+    most = max(float(np.abs(a - b).max()) for a, b in zip(wanted, found, strict=True))
+    return most / largest if largest else most
+
+
+def _tell(record: dict[str, Any]) -> None:
+    lines = []
+    if changed := record["changed"]:
+        lines.append(f"{len(changed)} tensors changed, all others are as they were")
+    if rounded := record.get("rounded"):
+        worst = max(rounded, key=rounded.__getitem__)
+        lines.append(
+            f"{len(rounded)} are rounded to the file's types, {worst} by {rounded[worst]:.2g} of"
+            " its largest number at most; that moves predictions by"
+            f" {record['rounding_difference']:.2g}"
+        )
+    if "difference" in record:
+        lines.append(
+            "checked: predictions of the written file are those of the plan's runtime within"
+            f" {record['difference']:.2g} of the largest number ({TOLERANCE:g} is allowed)"
+        )
+    lines.append(f"written: {', '.join(record['files'])}")
+    for line in lines:
+        console().print(line, soft_wrap=True, markup=False)

@@ -42,19 +42,16 @@ def _least(path: Path) -> int:
 def budgets_table(names: Sequence[str] = NAMES, count: int = BUDGETS) -> Iterator[str]:
     """Markdown rows: seconds from file to checked plan, proven gaps and the score.
 
-    *Kept* is the gap to plans that make no activation again, where the choice of updates of a large
-    model goes through these alone.
-
     The budgets lie between the least RAM of training the last layer alone and what is used without
     a limit.
     """
     yield f"### `--train auto` on {DEVICE}: ten RAM budgets from the last layer's need to no limit"
     yield ""
     yield (
-        "| model | RAM budget B | measured s | CPU s | load | learn gap, kept | learn gap |"
+        "| model | RAM budget B | measured s | CPU s | load | learn gap |"
         " latency gap | score | RAM B |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for path in models(tuple(names)):
         if path.stem not in names:
             continue
@@ -81,9 +78,8 @@ def _rows(path: Path, count: int) -> Iterator[str]:
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         learn, latency = planned.plan.objective
         yield (
-            f"{row} {wall:.1f} | {cpu:.1f} | {load:.1f} | {learn.least_gap:.1e} |"
-            f" {learn.gap:.1e} | {latency.gap:.1e} |"
-            f" {learn.value:,.0f} | {planned.plan.claims.ram_bytes.total:,} |"
+            f"{row} {wall:.1f} | {cpu:.1f} | {load:.1f} | {learn.gap:.1e} |"
+            f" {latency.gap:.1e} | {learn.value:,.0f} | {planned.plan.claims.ram_bytes.total:,} |"
         )
 
 

@@ -54,7 +54,7 @@ from .timeline import Rebuilds, build_problem
 #: choosing what is streamed.
 LEARN_SHARE, PLAIN_SHARE, STREAMING_SHARE, CUTS_SHARE = 0.6, 0.3, 0.6, 0.6
 #: The same for one choice of updates by cuts.
-CHOICE_SHARE = 0.2
+CHOICE_SHARE = 0.3
 #: Slots without rebuilds beyond which the whole model is left out where cuts have found a plan,
 #: and the part of the time left that goes into cuts there.
 LARGE_SLOTS, LARGE_SHARE = 1000, 0.9

@@ -10,7 +10,7 @@ All memory rows are linear: update choice is a knapsack, and it needs their LP b
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -764,6 +764,19 @@ class Milp:
         value = unit * float(sum(a * r.values[c] for c, a in objective))
         solution, peak = self._solution(r.values), self._peak_node(r.values)
         return SolveResult(r.status, value, bound, solution, peak, r.time_s)
+
+    def relaxation(self, goal: Goal, options: SolverOptions, watch: Watch | None = None) -> float:
+        """Bound of the LP: decisions may be taken by halves.
+
+        Raises:
+            OdtPlanError: The solver failed.
+        """
+        program = replace(self.c, integer=[False] * len(self.c.integer))
+        learns = goal == "learn"
+        highs = replace(options, solver="highs")
+        r = program.solve(self.objective(goal), highs, maximize=learns, watch=watch)
+        bound = self._unit(goal) * r.bound
+        return min(bound, most_gain(self.problem)) if learns else max(bound, 0.0)
 
     def _tight(self) -> bool:
         """Only auxiliary tensors may be made late: LPs with rebuilds or page-ins are loose."""

@@ -195,6 +195,7 @@ class Search:
         if self._only_last_left() or self._jointly():
             self._schedule_best()
             return
+        joint = self._bound if self.best is not None and start.goals[0] == "learn" else None
         limits = stages.limits
         for is_last in (*[False] * (ROUNDS - 1), True):
             decided, proven = stages.learn(
@@ -204,16 +205,17 @@ class Search:
                 limits=limits,
                 goal=start.goals[0],
                 known=self._decided,
+                proven=joint,
             )
             if limits is stages.limits:
                 self._tighten(proven)
             try:
-                self._offer(stages.schedule(decided, last, ()))
+                if self._may_be_best(decided):
+                    self._offer(stages.schedule(decided, last, ()))
                 if not self._is_best(decided):
                     assert self.best is not None
                     self.best = self._check(self.best.scheduled)  # with the bounds as they are now
-                    if self._only_last_left():
-                        self._schedule_best()
+                    self._schedule_best()
                 return
             except OutOfTimeError:
                 if not self._is_best(decided):
@@ -233,8 +235,7 @@ class Search:
     def _jointly(self) -> bool:
         """Choose updates together with what is made again, in a large model.
 
-        False: there is more to try until the choice is proven, namely under limits of time, or
-        where the whole program offers some ways to make activations again.
+        False: there is more to try, as the whole program may choose better than what was found.
         """
         start, stages, best = self.start, self.stages, self.best
         if start.goals[0] != "learn" or start.fixed:
@@ -253,10 +254,10 @@ class Search:
         if self.best is None:
             return False
         self.best = self._check(self.best.scheduled)  # with the bounds as they are now
-        limits = stages.limits
-        timed = (limits.cycles, limits.energy_j) != (None, None)
-        more = timed or problem.left_out == "some"
-        return not more or self._proven(self.best, but_last=True)
+        if self._proven(self.best, but_last=True):
+            return True
+        reached = self.best.plan.objective[0].value
+        return not stages.may_reach(problem, reached * (1 + self.gap))
 
     def _only_last_left(self) -> bool:
         """There is a plan, and its last stage of several is all that is not proven."""
@@ -267,6 +268,15 @@ class Search:
     def _is_best(self, decided: Decided) -> bool:
         """The best plan has these updates and precisions."""
         return self.best is not None and decided.same_graph(self.best.scheduled.decided)
+
+    def _may_be_best(self, decided: Decided) -> bool:
+        """These updates learn as much as those of the best plan."""
+        if self.best is None or self.start.goals[0] != "learn":
+            return True
+        stages = self.stages
+        training = build_training(stages.lowered(decided), stages.spec, decided.updates)
+        worth = sum(stages.achieved(training).values()) + stages.noise_avoided(decided)
+        return worth >= self.best.plan.objective[0].value * (1 - ROUNDING)
 
     def _schedule_best(self) -> None:
         """Decide anew what is streamed, kept, rebuilt and paged for the updates of the best.

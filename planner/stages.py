@@ -170,6 +170,7 @@ class Stages:
         limits: Limits | None = None,
         goal: Goal = "learn",
         known: Sequence[Decided] = (),
+        proven: float | None = None,
     ) -> tuple[Decided, float]:
         """The update set and the precisions with the highest score, and a bound on it.
 
@@ -183,6 +184,7 @@ class Stages:
             goal: What to optimize instead.
             known: Decisions of plans that are known; the first that keeps the limits with nothing
                 rebuilt is where the solver starts.
+            proven: A bound of all plans that is known.
 
         Raises:
             InfeasibleError: No choice keeps the limits.
@@ -194,11 +196,20 @@ class Stages:
         begin = next((b for b in begins if measure(problem, b).keeps(problem.limits)), None)
         result = self._solve(problem, goal, share=LEARN_SHARE, begin=begin)
         assert result.solution is not None
-        proven = result.bound
-        if problem.left_out is not None:
+        if problem.left_out is None:
+            proven = result.bound
+        elif proven is None:
             proven = self.choice(problem, goal, fails=False).bound
         updates = start.updates if fixed else tuple(result.solution.candidates(problem))
         return replace(start, updates=updates).taking(problem, result.solution), proven
+
+    def may_reach(self, problem: Problem, value: float) -> bool:
+        """The whole model may learn more than this: the bound of its LP does not exclude it."""
+        if self.watch.over():
+            return False
+        watch = self.watch.part(PLAIN_SHARE * self.watch.left_s, lambda _: None)
+        options = replace(self.options, time_limit_s=watch.left_s)
+        return Milp(problem, "learn").relaxation("learn", options, watch) > value
 
     def choice(
         self,

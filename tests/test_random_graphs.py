@@ -107,7 +107,11 @@ def spread(values: Sequence[int], n: int) -> list[int]:
 
 
 def test_brute_force_agrees(graph_seed: int) -> None:
-    """The most learning, and with its updates and precisions the least time, at every budget."""
+    """The most learning, and with its updates and precisions the least time, at every budget.
+
+    Bounds are those of all plans: where activations can be made again, also of plans that brute
+    force, as the whole program, does not make.
+    """
     case = small_case(graph_seed)
     decisions = every_decision(case)
     for ram in spread([ram_of(d.schedule) for d in decisions], 4):
@@ -115,13 +119,15 @@ def test_brute_force_agrees(graph_seed: int) -> None:
         stages = case.stages(replace(case.limits, ram_bytes=ram))
         decided, bound = stages.learn(case.start, fixed=False, free=case.free)
         best = max(d.score for d in fitting)
-        assert round(bound) == best, (ram, decided)
+        exact = stages.learn_problem(case.start, fixed=False, free=case.free).left_out is None
+        assert round(bound) == best if exact else round(bound) >= best, (ram, decided)
         mixed = tuple(n for n in case.free if decided.precision[n] == "mixed")
         found = Combination(decided.updates, mixed)
         assert case.score(found) == best
         same = [d for d in fitting if alike(d.combination, found)]
         done = stages.schedule(decided, "latency", ())
-        assert round(done.bound) == min(d.schedule.cycles for d in same), (ram, found)
+        fastest = min(d.schedule.cycles for d in same)
+        assert round(done.bound) == fastest if exact else round(done.bound) <= fastest, (ram, found)
         assert done.schedule.cycles >= round(done.bound)
     least = min(ram_of(d.schedule) for d in decisions)
     with pytest.raises(InfeasibleError):

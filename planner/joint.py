@@ -42,6 +42,8 @@ class Joint:
         gap: Relative, what counts as nothing.
         reached: What the best plan so far learns.
         bound: Proven for all plans.
+        cuts: Where the choice counts what is held and made again.
+        fewer: Those before the last ones; None: there are to be no more.
     """
 
     stages: Stages

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from odt_plan.ir.training import Candidate, TrainingSpec
 from odt_plan.planner import timeline
 from odt_plan.planner.bounds import most_gain
 from odt_plan.planner.check import check
+from odt_plan.planner.choice import ChoiceByCuts, Held, Make, cuts_of
 from odt_plan.planner.device import load_device
 from odt_plan.planner.imported import import_requested
 from odt_plan.planner.linear import SolverOptions
@@ -237,6 +239,31 @@ def test_a_large_models_choice_is_near_that_of_the_whole_program(
     assert learn.bound >= whole.value * (1 - 1e-6)
     assert whole.bound >= learn.value * (1 - 1e-6)
     assert learn.value >= 0.9 * whole.value
+
+
+@pytest.mark.parametrize("seed", [3, 5, 7])
+def test_what_the_whole_program_does_is_a_solution_over_all_cuts(seed: int, tmp_path: Path) -> None:
+    """With every tensor that may be made again before every step."""
+    request = half_way(export(random_net(seed, 6), tmp_path))
+    for part in (1.0, 0.8, 0.6, 0.5):
+        watch = Watch()
+        tight = replace(request, ram_bytes=int(request.ram_bytes * part))
+        planner = Planner(tight, import_requested(tight, watch), watch)
+        stages, start = planner.prepared
+        problem = stages.learn_problem(start.decided, fixed=False, free=())
+        whole = Milp(problem).solve("learn", planner.options)
+        if whole.solution is None:
+            continue
+        steps, held = sorted(set(cuts_of(problem).values())), Held(problem)
+        makes = {
+            Make(step, before, t.name)
+            for before, step in pairwise(steps)
+            for t, made in zip(held.tensors, held.made, strict=True)
+            if t.rebuildable and before.first > made
+        }
+        assert makes
+        over_cuts = ChoiceByCuts(problem, makes, "learn").solve("learn", planner.options)
+        assert over_cuts.bound >= whole.value - 0.5
 
 
 def test_updates_are_chosen_in_the_forms_of_state_that_are_allowed(

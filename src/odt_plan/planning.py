@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +17,9 @@ from .ir.graph import Graph
 from .ir.import_options import PLAIN, ImportOptions
 from .ir.onnx_external import external_files
 from .ir.onnx_import import import_model
-from .ir.ranges import Method
-from .ir.training import LossName, OptimizerName, RoundingName, TrainingSpec
+from .ir.training import LossName, TrainingSpec
 from .live import shown
+from .options import Training
 from .output import PLAN_FILE, OutputFolder
 from .planner.device import GENERIC_DEVICE, Device, load_device
 from .planner.linear import SolverName
@@ -56,19 +56,7 @@ class PlanOptions:
     min_steps: int | None = None
     latency: str | None = None
     energy: str | None = None
-    train: tuple[str, ...] = ()
-    freeze_before: tuple[str, ...] = ()
-    state: tuple[str, ...] = ()
-    precision: tuple[str, ...] = ()
-    calibration: Path | None = None
-    calibration_method: Method = "minmax"
-    optimizer: OptimizerName = "sgd"
-    qas: bool = True
-    rounding: RoundingName = "stochastic"
-    loss: LossName | None = None
-    delta: float | None = None
-    margin: float | None = None
-    bptt: int | None = None
+    training: Training = field(default_factory=Training)
     micro_batches: int | Literal["auto"] = 1
     objective: str = "learn"
     solver: SolverName = "auto"
@@ -121,7 +109,7 @@ def make_request(options: PlanOptions) -> Request:
     """
     device = _device(options)
     storage = None if options.storage == "none" else device.find_storage(options.storage).id
-    spec_loss = options.loss
+    training = options.training
     ram, regions = parse_ram(options.ram) if options.ram is not None else (None, ())
     flash = parse_bytes(options.flash, "--flash") if options.flash is not None else None
     latency = parse_seconds(options.latency, "--latency") if options.latency is not None else None
@@ -130,26 +118,6 @@ def make_request(options: PlanOptions) -> Request:
         raise UsageError(f"--time-limit: {options.time_limit_s:g} s is too short; give 60, say")
     if math.isnan(options.gap):
         raise UsageError("--gap: nan is no gap; give for example 0.001")
-    if spec_loss is None:
-        spec_loss = default_loss(import_model(options.model, options.importing))
-    for name, loss in (("delta", "huber"), ("margin", "triplet")):
-        if getattr(options, name) is not None and spec_loss != loss:
-            raise UsageError(f"--{name} belongs to --loss {loss}; leave it out, or give both")
-    if spec_loss == "triplet" and options.micro_batches == "auto":
-        raise UsageError(
-            "--micro-batches auto: triplets are made within a micro-batch, so the split changes the"
-            " loss; give a number"
-        )
-    spec = TrainingSpec(
-        loss=spec_loss,
-        optimizer=options.optimizer,
-        micro_batches=1 if options.micro_batches == "auto" else options.micro_batches,
-        qas=options.qas,
-        rounding=options.rounding,
-        delta=1.0 if options.delta is None else options.delta,
-        margin=1.0 if options.margin is None else options.margin,
-        bptt=options.bptt,
-    )
     return Request(
         model=options.model,
         device=device,
@@ -162,13 +130,13 @@ def make_request(options: PlanOptions) -> Request:
         flash_bytes=flash,
         latency_s=latency,
         energy_j=energy,
-        spec=spec,
-        train=options.train or ("auto",),
-        freeze_before=options.freeze_before,
-        state=options.state or ("keep",),
-        precision=options.precision,
-        calibration=SYNTHETIC if options.calibration == Path(SYNTHETIC) else options.calibration,
-        calibration_method=options.calibration_method,
+        spec=_spec(options),
+        train=tuple(training.train or ("auto",)),
+        freeze_before=tuple(training.freeze_before or ()),
+        state=tuple(training.state or ("keep",)),
+        precision=tuple(training.precision or ()),
+        calibration=SYNTHETIC if training.calib == Path(SYNTHETIC) else training.calib,
+        calibration_method=training.calib_method,
         objective=parse_objective(options.objective),
         solver=options.solver,
         gap=options.gap,
@@ -176,6 +144,32 @@ def make_request(options: PlanOptions) -> Request:
         seed=options.seed,
         threads=options.threads,
         with_baselines=not (options.quiet or options.as_json),
+    )
+
+
+def _spec(options: PlanOptions) -> TrainingSpec:
+    training = options.training
+    if training.loss is None:
+        loss = default_loss(import_model(options.model, options.importing))
+    else:
+        loss = "cross_entropy" if training.loss == "cross-entropy" else training.loss
+    for name, own in (("delta", "huber"), ("margin", "triplet")):
+        if getattr(training, name) is not None and loss != own:
+            raise UsageError(f"--{name} belongs to --loss {own}; leave it out, or give both")
+    if loss == "triplet" and options.micro_batches == "auto":
+        raise UsageError(
+            "--micro-batches auto: triplets are made within a micro-batch, so the split changes the"
+            " loss; give a number"
+        )
+    return TrainingSpec(
+        loss=loss,
+        optimizer=training.optimizer,
+        micro_batches=1 if options.micro_batches == "auto" else options.micro_batches,
+        qas=training.qas,
+        rounding=training.rounding,
+        delta=1.0 if training.delta is None else training.delta,
+        margin=1.0 if training.margin is None else training.margin,
+        bptt=training.bptt,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,21 +14,17 @@ from .commands import print_json
 from .ir.errors import InfeasibleError, UsageError
 from .options import (
     Batch,
-    Calib,
     Dim,
     Fold,
-    FreezeBefore,
     Gap,
     Head,
     Json,
-    Optimizer,
-    Precision,
     Quiet,
     Seed,
-    State,
     Storage,
-    Train,
+    Training,
     importing,
+    taking,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +47,7 @@ Scheduler = Annotated[
 Csv = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as CSV.")]
 
 
+@taking("training", Training)
 def pareto(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to train.")],
     device: Annotated[
@@ -74,12 +72,7 @@ def pareto(
     latency: Limit = None,
     energy: Limit = None,
     storage: Storage = "none",
-    train: Train = None,
-    freeze_before: FreezeBefore = None,
-    precision: Precision = None,
-    calib: Calib = None,
-    optimizer: Optimizer = "sgd",
-    state: State = None,
+    training: Training = Training(),  # noqa: B008 - ``taking`` puts its options here
     micro_batches: MicroBatches = 1,
     batch: Batch = 1,
     fold_batchnorm: Fold = None,
@@ -114,6 +107,8 @@ def pareto(
 
     if {"ram": ram, "flash": flash, "latency": latency}[x] is not None:
         raise UsageError(f"--{x}: is what the curve is over; give its range with --from and --to")
+    if y != "learn" and not training.train:
+        training = replace(training, train=["all"])
     options = PlanOptions(
         model=model,
         device=device,
@@ -123,12 +118,7 @@ def pareto(
         storage=storage,
         latency=latency,
         energy=energy,
-        train=tuple(train or (() if y == "learn" else ("all",))),
-        freeze_before=tuple(freeze_before or ()),
-        precision=tuple(precision or ()),
-        calibration=calib,
-        optimizer=optimizer,
-        state=tuple(state or ()),
+        training=training,
         micro_batches=micro_batches,
         gap=gap,
         time_limit_s=time_limit,
@@ -160,17 +150,14 @@ def pareto(
         raise InfeasibleError("no budget of this range has a plan; the table says why")
 
 
+@taking("training", Training)
 def fit(
     models: Models,
     device: Annotated[
         list[str] | None,
         typer.Option(metavar="ID|FILE.yaml", help="Repeatable.  [default: every bundled device]"),
     ] = None,
-    train: Train = None,
-    freeze_before: FreezeBefore = None,
-    calib: Calib = None,
-    optimizer: Optimizer = "sgd",
-    state: State = None,
+    training: Training = Training(),  # noqa: B008 - ``taking`` puts its options here
     micro_batches: MicroBatches = 1,
     batch: Batch = 1,
     fold_batchnorm: Fold = None,
@@ -206,11 +193,7 @@ def fit(
                 model=Path(path),
                 device=GENERIC_DEVICE,
                 importing=imported,
-                train=tuple(train or ()),
-                freeze_before=tuple(freeze_before or ()),
-                calibration=calib,
-                optimizer=optimizer,
-                state=tuple(state or ()),
+                training=training,
                 micro_batches=micro_batches,
                 gap=gap,
                 time_limit_s=time_limit,

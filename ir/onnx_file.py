@@ -17,6 +17,7 @@ from .obstacles import Obstacle
 from .onnx_dims import bind_dims
 from .onnx_fold import ELEMENT_TYPES, infer_and_fold
 from .onnx_guard import is_sound
+from .onnx_outputs import keep_outputs
 from .onnx_read import (
     STANDARD_DOMAINS,
     at_known_opset,
@@ -139,6 +140,7 @@ def load_file(path: Path, options: ImportOptions = PLAIN) -> ModelFile:
     bind_dims(proto, path, options)
     _name_nodes(proto)  # by their places in the file
     notes = bind_states(proto, options.batch) + plain_outputs(proto)
+    notes += keep_outputs(proto, path, options.outputs)
     return replace(model_file(proto, path, options.batch), notes=notes)
 
 

@@ -19,18 +19,14 @@ from . import __version__
 from .commands import PlanByDefault, devices_app, print_json, schedule
 from .ir.errors import InfeasibleError, OdtPlanError, UnsupportedModelError
 from .options import (
-    Batch,
-    Dim,
-    Fold,
     FreezeBefore,
     Gap,
-    Head,
+    Importing,
     Json,
     Quiet,
     Seed,
     Storage,
     Training,
-    importing,
     taking,
 )
 from .sweep_commands import fit, pareto
@@ -92,7 +88,7 @@ def _odt_plan(
 
 
 @app.command(epilog=EXIT_CODES)
-@taking("training", Training)
+@taking(training=Training, imported=Importing)
 def plan(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to train.")],
     device: Annotated[
@@ -140,7 +136,7 @@ def plan(
     energy: Annotated[
         str | None, typer.Option(metavar="ENERGY", help="Limit per training step, as 2mJ.")
     ] = None,
-    training: Training = Training(),  # noqa: B008 - ``taking`` puts its options here
+    training: Training = Training(),  # noqa: B008
     micro_batches: Annotated[
         str,
         typer.Option(
@@ -148,10 +144,7 @@ def plan(
             help="Accumulated per update; auto: --batch is all of an update, split as is best.",
         ),
     ] = "1",
-    batch: Batch = 1,
-    fold_batchnorm: Fold = None,
-    head: Head = None,
-    dim: Dim = None,
+    imported: Importing = Importing(),  # noqa: B008
     objective: Annotated[
         str,
         typer.Option(
@@ -194,7 +187,7 @@ def plan(
     options = PlanOptions(
         model=model,
         device=device,
-        importing=importing(batch, fold_batchnorm, head, dim),
+        importing=imported.options,
         ram=ram,
         flash=flash,
         storage=storage,
@@ -339,12 +332,10 @@ def explain(
 
 
 @app.command(epilog=EXIT_CODES)
+@taking(imported=Importing)
 def check(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
-    batch: Batch = 1,
-    fold_batchnorm: Fold = None,
-    head: Head = None,
-    dim: Dim = None,
+    imported: Importing = Importing(),  # noqa: B008
     freeze_before: FreezeBefore = None,
     as_json: Json = False,
 ) -> None:
@@ -352,8 +343,7 @@ def check(
     from .ir.trainability import trainability
     from .layers import layers_record, print_layers
 
-    options = importing(batch, fold_batchnorm, head, dim)
-    report = trainability(model, options, freeze_before=tuple(freeze_before or ()))
+    report = trainability(model, imported.options, freeze_before=tuple(freeze_before or ()))
     if as_json:
         print_json(layers_record(report))
     else:

@@ -20,38 +20,52 @@ Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1)]
 
 # -- how the model is imported ---------------------------------------------------------------------
 
-Batch = Annotated[int, typer.Option(min=1, max=1024, help="Samples per micro-batch.")]
-Fold = Annotated[
-    bool | None,
-    typer.Option(
-        "--fold-batchnorm/--no-fold-batchnorm",
-        help="Fold frozen BatchNormalization into its convolution.  [default: fold at batch 1]",
-    ),
-]
-Head = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=1 << 16,
-        metavar="N",
-        help="Replace the last layer by a fresh one for N classes.",
-    ),
-]
-Dim = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=N|INPUT:AXIS=N",
-        help="Bind another dimension that the file leaves open (repeatable).",
-    ),
-]
+
+@dataclass(frozen=True)
+class Importing:
+    """How the model is imported: the same options of all commands that read one."""
+
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Samples per micro-batch.")] = 1
+    fold_batchnorm: Annotated[
+        bool | None,
+        typer.Option(
+            "--fold-batchnorm/--no-fold-batchnorm",
+            help="Fold frozen BatchNormalization into its convolution.  [default: fold at batch 1]",
+        ),
+    ] = None
+    head: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1 << 16,
+            metavar="N",
+            help="Replace the last layer by a fresh one for N classes.",
+        ),
+    ] = None
+    dim: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=N|INPUT:AXIS=N",
+            help="Bind another dimension that the file leaves open (repeatable).",
+        ),
+    ] = None
+    keep_output: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Leave the other outputs out, with what they alone need (repeatable)."
+            "  [default: all outputs]",
+        ),
+    ] = None
+
+    @property
+    def options(self) -> ImportOptions:
+        """What they say."""
+        dims, kept = parse_dims(self.dim or ()), tuple(dict.fromkeys(self.keep_output or ()))
+        return ImportOptions(self.batch, self.fold_batchnorm, self.head, dims, kept)
 
 
-def importing(
-    batch: int, fold_batchnorm: bool | None, head: int | None, dim: list[str] | None
-) -> ImportOptions:
-    """What the options ``Batch``, ``Fold``, ``Head`` and ``Dim`` say."""
-    return ImportOptions(batch, fold_batchnorm, head, parse_dims(dim or ()))
-
+# -- what is trained, and how ----------------------------------------------------------------------
 
 Storage = Annotated[
     str, typer.Option(metavar="NAME|none", help="Storage of the device to page to.")
@@ -64,11 +78,7 @@ FreezeBefore = Annotated[
         " /layer4.",
     ),
 ]
-
-# -- what is trained, and how ----------------------------------------------------------------------
-
 Command = Callable[..., None]
-Loss = Literal["cross-entropy", "mse", "huber", "bce", "cosine", "triplet", "output"]
 
 
 @dataclass(frozen=True)
@@ -124,11 +134,19 @@ class Training:
         Literal["stochastic", "nearest"], typer.Option(help="Of the steps of int8 weights.")
     ] = "stochastic"
     loss: Annotated[
-        Loss | None,
+        list[str] | None,
         typer.Option(
-            help="output: the file's own.  [default: output if there is one, mse if prediction and"
-            " input are alike, bce behind a Sigmoid, mse of one number per sample, else"
-            " cross-entropy]"
+            metavar="LOSS|OUTPUT=LOSS,...",
+            help="cross-entropy, mse, huber, bce, cosine, triplet, or output: the file's own; of"
+            " several outputs the sum.  [default: output if there is one; for each output mse if it"
+            " is like the input, bce behind a Sigmoid, mse of one number per sample, else"
+            " cross-entropy]",
+        ),
+    ] = None
+    loss_weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OUTPUT=WEIGHT,...", help="Factors of the losses in the sum.  [default: 1]"
         ),
     ] = None
     delta: Annotated[
@@ -148,30 +166,34 @@ class Training:
     ] = None
 
 
-def taking(parameter: str, group: type[Any]) -> Callable[[Command], Command]:
-    """Give a command an option for each field of a dataclass, which it gets as one argument.
+def taking(**groups: type[Any]) -> Callable[[Command], Command]:
+    """Give a command an option for each field of dataclasses, which it gets as one argument each.
 
     Args:
-        parameter: Of the command; the options stand in its place in the help.
-        group: The dataclass; its fields are annotated and have the defaults of options.
+        groups: Parameter of the command -> the dataclass; its options stand in the parameter's
+            place in the help. Its fields are annotated as options are, and have their defaults.
     """
-    names = [f.name for f in fields(group)]
-    hints = get_type_hints(group, include_extras=True)
+    names = {parameter: [f.name for f in fields(g)] for parameter, g in groups.items()}
+    keyword = inspect.Parameter.KEYWORD_ONLY
 
-    def option(name: str) -> inspect.Parameter:
-        kind, default = inspect.Parameter.KEYWORD_ONLY, getattr(group, name)
-        return inspect.Parameter(name, kind, default=default, annotation=hints[name])
+    def options_of(group: type[Any]) -> list[inspect.Parameter]:
+        hints = get_type_hints(group, include_extras=True)
+        return [
+            inspect.Parameter(f.name, keyword, default=f.default, annotation=hints[f.name])
+            for f in fields(group)
+        ]
 
     def decorate(command: Command) -> Command:
         @wraps(command)
         def call(**given: Any) -> None:
-            given[parameter] = group(**{n: given.pop(n) for n in names})
+            for parameter, group in groups.items():
+                given[parameter] = group(**{n: given.pop(n) for n in names[parameter]})
             command(**given)
 
         shown: list[inspect.Parameter] = []
         for p in inspect.signature(command, eval_str=True).parameters.values():
-            own = p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            shown += [option(n) for n in names] if p.name == parameter else [own]
+            group = groups.get(p.name)
+            shown += [p.replace(kind=keyword)] if group is None else options_of(group)
         call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
         return call
 

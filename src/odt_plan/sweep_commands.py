@@ -13,17 +13,13 @@ import typer
 from .commands import print_json
 from .ir.errors import InfeasibleError, UsageError
 from .options import (
-    Batch,
-    Dim,
-    Fold,
     Gap,
-    Head,
+    Importing,
     Json,
     Quiet,
     Seed,
     Storage,
     Training,
-    importing,
     taking,
 )
 
@@ -47,7 +43,7 @@ Scheduler = Annotated[
 Csv = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as CSV.")]
 
 
-@taking("training", Training)
+@taking(training=Training, imported=Importing)
 def pareto(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to train.")],
     device: Annotated[
@@ -72,12 +68,9 @@ def pareto(
     latency: Limit = None,
     energy: Limit = None,
     storage: Storage = "none",
-    training: Training = Training(),  # noqa: B008 - ``taking`` puts its options here
+    training: Training = Training(),  # noqa: B008
     micro_batches: MicroBatches = 1,
-    batch: Batch = 1,
-    fold_batchnorm: Fold = None,
-    head: Head = None,
-    dim: Dim = None,
+    imported: Importing = Importing(),  # noqa: B008
     gap: Gap = 1e-3,
     time_limit: TimeLimit = 60.0,
     seed: Seed = 0,
@@ -112,7 +105,7 @@ def pareto(
     options = PlanOptions(
         model=model,
         device=device,
-        importing=importing(batch, fold_batchnorm, head, dim),
+        importing=imported.options,
         ram=ram,
         flash=flash,
         storage=storage,
@@ -150,19 +143,16 @@ def pareto(
         raise InfeasibleError("no budget of this range has a plan; the table says why")
 
 
-@taking("training", Training)
+@taking(training=Training, imported=Importing)
 def fit(
     models: Models,
     device: Annotated[
         list[str] | None,
         typer.Option(metavar="ID|FILE.yaml", help="Repeatable.  [default: every bundled device]"),
     ] = None,
-    training: Training = Training(),  # noqa: B008 - ``taking`` puts its options here
+    training: Training = Training(),  # noqa: B008
     micro_batches: MicroBatches = 1,
-    batch: Batch = 1,
-    fold_batchnorm: Fold = None,
-    head: Head = None,
-    dim: Dim = None,
+    imported: Importing = Importing(),  # noqa: B008
     gap: Gap = 1e-3,
     time_limit: TimeLimit = 60.0,
     seed: Seed = 0,
@@ -184,7 +174,6 @@ def fit(
     from .planning import PlanOptions, make_request, split_list
     from .sweep_report import fit_rows, print_fits, table_csv
 
-    imported = importing(batch, fold_batchnorm, head, dim)
     devices = [load_device(d) for d in split_list(device or ()) or device_ids()]
 
     def request(path: str) -> Request:
@@ -192,7 +181,7 @@ def fit(
             PlanOptions(
                 model=Path(path),
                 device=GENERIC_DEVICE,
-                importing=imported,
+                importing=imported.options,
                 training=training,
                 micro_batches=micro_batches,
                 gap=gap,

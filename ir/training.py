@@ -72,8 +72,8 @@ class TrainingSpec:
     delta: float = 1.0
     margin: float = 1.0
     bptt: int | None = None
-    losses: Mapping[str, LossName] = field(default_factory=dict)
-    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    losses: Mapping[str, LossName] = field(default_factory=dict, hash=False)
+    loss_weights: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Reject impossible settings."""

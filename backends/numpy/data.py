@@ -61,7 +61,7 @@ def fitted(data: ArrayLike, t: TensorType, what: str) -> Array:
         UsageError: Wrong shape, or not numbers of the wanted kind.
     """
     array = np.asarray(data)
-    kinds = "iu" if t.dtype.startswith(("i", "u")) else "iuf"
+    kinds = "iu" if t.dtype.startswith(("i", "u")) else "biuf"
     if array.shape != t.storage_shape or array.dtype.kind not in kinds:
         raise UsageError(f"{what} is {array.dtype}{list(array.shape)}, the plan needs {t}")
     with np.errstate(over="ignore"):  # too large for f32 becomes infinite
@@ -121,7 +121,7 @@ def checked_samples(training: TrainingGraph, x: Samples) -> dict[str, Array]:
 def _checked(training: TrainingGraph, name: str, value: Value, x: Array) -> Array:
     kind = value.type
     want = kind.shape[1:]
-    if x.ndim < 1 or x.shape[1:] != want or x.dtype.kind not in "iuf":
+    if x.ndim < 1 or x.shape[1:] != want or x.dtype.kind not in "biuf":
         raise UsageError(
             f"{name} is {x.dtype}{list(x.shape)}, must be numbers"
             f" [count, {', '.join(map(str, want))}]"

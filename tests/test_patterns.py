@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,12 @@ def becomes(nodes: list[NodeProto], data: dict[str, Array], op: str, folder: Pat
     trained_alike(path, merged)
 
 
-def trained_alike(path: Path, merged: Graph) -> None:
-    """A step on what a file becomes is that on its parts."""
+def trained_alike(path: Path, merged: Graph, least: Collection[str] = ("u", "w")) -> None:
+    """A step on what a file becomes is that on its parts, of these parameters and more."""
     parts = convert(load_file(path)).graph
     drop_dead(parts)
     want, got = after_a_step(parts), after_a_step(merged)
-    assert set(got) >= set(want) >= {"u", "w"}  # a bias in a Sub is none by itself
+    assert set(got) >= set(want) >= set(least)  # a bias in a Sub is none by itself
     for name, new in want.items():
         before = merged.constants[name].reshape(new.shape)
         step = np.abs(new - before).max()

@@ -51,7 +51,7 @@ def test_parts_of_a_normalization(odt: Cli, form: str, tmp_path: Path) -> None:
 
 
 def test_normalizations_that_share_their_scale(odt: Cli, tmp_path: Path) -> None:
-    """As rows they are parameters of their own, of which the file has one."""
+    """They are one parameter as in the file, which has it in another shape."""
     first = chain(*LAYER_NORM["div"])
     names = {r: f"{r}1" for n in first for r in n.output}
     second = [NodeProto.FromString(n.SerializeToString()) for n in first]
@@ -61,9 +61,30 @@ def test_normalizations_that_share_their_scale(odt: Cli, tmp_path: Path) -> None
     for n in second:
         n.input[:] = [names["z"] if i == "h" else i for i in n.input]
     planned(odt, between_layers([*first, *second], constants(1, 1, 6), tmp_path), *MSE)
+    forward = forward_of(load_plan(PLAN), PLAN)
+    norms = [n for n in forward.nodes if n.op == "LayerNormalization"]
+    assert norms[0].inputs[1:] == norms[1].inputs[1:]
+    tuned = exported(odt, learn())
+    assert tuned.changed == {"w", "u", "scale", "bias"}
+    assert tuned.data("scale").shape == (1, 1, 6)
+
+
+def test_a_weight_of_two_folded_batch_normalizations(odt: Cli, tmp_path: Path) -> None:
+    """They make two weights of it, of which the file has one."""
+    random = rng()
+    data = {"w": floats(random, 4, 4, 1, 1), "shape": np.array([1, -1], np.int64)}
+    nodes = []
+    for i, (x, y) in enumerate((("x", "h"), ("h", "g"))):
+        kinds = {k: floats(random, 4) for k in "gbm"} | {"v": np.abs(floats(random, 4)) + 0.5}
+        data |= {f"{k}{i}": a for k, a in kinds.items()}
+        nodes.append(node("Conv", f"{x} w", f"c{i}"))
+        nodes.append(node("BatchNormalization", f"c{i} g{i} b{i} m{i} v{i}", y))
+    nodes.append(node("Reshape", "g shape", "y"))
+    planned(odt, save(model(nodes, {"x": [1, 4, 2, 2]}, ["y"], data), tmp_path), *MSE)
+    assert operators() == ["Conv", "Conv", "Reshape"]
     learn()
     reason = refused(odt)
-    assert "scale can't be written: scale/" in reason
+    assert "w can't be written: w" in reason
     assert "is made of it too and has learned something else" in reason
 
 

@@ -218,16 +218,21 @@ def test_rows_without_a_scale(axes: list[int], tmp_path: Path) -> None:
     trained_alike(path, merged)
 
 
-def test_constants_that_others_read_keep_their_form(tmp_path: Path) -> None:
-    """A scale of two normalizations is one parameter."""
+@pytest.mark.parametrize("shape", [(WIDTH,), (1, 1, WIDTH)])
+def test_constants_that_others_read_keep_their_form(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    """A scale of two normalizations is one parameter, also where it is no row in the file."""
     steps = [s.replace("h", "z1") if i < 2 else s for i, s in enumerate(LAYER_NORM["div"])]
     first = chain(*(s.replace("z =", "z1 =") for s in LAYER_NORM["div"]))
     renamed = [" ".join(p + "b" if p in set("mdqverxy") else p for p in s.split()) for s in steps]
-    path = between_layers(first + chain(*renamed), constants(), tmp_path)
+    path = between_layers(first + chain(*renamed), constants(*shape), tmp_path)
     graph = agrees(path)
     norms = [n for n in graph.nodes if n.op == "LayerNormalization"]
     assert len(norms) == 2
     assert norms[0].inputs[1:] == norms[1].inputs[1:]
+    assert {v.name for v in norms[0].operands()} >= {"scale", "bias"}
+    trained_alike(path, graph)
 
 
 OTHERS = {

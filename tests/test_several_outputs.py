@@ -443,3 +443,20 @@ def test_a_loss_of_the_file_is_left_out(tmp_path: Path) -> None:
     assert {u.candidate.param for u in t.updates} == {"w"}
     with pytest.raises(UsageError, match="--loss-weight: small is trained by its own loss alone"):
         plans.training_of(both, TrainingSpec(loss="output", loss_weights={"scores": 2.0}))
+
+
+def test_the_weight_of_an_only_loss() -> None:
+    """Twice the loss is twice the step; so are half the weight and twice the step size."""
+    learned = []
+    for weight, lr in ((1.0, 0.1), (2.0, 0.05)):
+        spec = TrainingSpec(loss_weights={"fc": weight})
+        t = plans.training_of(nets.cnn(), spec)
+        assert [v.name for v in t.predictions] == ["fc"]
+        learner = Runtime(plans.keep_all(t), t)
+        x, y = batch(t, np.random.default_rng(5))
+        loss = learner.train_step(x, y, lr)
+        learned.append((loss / weight, learner.params()))
+    assert learned[0][0] == pytest.approx(learned[1][0])
+    for name, a in learned[0][1].items():
+        np.testing.assert_allclose(a, learned[1][1][name], rtol=1e-6, atol=1e-7, err_msg=name)
+        assert name.endswith("bias") or not np.array_equal(a, nets.cnn().constants[name])

@@ -165,18 +165,20 @@ class OdtPlanBackend(Backend):
 
 
 def _stored(v: Value, array: Array) -> Array:
-    """An input in the form that the graph reads: i8 for uint8, i32 for int64."""
+    """An input in the form that the graph reads: i8 for uint8, i32 for int64, 1 and 0 for bool."""
     if v.type.dtype == "i8" and array.dtype == np.uint8:
         return (array.astype(np.int16) - SHIFT).astype(np.int8)
+    if array.dtype == np.bool_:
+        return array.astype(np.float32)
     return array.astype(np.int32) if v.type.dtype == "i32" else array
 
 
 def _as_in_file(graph: Graph, v: Value, array: Array, kind: int) -> Array:
-    """A result in the file's element type: real numbers stand for 8-bit integers and conditions."""
+    """A result in the file's element type: real numbers stand for integers and conditions."""
     if kind == TensorProto.BOOL and array.dtype == np.float32:
         return np.not_equal(array, 0)
-    if kind == TensorProto.INT64 and array.dtype == np.int32:
-        return array.astype(np.int64)
+    if kind in (TensorProto.INT32, TensorProto.INT64):  # computed ones are f32, and exact
+        return array.astype(np.int32 if kind == TensorProto.INT32 else np.int64)
     if kind not in (TensorProto.INT8, TensorProto.UINT8) or array.dtype != np.float32:
         return array
     stored = graph.quantization[v.name].quantize(array)

@@ -13,7 +13,7 @@ update nodes.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 
@@ -21,10 +21,11 @@ from .candidates import candidates, param_slots, saves
 from .errors import UnsupportedModelError, UsageError
 from .grad_builder import GradBuilder
 from .graph import Attr, Graph, Node, TensorType, Value
-from .losses import add_loss
+from .losses import Ending, add_losses
 from .opdef import ParamSlot, get_op
 from .ops.qtypes import scales_constant
 from .parameter_steps import part, steps
+from .predictions import check_predictions
 from .training import (
     STATE_SLOTS,
     TILE_BYTES,
@@ -49,13 +50,13 @@ def build_training(
     """Forward + loss + backward + update, backward pruned to what the chosen candidates need.
 
     Args:
-        forward: Imported graph of data inputs and one prediction; it is not modified.
-        spec: Loss, optimizer, micro-batches.
+        forward: Imported graph of data inputs and predictions; it is not modified.
+        spec: Losses, optimizer, micro-batches.
         chosen: What to update. Several candidates of one parameter make the superset graph.
 
     Raises:
         UnsupportedModelError: A node between a chosen parameter and the loss has no gradient, or
-            the prediction does not suit the loss.
+            a prediction does not suit its loss.
         UsageError: A candidate names no trainable parameter, can't be had in that part, or does not
             reach the loss; or none is chosen.
     """
@@ -64,11 +65,7 @@ def build_training(
 
 class _TrainingBuilder:
     def __init__(self, forward: Graph, spec: TrainingSpec, chosen: Sequence[Candidate]) -> None:
-        if not forward.inputs or len(forward.outputs) != 1:
-            raise UnsupportedModelError(
-                f"{forward.name} has {len(forward.inputs)} inputs and {len(forward.outputs)}"
-                " outputs; training needs inputs and one output"
-            )
+        check_predictions(forward)
         if spec.bptt is not None and not any(n.op in RECURRENT for n in forward.nodes):
             raise UsageError(f"--bptt: {forward.name} has no recurrent layer; leave it out")
         self.forward, self.spec, self.slots = forward, spec, param_slots(forward)
@@ -106,46 +103,49 @@ class _TrainingBuilder:
             raise UsageError(f"{name} has {total} input channels; {k} of them can't be updated")
 
     def build(self) -> TrainingGraph:
-        prediction = self._copy_forward()
-        if prediction.type.dtype != "f32":
-            raise UnsupportedModelError(
-                f"the prediction {prediction.name} is {prediction.type}, which no loss has a"
-                " gradient of; export the model without its last operator"
-            )
+        predictions = self._copy_forward()
         samples = tuple(self.graph.inputs)
         forward_nodes = list(self.graph.nodes)
         size = 4 if self.spec.optimizer == "adam" else 3
         self.hyper = self.graph.add_input("hyper", TensorType((size,)))
-        end = add_loss(self.graph, prediction, self.spec, self.forward.loss)
-        passed = [*forward_nodes, *end.nodes]
+        ends, loss = add_losses(self.graph, predictions, self.spec, self.forward.loss)
+        passed = [*forward_nodes, *(n for end in ends for n in end.nodes)]
         needed = self._needed(passed)
         loss_nodes = [n for n in self.graph.nodes if n.phase == "loss"]
         self.graph.nodes = [n for n in self.graph.nodes if n.phase != "loss"]
-        if end.start in needed:
-            self.grads[end.loss if end.nodes else end.start] = end.seed()
-        self.ends = _stored_forms(end.start)
-        skip = prediction.producer if end.start is not prediction else None
+        self.ends = {v for end in ends for v in _stored_forms(end.start)}
         for node in reversed(passed):
-            if node is not skip:
-                self._differentiate(node, needed)
+            self._seed(node, ends, needed)
+            self._differentiate(node, needed)
         updated = {u.candidate.param for u in self.updates}
         if missing := [name for name in self.chosen if name not in updated]:
             raise UsageError(f"the loss does not depend on {', '.join(missing)}; freeze them")
-        self.graph.outputs = [end.loss, prediction]
+        self.graph.outputs = [loss, *predictions]
         self.graph.nodes = self._ordered(forward_nodes, loss_nodes)
         self.graph.verify()
         return TrainingGraph(
             self.graph,
             self.spec,
             samples,
-            end.target,
+            tuple(end.target for end in ends),
             self.hyper,
-            prediction,
-            end.loss,
+            predictions,
+            loss,
             tuple(self.updates),
         )
 
-    def _copy_forward(self) -> Value:
+    def _seed(self, node: Node, ends: Sequence[Ending], needed: Container[Value]) -> None:
+        """Begin backward where losses read what a node makes."""
+        for end in ends:
+            start = end.loss if end.nodes else end.start
+            if start in node.outputs and end.start in needed:
+                d, old = end.seed(), self.grads.get(start)
+                if old is not None:
+                    name = f"{start.name}/grad/sum"
+                    d = self.graph.add_node("Add", (old, d), name=name, phase="backward").out
+                self.grads[start] = d
+
+    def _copy_forward(self) -> tuple[Value, ...]:
         g, f = self.graph, self.forward
         self.map |= {v: g.add_input(v.name, v.type) for v in f.inputs}
         for name, data in f.constants.items():
@@ -177,7 +177,7 @@ class _TrainingBuilder:
                 node.op, inputs, node.attrs, name=node.name, outputs=[v.name for v in node.outputs]
             )
             self.map.update(zip(node.outputs, new.outputs, strict=True))
-        return self.map[f.outputs[0]]
+        return tuple(self.map[v] for v in f.outputs)
 
     def _split(self, name: str) -> tuple[int, int] | None:
         """Hot channel count and axis of a partly updated weight."""

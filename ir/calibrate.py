@@ -172,7 +172,7 @@ def checked(graph: Graph, samples: Samples) -> dict[str, Array]:
 def _checked(graph: Graph, value: Value, samples: Array) -> Array:
     shape = value.type.shape[1:]
     what = f"calibration samples are {samples.dtype}{list(samples.shape)}"
-    if samples.dtype.kind not in "iuf":
+    if samples.dtype.kind not in ("biuf" if value.type.dtype == "f32" else "iuf"):
         raise UsageError(f"{what}; {value.name} needs numbers")
     if samples.ndim < 1 or samples.shape[1:] != shape:
         raise UsageError(f"{what}; {value.name} needs [count, {', '.join(map(str, shape))}]")

@@ -55,11 +55,20 @@ def frozen_before(forward: Graph, names: Sequence[str]) -> dict[str, str]:
         names: Values of ``--freeze-before``.
 
     Raises:
-        UsageError: A name is not known; the nearest ones are told.
+        UsageError: A name is not known; the nearest ones are told. Or it is one of the file's loss,
+            before which everything lies.
     """
     frozen: dict[str, str] = {}
     for name in names:
         last = called(forward.nodes, name)
+        if not last and forward.loss is not None and called(forward.loss.nodes, name):
+            (prediction,) = forward.outputs
+            maker = "" if prediction.producer is None else f", {prediction.producer.name}"
+            raise UsageError(
+                f"--freeze-before: {name} is part of the loss {forward.loss.outputs[0].name}, so"
+                f" nothing would be left to train; name a node up to the prediction"
+                f" {prediction.name}{maker}"
+            )
         if not last:
             near = get_close_matches(name, [n.name for n in forward.nodes], n=3)
             hint = f"nearest: {', '.join(near)}" if near else "`odt-plan check` shows every node"

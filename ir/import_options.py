@@ -21,12 +21,14 @@ class ImportOptions:
             None: at batch 1.
         head: Replace the last layer by a fresh one for so many classes; None: it stays.
         dims: Open dimensions beside the batch, by name or ``INPUT:AXIS``, and their values.
+        outputs: Those that are kept; empty: all.
     """
 
     batch: int = 1
     fold_batchnorm: bool | None = None
     head: int | None = None
     dims: tuple[tuple[str, int], ...] = ()
+    outputs: tuple[str, ...] = ()
 
     @property
     def folds(self) -> bool:

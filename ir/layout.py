@@ -22,7 +22,7 @@ from .surgery import (
 )
 
 #: Operators that treat each element by itself; layout does not matter to them.
-_ELEMENTWISE = (
+ELEMENTWISE = (
     *("Abs", "Clip", "HardSigmoid", "LeakyRelu", "Neg", "Relu", "ThresholdedRelu"),
     *(row.name for row in TABLE),
 )
@@ -99,14 +99,14 @@ def _sinking(graph: Graph, v: Value, node: Node) -> Node | None:
     if x.name in graph.quantization and stored_differently(graph, x, v):
         return None
     if len(perm) < 4 or perm != (0, *range(2, len(perm)), 1):
-        return turn if node.op in _ELEMENTWISE and only_reader(graph, v, node) else None
+        return turn if node.op in ELEMENTWISE and only_reader(graph, v, node) else None
     readers = [n for n in graph.nodes if v in n.inputs and n.op != "Transpose"]
     return turn if all(_passes(graph, n, perm) for n in readers) else None
 
 
 def _passes(graph: Graph, node: Node, perm: tuple[int, ...]) -> bool:
     """A Transpose of operands of a node can be one of its result as well."""
-    if node.op in _ELEMENTWISE:
+    if node.op in ELEMENTWISE:
         return True
     if len(node.out.type.shape) != len(perm) or node.out.type.dtype != "f32":
         return False

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Ending:
         start: The value that backward starts at: the prediction, or what its last activation reads
             where the two are differentiated as one.
         target: The run-time input.
-        loss: The scalar.
+        loss: The scalar, times its weight.
         seed: Adds what the gradient of ``start`` is, or of ``loss`` where there are ``nodes``.
         nodes: What backward passes between the two, of the file's own loss.
     """
@@ -43,44 +43,88 @@ class Ending:
     nodes: tuple[Node, ...] = ()
 
 
-def add_loss(
-    graph: Graph, prediction: Value, spec: TrainingSpec, in_file: Graph | None = None
-) -> Ending:
+def add_losses(
+    graph: Graph, predictions: Sequence[Value], spec: TrainingSpec, in_file: Graph | None = None
+) -> tuple[tuple[Ending, ...], Value]:
+    """Add targets and losses of all predictions.
+
+    Args:
+        graph: The training graph so far; gets an input for each target and nodes of the phase
+            ``loss``.
+        predictions: Its results, f32.
+        spec: Names the losses, their weights and their parameters.
+        in_file: The loss of the file, if there is one; then there is one prediction.
+
+    Returns:
+        The losses, and their sum, each times its weight.
+
+    Raises:
+        UnsupportedModelError: A prediction does not suit its loss.
+        UsageError: The file has a loss and another one is asked for, or the other way round; or
+            the model has no output of a name that the spec has.
+    """
+    names = [v.name for v in predictions]
+    for option, given in (("--loss", spec.losses), ("--loss-weight", spec.loss_weights)):
+        if unknown := [n for n in given if n not in names]:
+            raise UsageError(
+                f"{option} {unknown[0]}: {graph.name} has no such output; it has {', '.join(names)}"
+            )
+    if in_file is not None:
+        (prediction,) = predictions
+        loss = spec.loss_of(prediction.name)
+        if loss != "output":
+            name = loss.replace("_", "-")
+            raise UsageError(
+                f"{graph.name} ends in its own loss, {in_file.outputs[0].name}, so it can't be"
+                f" trained by {name}; leave --loss {name} out, or give --keep-output"
+                f" {prediction.name}"
+            )
+        if spec.loss_weights:
+            raise UsageError(
+                f"--loss-weight: {graph.name} is trained by its own loss alone; leave it out"
+            )
+        end = _of_file(graph, prediction, in_file)
+        return (end,), end.loss
+    several = len(predictions) > 1
+    ends = []
+    for v in predictions:
+        of = f"/{v.name}" if several else ""
+        weight = spec.loss_weights.get(v.name, 1.0)
+        ends.append(_weighted(graph, add_loss(graph, v, spec, of), weight, of))
+    total = ends[0].loss
+    for end in ends[1:]:
+        total = graph.add_node("Add", (total, end.loss), name="loss", phase="loss").out
+    return tuple(ends), total
+
+
+def add_loss(graph: Graph, prediction: Value, spec: TrainingSpec, of: str = "") -> Ending:
     """Add target and loss of a prediction.
 
     Args:
         graph: The training graph so far; gets an input for the target and nodes of the phase
             ``loss``.
-        prediction: Its result, f32.
+        prediction: One of its results, f32.
         spec: Names the loss and holds its parameters.
-        in_file: The loss of the file, if there is one.
+        of: What names of inputs and nodes end in.
 
     Raises:
         UnsupportedModelError: The prediction does not suit the loss.
-        UsageError: The file has a loss and another one is asked for, or the other way round.
+        UsageError: The loss of the file is asked for.
     """
-    if in_file is not None:
-        if spec.loss != "output":
-            name = spec.loss.replace("_", "-")
-            raise UsageError(
-                f"{graph.name} ends in its own loss, {in_file.outputs[0].name}, so it can't be"
-                f" trained by {name}; leave --loss {name} out, or cut the file behind"
-                f" {prediction.name}"
-            )
-        return _of_file(graph, prediction, in_file)
-    if spec.loss == "output":
+    name = spec.loss_of(prediction.name)
+    if name == "output":
         raise UsageError(
             f"--loss output: no output of {graph.name} is a scalar that depends on an input which"
             " the prediction does not depend on; name a loss, or export the model with its loss"
         )
-    if spec.loss == "cross_entropy":
-        return _cross_entropy(graph, prediction)
+    if name == "cross_entropy":
+        return _cross_entropy(graph, prediction, of)
     start, kind = prediction, prediction.type
-    if spec.loss == "bce":
+    if name == "bce":
         start = _before(prediction, "Sigmoid") or prediction
-    elif spec.loss in ("cosine", "triplet"):
-        _check_matrix(prediction, spec.loss, "features")
-    if spec.loss == "triplet":
+    elif name in ("cosine", "triplet"):
+        _check_matrix(prediction, name, "features")
+    if name == "triplet":
         kind = TensorType(kind.shape[:1], "i32")
         if kind.size < LEAST_TRIPLET_BATCH:
             raise UnsupportedModelError(
@@ -91,17 +135,31 @@ def add_loss(
         "huber": {"delta": spec.delta},
         "triplet": {"margin": spec.margin},
     }
-    return _ending(graph, _OPERATORS[spec.loss], start, start, kind, parameters.get(spec.loss))
+    return _ending(graph, _OPERATORS[name], start, start, kind, parameters.get(name), of)
 
 
-def _cross_entropy(graph: Graph, prediction: Value) -> Ending:
+def _weighted(graph: Graph, end: Ending, weight: float, of: str) -> Ending:
+    """The loss times a number, and so its gradient."""
+    if weight == 1.0:
+        return end
+    factor = graph.add_constant(f"loss{of}/weight", np.array(weight, np.float32))
+    loss = graph.add_node("Mul", (end.loss, factor), name=f"loss{of}/weighted", phase="loss").out
+
+    def seed() -> Value:
+        operands, name = (end.seed(), factor), f"loss{of}/grad/weighted"
+        return graph.add_node("Mul", operands, name=name, phase="backward").out
+
+    return replace(end, loss=loss, seed=seed)
+
+
+def _cross_entropy(graph: Graph, prediction: Value, of: str) -> Ending:
     """Softmax and cross entropy, differentiated as one."""
     _check_matrix(prediction, "cross entropy", "classes")
     start = _before(prediction, "Softmax")
     if start is None:
         start = prediction
         prediction = graph.add_node(
-            "Softmax", (start,), {"axis": -1}, name="loss/softmax", phase="loss"
+            "Softmax", (start,), {"axis": -1}, name=f"loss{of}/softmax", phase="loss"
         ).out
     elif (producer := prediction.producer) and producer.int_attr("axis", -1) not in (-1, 1):
         raise UnsupportedModelError(
@@ -109,7 +167,7 @@ def _cross_entropy(graph: Graph, prediction: Value) -> Ending:
             f" (axis 1), not axis {producer.int_attr('axis')}; use --loss mse"
         )
     labels = TensorType(prediction.type.shape[:1], "i32")
-    return _ending(graph, "CrossEntropy", start, prediction, labels)
+    return _ending(graph, "CrossEntropy", start, prediction, labels, None, of)
 
 
 def _of_file(graph: Graph, prediction: Value, in_file: Graph) -> Ending:
@@ -151,18 +209,19 @@ def _ending(
     start: Value,
     read: Value,
     kind: TensorType,
-    attrs: dict[str, Attr] | None = None,
+    attrs: dict[str, Attr] | None,
+    of: str,
 ) -> Ending:
-    target = graph.add_input("target", kind)
+    target = graph.add_input(f"target{of}", kind)
     gradient = "SoftmaxCrossEntropyGrad" if op == "CrossEntropy" else f"{op}Grad"
     operands = (read, target)
-    loss = graph.add_node(op, operands, attrs, name="loss", phase="loss").out
+    loss = graph.add_node(op, operands, attrs, name=f"loss{of}", phase="loss").out
     return Ending(
         start,
         target,
         loss,
         lambda: graph.add_node(
-            gradient, operands, attrs, name="loss/grad", phase="backward"
+            gradient, operands, attrs, name=f"loss{of}/grad", phase="backward"
         ).out,
     )
 

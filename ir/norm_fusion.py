@@ -5,12 +5,13 @@ As one node they save their operand alone, and have one scale and bias per chann
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
 from .chains import MEANS, Chain, chains, mean_axes
-from .graph import Array, Graph, Node, Value
+from .graph import Array, Attr, Graph, Node, Value
 from .ops.standardize import standardized
 from .surgery import (
     absorb,
@@ -26,6 +27,7 @@ _CENTRED = "LayerNormalization"
 _ROW_PARTS = ("Add", "Div", "Mul", "Neg", "Pow", "Reciprocal", "Sqrt", "Sub", *MEANS)
 #: By constants of a row: what a chain may be, and which of them are its scale and bias.
 _ROW_NORMS: dict[int, tuple[tuple[str, tuple[int, ...]], ...]] = {
+    0: ((_CENTRED, ()),),
     1: ((_CENTRED, (0,)), ("RMSNormalization", (0,))),
     2: ((_CENTRED, (0, 1)), (_CENTRED, (1, 0))),
 }
@@ -89,7 +91,11 @@ def merge_scale(graph: Graph) -> bool:
 
 
 def merge_row_norm(graph: Graph) -> bool:
-    """Chains around a root that normalize rows become layer or RMS normalization."""
+    """Chains around a root that normalize rows, or the channels at each place, become one node.
+
+    That of channels stands between two Transposes; one without a scale is group normalization of
+    one group per row.
+    """
     changed = False
     for root in nodes_of(graph, "Sqrt"):
         if root not in graph.nodes:
@@ -98,41 +104,97 @@ def merge_row_norm(graph: Graph) -> bool:
             found = _row_norm(chain)
             if found is None:
                 continue
-            op, epsilon, row, scales = found
-            axis = len(chain.x.type.shape) - len(row)
-            rest = [reshaped_constant(graph, v, row, *chain.nodes) for v in scales]
-            chain.become(graph, op, {"axis": axis, "epsilon": epsilon}, rest)
+            moved = found.channels or not found.scales
+            if moved and {chain.x.name, chain.y.name} & graph.quantization.keys():
+                continue
+            _write(graph, chain, found)
             changed = True
             break
     return changed
 
 
-def _row_norm(chain: Chain) -> tuple[str, float, tuple[int, ...], list[Value]] | None:
-    """Operator, epsilon, shape of a row, scale and maybe bias, that compute what a chain does."""
+@dataclass(frozen=True)
+class _RowNorm:
+    """What a chain computes.
+
+    Attributes:
+        op: Layer or RMS normalization.
+        epsilon: Its own.
+        row: Shape of what is normalized.
+        scales: Scale and maybe bias; empty without both.
+        channels: Rows lie along axis 1 instead of the last ones.
+    """
+
+    op: str
+    epsilon: float
+    row: tuple[int, ...]
+    scales: list[Value]
+    channels: bool
+
+
+def _write(graph: Graph, chain: Chain, found: _RowNorm) -> None:
+    """Put a normalization in the place of a chain."""
+    x, shape, rank = chain.x, chain.x.type.shape, len(chain.x.type.shape)
+    rest = [reshaped_constant(graph, v, found.row, *chain.nodes) for v in found.scales]
+    ways: list[tuple[str, dict[str, Attr], dict[str, Attr]]] = []  # there, and back
+    if found.channels:
+        there, back = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))
+        ways.append(("Transpose", {"perm": there}, {"perm": back}))
+        shape = tuple(shape[a] for a in there)
+    attrs: dict[str, Attr] = {"axis": rank - len(found.row), "epsilon": found.epsilon}
+    op = found.op
+    if not rest:
+        size = prod(found.row)
+        ways.append(("Reshape", {"shape": (prod(shape) // size, size)}, {"shape": shape}))
+        op, attrs = "GroupNormalization", {"num_groups": 1, "epsilon": found.epsilon}
+    if not ways:
+        chain.become(graph, op, attrs, rest)
+        return
+    last = chain.nodes[-1]
+
+    def behind(value: Value, op: str, attrs: dict[str, Attr], more: list[Value]) -> Value:
+        made = graph.add_node(op, (value, *more), attrs, name=f"{last.name}/{op.lower()}")
+        graph.nodes.insert(graph.nodes.index(last), graph.nodes.pop())
+        return made.out
+
+    for way, there_attrs, _ in ways:
+        x = behind(x, way, there_attrs, [])
+    x = behind(x, op, attrs, rest)
+    for way, _, back_attrs in ways[:0:-1]:
+        x = behind(x, way, back_attrs, [])
+    replace(chain, x=x).become(graph, ways[0][0], ways[0][2])
+
+
+def _row_norm(chain: Chain) -> _RowNorm | None:
+    """What a chain computes, if it is one of these."""
     shape = chain.x.type.shape
     rank = len(shape)
     reduced = {mean_axes(n) for n in chain.nodes if n.op in MEANS}
     axes = list(next(iter(reduced), ()))
-    row = shape[rank - len(axes) :]
-    if len(reduced) != 1 or axes != list(range(rank - len(axes), rank)) or prod(row) < 2:
+    channels = axes == [1] and rank > 2
+    if len(reduced) != 1 or not (channels or axes == list(range(rank - len(axes), rank))):
         return None
+    row = tuple(shape[a] for a in axes)
+    apart = (1,) * (rank - 2) if channels else ()  # axes behind the row
     wide = [v for v, c in chain.constants.items() if c.size > 1]
-    if any(_stripped(v.type.shape, len(row)) != row for v in wide):
+    if prod(row) < 2 or any(_stripped(v.type.shape, len(row + apart)) != row + apart for v in wide):
         return None
     data = [chain.constants[v].reshape(row) for v in wide]
     for epsilon in {float(c.reshape(())) for c in chain.constants.values() if c.size == 1}:
         if not 0.0 < epsilon < _LARGEST_EPSILON:
             continue
-        samples = _samples((1,) * axes[0] + row, epsilon)
+        samples = _samples((1,) * axes[0] + row + apart, epsilon)
         got = [chain.values(x) for x in samples]
         for op, places in _ROW_NORMS.get(len(wide), ()):
-            scale, bias = (*(data[i] for i in places), np.zeros(row))[:2]
+            given = [data[i] for i in places]
+            scale = given[0] if given else np.ones(row)
+            bias = given[1] if len(given) > 1 else np.zeros(row)
             rows = [
                 standardized(x.reshape(1, -1), epsilon, centred=op == _CENTRED) for x in samples
             ]
             want = [xhat.reshape(row) * scale + bias for xhat, _ in rows]
             if all(_close(g, w) for g, w in zip(got, want, strict=True)):
-                return op, epsilon, row, [wide[i] for i in places]
+                return _RowNorm(op, epsilon, row, [wide[i] for i in places], channels)
     return None
 
 

@@ -15,8 +15,10 @@ from .graph import MAX_ELEMENTS, Array, TensorType, unique_name
 from .import_options import PLAIN, ImportOptions
 from .obstacles import Obstacle
 from .onnx_dims import bind_dims
+from .onnx_flags import numbers_for_flags
 from .onnx_fold import ELEMENT_TYPES, infer_and_fold
 from .onnx_guard import is_sound
+from .onnx_outputs import keep_outputs
 from .onnx_read import (
     STANDARD_DOMAINS,
     at_known_opset,
@@ -36,7 +38,7 @@ from .quantization import Quantization
 #: Why an input of another element type is refused.
 INPUT_KINDS = (
     "only float32 inputs, int32 and int64 ones that are read as indices or labels or are cast to"
-    " float32 or bool, and int8 or uint8 ones that DequantizeLinear reads, are supported"
+    " float32 or bool, bool ones, and int8 or uint8 ones that DequantizeLinear reads, are supported"
 )
 #: Element types that operators read through DequantizeLinear only: never judged as float32.
 QUANTIZED_ONLY = ("float4", "float8", "int2", "int4", "uint2", "uint4")
@@ -139,6 +141,7 @@ def load_file(path: Path, options: ImportOptions = PLAIN) -> ModelFile:
     bind_dims(proto, path, options)
     _name_nodes(proto)  # by their places in the file
     notes = bind_states(proto, options.batch) + plain_outputs(proto)
+    notes += keep_outputs(proto, path, options.outputs)
     return replace(model_file(proto, path, options.batch), notes=notes)
 
 
@@ -156,6 +159,7 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
     hoist_initializers(proto)
+    numbers_for_flags(proto)
     check_structure(proto, path)
     proto, opset = at_known_opset(proto, path)
     _name_nodes(proto)

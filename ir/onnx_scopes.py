@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from .graph import unique_name
 
@@ -81,6 +81,15 @@ def hoist_initializers(proto: ModelProto) -> None:
     for node in proto.graph.node:
         for inner in subgraphs(node):
             _hoist(inner, proto.graph, taken)
+
+
+def inner_initializers(graph: GraphProto) -> Iterator[TensorProto]:
+    """Constants of subgraphs, in the order in which ``hoist_initializers`` takes them out."""
+    for node in graph.node:
+        for inner in subgraphs(node):
+            formal = {v.name for v in inner.input}
+            yield from (t for t in inner.initializer if t.name not in formal)
+            yield from inner_initializers(inner)
 
 
 def _hoist(graph: GraphProto, top: GraphProto, taken: Counter[str]) -> None:

@@ -14,6 +14,7 @@ from .graph import Array
 from .onnx_external import all_tensors
 from .onnx_file import unique_names
 from .onnx_read import STANDARD_DOMAINS, read_proto, tensor_array
+from .onnx_scopes import hoist_initializers, inner_initializers
 
 #: Tensors in a file beside the model begin at multiples of this, so that they can be mapped.
 _PAGE_BYTES = 4096
@@ -27,7 +28,7 @@ class OriginalFile:
     """The model as it stands in its file; what is not replaced stays.
 
     Attributes:
-        tensors: Initializers and results of Constant nodes of the main graph, by name.
+        tensors: Initializers, and results of Constant nodes of the main graph, by name.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,11 +48,22 @@ class OriginalFile:
             if node.op_type == "Constant" and node.domain in STANDARD_DOMAINS:
                 for a in (a for a in node.attribute if a.name in _NUMBERS):
                     self._places[node.output[0]] = a.t if a.name == "value" else a
-        self._places |= {t.name: t for t in graph.initializer}
+        self._places |= self._inner() | {t.name: t for t in graph.initializer}
         self.tensors: dict[str, Array] = {}
         for name, place in self._places.items():
             with suppress(ValueError):  # strings, and what importing refuses where it is used
                 self.tensors[name] = _array(place)
+
+    def _inner(self) -> dict[str, TensorProto]:
+        """Initializers of subgraphs, by the names that importing gives them."""
+        inner = list(inner_initializers(self._proto.graph))
+        if not inner:
+            return {}
+        hoisted = ModelProto()
+        hoisted.CopyFrom(self._proto)
+        hoist_initializers(hoisted)
+        names = [t.name for t in hoisted.graph.initializer[-len(inner) :]]
+        return dict(zip(names, inner, strict=True))
 
     def replace(self, name: str, data: Array) -> None:
         """Give a tensor other numbers, in its element type, and maybe another shape."""

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from .flat_conv import flatten_convolutions
 from .fusion import drop_nan_guards, merge_activations, merge_two_classes
 from .graph import Array, Graph, Node, Value
 from .layout import (
@@ -56,6 +57,7 @@ def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
         move_transpose_into_weight,
         merge_pad,
         flatten_products,
+        flatten_convolutions,
         merge_bias,
         merge_activations,
         merge_two_classes,

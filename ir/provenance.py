@@ -350,7 +350,8 @@ def _origin(graph: Graph, name: str, tensors: Mapping[str, Array]) -> Origin:
         raise ProvenanceError("it is no tensor of the file, importing adds it")
     if missing := origin.tensors.difference(tensors):
         raise ProvenanceError(
-            f"{', '.join(sorted(missing))} is no initializer or Constant of the file's main graph"
+            f"{', '.join(sorted(missing))} is no initializer or Constant of the file's main"
+            " graph, nor an initializer inside a subgraph"
         )
     return origin
 

@@ -29,14 +29,31 @@ def by_input(inputs: Sequence[Value], x: Samples) -> list[tuple[str, Value, Arra
     Raises:
         UsageError: An array is missing, or belongs to no input.
     """
-    names = array_names(inputs)
-    given = x if isinstance(x, Mapping) else {"x": x}
-    if set(given) != set(names):
+    return by_name(array_names(inputs), inputs, x, ("x", "samples", "the inputs"))
+
+
+def by_name(
+    names: Sequence[str], values: Sequence[Value], given: Samples, words: tuple[str, str, str]
+) -> list[tuple[str, Value, ArrayLike]]:
+    """What each of some run-time inputs gets, with the name of its array.
+
+    Args:
+        names: Of their arrays.
+        values: The inputs.
+        given: Arrays by name; one array is that of the only input.
+        words: What one array is called; what arrays and inputs are called in messages.
+
+    Raises:
+        UsageError: An array is missing, or belongs to no input.
+    """
+    alone, what, whose = words
+    arrays = given if isinstance(given, Mapping) else {alone: given}
+    if set(arrays) != set(names):
         raise UsageError(
-            f"samples are given for {', '.join(given) or 'nothing'}, but the inputs are"
+            f"{what} are given for {', '.join(arrays) or 'nothing'}, but {whose} are"
             f" {', '.join(names)}"
         )
-    return [(name, v, given[name]) for name, v in zip(names, inputs, strict=True)]
+    return [(name, v, arrays[name]) for name, v in zip(names, values, strict=True)]
 
 
 def quantizer(t: TensorType) -> Node | None:

@@ -105,10 +105,33 @@ def replaced_constant(
 
 
 def reshaped_constant(graph: Graph, value: Value, shape: tuple[int, ...], *users: Node) -> Value:
-    """A constant in another shape, for ``users``; the same one if it has it already."""
+    """A constant in another shape, for ``users``; the same one if it has it already.
+
+    Whoever asks for this shape gets the same constant: what nodes of a file share is one parameter.
+    """
     if value.type.shape == shape:
         return value
-    return replaced_constant(graph, value, Moved(lambda data: data.reshape(shape)), *users)
+    name = f"{value.name}/{'x'.join(map(str, shape))}"
+    twin = graph.values.get(name)
+    if twin is None or not _of_one_tensor(graph, twin, value):
+        made = replaced_constant(graph, value, Moved(lambda data: data.reshape(shape)), *users)
+        if made.name != value.name and twin is None:
+            rename(graph, made, name)
+        return made
+    if not any(value in n.inputs for n in graph.nodes if n not in users):
+        forget(graph, value)
+        del graph.constants[value.name]
+        rename(graph, twin, value.name)
+    return twin
+
+
+def _of_one_tensor(graph: Graph, a: Value, b: Value) -> bool:
+    """Two constants hold the same numbers, of the same place in the file."""
+    if a.name not in graph.constants or a.type.size != b.type.size:
+        return False
+    origins = [graph.origins[v.name].tensors for v in (a, b) if v.name in graph.origins]
+    same = np.array_equal(graph.constants[a.name].ravel(), graph.constants[b.name].ravel())
+    return same and len(origins) == 2 and origins[0] == origins[1]
 
 
 def infer_again(nodes: Iterable[Node]) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .errors import UsageError
 from .graph import Array, Graph, Value
 from .indices import MOVES
 from .opdef import operand
+from .sample import Samples, by_name
+from .training import TrainingGraph
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,18 @@ class Bounds:
     low: int | float
     high: int | float
     ignored: int | None = None
+
+
+def target_names(training: TrainingGraph) -> tuple[str, ...]:
+    """What arrays of targets are called: ``y``; of several outputs ``y_`` and the output's name."""
+    if len(training.targets) == 1:
+        return ("y",)
+    return tuple(f"y_{v.name}" for v in training.predictions)
+
+
+def by_target(training: TrainingGraph, y: Samples) -> list[tuple[str, Value, ArrayLike]]:
+    """What each target gets, with the name of its array; as ``ir.sample.by_input``."""
+    return by_name(target_names(training), training.targets, y, ("y", "targets", "those wanted"))
 
 
 def bounds_of(graph: Graph, target: Value) -> Bounds | None:

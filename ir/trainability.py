@@ -17,10 +17,11 @@ from .graph import Graph, Node, TensorType, Value
 from .import_options import PLAIN, ImportOptions
 from .obstacles import Obstacle
 from .onnx_convert import Conversion
-from .onnx_file import FileNode, ModelFile, load_file
+from .onnx_file import FileNode, load_file
 from .onnx_import import convert, finish
 from .opdef import get_op, parameter_slots, works
 from .passes import clean
+from .predictions import check_predictions
 
 _MAC_CLASSES = ("pointwise", "conv", "depthwise", "gemm")
 
@@ -117,18 +118,16 @@ def trainability(
     file = load_file(path, options)
     conversion = convert(file)
     graph, obstacles = conversion.graph, list(conversion.obstacles)
+    if obstacles and not file.inputs:
+        obstacles.append(Obstacle(file.name, "model", "has no inputs; training needs some"))
     if not obstacles:
         clean(graph, fold_batchnorm=options.folds)
         try:
             finish(graph, options)
+            check_predictions(graph)
         except UnsupportedModelError as e:
             obstacles.append(Obstacle(file.name, "model", str(e).removeprefix(f"{file.name}: ")))
     frozen = frozen_before(graph, freeze_before)
-    if not file.inputs:
-        obstacles.append(Obstacle(file.name, "model", "has no inputs; training needs some"))
-    if (count := _predictions(file, graph, obstacles)) != 1:
-        reason = f"has {count} outputs; training needs exactly one"
-        obstacles.append(Obstacle(file.name, "model", reason))
     rejected = {n.name: n for n in file.nodes if n.name in {o.where for o in obstacles}}
     found = stops(graph, _read_by(rejected.values(), conversion))
     slots = param_slots(graph)
@@ -150,14 +149,6 @@ def trainability(
         graph.notes,
     )
     return replace(report, advice=_advice(report, set(rejected))) if obstacles else report
-
-
-def _predictions(file: ModelFile, graph: Graph, obstacles: Sequence[Obstacle]) -> int:
-    """Outputs of a model but for its loss; where something is in the way, one may be the loss."""
-    if not obstacles:
-        return len(graph.outputs)
-    scalars = [o for o in file.outputs if o in file.types and not file.types[o].shape]
-    return len(file.outputs) - (len(scalars) == 1 < len(file.outputs))
 
 
 def _read_by(rejected: Iterable[FileNode], conversion: Conversion) -> dict[Value, str]:

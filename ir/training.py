@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from .errors import UsageError
@@ -38,7 +39,8 @@ class TrainingSpec:
         loss: ``cross_entropy`` (integer labels; the final Softmax is fused), ``mse``, ``huber``
             (SmoothL1 at ``delta`` 1), ``bce`` (binary cross entropy of logits; the final Sigmoid is
             fused), ``cosine`` (1 - cos to a target vector), ``triplet`` (over all triplets of the
-            micro-batch that its integer labels make), or ``output``, the loss of the file.
+            micro-batch that its integer labels make), or ``output``, the loss of the file. Of
+            several outputs each that ``losses`` doesn't name has it.
         optimizer: Update rule as in torch.optim: ``sgd``, ``momentum`` (SGD with momentum, no
             dampening, no Nesterov), ``adagrad`` (no decay of the step size) or ``adam``.
         micro_batches: Micro-batches whose gradients are averaged before an update.
@@ -53,6 +55,9 @@ class TrainingSpec:
         margin: Of triplets, by which another label has to be farther away, in squared distance.
         bptt: Gradients of recurrent layers stop every so many steps, counted from the last one, as
             if the state were a constant there. None: they pass all steps.
+        losses: Those of single outputs, by name.
+        loss_weights: Factors of the losses of outputs, by name; 1 where there is none. What is
+            trained by is the sum.
     """
 
     loss: LossName = "cross_entropy"
@@ -67,6 +72,8 @@ class TrainingSpec:
     delta: float = 1.0
     margin: float = 1.0
     bptt: int | None = None
+    losses: Mapping[str, LossName] = field(default_factory=dict, hash=False)
+    loss_weights: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Reject impossible settings."""
@@ -82,9 +89,18 @@ class TrainingSpec:
         for name in ("delta", "margin"):
             if not 0 < getattr(self, name) <= LARGEST_PARAMETER:
                 raise UsageError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
+        for name, weight in self.loss_weights.items():
+            if not 0 < weight <= LARGEST_PARAMETER:
+                raise UsageError(
+                    f"the weight of the loss of {name} must be above 0 and finite, not {weight}"
+                )
         if self.rounding not in get_args(RoundingName):
             known = ", ".join(get_args(RoundingName))
             raise UsageError(f"rounding {self.rounding} is not one of {known}")
+
+    def loss_of(self, output: str) -> LossName:
+        """The loss of one output."""
+        return self.losses.get(output, self.loss)
 
     @property
     def state_slots(self) -> tuple[str, ...]:
@@ -172,22 +188,22 @@ class TrainingGraph:
         graph: All nodes, in execution order.
         spec: What was asked for.
         samples: The data inputs, in the file's order.
-        target: Labels ``i32[N]`` (cross entropy, triplets), a tensor like the prediction, or what
-            the loss of the file takes.
+        targets: For each prediction labels ``i32[N]`` (cross entropy, triplets), a tensor like it,
+            or what the loss of the file takes.
         hyper: Run-time input of the optimizers, ``f32[3]``: step size, 1 / sqrt(Adam's second bias
             correction), and the number of the update, counted from 1 (for stochastic rounding). For
             Adam ``f32[4]``: the step size divided by its first bias correction as well.
-        prediction: The model's output.
-        loss: Scalar loss of the micro-batch.
+        predictions: The model's outputs, in the file's order.
+        loss: Scalar loss of the micro-batch, the weighted sum of those of all predictions.
         updates: One per candidate, in execution order.
     """
 
     graph: Graph
     spec: TrainingSpec
     samples: tuple[Value, ...]
-    target: Value
+    targets: tuple[Value, ...]
     hyper: Value
-    prediction: Value
+    predictions: tuple[Value, ...]
     loss: Value
     updates: tuple[Update, ...]
 
@@ -195,3 +211,13 @@ class TrainingGraph:
     def sample(self) -> Value:
         """The data input of a model that has one; the first of several."""
         return self.samples[0]
+
+    @property
+    def prediction(self) -> Value:
+        """The output of a model that has one; the first of several."""
+        return self.predictions[0]
+
+    @property
+    def target(self) -> Value:
+        """The target of ``prediction``."""
+        return self.targets[0]

@@ -55,6 +55,7 @@ def source_of(path: Path, options: ImportOptions) -> ModelInfo:
         fold_batchnorm=options.folds,
         head=options.head,
         dims=dict(options.dims),
+        outputs=options.outputs,
     )
 
 
@@ -125,6 +126,8 @@ def assemble(
             delta=spec.delta,
             margin=spec.margin,
             bptt=spec.bptt,
+            losses=dict(spec.losses),
+            loss_weights=dict(spec.loss_weights),
         ),
         device=device,
         status="optimal" if optimal else "feasible",

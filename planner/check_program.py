@@ -242,7 +242,7 @@ def _belongs(p: Program, b: Buffer, value: Value | None) -> bool:
     if b.space == "flash":
         return b.value in t.graph.constants
     if b.space == "io":
-        return value in (t.target, t.hyper)
+        return value in (*t.targets, t.hyper)
     if b.value in p.home_of:
         return b.space == "arena" or b is p.home_of[b.value]
     return value is None or value.producer is not None or value in t.samples

@@ -84,7 +84,7 @@ class ModelInfo(_Lean):
     """The model file; ``file`` is relative to the plan's folder.
 
     ``head`` is the number of classes that its last layer was replaced for, if it was; ``dims`` are
-    the values of open dimensions beside the batch.
+    the values of open dimensions beside the batch; ``outputs`` those that were kept, if not all.
     """
 
     name: str
@@ -94,13 +94,14 @@ class ModelInfo(_Lean):
     fold_batchnorm: bool
     head: PositiveInt | None = None
     dims: dict[str, PositiveInt] = {}
-    left_out: ClassVar[tuple[str, ...]] = ("head", "dims")
+    outputs: tuple[str, ...] = ()
+    left_out: ClassVar[tuple[str, ...]] = ("head", "dims", "outputs")
 
     @property
     def importing(self) -> ImportOptions:
         """How the file was imported."""
         dims = tuple(self.dims.items())
-        return ImportOptions(self.batch, self.fold_batchnorm, self.head, dims)
+        return ImportOptions(self.batch, self.fold_batchnorm, self.head, dims, self.outputs)
 
 
 class Training(_Lean):
@@ -118,7 +119,9 @@ class Training(_Lean):
     delta: PositiveFloat = 1.0
     margin: PositiveFloat = 1.0
     bptt: PositiveInt | None = None
-    left_out: ClassVar[tuple[str, ...]] = ("delta", "margin", "bptt")
+    losses: dict[str, LossName] = {}
+    loss_weights: dict[str, PositiveFloat] = {}
+    left_out: ClassVar[tuple[str, ...]] = ("delta", "margin", "bptt", "losses", "loss_weights")
 
 
 class Budget(_Record):

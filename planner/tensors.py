@@ -89,7 +89,7 @@ class Storage:
                     self.space.update(dict.fromkeys(n.outputs, "state"))
             if u.grad_node is not None:
                 tiles.update(u.grad_node.outputs)
-        self.space[training.hyper] = self.space[training.target] = "io"
+        self.space.update(dict.fromkeys((training.hyper, *training.targets), "io"))
         for v in graph.values.values():
             if v.producer is not None and v not in tiles and self.space[v] == "flash":
                 self.space[v] = "arena"

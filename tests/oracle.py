@@ -9,15 +9,18 @@ from numpy.typing import NDArray
 
 from odt_plan.ir.indices import random_indices
 from odt_plan.ir.interpreter import run
-from odt_plan.ir.targets import random_target
+from odt_plan.ir.targets import random_target, target_names
 from odt_plan.ir.training import TrainingGraph
 from odt_plan.planner.plan import Plan
 
 Array = NDArray[Any]
 
 
-def batch(t: TrainingGraph, rng: np.random.Generator) -> tuple[Any, Array]:
-    """Random samples and targets of one micro-batch, the samples as the inputs store them."""
+def batch(t: TrainingGraph, rng: np.random.Generator) -> tuple[Any, Any]:
+    """Random samples and targets of one micro-batch, the samples as the inputs store them.
+
+    Of several inputs or outputs arrays by name.
+    """
     samples: dict[str, Array] = {}
     for v in t.samples:
         x: Array = rng.standard_normal(v.type.shape).astype(np.float32)
@@ -25,7 +28,11 @@ def batch(t: TrainingGraph, rng: np.random.Generator) -> tuple[Any, Array]:
             x = random_indices(t.graph, v, len(x), rng)
         samples[v.name] = x if v.type.quant is None else v.type.quant.quantize(x)
     x = samples if len(samples) > 1 else samples[t.sample.name]
-    return x, random_target(t.graph, t.target, rng)
+    y = {
+        name: random_target(t.graph, v, rng)
+        for name, v in zip(target_names(t), t.targets, strict=True)
+    }
+    return x, y if len(y) > 1 else y["y"]
 
 
 class Unconstrained:
@@ -42,8 +49,8 @@ class Unconstrained:
         self.micro = self.updates = 0
         self.bias = np.zeros(2, np.float32)
 
-    def step(self, x: Any, y: Array, lr: float) -> float:
-        """One micro-step; of several inputs ``x`` holds arrays by name."""
+    def step(self, x: Any, y: Any, lr: float) -> float:
+        """One micro-step; of several inputs or outputs ``x`` and ``y`` hold arrays by name."""
         t, spec = self.t, self.t.spec
         hyper = np.array([lr, 1.0, self.updates + 1], np.float32)
         if spec.optimizer == "adam":
@@ -53,7 +60,10 @@ class Unconstrained:
             hyper[1] = 1 / np.sqrt(self.bias[1])
             hyper = np.append(hyper, hyper[0] / self.bias[0])
         samples = x if isinstance(x, dict) else {t.sample.name: x}
-        feeds = {**samples, t.target.name: y, t.hyper.name: hyper, **self.state}
+        given = y if isinstance(y, dict) else {"y": y}
+        pairs = zip(target_names(t), t.targets, strict=True)
+        targets = {v.name: given[name] for name, v in pairs}
+        feeds = {**samples, **targets, t.hyper.name: hyper, **self.state}
         values = run(t.graph, feeds)
         self.micro += 1
         last = self.micro == spec.micro_batches

@@ -98,6 +98,8 @@ def finish(
             momentum=spec.momentum, beta1=spec.beta1, beta2=spec.beta2, epsilon=spec.epsilon,
             qas=spec.qas, rounding=spec.rounding, delta=spec.delta, margin=spec.margin,
             bptt=spec.bptt,
+            losses=dict(spec.losses),
+            loss_weights=dict(spec.loss_weights),
         ),
         device=DeviceInfo(
             id=device.id, storage=storage,

@@ -99,6 +99,14 @@ def squeezed(
     )  # fmt: skip
 
 
+def within(forward: Graph, training: TrainingGraph, ratio: float, storage: str | None) -> Plan:
+    """``squeezed`` to a part of what keeping everything takes; sdram moves beside the core."""
+    ram = keep_all(training).claims.ram_bytes
+    limit = int(ram.live_peak * ratio) + ram.total - ram.arena
+    overlap = storage == "sdram"
+    return squeezed(forward, training, ram_bytes=limit, storage=storage, overlap=overlap)
+
+
 @dataclass
 class _Stay:
     value: str

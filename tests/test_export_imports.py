@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from cli_run import Cli
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx_files import floats, model, node, save
 from test_export import BUDGET, PLAN, exported, learn, planned, rng
 from test_file_loss import BATCH, softmax
@@ -51,7 +52,7 @@ def test_parts_of_a_normalization(odt: Cli, form: str, tmp_path: Path) -> None:
 
 
 def test_normalizations_that_share_their_scale(odt: Cli, tmp_path: Path) -> None:
-    """As rows they are parameters of their own, of which the file has one."""
+    """They are one parameter as in the file, which has it in another shape."""
     first = chain(*LAYER_NORM["div"])
     names = {r: f"{r}1" for n in first for r in n.output}
     second = [NodeProto.FromString(n.SerializeToString()) for n in first]
@@ -61,9 +62,30 @@ def test_normalizations_that_share_their_scale(odt: Cli, tmp_path: Path) -> None
     for n in second:
         n.input[:] = [names["z"] if i == "h" else i for i in n.input]
     planned(odt, between_layers([*first, *second], constants(1, 1, 6), tmp_path), *MSE)
+    forward = forward_of(load_plan(PLAN), PLAN)
+    norms = [n for n in forward.nodes if n.op == "LayerNormalization"]
+    assert norms[0].inputs[1:] == norms[1].inputs[1:]
+    tuned = exported(odt, learn())
+    assert tuned.changed == {"w", "u", "scale", "bias"}
+    assert tuned.data("scale").shape == (1, 1, 6)
+
+
+def test_a_weight_of_two_folded_batch_normalizations(odt: Cli, tmp_path: Path) -> None:
+    """They make two weights of it, of which the file has one."""
+    random = rng()
+    data = {"w": floats(random, 4, 4, 1, 1), "shape": np.array([1, -1], np.int64)}
+    nodes = []
+    for i, (x, y) in enumerate((("x", "h"), ("h", "g"))):
+        kinds = {k: floats(random, 4) for k in "gbm"} | {"v": np.abs(floats(random, 4)) + 0.5}
+        data |= {f"{k}{i}": a for k, a in kinds.items()}
+        nodes.append(node("Conv", f"{x} w", f"c{i}"))
+        nodes.append(node("BatchNormalization", f"c{i} g{i} b{i} m{i} v{i}", y))
+    nodes.append(node("Reshape", "g shape", "y"))
+    planned(odt, save(model(nodes, {"x": [1, 4, 2, 2]}, ["y"], data), tmp_path), *MSE)
+    assert operators() == ["Conv", "Conv", "Reshape"]
     learn()
     reason = refused(odt)
-    assert "scale can't be written: scale/" in reason
+    assert "w can't be written: w" in reason
     assert "is made of it too and has learned something else" in reason
 
 
@@ -128,11 +150,58 @@ def test_weights_of_branches(odt: Cli, tmp_path: Path) -> None:
 
 
 def test_weights_inside_of_branches(odt: Cli, tmp_path: Path) -> None:
-    """They are refused by name where they have learned."""
+    """They stay there."""
     path = branches(tmp_path, inside=True)
+    old = onnx.load(path)
+    planned(odt, path, *MSE)
+    assert exported(odt, learn(), same=False).changed == {"fc"}
+    new = onnx.load("tuned.onnx")
+    (was,), (now,) = inside(old), inside(new)
+    assert was.shape == now.shape
+    assert (was != now).all()
+    assert "w" not in {t.name for t in new.graph.initializer}
+
+
+def inside(proto: onnx.ModelProto) -> list[Array]:
+    """The weights of the branches that are taken."""
+    graphs = [a.g for n in proto.graph.node for a in n.attribute if a.name == "then_branch"]
+    return [numpy_helper.to_array(t) for g in graphs for t in g.initializer]
+
+
+def test_weights_of_two_branches_of_one_name(odt: Cli, tmp_path: Path) -> None:
+    """Each is a parameter of its own, and finds its place again."""
+    data = {"c": TRUE, "fc": floats(rng(), 4, 3)}
+    nodes = []
+    for i, (x, y) in enumerate((("x", "h"), ("h", "g"))):
+        product = node("MatMul", f"{x} w", f"a{i}", f"product{i}")
+        then = body([product], f"a{i}", {}, {"w": floats(np.random.default_rng(i), 4, 4)})
+        nodes.append(if_("c", y, then, body([node("Neg", x, f"a{i}", f"less{i}")], f"a{i}")))
+    nodes.append(node("MatMul", "g fc", "y", "head"))
+    planned(odt, save(model(nodes, {"x": [1, 4]}, ["y"], data), tmp_path), *MSE)
+    trained = learn()
+    exported(odt, trained, same=False)
+    forward = forward_of(load_plan(PLAN), PLAN)
+    after = trained.params()
+    learned = {n: after[n] for n in forward.constants if n.split("~")[0] == "w"}
+    assert len(learned) == 2
+    for got, want in zip(inside(onnx.load("tuned.onnx")), learned.values(), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_constants_inside_of_branches(odt: Cli, tmp_path: Path) -> None:
+    """Those that nodes make there are refused by name where they have learned."""
+    constant = helper.make_node(
+        "Constant", [], ["w"], name="made", value=numpy_helper.from_array(floats(rng(), 4, 4))
+    )
+    then = body([constant, node("MatMul", "x w", "a", "product")], "a")
+    other = body([node("Neg", "x", "a", "less")], "a")
+    data = {"c": TRUE, "fc": floats(rng(), 4, 3)}
+    nodes = [if_("c", "h", then, other), node("MatMul", "h fc", "y", "head")]
+    path = save(model(nodes, {"x": [1, 4]}, ["y"], data), tmp_path)
     planned(odt, path, *MSE)
     learn()
-    assert "w of node product can't be written: w is no initializer" in refused(odt)
+    assert "can't be written: " in (reason := refused(odt))
+    assert " is no initializer or Constant of the file's main graph, nor an init" in reason
     done = odt(path, *BUDGET, "-o", "out", "--train", "fc", *MSE, "-q")
     assert done.code == 0, done.err
     assert exported(odt, learn()).changed == {"fc"}

@@ -302,6 +302,12 @@ def test_frozen_layers(tmp_path: Path, odt: Cli) -> None:
     done = odt(tmp_path / "model.onnx", *LIMITS, "--freeze-before", "Gemm_score")
     assert done.code == 2
     assert "has no node Gemm_score; nearest: Gemm_scores" in done.error
+    (node,) = import_model(tmp_path / "model.onnx").loss.nodes[-1:]  # type: ignore[union-attr]
+    for command in ((tmp_path / "model.onnx", *LIMITS), ("check", tmp_path / "model.onnx")):
+        done = odt(*command, "--freeze-before", node.name)
+        assert done.code == 2
+        told = f"{node.name} is part of the loss loss, so nothing would be left to train; name a"
+        assert f"{told} node up to the prediction " in done.error
 
 
 def test_output_needs_a_loss(tmp_path: Path, odt: Cli) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,15 @@ def becomes(nodes: list[NodeProto], data: dict[str, Array], op: str, folder: Pat
     merged = agrees(path)
     inner = [n.op for n in merged.nodes if n.op not in ("Gemm", "MatMul", "Reshape")]
     assert inner == [op]
+    trained_alike(path, merged)
+
+
+def trained_alike(path: Path, merged: Graph, least: Collection[str] = ("u", "w")) -> None:
+    """A step on what a file becomes is that on its parts, of these parameters and more."""
     parts = convert(load_file(path)).graph
     drop_dead(parts)
     want, got = after_a_step(parts), after_a_step(merged)
-    assert set(got) >= set(want) > {"u"}  # a bias in a Sub is none by itself
+    assert set(got) >= set(want) >= set(least)  # a bias in a Sub is none by itself
     for name, new in want.items():
         before = merged.constants[name].reshape(new.shape)
         step = np.abs(new - before).max()
@@ -172,16 +178,61 @@ def test_constants_of_more_axes_and_rows_of_two_axes(tmp_path: Path) -> None:
     becomes(steps, constants(5, WIDTH), "LayerNormalization", tmp_path)
 
 
-def test_constants_that_others_read_keep_their_form(tmp_path: Path) -> None:
-    """A scale of two normalizations is one parameter."""
+CHANNELS = {
+    "scale and bias": (*LAYER_NORM["div"], "LayerNormalization"),
+    "pow": (*LAYER_NORM["pow"], "LayerNormalization"),
+    "scale": (*LAYER_NORM["no bias"], "LayerNormalization"),
+    "bare": (*DEVIATION, *VARIANCE, "z = Div d r", "GroupNormalization"),
+    "root mean square": (*SQUARES, "x = Div h r", "z = Mul x scale", "RMSNormalization"),
+}
+
+
+@pytest.mark.parametrize("form", CHANNELS)
+@pytest.mark.parametrize("shape", [[2, WIDTH, 3, 4], [1, WIDTH, 5]])
+def test_channels_at_each_place(form: str, shape: list[int], tmp_path: Path) -> None:
+    """ConvNeXt's LayerNorm2d: NumPy's and the file's results, and the same training."""
+    *steps, op = CHANNELS[form]
+    spatial = [1] * (len(shape) - 2)
+    data = constants(WIDTH, *spatial) | {"w": floats(RNG, WIDTH, 4, *spatial)}
+    data["u"] = floats(RNG, 3, WIDTH, *spatial)
+    nodes = [node("Conv", "in w", "h"), *chain(*steps, axes=[1]), node("Conv", "z u", "y0")]
+    used = {i for n in nodes for i in n.input}
+    data = {k: a for k, a in data.items() if k in used}
+    proto = model(nodes, {"in": [shape[0], 4, *shape[2:]]}, ["y0"], data)
+    path = save(proto, tmp_path)
+    merged = agrees(path)
+    inner = [n.op for n in merged.nodes if n.op not in ("Conv", "Transpose", "Reshape")]
+    assert inner == [op]
+    assert sum(n.op == "Transpose" for n in merged.nodes) == 2
+    trained_alike(path, merged)
+
+
+@pytest.mark.parametrize("axes", [[-1], [1, 2]])
+def test_rows_without_a_scale(axes: list[int], tmp_path: Path) -> None:
+    """There is no parameter, and none comes into being."""
+    *steps, op = CHANNELS["bare"]
+    path = between_layers(chain(*steps, axes=axes), constants(), tmp_path)
+    merged = agrees(path)
+    (norm,) = (n for n in merged.nodes if n.op not in ("Gemm", "MatMul", "Reshape"))
+    assert (norm.op, len(norm.inputs)) == (op, 1)
+    trained_alike(path, merged)
+
+
+@pytest.mark.parametrize("shape", [(WIDTH,), (1, 1, WIDTH)])
+def test_constants_that_others_read_keep_their_form(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    """A scale of two normalizations is one parameter, also where it is no row in the file."""
     steps = [s.replace("h", "z1") if i < 2 else s for i, s in enumerate(LAYER_NORM["div"])]
     first = chain(*(s.replace("z =", "z1 =") for s in LAYER_NORM["div"]))
     renamed = [" ".join(p + "b" if p in set("mdqverxy") else p for p in s.split()) for s in steps]
-    path = between_layers(first + chain(*renamed), constants(), tmp_path)
+    path = between_layers(first + chain(*renamed), constants(*shape), tmp_path)
     graph = agrees(path)
     norms = [n for n in graph.nodes if n.op == "LayerNormalization"]
     assert len(norms) == 2
     assert norms[0].inputs[1:] == norms[1].inputs[1:]
+    assert {v.name for v in norms[0].operands()} >= {"scale", "bias"}
+    trained_alike(path, graph)
 
 
 OTHERS = {

@@ -473,7 +473,8 @@ def test_data_files(tmp_path: Path) -> None:
     a, b = load_data(tmp_path / "good.npz")
     assert list(a) == ["x"]
     assert np.array_equal(a["x"], x)
-    assert np.array_equal(b, y)
+    assert list(b) == ["y"]
+    assert np.array_equal(b["y"], y)
     np.savez(tmp_path / "no_y.npz", x=x, labels=y)
     np.save(tmp_path / "single.npy", x)
     (tmp_path / "text.npz").write_text("x,y")

@@ -90,13 +90,9 @@ def test_ids_and_mask(tmp_path: Path) -> None:
 
 
 def squeezed(ratio: float, storage: str | None) -> tuple[Plan, TrainingGraph]:
-    """Within a part of what keeping everything takes; sdram moves beside the core."""
     forward = nets.two_branches()
     t = plans.training_of(forward)
-    ram = plans.keep_all(t).claims.ram_bytes
-    limit = int(ram.live_peak * ratio) + ram.total - ram.arena
-    overlap = storage == "sdram"
-    return plans.squeezed(forward, t, ram_bytes=limit, storage=storage, overlap=overlap), t
+    return plans.within(forward, t, ratio, storage), t
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import NodeProto
 from onnx_files import floats, model, node, save
 
 from odt_plan.ir import opdef
@@ -135,12 +136,25 @@ def test_tied_weights_are_trainable_as_long_as_they_are_only_weights(tmp_path: P
     assert report.layers[0].reason == "frozen: w is also read as an ordinary operand"
 
 
-def test_several_outputs_are_an_obstacle(tmp_path: Path) -> None:
-    nodes = [node("Add", "x z", "y"), node("Relu", "y", "w")]
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        (node("Relu", "y", "w"), None),
+        (node("ReduceSum", "y", "w", keepdims=0), "the prediction w, f32[], is not one per sample"),
+        (node("ArgMax", "y", "w"), "the prediction w is i32[1,4], which no loss has a gradient of"),
+        (node("Identity", "y", "w"), "two outputs are the same, y"),
+    ],
+)
+def test_several_outputs_are_an_obstacle_if_one_has_no_loss(
+    tmp_path: Path, last: NodeProto, reason: str | None
+) -> None:
+    nodes = [node("Add", "x z", "y"), last]
     path = save(model(nodes, {"x": [1, 4], "z": [1, 4]}, ["y", "w"]), tmp_path)
-    assert [o.reason for o in trainability(path).obstacles] == [
-        "has 2 outputs; training needs exactly one",
-    ]
+    told = [o.reason for o in trainability(path).obstacles]
+    way_out = "; leave it out with --keep-output and the names of the others"
+    assert told == ([] if reason is None else [f"{reason}{way_out}"])
+    if reason is not None:
+        assert not trainability(path, ImportOptions(outputs=("y",))).obstacles
 
 
 def test_files_that_are_no_graph_are_refused(tmp_path: Path) -> None:

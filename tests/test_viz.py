@@ -80,7 +80,7 @@ def _training(names: list[str], skip: int = 3) -> TrainingGraph:
     forward = [n for n in g.nodes if n.phase == "forward"]
     for n in reversed(forward[1:]):
         d = _node(g, "ConvGradInput", f"{n.name}/dx", [d, *n.operands()], (1, 4, 8, 8), "backward")
-    return TrainingGraph(g, TrainingSpec(), (x,), target, hyper, v, loss, ())
+    return TrainingGraph(g, TrainingSpec(), (x,), (target,), hyper, (v,), loss, ())
 
 
 def _plan(training: TrainingGraph, budget: int = 4096) -> tuple[Plan, CheckReport]:

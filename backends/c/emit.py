@@ -10,12 +10,12 @@ from pathlib import Path
 from string import Template
 
 from ...ir.errors import OdtPlanError
-from ...ir.targets import bounds_of
 from ...ir.training import TrainingGraph
 from ...planner.plan import ALIGNMENT_BYTES, Buffer, Plan
 from .ctext import array, block, c_type, comment, identifier, symbol
 from .emit_call import float_literal
-from .golden import SEED, golden_arrays, golden_table, run_golden
+from .golden import SEED, golden_table, golden_values, run_golden
+from .head import head_values, heads_of
 from .parts import Part, Parts
 from .replay import replay_sizes, replay_values
 from .sample import inputs_of
@@ -93,7 +93,7 @@ class _Library:
     def __init__(self, plan: Plan, training: TrainingGraph, model: str) -> None:
         self.plan, self.training, self.model, self.macro = plan, training, model, model.upper()
         self.inputs = inputs_of(plan, training, model)
-        self.bounds = bounds_of(training.graph, training.target)
+        self.heads = heads_of(training, model)
         constants = training.graph.constants
         # The capital keeps weights apart from whatever a model named ``<model>_...`` defines.
         self.weights = {n: symbol(f"{model}_W", i, n) for i, n in enumerate(constants)}
@@ -104,7 +104,7 @@ class _Library:
         self._stored = _space_end(
             [b for b in plan.buffers if b.space == "storage" and b.value in homes]
         )
-        self.schedule = emit_schedule(plan, training, self.weights, self.parts)
+        self.schedule = emit_schedule(plan, training, self.weights, self.parts, self.heads)
 
     def files(self) -> dict[str, str]:
         """All files by name, the library sources of the kernels included."""
@@ -129,8 +129,6 @@ class _Library:
 
     def _values(self) -> dict[str, str | int]:
         plan, schedule, training = self.plan, self.schedule, self.training
-        labels = training.target.type.dtype == "i32"
-        target_decl = "const int32_t *labels" if labels else "const float *target"
         micro = plan.training.micro_batches
         low, high = plan_id(plan)
         golden = run_golden(plan, training)
@@ -142,12 +140,8 @@ class _Library:
             "sizes": self._sizes(),
             **self._samples(),
             **self._memory(),
-            "prediction_at": self.parts.pointer(schedule.prediction),
-            "target_name": "labels" if labels else "target",
-            "target_decl": target_decl,
-            "target_note": self._target_note(),
+            **head_values(self.heads, self.parts.pointer(schedule.prediction)),
             "micro_note": "" if micro == 1 else f" of {micro} micro-steps",
-            "kernel_target": "const int32_t *target" if labels else "const float *target",
             "includes": "".join(f'#include "{s}.h"\n' for s in self._kernel_sources()),
             "plan_low": f"0x{low:08x}u",
             "plan_high": f"0x{high:08x}u",
@@ -160,11 +154,10 @@ class _Library:
             "train_pages": int(schedule.train_pages),
             "initial": self._initial(),
             "stored": self._stored_state(),
-            "target_check": self._target_check(),
             "declarations": self._declarations(),
             "seed": SEED,
             "lr": float_literal(golden.lr),
-            "arrays": golden_arrays(golden, {i.value.name: i.golden for i in self.inputs}),
+            **golden_values(golden, self.inputs, self.heads),
             "table": golden_table(golden, self.state),
         }
 
@@ -196,7 +189,6 @@ class _Library:
             "sample_copies": "\n".join(copies),
             "not_sample": self._dead(held, 4),
             "index_check": "".join(i.check() for i in inputs),
-            "golden_samples": ", ".join(i.golden for i in inputs),
         }
 
     def _stored_state(self) -> str:
@@ -266,8 +258,7 @@ class _Library:
             "SAVED_BYTES": (f"ODTPLAN_SAVED_BYTES({state + self._stored}u)", "what save writes"),
             "BATCH": (f"{batch}", "samples per call"),
             **{k: v for i in self.inputs for k, v in i.sizes().items()},
-            "PREDICTION_SIZE": (f"{training.prediction.type.size}", "floats of y, whole batch"),
-            "TARGET_SIZE": (f"{training.target.type.size}", "labels or floats of the target"),
+            **{k: v for h in self.heads for k, v in h.sizes().items()},
             "MICRO_BATCHES": (f"{plan.training.micro_batches}", "training calls per update"),
         }
         sizes |= replay_sizes(plan)
@@ -275,39 +266,9 @@ class _Library:
             note = "transfers at most that are started and not waited for"
             sizes["TRANSFERS"] = (f"{self.schedule.under_way}", note)
         sizes |= self.parts.sizes()
-        if self.bounds is not None and training.target.type.dtype == "i32":
-            sizes["CLASSES"] = (f"{self.bounds.high + 1}", "labels are 0 .. this - 1")
+        sizes |= {k: v for h in self.heads for k, v in h.classes().items()}
         lines = (f"{self.macro}_{k} {v} /* {note} */" for k, (v, note) in sizes.items())
         return "".join(f"#define {line}\n" for line in lines)
-
-    def _target_note(self) -> str:
-        size = f"{self.macro}_TARGET_SIZE"
-        loss = {"output": "the model's"}.get(self.training.spec.loss, self.training.spec.loss)
-        loss = loss.replace("_", " ")
-        checked = "" if self.bounds is None else "; checked before anything runs"
-        if self.training.target.type.dtype != "i32":
-            unit = "" if self.bounds is None else " from 0 to 1"
-            kind = self.training.target.type
-            return f"target: {size} floats{unit}, {kind} ({loss} loss){checked}."
-        what = "numbers of classes" if self.bounds is None else "classes"
-        return f"labels: {size} {what} ({loss} loss){checked}."
-
-    def _target_check(self) -> str:
-        """Lines that refuse a target out of its bounds, NaN included."""
-        if self.bounds is None:
-            return ""
-        if self.training.target.type.dtype == "i32":
-            test = f"labels[i] < 0 || labels[i] >= {self.macro}_CLASSES"
-            if self.bounds.ignored is not None:
-                test = f"labels[i] != ({self.bounds.ignored}) && ({test})"
-        else:
-            low, high = float_literal(self.bounds.low), float_literal(self.bounds.high)
-            test = f"!(target[i] >= {low} && target[i] <= {high})"
-        lines = block(
-            f"for (int32_t i = 0; i < {self.macro}_TARGET_SIZE; i++) {{",
-            block(f"if ({test}) {{", ["return ODTPLAN_ERROR_LABEL;"]),
-        )
-        return "\n".join(f"    {line}" for line in lines)
 
     def _decay(self) -> str:
         t = self.plan.training

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +12,14 @@ from ...ir.errors import GraphError, OdtPlanError
 from ...ir.graph import Array, Graph, TensorType, Value
 from ...ir.indices import random_indices
 from ...ir.sample import array_names
-from ...ir.targets import random_target
+from ...ir.targets import random_target, target_names
 from ...ir.training import TrainingGraph
 from ...planner.plan import Buffer, Plan
 from ..numpy import Runtime
 from .ctext import rows
 from .emit_call import float_literal
+from .head import Head
+from .sample import Input
 
 SEED = 0
 #: Elements of each state tensor that are compared within the tolerance; the checksum covers all.
@@ -30,17 +32,17 @@ class Golden:
 
     Attributes:
         samples: Data inputs by name.
-        target: Labels or target tensor.
+        targets: Labels or target tensors, by output.
         lr: Step size.
-        prediction: Prediction before the update.
+        predictions: Before the update, by output.
         loss: Loss before the update.
         state: State space after the update.
     """
 
     samples: dict[str, Array]
-    target: Array
+    targets: dict[str, Array]
     lr: float
-    prediction: Array
+    predictions: dict[str, Array]
     loss: np.float32
     state: bytes
 
@@ -54,18 +56,21 @@ def run_golden(plan: Plan, training: TrainingGraph) -> Golden:
     rng = np.random.default_rng(SEED)
     given = random_samples(training, rng)
     samples = dict(zip((v.name for v in training.samples), given.values(), strict=True))
-    target = random_target(training.graph, training.target, rng)
+    wanted = [random_target(training.graph, v, rng) for v in training.targets]
+    target = dict(zip(target_names(training), wanted, strict=True))
+    targets = dict(zip((v.name for v in training.predictions), wanted, strict=True))
     lr = np.float32(0.1)
     for _ in range(30):
         runtime = Runtime(plan, training)
-        prediction = np.asarray(runtime.infer(given), np.float32).copy()
+        predictions = runtime.predict(given)
         losses = [
             runtime.train_step(given, target, float(lr))
             for _ in range(plan.training.micro_batches)
         ]
         state = runtime.state_bytes()
         if runtime.is_finite() and np.isfinite(losses[-1]):
-            return Golden(samples, target, float(lr), prediction, np.float32(losses[-1]), state)
+            loss = np.float32(losses[-1])
+            return Golden(samples, targets, float(lr), predictions, loss, state)
         lr = lr / np.float32(2)
     raise OdtPlanError(
         f"{plan.model.name}: a training step on a random sample is not finite even at step size"
@@ -98,19 +103,37 @@ def random_sample(graph: Graph, value: Value, rng: np.random.Generator) -> Array
     return rng.standard_normal(kind.shape).astype(np.float32)
 
 
-def golden_arrays(golden: Golden, names: Mapping[str, str]) -> str:
-    """Definitions of samples (input -> C name), target, prediction, loss and checksum."""
-    target = "int32_t" if golden.target.dtype.kind == "i" else "float"
+def golden_values(
+    golden: Golden, inputs: Sequence[Input], heads: Sequence[Head]
+) -> dict[str, str]:
+    """What the template of the self-test says: arrays of results, and how they are compared."""
     types = {"i1": "int8_t", "i4": "int32_t", "f4": "float"}
-    samples = golden.samples.items()
-    parts = [
-        *(_static(names[name], a, types[a.dtype.str[1:]]) for name, a in samples),
-        _static("golden_target", golden.target, target),
-        _static("golden_prediction", golden.prediction, "float"),
+    given = [(i.golden, golden.samples[i.value.name]) for i in inputs]
+    given += [(h.called("golden_target"), golden.targets[h.value.name]) for h in heads]
+    given += [(h.called("golden_prediction"), golden.predictions[h.value.name]) for h in heads]
+    parts = [_static(name, a, types[a.dtype.str[1:]]) for name, a in given]
+    predicted, compared = ["NULL"], ""
+    if len(heads) > 1:
+        predicted = [h.called("predicted") for h in heads]
+        sizes = [h.macro("PREDICTION_SIZE") for h in heads]
+        parts += [f"static float {p}[{n}];\n" for p, n in zip(predicted, sizes, strict=True)]
+    parts += [
         f"static const float golden_loss = {float_literal(float(golden.loss))};\n",
         f"#define GOLDEN_STATE_CRC 0x{zlib.crc32(golden.state):08x}u\n",
     ]
-    return "\n".join(parts)
+    for h, p in zip(heads, predicted, strict=True):
+        found = f"{h.macro('PREDICTION')}(net)" if p == "NULL" else p
+        arguments = f"{found}, 1, {h.called('golden_prediction')}, {h.macro('PREDICTION_SIZE')}"
+        compared += (
+            f"    d = odtplan_difference({arguments});\n    worst = d > worst ? d : worst;\n"
+        )
+    return {
+        "arrays": "\n".join(parts),
+        "golden_samples": ", ".join(i.golden for i in inputs),
+        "golden_targets": ", ".join(h.called("golden_target") for h in heads),
+        "predicted": ", ".join(predicted),
+        "compared": compared,
+    }
 
 
 def golden_table(golden: Golden, state: list[Buffer]) -> str:

@@ -10,19 +10,19 @@ from .parts import Parts
 
 _FRONT = Template("""
 /* What stays frozen: the same for a sample at any time. */
-static int front(${model}_t *net, int mode) {
+static int front(${model}_t *net, int mode$y_taken) {
 $locals
 $front_body
 $voids
     (void)mode;
-    return ODTPLAN_OK;
+$y_voids    return ODTPLAN_OK;
 }
 """)
 
 _WHOLE = Template("""
-static int run(${model}_t *net, $kernel_target, float *loss, int mode) {
-    const int status = front(net, mode);
-    return status == ODTPLAN_OK ? rest(net, target, loss, mode) : status;
+static int run(${model}_t *net, $target_decl, float *loss, int mode$y_taken) {
+    const int status = front(net, mode$y_given);
+    return status == ODTPLAN_OK ? rest(net, $target_args, loss, mode$y_given) : status;
 }
 """)
 
@@ -55,7 +55,7 @@ int ${model}_capture(${model}_t *net, $sample_params, uint32_t entry) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
 $need_write    begin(net, $sample_args);
-    status = front(net, MICRO);
+    status = front(net, MICRO$y_none);
 $write
     finish(net, status);
     if (status == ODTPLAN_OK && entry == net->captured) {
@@ -82,13 +82,13 @@ int ${model}_train_cached(${model}_t *net, uint32_t entry, $target_decl, float l
     if (entry >= ${MODEL}_REPLAY_ENTRIES || entry >= net->captured) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
-${need_read}    status = prepare(net, $target_name, lr, &next);
+${need_read}    status = prepare(net, $target_args, lr, &next);
     if (status != ODTPLAN_OK) {
         return status;
     }
     status = begin_cached(net, entry);
     if (status == ODTPLAN_OK) {
-        status = rest(net, $target_name, loss, next.micro == 0 ? UPDATE : MICRO);
+        status = rest(net, $target_args, loss, next.micro == 0 ? UPDATE : MICRO$y_none);
     }
     finish(net, status);
     if (status == ODTPLAN_OK) {

@@ -6,7 +6,7 @@ functions about it end in its name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,27 +36,48 @@ _NOTES = {"i8": "elements (stored int8)", "i32": "indices"}
 
 
 @dataclass(frozen=True)
-class Input:
-    """A data input as C sees it.
+class Named:
+    """One of the inputs or outputs of a model, of which there may be several.
 
     Attributes:
-        value: The input of the training graph.
-        buffer: Where the caller's samples lie in the arena.
-        name: Empty for the only input; an identifier else.
+        value: The value of the training graph.
+        name: Empty for the only one; an identifier else.
         model: Name of the model.
         graph: The training graph.
     """
 
     value: Value
-    buffer: Buffer
     name: str
     model: str
     graph: Graph
 
+    def called(self, word: str) -> str:
+        """A name of C that begins with a word."""
+        return f"{word}_{self.name}" if self.name else word
+
+    def key(self, key: str) -> str:
+        """Name of a macro, without the model's."""
+        return f"{key}_{self.name.upper()}" if self.name else key
+
+    def macro(self, key: str) -> str:
+        """Name of a macro."""
+        return f"{self.model.upper()}_{self.key(key)}"
+
+
+@dataclass(frozen=True)
+class Input(Named):
+    """A data input as C sees it.
+
+    Attributes:
+        buffer: Where the caller's samples lie in the arena.
+    """
+
+    buffer: Buffer
+
     @property
     def param(self) -> str:
         """Name of the parameter."""
-        return f"x_{self.name}" if self.name else "x"
+        return self.called("x")
 
     @property
     def element(self) -> str:
@@ -71,15 +92,7 @@ class Input:
     @property
     def golden(self) -> str:
         """Array of the self-test."""
-        return f"golden_sample_{self.name}" if self.name else "golden_sample"
-
-    def key(self, key: str) -> str:
-        """Name of a macro, without the model's."""
-        return f"{key}_{self.name.upper()}" if self.name else key
-
-    def macro(self, key: str) -> str:
-        """Name of a macro."""
-        return f"{self.model.upper()}_{self.key(key)}"
+        return self.called("golden_sample")
 
     def sources(self) -> tuple[str, ...]:
         """Kernel sources that its functions need beside those of the schedule."""
@@ -142,21 +155,21 @@ class Input:
 
 def inputs_of(plan: Plan, training: TrainingGraph, model: str) -> list[Input]:
     """The data inputs of a plan, in the file's order."""
-    names = [""]
-    if len(training.samples) > 1:
-        names = _unique(identifier(v.name) for v in training.samples)
     result = []
-    for v, name in zip(training.samples, names, strict=True):
+    for v, name in zip(training.samples, names_of(training.samples), strict=True):
         buffer = next(b for b in plan.buffers if b.space == "arena" and b.value == v.name)
-        result.append(Input(v, buffer, name, model, training.graph))
+        result.append(Input(v, name, model, training.graph, buffer))
     return result
 
 
-def _unique(names: Iterable[str]) -> list[str]:
-    """The same names, with a number where one is there already."""
+def names_of(values: Sequence[Value]) -> list[str]:
+    """Identifiers of values, with a number where one is there already; empty for the only one."""
+    if len(values) == 1:
+        return [""]
     result: list[str] = []
-    for name in names:
-        base, i = name, 2
+    for v in values:
+        name = base = identifier(v.name)
+        i = 2
         while name in result:
             name, i = f"{base}_{i}", i + 1
         result.append(name)

@@ -16,8 +16,10 @@ from ...ir.graph import Node, TensorType, Value
 from ...ir.opdef import get_op
 from ...ir.training import TrainingGraph, Update
 from ...planner.plan import Buffer, Plan, Step
+from ..inference import inference_steps
 from .ctext import block, block_comment, symbol, wrap
 from .emit_call import call, kernel_of, param_struct
+from .head import Head
 from .parts import Parts
 
 Range = tuple[int, int]
@@ -52,35 +54,12 @@ class Schedule:
     under_way: int = 0
 
 
-def inference_steps(plan: Plan, prediction: str) -> list[int]:
-    """Indices of the steps that the value ``prediction`` needs, in order.
-
-    Raises:
-        GraphError: No step computes it, or it depends on an update.
-    """
-    buffers = {b.id: b for b in plan.buffers}
-    written = [{buffers[w].value for w in s.writes} for s in plan.steps]
-    last = next((i for i, values in enumerate(written) if prediction in values), None)
-    if last is None:
-        raise GraphError(f"no step of the plan computes the prediction {prediction}")
-    wanted = {w for w in plan.steps[last].writes if buffers[w].value == prediction}
-    chosen: list[int] = []
-    for i in range(last, -1, -1):
-        step = plan.steps[i]
-        if step.kind == "page_wait" and step.reads[1] in wanted:
-            chosen.append(i)
-        if wanted.isdisjoint(step.writes):
-            continue
-        if step.kind == "update":
-            raise GraphError(f"step {i}: the prediction depends on an update of the same step")
-        wanted.difference_update(step.writes)
-        wanted.update(r for r in step.reads if r and buffers[r].space in ("arena", "storage"))
-        chosen.append(i)
-    return chosen[::-1]
-
-
 def emit_schedule(
-    plan: Plan, training: TrainingGraph, weights: dict[str, str], parts: Parts
+    plan: Plan,
+    training: TrainingGraph,
+    weights: dict[str, str],
+    parts: Parts,
+    heads: Sequence[Head],
 ) -> Schedule:
     """The plan as C statements.
 
@@ -89,16 +68,22 @@ def emit_schedule(
         training: The graph that the plan executes.
         weights: C array of each constant by value name.
         parts: C arrays of arena and state.
+        heads: The outputs.
 
     Raises:
         GraphError: The plan has a step that C can't run (names it).
     """
-    return _Emitter(plan, training, weights, parts).emit()
+    return _Emitter(plan, training, weights, parts, heads).emit()
 
 
 class _Emitter:
     def __init__(
-        self, plan: Plan, training: TrainingGraph, weights: dict[str, str], parts: Parts
+        self,
+        plan: Plan,
+        training: TrainingGraph,
+        weights: dict[str, str],
+        parts: Parts,
+        heads: Sequence[Head],
     ) -> None:
         self.plan, self.training, self.weights, self.parts = plan, training, weights, parts
         self.buffers = {b.id: b for b in plan.buffers}
@@ -113,14 +98,16 @@ class _Emitter:
         self.params: list[str] = []
         starts = [s.writes[0] for s in plan.steps if s.overlapped]
         self.transfers = {target: i for i, target in enumerate(starts)}
+        self.targets = {h.target.name: h.param for h in heads}
+        self.results = {h.value.name: h.result for h in heads if len(heads) > 1}
         self.homes = {v.name for u in training.updates for v in u.paged}
 
     def emit(self) -> Schedule:
-        prediction = self.training.prediction.name
-        infer = inference_steps(self.plan, prediction)
-        end = self.plan.steps[infer[-1]]
-        buffer = next(b for b in map(self.buffers.__getitem__, end.writes) if b.value == prediction)
-        result = Schedule(buffer, self.params)
+        predictions = [v.name for v in self.training.predictions]
+        infer = inference_steps(self.plan, predictions)
+        end = map(self.buffers.__getitem__, self.plan.steps[infer[-1]].writes)
+        result = Schedule(next(b for b in end if b.value in predictions), self.params)
+        copied = dict(self.results)
         sources: set[str] = set()
         for i, step in enumerate(self.plan.steps):
             pages = step.kind in ("page_in", "page_out", "page_wait")
@@ -133,6 +120,10 @@ class _Emitter:
             held = [b for b in self.arena if b.first <= i < b.last]
             dying = _minus((b for b in self.arena if b.last == i), held)
             lines = self._step(i, step)
+            for b in map(self.buffers.__getitem__, step.writes if i in infer else ()):
+                if (y := copied.pop(b.value, None)) is not None:
+                    copy = f"memcpy({y}, {self.pointer(b.id)}, {b.bytes});"
+                    lines += block(f"if ({y} != NULL) {{", [copy])
             if step.last_micro and self.plan.training.micro_batches > 1:
                 lines = block("if (mode == UPDATE) {", lines)
             elif i < infer[-1] and i not in infer:
@@ -326,8 +317,8 @@ class _Emitter:
             return self.weights[b.value]
         if b.space == "io" and b.value == self.training.hyper.name:
             return "net->hyper"
-        if b.space == "io" and b.value == self.training.target.name:
-            return "target"
+        if b.space == "io" and b.value in self.targets:
+            return self.targets[b.value]
         raise GraphError(f"buffer {b.id}: C code can't address {b.value} in {b.space}")
 
 

@@ -15,24 +15,27 @@ from ...ir.graph import Array, TensorType, Value
 from ...ir.indices import check_indices
 from ...ir.opdef import get_op
 from ...ir.sample import Samples, by_input, quantizer
-from ...ir.targets import bounds_of, check_bounds
+from ...ir.targets import bounds_of, by_target, check_bounds
 from ...ir.training import TrainingGraph
 
 
-def load_data(path: Path, inputs: Sequence[str] = ("x",)) -> tuple[dict[str, Array], Array]:
-    """Read samples and the array ``y`` of an .npz file.
+def load_data(
+    path: Path, inputs: Sequence[str] = ("x",), targets: Sequence[str] = ("y",)
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Read samples and targets of an .npz file.
 
     Args:
         path: The file.
         inputs: Names of the arrays of samples; see ``ir.sample.array_names``.
+        targets: Names of the arrays of targets; see ``ir.targets.target_names``.
 
     Raises:
         UsageError: Unreadable, not an .npz file, or an array is missing.
     """
-    wanted = (*inputs, "y")
-    call = f"np.savez(path, {', '.join(f'{name}=...' for name in wanted)})"
-    if not all(map(str.isidentifier, inputs)):
-        call = f"np.savez(path, y=..., **{{{', '.join(f'{name!r}: ...' for name in inputs)}}})"
+    wanted = (*inputs, *targets)
+    given = {name: f"{name}=..." for name in wanted if name.isidentifier()}
+    rest = ", ".join(f"{name!r}: ..." for name in wanted if name not in given)
+    call = f"np.savez(path, {', '.join([*given.values(), *([f'**{{{rest}}}'] if rest else [])])})"
     with array_file(path) as file:
         data = np.load(file, allow_pickle=False)
         if not isinstance(data, np.lib.npyio.NpzFile):
@@ -43,7 +46,7 @@ def load_data(path: Path, inputs: Sequence[str] = ("x",)) -> tuple[dict[str, Arr
                 f"{path}: has no array {' and '.join(missing)}, only"
                 f" {', '.join(data.files) or 'nothing'}; save with {call}"
             )
-        return {name: data[name] for name in inputs}, data["y"]
+        return {name: data[name] for name in inputs}, {name: data[name] for name in targets}
 
 
 def fitted(data: ArrayLike, t: TensorType, what: str) -> Array:
@@ -58,7 +61,7 @@ def fitted(data: ArrayLike, t: TensorType, what: str) -> Array:
         UsageError: Wrong shape, or not numbers of the wanted kind.
     """
     array = np.asarray(data)
-    kinds = "iu" if t.dtype.startswith(("i", "u")) else "iuf"
+    kinds = "iu" if t.dtype.startswith(("i", "u")) else "biuf"
     if array.shape != t.storage_shape or array.dtype.kind not in kinds:
         raise UsageError(f"{what} is {array.dtype}{list(array.shape)}, the plan needs {t}")
     with np.errstate(over="ignore"):  # too large for f32 becomes infinite
@@ -118,7 +121,7 @@ def checked_samples(training: TrainingGraph, x: Samples) -> dict[str, Array]:
 def _checked(training: TrainingGraph, name: str, value: Value, x: Array) -> Array:
     kind = value.type
     want = kind.shape[1:]
-    if x.ndim < 1 or x.shape[1:] != want or x.dtype.kind not in "iuf":
+    if x.ndim < 1 or x.shape[1:] != want or x.dtype.kind not in "biuf":
         raise UsageError(
             f"{name} is {x.dtype}{list(x.shape)}, must be numbers"
             f" [count, {', '.join(map(str, want))}]"
@@ -140,27 +143,37 @@ def chosen_of(x: Mapping[str, Array], chosen: Sequence[int] | slice) -> dict[str
     return {name: a[chosen] for name, a in x.items()}
 
 
-def checked_targets(training: TrainingGraph, y: Array, count: int) -> Array:
-    """Labels i32 [count, ...], or targets f32 [count, ...].
+def checked_targets(training: TrainingGraph, y: Samples, count: int) -> dict[str, Array]:
+    """The targets of a data set, each array labels i32 or numbers f32 [count, ...].
 
     Raises:
         UsageError: Wrong kind, shape or count, out of range, or not finite.
     """
+    return {
+        name: _checked_target(training, name, v, np.asarray(given), count)
+        for name, v, given in by_target(training, y)
+    }
+
+
+def _checked_target(
+    training: TrainingGraph, name: str, value: Value, y: Array, count: int
+) -> Array:
     if y.ndim < 1 or len(y) != count:
-        raise UsageError(f"y has shape {list(y.shape)}, but x has {count} samples")
-    want = training.target.type.shape[1:]
-    labels = training.target.type.dtype == "i32"
+        raise UsageError(f"{name} has shape {list(y.shape)}, but x has {count} samples")
+    want = value.type.shape[1:]
+    labels = value.type.dtype == "i32"
     if y.shape[1:] != want or y.dtype.kind not in ("iu" if labels else "iuf"):
         what = "integer labels" if labels else "numbers"
         raise UsageError(
-            f"y is {y.dtype}{list(y.shape)}, must be {what} [{', '.join(map(str, (count, *want)))}]"
+            f"{name} is {y.dtype}{list(y.shape)}, must be {what}"
+            f" [{', '.join(map(str, (count, *want)))}]"
         )
     if not labels:
         y = _f32(y)
         if not np.isfinite(y).all():
-            raise UsageError("y has a NaN or infinite value")
-    y = fitted(y, replace(training.target.type, shape=y.shape), "y")
-    check_bounds(y, bounds_of(training.graph, training.target), "y")
+            raise UsageError(f"{name} has a NaN or infinite value")
+    y = fitted(y, replace(value.type, shape=y.shape), name)
+    check_bounds(y, bounds_of(training.graph, value), name)
     return y
 
 

@@ -33,7 +33,9 @@ class Replayed:
         self._index: dict[tuple[int, ...], int] = {}
         self._like = np.zeros(0)
 
-    def train(self, chosen: list[int], x: Mapping[str, Array], y: Array, lr: float) -> float:
+    def train(
+        self, chosen: list[int], x: Mapping[str, Array], y: Mapping[str, Array], lr: float
+    ) -> float:
         """One micro-step; the same bits as ``Runtime.train_step``.
 
         A micro-batch that finds no room in the cache passes all steps.
@@ -41,7 +43,7 @@ class Replayed:
         Args:
             chosen: Numbers of the samples.
             x: All samples, by name of their array.
-            y: All targets.
+            y: All targets, by name of their array.
             lr: Step size.
         """
         key = tuple(chosen)
@@ -54,9 +56,9 @@ class Replayed:
             self._index[key] = self.captured
             self.captured += 1
         else:
-            return self._runtime.train_step(chosen_of(x, chosen), y[chosen], lr)
+            return self._runtime.train_step(chosen_of(x, chosen), chosen_of(y, chosen), lr)
         stored = self._bytes(self._index[key]).view(self._like.dtype).reshape(self._like.shape)
-        return self._runtime.train_cached(stored, y[chosen], lr)
+        return self._runtime.train_cached(stored, chosen_of(y, chosen), lr)
 
     def _bytes(self, index: int) -> Array:
         begin = index * self._replay.stride

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,9 +13,10 @@ from ...ir.graph import Array, Node, Value
 from ...ir.indices import check_indices
 from ...ir.opdef import get_op
 from ...ir.sample import Samples, by_input
-from ...ir.targets import bounds_of, check_bounds
+from ...ir.targets import bounds_of, by_target, check_bounds
 from ...ir.training import TrainingGraph, Update
 from ...planner.plan import Plan, Replay, Step
+from ..inference import inference_steps
 from .data import fitted, stored_sample
 from .memory import Memory
 from .parameters import merged, split
@@ -29,7 +30,7 @@ class Runtime:
         training: The training graph that the plan was made for.
         micro_steps: Micro-steps done since the last update.
         updates: Updates done (Adam's time step).
-        inference_steps: Indices of the steps that the prediction needs.
+        inference_steps: Indices of the steps that the predictions need.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Runtime:
         self._moved_at = moved_at
         self.plan, self.training = plan, training
         self.micro_steps = self.updates = 0
-        self._bounds = bounds_of(training.graph, training.target)
+        self._bounds = {v: bounds_of(training.graph, v) for v in training.targets}
         self._bias = (0, np.float32(0.0), np.float32(0.0))
         self._memory = Memory(plan, {v.name for u in training.updates for v in u.paged})
         self._nodes: dict[str, Node] = {n.name: n for n in training.graph.nodes}
@@ -67,7 +68,7 @@ class Runtime:
                 self._io[b.value] = b.id
             elif b.space == "state":
                 self._resident[b.value] = self._arrays[b.id]
-        self.inference_steps = _slice_to(plan, training.prediction.name)
+        self.inference_steps = inference_steps(plan, [v.name for v in training.predictions])
         written = {w for s in plan.steps for w in s.writes}
         self._given = {
             b.value: b.id
@@ -91,7 +92,18 @@ class Runtime:
         return sum(a.nbytes for a in self._memory.state)
 
     def infer(self, x: Samples) -> Array:
-        """The prediction for one batch; runs only the steps that it needs.
+        """The prediction of a model of one output for one batch; as ``predict``.
+
+        Raises:
+            UsageError: ``x`` is not a batch of samples, or there are several outputs.
+        """
+        if len(self.training.predictions) > 1:
+            names = ", ".join(v.name for v in self.training.predictions)
+            raise UsageError(f"the model has several outputs, {names}; predict() gives them all")
+        return self.predict(x)[self.training.prediction.name]
+
+    def predict(self, x: Samples) -> dict[str, Array]:
+        """All predictions for one batch, by name; runs only the steps that they need.
 
         Args:
             x: Samples, as the model's input; of an i8 input int8 as stored, or floats, which are
@@ -101,22 +113,22 @@ class Runtime:
             UsageError: ``x`` is not a batch of samples.
         """
         self._feed(x)
-        result: Array | None = None
+        found: dict[str, Array] = {}
         with np.errstate(all="ignore"):  # as on the device: NaN and infinity are values
             for index in self.inference_steps:
                 step = self.plan.steps[index]
                 self._step(step)
-                result = self._captured(step, self.training.prediction, result)
+                self._capture(step, self.training.predictions, found)
                 self._memory.retire(index)
-        assert result is not None, "a checked plan computes the prediction"
-        return result
+        return {v.name: found[v.name] for v in self.training.predictions}
 
-    def train_step(self, x: Samples, target: ArrayLike, lr: float) -> float:
+    def train_step(self, x: Samples, target: Samples, lr: float) -> float:
         """One micro-step; the last one of a group updates the parameters.
 
         Args:
             x: Samples, as in ``infer``.
-            target: Labels i32[N] (cross entropy, triplets) or a tensor like the prediction.
+            target: Labels i32[N] (cross entropy, triplets) or a tensor like the prediction. Of
+                several outputs arrays by name, see ``ir.targets.target_names``.
             lr: Step size; counts in the micro-step that updates.
 
         Returns:
@@ -150,7 +162,7 @@ class Runtime:
                 self._memory.retire(index)
         return self._arrays[replay.buffer].copy()
 
-    def train_cached(self, entry: Array, target: ArrayLike, lr: float) -> float:
+    def train_cached(self, entry: Array, target: Samples, lr: float) -> float:
         """``train_step`` for the batch that ``capture`` made an entry of, without its front.
 
         Raises:
@@ -172,31 +184,33 @@ class Runtime:
             raise UsageError("this plan replays nothing; plan again with --replay")
         return self.plan.replay
 
-    def _train(self, begin: int, target: ArrayLike, lr: float) -> float:
+    def _train(self, begin: int, target: Samples, lr: float) -> float:
         """The steps from ``begin`` on; what they need of those before is in the arena."""
         t = self.training
-        self._arrays[self._io[t.target.name]] = self._target(target)
+        for name, v, given in by_target(t, target):
+            what = "the target" if len(t.targets) == 1 else f"the target {name}"
+            data = fitted(given, v.type, what)
+            check_bounds(data, self._bounds[v], what)
+            self._arrays[self._io[v.name]] = data
         if t.hyper.name in self._io:
             self._arrays[self._io[t.hyper.name]] = self._hyper(lr)
         last = self.micro_steps + 1 == t.spec.micro_batches
-        loss: Array | None = None
+        found: dict[str, Array] = {}
         for index, step in enumerate(self.plan.steps[begin:], begin):
             if last or not step.last_micro:
                 self._step(step)
-                loss = self._captured(step, t.loss, loss)
+                self._capture(step, (t.loss,), found)
             self._memory.retire(index)
         self.micro_steps = 0 if last else self.micro_steps + 1
         self.updates += last
-        assert loss is not None, "a checked plan computes the loss"
-        return float(loss)
+        return float(found[t.loss.name])
 
-    def _captured(self, step: Step, value: Value, old: Array | None) -> Array | None:
-        """A copy of ``value`` once the first step has written it: its bytes are used again."""
-        if old is None and step.kind == "compute":
+    def _capture(self, step: Step, values: Sequence[Value], found: dict[str, Array]) -> None:
+        """Copies of values once the first step has written them: their bytes are used again."""
+        if step.kind == "compute":
             for b, v in zip(step.writes, self._nodes[step.nodes[0]].outputs, strict=True):
-                if v is value:
-                    return self._arrays[b].copy()
-        return old
+                if v in values and v.name not in found:
+                    found[v.name] = self._arrays[b].copy()
 
     def _step(self, step: Step) -> None:
         if step.kind in ("page_out", "page_in"):
@@ -293,11 +307,6 @@ class Runtime:
         self._memory.clear()
         for name, sample in stored.items():
             self._arrays[self._given[name]][...] = sample
-
-    def _target(self, target: ArrayLike) -> Array:
-        data = fitted(target, self.training.target.type, "the target")
-        check_bounds(data, self._bounds, "the target")
-        return data
 
     def _hyper(self, lr: float) -> Array:
         if not np.isfinite(lr) or lr < 0:
@@ -404,20 +413,3 @@ class Runtime:
 def _by_rows(a: Array) -> Array:
     """The array itself; a scalar as one row."""
     return a if a.shape else a.reshape(1)
-
-
-def _slice_to(plan: Plan, value: str) -> tuple[int, ...]:
-    """Steps that the first computation of ``value`` needs, in order."""
-    ids = {b.id: b for b in plan.buffers}
-    steps = plan.steps
-    end = next(i for i, s in enumerate(steps) if any(ids[w].value == value for w in s.writes))
-    needed: set[str] = {w for w in steps[end].writes if ids[w].value == value}
-    result = []
-    for index in range(end, -1, -1):
-        step = steps[index]
-        if step.kind == "page_wait" and step.reads[1] in needed:
-            result.append(index)
-        elif step.kind != "update" and needed.intersection(step.writes):
-            result.append(index)
-            needed.update(r for r in step.reads if r is not None)
-    return tuple(reversed(result))

@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 
 from ...ir.errors import OdtPlanError, UsageError
-from ...ir.graph import Array
 from ...ir.sample import Samples
 from .data import checked_samples, checked_targets, chosen_of
 from .replay import Replayed
@@ -52,7 +51,7 @@ class History:
 def train(
     runtime: Runtime,
     x: Samples,
-    y: Array,
+    y: Samples,
     *,
     steps: int | None = None,
     epochs: int | None = None,
@@ -70,7 +69,8 @@ def train(
         runtime: Trains by its plan.
         x: Samples [count, ...], each as the model's input without the batch dimension; of several
             inputs arrays by their names.
-        y: Labels [count] or targets [count, ...].
+        y: Labels [count] or targets [count, ...]; of several outputs arrays by name, see
+            ``ir.targets.target_names``.
         steps: Updates to do.
         epochs: Passes over the data instead; a last group that is not full is filled from the start
             of the next pass.
@@ -92,7 +92,7 @@ def train(
         )
     samples = checked_samples(runtime.training, x)
     count = len(next(iter(samples.values())))
-    y = checked_targets(runtime.training, y, count)
+    targets = checked_targets(runtime.training, y, count)
     if (steps is None) == (epochs is None):
         raise UsageError("give either steps or epochs")
     if steps is None:
@@ -113,9 +113,10 @@ def train(
                 for _ in range(micro):
                     chosen = next(batches)
                     if cache is None:
-                        total += runtime.train_step(chosen_of(samples, chosen), y[chosen], lr)
+                        given = chosen_of(samples, chosen), chosen_of(targets, chosen)
+                        total += runtime.train_step(*given, lr)
                     else:
-                        total += cache.train(chosen, samples, y, lr)
+                        total += cache.train(chosen, samples, targets, lr)
             if not (np.isfinite(total) and runtime.is_finite()):
                 stopped = "not_finite"
                 break

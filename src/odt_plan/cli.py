@@ -19,22 +19,15 @@ from . import __version__
 from .commands import PlanByDefault, devices_app, print_json, schedule
 from .ir.errors import InfeasibleError, OdtPlanError, UnsupportedModelError
 from .options import (
-    Batch,
-    Calib,
-    Dim,
-    Fold,
     FreezeBefore,
     Gap,
-    Head,
+    Importing,
     Json,
-    Optimizer,
-    Precision,
     Quiet,
     Seed,
-    State,
     Storage,
-    Train,
-    importing,
+    Training,
+    taking,
 )
 from .sweep_commands import fit, pareto
 
@@ -51,9 +44,6 @@ _ClickError: type[Any] = next(
 )
 
 
-Rounding = Literal["stochastic", "nearest"]
-Loss = Literal["cross-entropy", "mse", "huber", "bce", "cosine", "triplet", "output"]
-CalibMethod = Literal["minmax", "percentile", "mse"]
 Solver = Literal["auto", "highs", "scip", "cp-sat"]
 
 
@@ -98,6 +88,7 @@ def _odt_plan(
 
 
 @app.command(epilog=EXIT_CODES)
+@taking(training=Training, imported=Importing)
 def plan(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to train.")],
     device: Annotated[
@@ -145,47 +136,7 @@ def plan(
     energy: Annotated[
         str | None, typer.Option(metavar="ENERGY", help="Limit per training step, as 2mJ.")
     ] = None,
-    train: Train = None,
-    freeze_before: FreezeBefore = None,
-    precision: Precision = None,
-    calib: Calib = None,
-    calib_method: Annotated[
-        CalibMethod, typer.Option(help="How ranges follow from the samples.")
-    ] = "minmax",
-    optimizer: Optimizer = "sgd",
-    state: State = None,
-    qas: Annotated[
-        bool,
-        typer.Option(
-            "--qas/--no-qas", help="Scale the steps of int8 weights as float weights would move."
-        ),
-    ] = True,
-    rounding: Annotated[
-        Rounding, typer.Option(help="Of the steps of int8 weights.")
-    ] = "stochastic",
-    loss: Annotated[
-        Loss | None,
-        typer.Option(
-            help="output: the file's own.  [default: output if there is one, mse if prediction and"
-            " input are alike, bce behind a Sigmoid, mse of one number per sample, else"
-            " cross-entropy]"
-        ),
-    ] = None,
-    delta: Annotated[
-        float | None, typer.Option(help="Of --loss huber.  [default: 1, which is SmoothL1]")
-    ] = None,
-    margin: Annotated[
-        float | None, typer.Option(help="Of --loss triplet, in squared distance.  [default: 1]")
-    ] = None,
-    bptt: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=2**31 - 1,
-            metavar="STEPS",
-            help="Cut gradients of recurrent layers every so many steps, from the last on.",
-        ),
-    ] = None,
+    training: Training = Training(),  # noqa: B008
     micro_batches: Annotated[
         str,
         typer.Option(
@@ -193,10 +144,7 @@ def plan(
             help="Accumulated per update; auto: --batch is all of an update, split as is best.",
         ),
     ] = "1",
-    batch: Batch = 1,
-    fold_batchnorm: Fold = None,
-    head: Head = None,
-    dim: Dim = None,
+    imported: Importing = Importing(),  # noqa: B008
     objective: Annotated[
         str,
         typer.Option(
@@ -239,7 +187,7 @@ def plan(
     options = PlanOptions(
         model=model,
         device=device,
-        importing=importing(batch, fold_batchnorm, head, dim),
+        importing=imported.options,
         ram=ram,
         flash=flash,
         storage=storage,
@@ -249,19 +197,7 @@ def plan(
         min_steps=min_steps,
         latency=latency,
         energy=energy,
-        train=tuple(train or ()),
-        freeze_before=tuple(freeze_before or ()),
-        precision=tuple(precision or ()),
-        calibration=calib,
-        calibration_method=calib_method,
-        optimizer=optimizer,
-        state=tuple(state or ()),
-        qas=qas,
-        rounding=rounding,
-        loss="cross_entropy" if loss == "cross-entropy" else loss,
-        delta=delta,
-        margin=margin,
-        bptt=bptt,
+        training=training,
         micro_batches=parse_micro_batches(micro_batches),
         objective=objective,
         solver=solver,
@@ -396,12 +332,10 @@ def explain(
 
 
 @app.command(epilog=EXIT_CODES)
+@taking(imported=Importing)
 def check(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
-    batch: Batch = 1,
-    fold_batchnorm: Fold = None,
-    head: Head = None,
-    dim: Dim = None,
+    imported: Importing = Importing(),  # noqa: B008
     freeze_before: FreezeBefore = None,
     as_json: Json = False,
 ) -> None:
@@ -409,8 +343,7 @@ def check(
     from .ir.trainability import trainability
     from .layers import layers_record, print_layers
 
-    options = importing(batch, fold_batchnorm, head, dim)
-    report = trainability(model, options, freeze_before=tuple(freeze_before or ()))
+    report = trainability(model, imported.options, freeze_before=tuple(freeze_before or ()))
     if as_json:
         print_json(layers_record(report))
     else:

@@ -106,14 +106,15 @@ class _Written:
             relative to its largest number.
         drift: What that makes of predictions.
         samples: Random samples, by input.
-        predictions: Of the plan's runtime, with rounded parameters as the file holds them.
+        predictions: Of all samples, by output, by the plan's runtime with rounded parameters as
+            the file holds them.
     """
 
     changed: dict[str, tuple[int, ...]]
     rounded: dict[str, float]
     drift: float
     samples: list[dict[str, Array]]
-    predictions: list[Array]
+    predictions: dict[str, Array]
 
 
 def _check_target(options: ExportOptions, source: Path) -> None:
@@ -204,13 +205,19 @@ def _write(
     }
     rng = np.random.default_rng(0)
     samples = [random_samples(runtime.training, rng) for _ in range(_SAMPLES)]
-    predictions = trained = [runtime.infer(x) for x in samples]
+    predictions = trained = _predicted(runtime, samples)
     if rounded:
         updated = {u.candidate.param for u in runtime.training.updates}
         runtime.set_params({n: a for n, a in held.items() if n in updated})
-        predictions = [runtime.infer(x) for x in samples]
+        predictions = _predicted(runtime, samples)
     shapes = {n: a.shape for n, a in changed.items()}
     return _Written(shapes, rounded, _difference(trained, predictions), samples, predictions)
+
+
+def _predicted(runtime: Runtime, samples: list[dict[str, Array]]) -> dict[str, Array]:
+    """Each prediction, for all samples."""
+    found = [runtime.predict(x) for x in samples]
+    return {name: np.stack([each[name] for each in found]) for name in found[0]}
 
 
 def _compare(plan: Plan, path: Path, written: _Written) -> float:
@@ -221,10 +228,11 @@ def _compare(plan: Plan, path: Path, written: _Written) -> float:
     """
     try:
         again = as_planned(plan, imported(plan, path))
-        name = again.outputs[0].name
+        names = [v.name for v in again.outputs]
         inputs = [v.name for v in again.inputs]
         given = [dict(zip(inputs, x.values(), strict=True)) for x in written.samples]
-        found = [run(again, each)[name] for each in given]
+        results = [run(again, each) for each in given]
+        found = {name: np.stack([values[name] for values in results]) for name in names}
     except OdtPlanError as e:
         raise OdtPlanError(f"the written model can't be read as it should: {e}") from None
     difference = _difference(written.predictions, found)
@@ -236,13 +244,15 @@ def _compare(plan: Plan, path: Path, written: _Written) -> float:
     return difference
 
 
-def _difference(wanted: list[Array], found: list[Array]) -> float:
-    """Largest difference, relative to the largest wanted number."""
-    if any(a.shape != b.shape for a, b in zip(wanted, found, strict=True)):
-        return float("inf")
-    largest = max(float(np.abs(a).max()) for a in wanted)
-    most = max(float(np.abs(a - b).max()) for a, b in zip(wanted, found, strict=True))
-    return most / largest if largest else most
+def _difference(wanted: dict[str, Array], found: dict[str, Array]) -> float:
+    """Largest difference of an output, relative to its largest wanted number."""
+    worst = 0.0
+    for name, a in wanted.items():
+        if a.shape != found[name].shape:
+            return float("inf")
+        largest, most = float(np.abs(a).max()), float(np.abs(a - found[name]).max())
+        worst = max(worst, most / largest if largest else most)
+    return worst
 
 
 def _tell(record: dict[str, Any]) -> None:

@@ -7,19 +7,19 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from .ir.calibrate import SYNTHETIC
 from .ir.errors import UsageError
-from .ir.graph import Graph
+from .ir.graph import Graph, Value
 from .ir.import_options import PLAIN, ImportOptions
 from .ir.onnx_external import external_files
 from .ir.onnx_import import import_model
-from .ir.ranges import Method
-from .ir.training import LossName, OptimizerName, RoundingName, TrainingSpec
+from .ir.training import LossName, TrainingSpec
 from .live import shown
+from .options import Training
 from .output import PLAN_FILE, OutputFolder
 from .planner.device import GENERIC_DEVICE, Device, load_device
 from .planner.linear import SolverName
@@ -56,19 +56,7 @@ class PlanOptions:
     min_steps: int | None = None
     latency: str | None = None
     energy: str | None = None
-    train: tuple[str, ...] = ()
-    freeze_before: tuple[str, ...] = ()
-    state: tuple[str, ...] = ()
-    precision: tuple[str, ...] = ()
-    calibration: Path | None = None
-    calibration_method: Method = "minmax"
-    optimizer: OptimizerName = "sgd"
-    qas: bool = True
-    rounding: RoundingName = "stochastic"
-    loss: LossName | None = None
-    delta: float | None = None
-    margin: float | None = None
-    bptt: int | None = None
+    training: Training = field(default_factory=Training)
     micro_batches: int | Literal["auto"] = 1
     objective: str = "learn"
     solver: SolverName = "auto"
@@ -121,7 +109,7 @@ def make_request(options: PlanOptions) -> Request:
     """
     device = _device(options)
     storage = None if options.storage == "none" else device.find_storage(options.storage).id
-    spec_loss = options.loss
+    training = options.training
     ram, regions = parse_ram(options.ram) if options.ram is not None else (None, ())
     flash = parse_bytes(options.flash, "--flash") if options.flash is not None else None
     latency = parse_seconds(options.latency, "--latency") if options.latency is not None else None
@@ -130,26 +118,6 @@ def make_request(options: PlanOptions) -> Request:
         raise UsageError(f"--time-limit: {options.time_limit_s:g} s is too short; give 60, say")
     if math.isnan(options.gap):
         raise UsageError("--gap: nan is no gap; give for example 0.001")
-    if spec_loss is None:
-        spec_loss = default_loss(import_model(options.model, options.importing))
-    for name, loss in (("delta", "huber"), ("margin", "triplet")):
-        if getattr(options, name) is not None and spec_loss != loss:
-            raise UsageError(f"--{name} belongs to --loss {loss}; leave it out, or give both")
-    if spec_loss == "triplet" and options.micro_batches == "auto":
-        raise UsageError(
-            "--micro-batches auto: triplets are made within a micro-batch, so the split changes the"
-            " loss; give a number"
-        )
-    spec = TrainingSpec(
-        loss=spec_loss,
-        optimizer=options.optimizer,
-        micro_batches=1 if options.micro_batches == "auto" else options.micro_batches,
-        qas=options.qas,
-        rounding=options.rounding,
-        delta=1.0 if options.delta is None else options.delta,
-        margin=1.0 if options.margin is None else options.margin,
-        bptt=options.bptt,
-    )
     return Request(
         model=options.model,
         device=device,
@@ -162,13 +130,13 @@ def make_request(options: PlanOptions) -> Request:
         flash_bytes=flash,
         latency_s=latency,
         energy_j=energy,
-        spec=spec,
-        train=options.train or ("auto",),
-        freeze_before=options.freeze_before,
-        state=options.state or ("keep",),
-        precision=options.precision,
-        calibration=SYNTHETIC if options.calibration == Path(SYNTHETIC) else options.calibration,
-        calibration_method=options.calibration_method,
+        spec=_spec(options),
+        train=tuple(training.train or ("auto",)),
+        freeze_before=tuple(training.freeze_before or ()),
+        state=tuple(training.state or ("keep",)),
+        precision=tuple(training.precision or ()),
+        calibration=SYNTHETIC if training.calib == Path(SYNTHETIC) else training.calib,
+        calibration_method=training.calib_method,
         objective=parse_objective(options.objective),
         solver=options.solver,
         gap=options.gap,
@@ -177,6 +145,74 @@ def make_request(options: PlanOptions) -> Request:
         threads=options.threads,
         with_baselines=not (options.quiet or options.as_json),
     )
+
+
+def _spec(options: PlanOptions) -> TrainingSpec:
+    training = options.training
+    given, losses = parse_losses(training.loss or ())
+    loss: LossName = given or "cross_entropy"
+    if given is None:
+        own = default_losses(import_model(options.model, options.importing))
+        loss = next(iter(own.values()), loss)
+        losses = {n: x for n, x in own.items() if x != loss} | losses
+    used = {loss, *losses.values()}
+    for name, its in (("delta", "huber"), ("margin", "triplet")):
+        if getattr(training, name) is not None and its not in used:
+            raise UsageError(f"--{name} belongs to --loss {its}; leave it out, or give both")
+    if "triplet" in used and options.micro_batches == "auto":
+        raise UsageError(
+            "--micro-batches auto: triplets are made within a micro-batch, so the split changes the"
+            " loss; give a number"
+        )
+    return TrainingSpec(
+        loss=loss,
+        optimizer=training.optimizer,
+        micro_batches=1 if options.micro_batches == "auto" else options.micro_batches,
+        qas=training.qas,
+        rounding=training.rounding,
+        delta=1.0 if training.delta is None else training.delta,
+        margin=1.0 if training.margin is None else training.margin,
+        bptt=training.bptt,
+        losses=losses,
+        loss_weights=parse_weights(training.loss_weight or ()),
+    )
+
+
+def parse_losses(texts: Sequence[str]) -> tuple[LossName | None, dict[str, LossName]]:
+    """The loss of all outputs and those of single ones: ``mse``, ``OUTPUT=mse``.
+
+    Raises:
+        UsageError: A loss is not known, or two are given for the same outputs.
+    """
+    known: dict[str, LossName] = {n.replace("_", "-"): n for n in get_args(LossName)}
+    found: dict[str, LossName] = {}
+    for item in split_list(texts):
+        output, _, loss = item.rpartition("=")
+        if loss not in known:
+            raise UsageError(f"--loss: {loss!r} is not one of {', '.join(known)}")
+        if found.setdefault(output, known[loss]) != known[loss]:
+            raise UsageError(f"--loss: two are given{output and ' for '}{output}")
+    return found.pop("", None), found
+
+
+def parse_weights(texts: Sequence[str]) -> dict[str, float]:
+    """Factors of losses: ``OUTPUT=0.5``.
+
+    Raises:
+        UsageError: Another form, or two values for one output.
+    """
+    found: dict[str, float] = {}
+    for item in split_list(texts):
+        output, _, weight = item.rpartition("=")
+        try:
+            number = float(weight)
+        except ValueError:
+            number = math.nan
+        if not output or math.isnan(number):
+            raise UsageError(f"--loss-weight: {item!r} is not OUTPUT=WEIGHT, as scores=0.5")
+        if found.setdefault(output, number) != number:
+            raise UsageError(f"--loss-weight: two are given for {output}")
+    return found
 
 
 def _replay(options: PlanOptions) -> Wanted | None:
@@ -229,19 +265,21 @@ def split_list(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(i for i in items if i))
 
 
-def default_loss(graph: Graph) -> LossName:
-    """``output`` where the file has a loss, ``mse`` where the prediction is shaped like the input
-    (autoencoders), ``bce`` behind a Sigmoid, ``mse`` for one number per sample (regression),
-    ``cross_entropy`` for everything else.
+def default_losses(graph: Graph) -> dict[str, LossName]:
+    """For each output ``output`` where the file has a loss, ``mse`` where the prediction is shaped
+    like the input (autoencoders), ``bce`` behind a Sigmoid, ``mse`` for one number per sample
+    (regression), ``cross_entropy`` for everything else.
     """  # noqa: D205
     if graph.loss is not None:
-        return "output"
-    if not graph.inputs or not graph.outputs:
-        return "cross_entropy"
-    sample, prediction = graph.inputs[0].type, graph.outputs[0].type.shape
-    last = graph.outputs[0].producer
-    one_number = len(prediction) < 2 or prediction[1:] == (1,) * len(prediction[1:])
-    same = prediction == sample.shape and sample.dtype != "i32"
+        return {v.name: "output" for v in graph.outputs}
+    return {v.name: _default_loss(graph, v) for v in graph.outputs}
+
+
+def _default_loss(graph: Graph, prediction: Value) -> LossName:
+    sample, shape = graph.inputs[0].type if graph.inputs else None, prediction.type.shape
+    last = prediction.producer
+    one_number = len(shape) < 2 or shape[1:] == (1,) * len(shape[1:])
+    same = sample is not None and shape == sample.shape and sample.dtype != "i32"
     if not same and last is not None and last.op == "Sigmoid":
         return "bce"
     return "mse" if same or one_number else "cross_entropy"

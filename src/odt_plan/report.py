@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .ir.graph import PHASES
+from .ir.training import TrainingGraph
 from .planner.check import CheckReport
 from .planner.device import GENERIC_DEVICE, Device, Storage
 from .planner.pipeline import PlannedModel
@@ -114,9 +115,9 @@ def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
     plan, device = planned.plan, planned.device
     t, m = plan.training, plan.model
     forward = sum(n.phase == "forward" for n in planned.training.graph.nodes)
-    prediction = planned.training.prediction
+    predictions = ", ".join(str(v.type) for v in planned.training.predictions)
     samples = ", ".join(str(v.type) for v in planned.training.samples)
-    shapes = f"{samples} -> {prediction.type}"
+    shapes = f"{samples} -> {predictions}"
     _line(out, "model", f"{m.file} ({m.name}): {shapes}, {forward} nodes in forward")
     for note in planned.notes:
         _line(out, "", note)
@@ -144,9 +145,22 @@ def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
     fold += f", a fresh head for {m.head} classes" if m.head else ""
     if plan.asked is not None and plan.asked.freeze_before:
         fold += f", nothing before {', '.join(plan.asked.freeze_before)}"
-    loss = "loss of the file" if t.loss == "output" else t.loss.replace("_", "-")
+    loss = _losses(planned.training)
     what = ", ".join((loss, t.optimizer, batches, _updated_types(planned)))
     _line(out, "training", f"{what}{fold}")
+
+
+def _losses(training: TrainingGraph) -> str:
+    """What is trained by; of several outputs the sum, with names and weights."""
+    spec = training.spec
+    parts = []
+    for v in training.predictions:
+        loss = spec.loss_of(v.name)
+        text = "loss of the file" if loss == "output" else loss.replace("_", "-")
+        if (weight := spec.loss_weights.get(v.name, 1.0)) != 1.0:
+            text = f"{weight:g} x {text}"
+        parts.append(text if len(training.predictions) == 1 else f"{text} of {v.name}")
+    return " + ".join(parts)
 
 
 def _updated_types(planned: PlannedModel) -> str:

@@ -20,6 +20,8 @@ from .ir.array_file import array_file
 from .ir.errors import OdtPlanError, UsageError
 from .ir.graph import Array
 from .ir.sample import array_names
+from .ir.targets import target_names
+from .ir.training import TrainingGraph
 from .planner.check import check
 from .planner.plan import load_plan
 from .planner.rebuild import rebuild
@@ -66,7 +68,8 @@ def run_training(options: RunOptions) -> dict[str, object]:
     training = rebuild(plan, options.plan_file, options.model)
     check(plan, training, device_of_plan(options.plan_file, plan.device.id, options.device))
     names = array_names(training.samples)
-    x, y = load_data(options.data, names)
+    targets = target_names(training)
+    x, y = load_data(options.data, names, targets)
     if not np.isfinite(options.lr) or options.lr <= 0:
         raise UsageError(f"--lr: {options.lr} is no step size; give for example 0.01")
     if options.save is not None and not options.save.parent.is_dir():  # before hours of training
@@ -80,7 +83,7 @@ def run_training(options: RunOptions) -> dict[str, object]:
         f"arena {format_bytes(runtime.arena_nbytes)}, state {format_bytes(runtime.state_nbytes)},"
         f" {len(plan.steps)} steps per micro-batch: as planned"
     )
-    scored = _held_out(options.data, names)
+    scored = _held_out(options.data, names, targets, training)
     before = _accuracy(runtime, *scored) if scored else None
     history = train(
         runtime,
@@ -100,7 +103,9 @@ def run_training(options: RunOptions) -> dict[str, object]:
             f" {len(plan.steps)} steps"
         )
     if before is not None and after is not None:
-        told.line(f"accuracy on x_val: {before:.1%} -> {after:.1%}")
+        for name, share in before.items():
+            of = "" if len(targets) == 1 else f" of {name}"
+            told.line(f"accuracy{of} on x_val: {share:.1%} -> {after[name]:.1%}")
     if options.save is not None:
         save_learned(runtime, options.save)
         told.line(f"learned parameters written to {options.save}")
@@ -109,8 +114,8 @@ def run_training(options: RunOptions) -> dict[str, object]:
         "losses": list(history.losses),
         "stopped": history.stopped,
         "replayed": history.replayed,
-        "accuracy_before": before,
-        "accuracy_after": after,
+        "accuracy_before": _plain(before, targets),
+        "accuracy_after": _plain(after, targets),
         "arena_bytes": runtime.arena_nbytes,
         "state_bytes": runtime.state_nbytes,
     }
@@ -144,26 +149,53 @@ def _summary(history: History) -> str:
     return history.message + (ends if len(losses) > _ENDS else "")
 
 
-def _held_out(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Array], Array] | None:
-    """``x_val`` and ``y_val`` (integer labels) of the data file, where it has them."""
+def _held_out(
+    path: Path, names: tuple[str, ...], targets: tuple[str, ...], training: TrainingGraph
+) -> tuple[dict[str, Array], dict[str, Array]] | None:
+    """``x_val`` and ``y_val`` (integer labels) of the data file, where it has them.
+
+    Of several outputs those that are trained by labels.
+    """
+    pairs = zip(targets, training.predictions, training.targets, strict=True)
+    labels = {
+        name: v.name for name, v, t in pairs if t.type.dtype == "i32" or len(targets) == 1
+    }
     with array_file(path) as file:
         data = np.load(file, allow_pickle=False)
-        if not all(f"{name}_val" in data for name in (*names, "y")):
+        labels = {name: v for name, v in labels.items() if f"{name}_val" in data}
+        if not labels or not all(f"{name}_val" in data for name in names):
             return None
         x = {name: data[f"{name}_val"][:SCORED_SAMPLES] for name in names}
-        y = data["y_val"][:SCORED_SAMPLES]
-    if y.ndim != 1 or y.dtype.kind not in "iu" or any(len(a) != len(y) for a in x.values()):
-        held = ", ".join(f"{name}_val" for name in names)
-        raise UsageError(f"{path}: y_val must be one integer label per sample of {held}")
-    return x, y
+        scored = {v: data[f"{name}_val"][:SCORED_SAMPLES] for name, v in labels.items()}
+    for name, v in labels.items():
+        y = scored[v]
+        if y.ndim != 1 or y.dtype.kind not in "iu" or any(len(a) != len(y) for a in x.values()):
+            held = ", ".join(f"{n}_val" for n in names)
+            raise UsageError(f"{path}: {name}_val must be one integer label per sample of {held}")
+    return x, scored
 
 
-def _accuracy(runtime: Runtime, x: dict[str, Array], y: Array) -> float:
-    """Share of samples whose most likely class is the label; incomplete batches are left out."""
-    size = runtime.plan.model.batch
-    full = len(y) // size * size
+def _accuracy(runtime: Runtime, x: dict[str, Array], y: dict[str, Array]) -> dict[str, float]:
+    """Of each output the share of samples whose most likely class is the label.
+
+    Incomplete batches are left out.
+    """
+    size, count = runtime.plan.model.batch, len(next(iter(y.values())))
+    full = count // size * size
     if not full:
-        raise UsageError(f"x_val has {len(y)} samples, fewer than a batch of {size}")
-    batches = [slice(i, i + size) for i in range(0, full, size)]
-    hits = [np.argmax(runtime.infer(chosen_of(x, b)), axis=-1) == y[b] for b in batches]
-    return float(np.mean(hits))
+        raise UsageError(f"x_val has {count} samples, fewer than a batch of {size}")
+    hits: dict[str, list[Array]] = {name: [] for name in y}
+    for i in range(0, full, size):
+        found = runtime.predict(chosen_of(x, slice(i, i + size)))
+        for name, labels in y.items():
+            hits[name].append(np.argmax(found[name], axis=-1) == labels[i : i + size])
+    return {name: float(np.mean(each)) for name, each in hits.items()}
+
+
+def _plain(
+    shares: dict[str, float] | None, targets: tuple[str, ...]
+) -> dict[str, float] | float | None:
+    """The number of a model of one output."""
+    if shares is None or len(targets) > 1:
+        return shares
+    return next(iter(shares.values()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,22 +13,14 @@ import typer
 from .commands import print_json
 from .ir.errors import InfeasibleError, UsageError
 from .options import (
-    Batch,
-    Calib,
-    Dim,
-    Fold,
-    FreezeBefore,
     Gap,
-    Head,
+    Importing,
     Json,
-    Optimizer,
-    Precision,
     Quiet,
     Seed,
-    State,
     Storage,
-    Train,
-    importing,
+    Training,
+    taking,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +43,7 @@ Scheduler = Annotated[
 Csv = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as CSV.")]
 
 
+@taking(training=Training, imported=Importing)
 def pareto(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to train.")],
     device: Annotated[
@@ -74,17 +68,9 @@ def pareto(
     latency: Limit = None,
     energy: Limit = None,
     storage: Storage = "none",
-    train: Train = None,
-    freeze_before: FreezeBefore = None,
-    precision: Precision = None,
-    calib: Calib = None,
-    optimizer: Optimizer = "sgd",
-    state: State = None,
+    training: Training = Training(),  # noqa: B008
     micro_batches: MicroBatches = 1,
-    batch: Batch = 1,
-    fold_batchnorm: Fold = None,
-    head: Head = None,
-    dim: Dim = None,
+    imported: Importing = Importing(),  # noqa: B008
     gap: Gap = 1e-3,
     time_limit: TimeLimit = 60.0,
     seed: Seed = 0,
@@ -114,21 +100,18 @@ def pareto(
 
     if {"ram": ram, "flash": flash, "latency": latency}[x] is not None:
         raise UsageError(f"--{x}: is what the curve is over; give its range with --from and --to")
+    if y != "learn" and not training.train:
+        training = replace(training, train=["all"])
     options = PlanOptions(
         model=model,
         device=device,
-        importing=importing(batch, fold_batchnorm, head, dim),
+        importing=imported.options,
         ram=ram,
         flash=flash,
         storage=storage,
         latency=latency,
         energy=energy,
-        train=tuple(train or (() if y == "learn" else ("all",))),
-        freeze_before=tuple(freeze_before or ()),
-        precision=tuple(precision or ()),
-        calibration=calib,
-        optimizer=optimizer,
-        state=tuple(state or ()),
+        training=training,
         micro_batches=micro_batches,
         gap=gap,
         time_limit_s=time_limit,
@@ -160,22 +143,16 @@ def pareto(
         raise InfeasibleError("no budget of this range has a plan; the table says why")
 
 
+@taking(training=Training, imported=Importing)
 def fit(
     models: Models,
     device: Annotated[
         list[str] | None,
         typer.Option(metavar="ID|FILE.yaml", help="Repeatable.  [default: every bundled device]"),
     ] = None,
-    train: Train = None,
-    freeze_before: FreezeBefore = None,
-    calib: Calib = None,
-    optimizer: Optimizer = "sgd",
-    state: State = None,
+    training: Training = Training(),  # noqa: B008
     micro_batches: MicroBatches = 1,
-    batch: Batch = 1,
-    fold_batchnorm: Fold = None,
-    head: Head = None,
-    dim: Dim = None,
+    imported: Importing = Importing(),  # noqa: B008
     gap: Gap = 1e-3,
     time_limit: TimeLimit = 60.0,
     seed: Seed = 0,
@@ -197,7 +174,6 @@ def fit(
     from .planning import PlanOptions, make_request, split_list
     from .sweep_report import fit_rows, print_fits, table_csv
 
-    imported = importing(batch, fold_batchnorm, head, dim)
     devices = [load_device(d) for d in split_list(device or ()) or device_ids()]
 
     def request(path: str) -> Request:
@@ -205,12 +181,8 @@ def fit(
             PlanOptions(
                 model=Path(path),
                 device=GENERIC_DEVICE,
-                importing=imported,
-                train=tuple(train or ()),
-                freeze_before=tuple(freeze_before or ()),
-                calibration=calib,
-                optimizer=optimizer,
-                state=tuple(state or ()),
+                importing=imported.options,
+                training=training,
                 micro_batches=micro_batches,
                 gap=gap,
                 time_limit_s=time_limit,

@@ -36,13 +36,13 @@ $params
 /* MICRO is a training step that only accumulates, UPDATE one that updates. */
 enum { INFER, MICRO, UPDATE };
 $front
-static int $rest(${model}_t *net, $kernel_target, float *loss, int mode) {
+static int $rest(${model}_t *net, $target_decl, float *loss, int mode$y_taken) {
 $locals
     int32_t row;
 $body
 $voids
     (void)row;
-    (void)mode;
+$y_voids    (void)mode;
     return ODTPLAN_OK;
 }
 $whole
@@ -97,7 +97,7 @@ $initial
     return ODTPLAN_OK;
 }
 $sample_definition
-int ${model}_infer(${model}_t *net, $sample_params, float *y) {
+int ${model}_infer(${model}_t *net, $sample_params, $y_decl) {
     int status = check(net, ${infer_pages});
     if (status == ODTPLAN_OK) {
         status = check_sample($sample_args);
@@ -106,17 +106,14 @@ int ${model}_infer(${model}_t *net, $sample_params, float *y) {
         return status;
     }
     begin(net, $sample_args);
-    status = run(net, NULL, NULL, INFER);
+    status = run(net, $target_none, NULL, INFER$y_given);
     finish(net, status);
-    if (status == ODTPLAN_OK && y != NULL) {
-        memcpy(y, ${MODEL}_PREDICTION(net), ${MODEL}_PREDICTION_SIZE * sizeof(float));
-    }
-    return status;
+$y_copies    return status;
 }
 
 /* Refuses what can't be trained on; else sets the step sizes of the next micro-step. */
 static int prepare(${model}_t *net, $target_decl, float lr, odtplan_progress_t *next) {
-    if ($target_name == NULL || !odtplan_is_step_size(lr)) {
+    if ($target_missing || !odtplan_is_step_size(lr)) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
 $target_check
@@ -135,13 +132,13 @@ int ${model}_train_step(${model}_t *net, $sample_params, $target_decl, float lr,
         status = check_sample($sample_args);
     }
     if (status == ODTPLAN_OK) {
-        status = prepare(net, $target_name, lr, &next);
+        status = prepare(net, $target_args, lr, &next);
     }
     if (status != ODTPLAN_OK) {
         return status;
     }
     begin(net, $sample_args);
-    status = finish(net, run(net, $target_name, loss, next.micro == 0 ? UPDATE : MICRO));
+    status = finish(net, run(net, $target_args, loss, next.micro == 0 ? UPDATE : MICRO$y_none));
     if (status == ODTPLAN_OK) {
         net->progress = next;
     }

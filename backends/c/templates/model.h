@@ -5,9 +5,9 @@
  *
  *     static ${model}_t net;                    zero-initialised
  *     ${model}_init(&net);                      initial weights from flash
- *     ${model}_infer(&net, $sample_args, y);    $sample_usage
- *                                               y: ${MODEL}_PREDICTION_SIZE of float
- *     ${model}_train_step(&net, $sample_args, $target_name, lr, &loss);
+ *     ${model}_infer(&net, $sample_args, $y_args);    $sample_usage
+ *                                               $y_usage
+ *     ${model}_train_step(&net, $sample_args, $target_args, lr, &loss);
  *
  * Not reentrant for one context. No heap, no libc beyond memcpy, memset and memcmp.
  */
@@ -43,18 +43,15 @@ $captured    float hyper[4];
 /* Where a sample lies in the arena. Writing it there and passing this pointer saves the copy; a
  * call may overwrite it. */
 $sample_macros
-/* Where ${model}_infer leaves the prediction, until the next call. */
-#define ${MODEL}_PREDICTION(net) ((float *)(void *)((net)->$prediction_at))
-
-/* Initializer of odtplan_memory_t[]: where the state lies. */
+$prediction_macro/* Initializer of odtplan_memory_t[]: where the state lies. */
 #define ${MODEL}_STATE_PARTS(net) \
     {$state_parts}
 
 /* Copies the initial weights to the state, zeroes optimizer tensors and progress. */
 int ${model}_init(${model}_t *net);
 $sample_declaration
-/* Prediction for a sample; y may be NULL. */
-int ${model}_infer(${model}_t *net, $sample_params, float *y);
+/* $y_note. */
+int ${model}_infer(${model}_t *net, $sample_params, $y_decl);
 
 /* One training step$micro_note. loss may be NULL.
  * $target_note

@@ -31,7 +31,7 @@ static uint32_t state_crc(const ${model}_t *net) {
 static int train(${model}_t *net, float *loss) {
     int32_t i;
     for (i = 0; i < ${MODEL}_MICRO_BATCHES; i++) {
-        const int status = ${model}_train_step(net, $golden_samples, golden_target, STEP_SIZE, loss);
+        const int status = ${model}_train_step(net, $golden_samples, $golden_targets, STEP_SIZE, loss);
         if (status != ODTPLAN_OK) {
             return status;
         }
@@ -67,13 +67,13 @@ int ${model}_selftest(${model}_t *net) {
     int exact, status = ${model}_init(net);
     if (status == ODTPLAN_OK) {
         net->selftest_exact = 0;
-        status = ${model}_infer(net, $golden_samples, NULL);
+        status = ${model}_infer(net, $golden_samples, $predicted);
     }
     if (status != ODTPLAN_OK) {
         return status;
     }
-    worst = odtplan_difference(${MODEL}_PREDICTION(net), 1, golden_prediction, ${MODEL}_PREDICTION_SIZE);
-    status = train(net, &loss);
+    worst = 0.0f;
+$compared    status = train(net, &loss);
     if (status == ODTPLAN_OK) {
         d = odtplan_difference(&loss, 1, &golden_loss, 1);
         worst = d > worst ? d : worst;

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from ...ir.errors import UsageError
+from .checkpoint import Checkpoint, belonging, resume_from, write_checkpoint
 from .data import DataSet, chosen_of
 from .history import Epoch, History, Stop
 from .metrics import Evaluation, MetricName, check_metric, evaluate, metric_of
 from .regularization import Regularization
 from .replay import Replayed
-from .runtime import Runtime, Snapshot
+from .runtime import Runtime
 from .sampling import Sampler, balancing
 from .schedule import Schedule, ScheduleName
+from .standing import Judged, Standing
 
 
 @dataclass(frozen=True)
@@ -87,23 +89,6 @@ class Silent:
         """Nothing."""
 
 
-@dataclass(frozen=True)
-class Standing:
-    """Where a session stands between two updates; replaced as a whole, so never half changed.
-
-    Attributes:
-        state: Of the runtime.
-        position: Updates' worth of samples that were used.
-        losses: Updates that were kept.
-        replayed: Micro-steps from the replay cache.
-    """
-
-    state: Snapshot
-    position: int
-    losses: int
-    replayed: int
-
-
 def train_session(
     runtime: Runtime,
     data: DataSet,
@@ -151,60 +136,74 @@ class _Session:
         self.micro = training.spec.micro_batches
         self.group = plan.model.batch * self.micro
         self.total = _updates(options, data.count, self.group)
-        self.cache = None if plan.replay is None else Replayed(runtime, plan.replay)
         self.metric = options.metric or metric_of(training)
         self.regularization = Regularization(options.weight_decay, options.clip)
         _check(options, self.total)
         self.regularization.check(training)
         if validation is not None:
             check_metric(training, self.metric, validation)
+        self.cache = None if plan.replay is None else Replayed(runtime, plan.replay)
         self.sampler = _sampler(options, data, plan.model.batch, fixed=self.cache is not None)
         self.schedule = Schedule(options.schedule, options.lr, self.total, options.warmup)
-        self.losses: list[float] = []
-        self.epochs: list[Epoch] = []
-        self.best: tuple[Epoch, Snapshot] | None = None
-        self.halved = 0
         self.first = runtime.snapshot()
-        self.good = self.milestone = Standing(self.first, 0, 0, 0)
+        self.good = Standing(self.first)
+        self.judged = Judged(self.good)
+        self.losses: list[float] = []
+        self.earlier = 0  # micro-steps that an interrupted session had replayed
+        self.written: tuple[Standing, Judged] | None = None
+        self.belongs: dict[str, Any] = {}
+        if options.checkpoint is not None or options.resume is not None:
+            self.belongs = belonging(runtime, data, validation, self._shared())
+        if options.resume is not None:
+            self._resume(options.resume)
 
     def run(self) -> History:
         before, self.runtime.regularization = self.runtime.regularization, self.regularization
         stopped: Stop | None = None
         try:
-            if self.validation is not None and not self.epochs:
-                self.epochs.append(Epoch(0, 0, None, None, self._judged()))
-                self.listener.ended(self.epochs[-1])
-            while self.good.position < self.total and stopped is None:
-                stopped = self._advance()
+            while stopped is None:
+                if self.validation is not None and not self.judged.epochs:
+                    self._end_epoch(Epoch(0, 0, None, None, self._judge()))
+                elif self._epoch_due():
+                    stopped = self._end_epoch(self._epoch())
+                elif self.good.position < self.total:
+                    stopped = self._advance()
+                else:
+                    break
         except KeyboardInterrupt:
             stopped = "interrupted"
         finally:
             self.runtime.regularization = before
-        del self.losses[self.good.losses :]
+        self._write()
         self.runtime.restore(self.good.state)
         return History(
-            tuple(self.losses),
+            tuple(self.losses[: self.good.losses]),
             stopped,
             self.good.replayed,
-            tuple(self.epochs),
+            self.judged.epochs,
             self._keep_best(),
-            self.halved,
+            self.good.halved,
             self.data.count - self.total * self.group if self.options.online else 0,
         )
 
     def _advance(self) -> Stop | None:
-        """One update, and what is due after it."""
-        at = self.good.position
-        lr = self.schedule.rate(at) * 0.5**self.halved
-        loss = self._update(at, lr)
+        """One update."""
+        good, every = self.good, self.options.checkpoint_every
+        loss = self._update(good.position, self._rate(good.position))
         if not (np.isfinite(loss) and self.runtime.is_finite()):
-            return self._went_wrong(at)
+            return self._went_wrong()
+        del self.losses[good.losses :]
         self.losses.append(loss)
-        replayed = self.cache.replayed if self.cache is not None else 0
-        self.good = Standing(self.runtime.snapshot(), at + 1, len(self.losses), replayed)
-        self.listener.updated(at + 1, self.total, loss)
-        if at + 1 == self.total or self._passes(at + 1) > self._passes(at):
-            return self._end_epoch(lr)
+        self.good = replace(
+            good,
+            state=self.runtime.snapshot(),
+            position=good.position + 1,
+            losses=good.losses + 1,
+            replayed=0 if self.cache is None else self.earlier + self.cache.replayed,
+        )
+        self.listener.updated(self.good.position, self.total, loss)
+        if every is not None and self.good.position % every == 0:
+            self._write()
         return None
 
     def _update(self, at: int, lr: float) -> float:
@@ -220,57 +219,70 @@ class _Session:
                     total += self.cache.train(chosen, self.data.x, self.data.y, lr)
         return total / self.micro
 
-    def _went_wrong(self, at: int) -> Stop | None:
+    def _rate(self, at: int) -> float:
+        return self.schedule.rate(at) * 0.5**self.good.halved
+
+    def _went_wrong(self) -> Stop | None:
         """Go back to the start of the epoch with half the step size, or stop.
 
         Online no sample comes a second time: then on from the last good state with the next one.
         """
-        if self.halved == self.options.halvings:
+        good = self.good
+        if good.halved == self.options.halvings:
             return "not_finite"
-        self.halved += 1
+        back = self.judged.milestone
         if self.options.online:
-            self.good = replace(self.good, position=at + 1)
-        else:
-            self.good = self.milestone
-            del self.losses[self.good.losses :]
+            back = replace(good, position=good.position + 1)
+        self.good = replace(back, halved=good.halved + 1)
         self.runtime.restore(self.good.state)
         self.listener.noted(
-            f"update {at + 1} gave a NaN or infinite value; on from update {self.good.losses} at"
-            f" 1/{2**self.halved} of the step size"
+            f"update {good.losses + 1} gave a NaN or infinite value; on from update"
+            f" {self.good.losses} at 1/{2**self.good.halved} of the step size"
         )
         return None
 
-    def _end_epoch(self, lr: float) -> Stop | None:
-        since = self.losses[self.milestone.losses :]
-        number = 1 + sum(e.number > 0 for e in self.epochs)
-        epoch = Epoch(number, self.good.losses, float(np.mean(since)), lr, self._judged())
-        self.epochs.append(epoch)
-        self.milestone = self.good
-        if self._improves(epoch):
-            self.best = epoch, self.good.state
+    # ---- epochs
+
+    def _epoch_due(self) -> bool:
+        """Whether an end of an epoch was reached, and not judged yet."""
+        at = self.good.position
+        if at <= self.judged.milestone.position:
+            return False
+        passes = at * self.group // self.data.count
+        before = (at - 1) * self.group // self.data.count
+        return at >= self.total or passes > before
+
+    def _epoch(self) -> Epoch:
+        good, judged = self.good, self.judged
+        since = self.losses[judged.milestone.losses : good.losses]
+        return Epoch(
+            1 + sum(e.number > 0 for e in judged.epochs),
+            good.losses,
+            float(np.mean(since)) if since else None,
+            self._rate(good.position - 1),
+            self._judge(),
+        )
+
+    def _end_epoch(self, epoch: Epoch) -> Stop | None:
+        self.judged = self.judged.with_epoch(epoch, self.good)
         self.listener.ended(epoch)
-        patience, best = self.options.patience, self.best
-        if patience is None or best is None or number - best[0].number < patience:
+        self._write()
+        patience = self.options.patience
+        if patience is None or self.judged.since_best < patience:
             return None
         return "patience"
 
-    def _improves(self, epoch: Epoch) -> bool:
-        if epoch.validation is None:
-            return False
-        best = None if self.best is None else self.best[0].validation
-        return best is None or epoch.validation.better_than(best)
-
-    def _judged(self) -> Evaluation | None:
+    def _judge(self) -> Evaluation | None:
         if self.validation is None:
             return None
         return evaluate(self.runtime, self.validation, self.metric)
 
     def _keep_best(self) -> int | None:
         """Load the best state that was judged; that before training if all others are worse."""
-        if self.best is None:
+        if self.judged.best is None:
             return None
-        epoch, state = self.best
-        first, best = self.epochs[0].validation, epoch.validation
+        epoch, state = self.judged.best
+        first, best = self.judged.epochs[0].validation, epoch.validation
         assert first is not None
         assert best is not None
         if best.worse_than(first):
@@ -279,8 +291,37 @@ class _Session:
         self.runtime.restore(state)
         return epoch.number
 
-    def _passes(self, position: int) -> int:
-        return position * self.group // self.data.count
+    # ---- checkpoints
+
+    def _shared(self) -> dict[str, Any]:
+        """Options that a resumed session has to share for the same bits."""
+        o = self.options
+        return {
+            "--lr": o.lr,
+            "--seed": o.seed,
+            "--online": o.online,
+            "--schedule": o.schedule,
+            "--warmup": o.warmup,
+            "--weight-decay": o.weight_decay,
+            "--clip": o.clip,
+            "--balance": o.balance,
+            "--metric": self.metric,
+        }
+
+    def _write(self) -> None:
+        path, now = self.options.checkpoint, (self.good, self.judged)
+        if path is None or self.written == now:
+            return
+        losses = tuple(self.losses[: self.good.losses])
+        write_checkpoint(path, Checkpoint(self.belongs, self.first, *now, losses))
+        self.written = now
+
+    def _resume(self, path: Path) -> None:
+        found = resume_from(path, self.belongs, self.listener.noted)
+        self.runtime.restore(found.good.state)
+        self.first, self.good, self.judged = found.first, found.good, found.judged
+        self.losses = list(found.losses)
+        self.earlier = found.good.replayed
 
 
 def _updates(options: SessionOptions, count: int, group: int) -> int:

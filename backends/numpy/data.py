@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ...ir.array_file import array_file
 from ...ir.errors import UsageError
 from ...ir.graph import Array, TensorType, Value
 from ...ir.indices import check_indices
@@ -75,11 +74,7 @@ def reconstruction_set(
         UsageError: The model is no autoencoder, or the data do not fit it.
     """
     target = training.target.type
-    if (
-        len(training.samples) > 1
-        or target.dtype != "f32"
-        or target.size != training.sample.type.size
-    ):
+    if not reconstructs(training):
         raise UsageError(
             f"y{suffix} is missing, and the input is not its own target: that is {target}"
         )
@@ -97,38 +92,51 @@ def reconstruction_set(
     return DataSet(samples, y, anomalous, name + suffix)
 
 
+def remarks(data: DataSet, validation: DataSet | None, group: int) -> list[str]:
+    """What is odd about data that can be trained on, a line each.
+
+    Args:
+        data: To train on.
+        validation: To judge by.
+        group: Samples per update.
+    """
+    found = []
+    if data.y.ndim == 1 and data.y.dtype.kind == "i" and len(np.unique(data.y)) == 1:
+        found.append(f"all samples are of class {data.y[0]}: nothing can be told apart")
+    if data.count < group:
+        found.append(
+            f"there are {data.count} samples, and an update takes {group}: some count several times"
+        )
+    if validation is not None:
+        seen = set(_fingerprints(data))
+        same = sum(f in seen for f in _fingerprints(validation))
+        if same:
+            found.append(
+                f"{same} of {validation.count} samples to validate by are also trained on, so the"
+                " result looks better than it is"
+            )
+    return found
+
+
+def _fingerprints(data: DataSet) -> Iterator[bytes]:
+    """A digest of each sample."""
+    for i in range(data.count):
+        parts = b"".join(np.ascontiguousarray(a[i]).tobytes() for a in data.x.values())
+        yield hashlib.blake2b(parts, digest_size=16).digest()
+
+
+def reconstructs(training: TrainingGraph) -> bool:
+    """Whether a sample can be its own target, as those of an autoencoder are."""
+    target = training.target.type
+    alike = target.dtype == "f32" and target.size == training.sample.type.size
+    return len(training.samples) == 1 and alike
+
+
 def real_samples(training: TrainingGraph, x: Mapping[str, Array]) -> Array:
     """Stored samples of the only input in real numbers."""
     (stored,) = x.values()
     quant = training.sample.type.quant
     return stored if quant is None else quant.dequantize(stored)
-
-
-def load_data(path: Path, inputs: Sequence[str] = ("x",)) -> tuple[dict[str, Array], Array]:
-    """Read samples and the array ``y`` of an .npz file.
-
-    Args:
-        path: The file.
-        inputs: Names of the arrays of samples; see ``ir.sample.array_names``.
-
-    Raises:
-        UsageError: Unreadable, not an .npz file, or an array is missing.
-    """
-    wanted = (*inputs, "y")
-    call = f"np.savez(path, {', '.join(f'{name}=...' for name in wanted)})"
-    if not all(map(str.isidentifier, inputs)):
-        call = f"np.savez(path, y=..., **{{{', '.join(f'{name!r}: ...' for name in inputs)}}})"
-    with array_file(path) as file:
-        data = np.load(file, allow_pickle=False)
-        if not isinstance(data, np.lib.npyio.NpzFile):
-            raise UsageError(f"{path}: is one array; save with {call}")
-        missing = [name for name in wanted if name not in data]
-        if missing:
-            raise UsageError(
-                f"{path}: has no array {' and '.join(missing)}, only"
-                f" {', '.join(data.files) or 'nothing'}; save with {call}"
-            )
-        return {name: data[name] for name in inputs}, data["y"]
 
 
 def fitted(data: ArrayLike, t: TensorType, what: str) -> Array:

@@ -66,6 +66,15 @@ class History:
         return next((e.validation for e in self.epochs if e.number == self.kept), None)
 
     @property
+    def best(self) -> Evaluation | None:
+        """The best on the validation set that training has reached, kept or not."""
+        best: Evaluation | None = None
+        for found in (e.validation for e in self.epochs if e.number):
+            if found is not None and (best is None or found.better_than(best)):
+                best = found
+        return best
+
+    @property
     def rolled_back(self) -> bool:
         """Whether training made it worse, and the state before training was kept."""
         return self.kept == 0 and bool(self.losses)

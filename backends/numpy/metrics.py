@@ -12,7 +12,7 @@ from ...ir.errors import UsageError
 from ...ir.graph import Array
 from ...ir.targets import bounds_of
 from ...ir.training import TrainingGraph
-from .data import DataSet, chosen_of
+from .data import DataSet, chosen_of, reconstructs
 from .runtime import Runtime
 
 MetricName = Literal["accuracy", "mse", "auc", "loss"]
@@ -73,7 +73,7 @@ def check_metric(training: TrainingGraph, metric: MetricName, data: DataSet) -> 
             f"--metric mse: the prediction is {predicted}, the target {training.target.type}"
         )
     if metric == "auc":
-        if len(training.samples) > 1 or predicted.size != training.sample.type.size:
+        if not reconstructs(training):
             raise UsageError(
                 f"--metric auc: the prediction, {predicted}, is no reconstruction of the input"
             )

@@ -1,0 +1,168 @@
+"""Data sets from files: .npz, a folder of .npy arrays, or a folder of pictures or WAV per class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...ir.array_file import array_file
+from ...ir.errors import UsageError
+from ...ir.graph import Array
+from ...ir.sample import array_names
+from ...ir.training import TrainingGraph
+from .data import DataSet, data_set, reconstruction_set, reconstructs
+from .media_files import Normalization, read_media
+
+
+@dataclass(frozen=True, eq=False)
+class DataFile:
+    """What stands in a file or folder of data.
+
+    Attributes:
+        path: Where.
+        arrays: By name: those of samples, ``y``, and the same with ``_val``, as far as they are
+            there.
+        classes: Names of the labels of ``y``, where folders have told them.
+        notes: What the user should know, a line each.
+    """
+
+    path: Path
+    arrays: Mapping[str, Array]
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def has(self, names: Sequence[str]) -> bool:
+        """Whether all arrays are there."""
+        return all(name in self.arrays for name in names)
+
+    def data(
+        self, training: TrainingGraph, suffix: str = "", *, anomalies: bool = False
+    ) -> DataSet:
+        """The data set of the arrays with a suffix, checked.
+
+        Args:
+            training: The training graph.
+            suffix: Empty, or ``_val``.
+            anomalies: ``y`` is 0 or 1 per sample of an autoencoder, and tells which are unusual.
+
+        Raises:
+            UsageError: An array is missing, or does not fit the model.
+        """
+        names = array_names(training.samples)
+        y = self.arrays.get(f"y{suffix}")
+        needed = [f"{name}{suffix}" for name in (*names, *(("y",) if anomalies else ()))]
+        alone = y is None and reconstructs(training)
+        if not alone and not anomalies:
+            needed.append(f"y{suffix}")
+        _demand(self.path, self.arrays, needed)
+        x = {name: self.arrays[f"{name}{suffix}"] for name in names}
+        if anomalies or alone:
+            return reconstruction_set(training, x, y, suffix=suffix)
+        assert y is not None
+        return data_set(training, x, y, suffix=suffix)
+
+
+def read_data(
+    path: Path,
+    training: TrainingGraph,
+    normalization: Normalization | None = None,
+    classes: Sequence[str] = (),
+) -> DataFile:
+    """Read data for a model.
+
+    Args:
+        path: An .npz file, a folder of arrays (x.npy, y.npy), or a folder with a folder of pictures
+            or WAV files for each class.
+        training: The training graph; pictures and sounds are made to fit its input.
+        normalization: Of pictures and sounds; arrays are taken as they are.
+        classes: Names of the classes in the order of their labels; empty: the folders, sorted.
+
+    Raises:
+        UsageError: It can't be read, or holds nothing of that kind.
+    """
+    names = array_names(training.samples)
+    if not path.is_dir():
+        _no_normalization(path, normalization)
+        return DataFile(path, _archive(path, names))
+    arrays = sorted(path.glob("*.npy"))
+    if not arrays:
+        x, y, found, notes = read_media(path, training.samples, normalization, classes)
+        return DataFile(path, {"x": x, "y": y}, found, notes)
+    _no_normalization(path, normalization)
+    wanted = {f"{name}{suffix}" for name in (*names, "y") for suffix in ("", "_val")}
+    return DataFile(path, {a.stem: _array(a) for a in arrays if a.stem in wanted})
+
+
+def load_data(path: Path, inputs: Sequence[str] = ("x",)) -> tuple[dict[str, Array], Array]:
+    """Read samples and the array ``y`` of an .npz file.
+
+    Args:
+        path: The file.
+        inputs: Names of the arrays of samples; see ``ir.sample.array_names``.
+
+    Raises:
+        UsageError: Unreadable, not an .npz file, or an array is missing.
+    """
+    found = _archive(path, inputs)
+    _demand(path, found, (*inputs, "y"))
+    return {name: found[name] for name in inputs}, found["y"]
+
+
+def _archive(path: Path, inputs: Sequence[str]) -> dict[str, Array]:
+    """All arrays of an .npz file that may be asked for."""
+    wanted = {f"{name}{suffix}" for name in (*inputs, "y") for suffix in ("", "_val")}
+    with array_file(path) as file:
+        data = np.load(file, allow_pickle=False)
+        if not isinstance(data, np.lib.npyio.NpzFile):
+            raise UsageError(
+                f"{path}: is one array; save with {_call((*inputs, 'y'))}, or give its folder"
+            )
+        found = {name: data[name] for name in data.files if name in wanted}
+        _demand(path, found, inputs, data.files)
+    return found
+
+
+def _array(path: Path) -> Array:
+    with array_file(path) as file:
+        found = np.load(file, allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            raise UsageError(f"{path}: is an archive of arrays under the name of one")
+        return found
+
+
+def _demand(
+    path: Path,
+    arrays: Mapping[str, Array],
+    names: Sequence[str],
+    there: Sequence[str] | None = None,
+) -> None:
+    """Demand arrays.
+
+    Raises:
+        UsageError: One is missing.
+    """
+    missing = [name for name in names if name not in arrays]
+    if not missing:
+        return
+    held = ", ".join(arrays if there is None else there) or "nothing"
+    call = _call(names if "y" in names or any(n.endswith("_val") for n in names) else (*names, "y"))
+    raise UsageError(f"{path}: has no array {' and '.join(missing)}, only {held}; save with {call}")
+
+
+def _call(names: Sequence[str]) -> str:
+    """What a user would write to save arrays."""
+    if all(map(str.isidentifier, names)):
+        return f"np.savez(path, {', '.join(f'{name}=...' for name in names)})"
+    inputs = [name for name in names if name != "y"]
+    return f"np.savez(path, y=..., **{{{', '.join(f'{name!r}: ...' for name in inputs)}}})"
+
+
+def _no_normalization(path: Path, normalization: Normalization | None) -> None:
+    if normalization is not None:
+        raise UsageError(
+            f"--mean and --std are of pictures and sounds, {path} holds arrays; normalize those"
+            " before they are saved"
+        )

@@ -124,7 +124,8 @@ class _Pictures:
             ) from None
         self._image, self._resized = Image, 0
         shape = t.shape[1:]
-        axis = next((a for a in (0, 2) if len(shape) == 3 and shape[a] in _MODES), None)
+        axes = [a for a in (0, 2) if len(shape) == 3 and shape[a] in _MODES]
+        axis = min(axes, key=lambda a: shape[a] == 4, default=None)  # pictures are rarely RGBA
         if axis is None and len(shape) != 2:
             raise UsageError(
                 f"the model takes {t}, which is no picture [channels, height, width] or [height,"

@@ -161,7 +161,7 @@ def test_pictures_that_cant_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read_data(folder, t)
     (folder / "a" / "1.wav").unlink()
     with pytest.raises(UsageError, match="which is no picture"):
-        read_data(folder, taking(7, 4, 4))
+        read_data(folder, taking(7, 5, 5))
 
 
 def test_pillow_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

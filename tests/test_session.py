@@ -425,6 +425,7 @@ def test_validation_is_that_of_single_inferences() -> None:
         ({"epochs": 1, "weight_decay": -1.0}, "--weight-decay: -1.0"),
         ({"epochs": 1, "clip": 0.0}, "--clip: 0.0"),
         ({"epochs": 1, "patience": 0}, "--patience: 0"),
+        ({"epochs": 1, "checkpoint_every": 5}, "--checkpoint-every needs a file"),
         ({"online": True, "balance": True}, "--balance draws samples again"),
         ({"epochs": 1, "metric": "auc"}, "is no reconstruction of the input"),
         ({"epochs": 1, "metric": "mse"}, "--metric mse: the prediction is"),
@@ -432,6 +433,11 @@ def test_validation_is_that_of_single_inferences() -> None:
 )
 def test_options_that_make_no_sense(options: dict[str, Any], told: str) -> None:
     e = exhibit("mlp-sgd")
-    data, o = samples(e.training), SessionOptions(**{"lr": 0.1, **options})
+    data, runtime = samples(e.training), Runtime(e.plan, e.training)
+
+    def session() -> History:
+        o = SessionOptions(**{"lr": 0.1, **options})
+        return train_session(runtime, data, o, validation=data)
+
     with pytest.raises(UsageError, match=told):
-        train_session(Runtime(e.plan, e.training), data, o, validation=data)
+        session()

@@ -121,7 +121,8 @@ def _archive(path: Path, inputs: Sequence[str]) -> dict[str, Array]:
                 f"{path}: is one array; save with {_call((*inputs, 'y'))}, or give its folder"
             )
         found = {name: data[name] for name in data.files if name in wanted}
-        _demand(path, found, inputs, data.files)
+        if not all(name in found for name in inputs):
+            _demand(path, found, (*inputs, "y"), data.files)
     return found
 
 

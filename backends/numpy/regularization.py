@@ -39,19 +39,22 @@ class Regularization:
     weight_decay: float = 0.0
     clip: float | None = None
 
-    def check(self, training: TrainingGraph) -> None:
-        """Demand settings that can be carried out.
-
-        Raises:
-            UsageError: They can't: a number is out of range, or Adam's decay is asked of weights
-                that are stored in integers, whose steps it is far below.
-        """
+    def __post_init__(self) -> None:
+        """Reject impossible settings."""
         if not (np.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UsageError(
                 f"--weight-decay: {self.weight_decay} is no number >= 0; give for example 0.0001"
             )
         if self.clip is not None and not (np.isfinite(self.clip) and self.clip > 0):
             raise UsageError(f"--clip: {self.clip} is no norm above 0; give for example 1.0")
+
+    def check(self, training: TrainingGraph) -> None:
+        """Demand what can be carried out.
+
+        Raises:
+            UsageError: Adam's decay is asked of weights that are stored in integers, whose steps it
+                is far below.
+        """
         for u in training.updates:
             if self.weight_decay and u.role == "weight" and u.apply_node.op == "QAdam":
                 raise UsageError(

@@ -62,6 +62,28 @@ class SessionOptions:
     checkpoint_every: int | None = None
     resume: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Reject impossible settings."""
+        if not np.isfinite(self.lr) or self.lr <= 0:
+            raise UsageError(f"--lr: {self.lr} is no step size; give for example 0.01")
+        least = {"warmup": 0, "patience": 1, "halvings": 0, "checkpoint_every": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise UsageError(f"--{name.replace('_', '-')}: {value}; must be at least {low}")
+        if self.online and self.balance:
+            raise UsageError(
+                "--balance draws samples again, --online takes each once; give one of them"
+            )
+        if self.checkpoint_every is not None and self.checkpoint is None:
+            raise UsageError("--checkpoint-every needs a file; give --checkpoint as well")
+        _ = self.regularization
+
+    @property
+    def regularization(self) -> Regularization:
+        """Weight decay and clipping."""
+        return Regularization(self.weight_decay, self.clip)
+
 
 class Listener(Protocol):
     """Is told what goes on; every method may raise KeyboardInterrupt, which ends the session."""
@@ -137,9 +159,11 @@ class _Session:
         self.group = plan.model.batch * self.micro
         self.total = _updates(options, data.count, self.group)
         self.metric = options.metric or metric_of(training)
-        self.regularization = Regularization(options.weight_decay, options.clip)
-        _check(options, self.total)
-        self.regularization.check(training)
+        if options.warmup >= self.total:
+            raise UsageError(
+                f"--warmup: {options.warmup} of {self.total} updates; must leave some to train"
+            )
+        options.regularization.check(training)
         if validation is not None:
             check_metric(training, self.metric, validation)
         self.cache = None if plan.replay is None else Replayed(runtime, plan.replay)
@@ -158,7 +182,8 @@ class _Session:
             self._resume(options.resume)
 
     def run(self) -> History:
-        before, self.runtime.regularization = self.runtime.regularization, self.regularization
+        before = self.runtime.regularization
+        self.runtime.regularization = self.options.regularization
         stopped: Stop | None = None
         try:
             while stopped is None:
@@ -346,28 +371,6 @@ def _updates(options: SessionOptions, count: int, group: int) -> int:
     if steps < 1:
         raise UsageError(f"there is nothing to train: {steps} steps")
     return steps
-
-
-def _check(options: SessionOptions, total: int) -> None:
-    """Demand options that make sense together.
-
-    Raises:
-        UsageError: They don't.
-    """
-    if not np.isfinite(options.lr) or options.lr <= 0:
-        raise UsageError(f"--lr: {options.lr} is no step size; give for example 0.01")
-    if not 0 <= options.warmup < total:
-        raise UsageError(f"--warmup: {options.warmup} of {total} updates; must leave some to train")
-    for name, value in (
-        ("patience", options.patience),
-        ("checkpoint-every", options.checkpoint_every),
-    ):
-        if value is not None and value < 1:
-            raise UsageError(f"--{name}: {value}; must be at least 1")
-    if options.online and options.balance:
-        raise UsageError(
-            "--balance draws samples again, --online takes each once; give one of them"
-        )
 
 
 def _sampler(options: SessionOptions, data: DataSet, size: int, *, fixed: bool) -> Sampler:

@@ -64,7 +64,7 @@ def test_a_run_is_told_epoch_by_epoch(odt: Cli, folder: Path) -> None:
     assert record.err == ""
     told = record.json
     assert [e["number"] for e in told["epochs"]] == [0, 1, 2, 3]
-    assert told["after"] == told["epochs"][told["kept_epoch"]]["validation"]["value"]
+    assert told["after"] == told["epochs"][told["kept_epoch"]]["validation"]["accuracy"]
     assert told["accuracy_after"] == told["after"] > told["before"] + 0.3
     assert told["epochs"][3]["lr"] < 1e-4
     silent = odt("run", folder / "out/plan.json", *words, "-q")

@@ -5,7 +5,7 @@ from .data_files import DataFile, load_data, read_data
 from .history import Epoch, History
 from .media_files import Normalization
 from .metrics import Evaluation, MetricName, metric_of
-from .regularization import clipped_by
+from .regularization import Regularization, clipped_by
 from .runtime import Runtime
 from .schedule import ScheduleName
 from .session import Listener, SessionOptions, train_session
@@ -20,6 +20,7 @@ __all__ = [
     "Listener",
     "MetricName",
     "Normalization",
+    "Regularization",
     "Runtime",
     "ScheduleName",
     "SessionOptions",

@@ -12,12 +12,12 @@ from ...ir.graph import Array
 from ...ir.sample import Samples
 from ...ir.whole_file import whole_file
 from .data import data_set
-from .history import Epoch, History
+from .history import History
 from .runtime import Runtime
-from .session import Listener, SessionOptions, train_session
+from .session import SessionOptions, Silent, train_session
 
 
-class _OnStep:
+class _OnStep(Silent):
     """Tells a function about each update."""
 
     def __init__(self, on_step: Callable[[int, float], None]) -> None:
@@ -25,12 +25,6 @@ class _OnStep:
 
     def updated(self, done: int, total: int, loss: float) -> None:
         self._on_step(done, loss)
-
-    def ended(self, epoch: Epoch) -> None:
-        pass
-
-    def noted(self, text: str) -> None:
-        pass
 
 
 def train(
@@ -74,7 +68,7 @@ def train(
             f"an update of this plan takes {group} samples (batch {size} x {micro} micro-batches),"
             f" not {batch}; plan again with --batch or --micro-batches"
         )
-    listener: Listener | None = None if on_step is None else _OnStep(on_step)
+    listener = None if on_step is None else _OnStep(on_step)
     options = SessionOptions(lr=lr, steps=steps, epochs=epochs, seed=seed)
     return train_session(runtime, data_set(runtime.training, x, y), options, listener=listener)
 

@@ -11,9 +11,11 @@ import numpy as np
 from .backends.numpy import (
     DataFile,
     DataSet,
+    Epoch,
     Evaluation,
     History,
     Normalization,
+    Regularization,
     Runtime,
     SessionOptions,
     clipped_by,
@@ -90,6 +92,8 @@ def run_training(options: RunOptions) -> dict[str, object]:
     clipped = None if session.clip is None else clipped_by(plan, training)
     if clipped is not None:
         tell(f"clipping  {_CLIPPED[clipped]}")
+    if session.regularization != Regularization():
+        tell("the emitted C neither clips nor decays: what it learns will differ")
     with Shown(notes=not options.quiet, progress=not silent) as shown:
         group = plan.model.batch * training.spec.micro_batches
         for note in (*file.notes, *remarks(data, held_out, group)):
@@ -109,7 +113,7 @@ def run_training(options: RunOptions) -> dict[str, object]:
         "halvings": history.halvings,
         "left_over": history.leftover,
         "clipped_by": clipped,
-        "epochs": [asdict(e) for e in history.epochs],
+        "epochs": [_epoch(e) for e in history.epochs],
         "kept_epoch": history.kept,
         "rolled_back": history.rolled_back,
         "metric": None if history.before is None else history.before.metric,
@@ -197,5 +201,16 @@ def _report(plan: Plan, history: History, held_out: str) -> list[str]:
     return lines
 
 
+def _epoch(epoch: Epoch) -> dict[str, object]:
+    found = epoch.validation
+    judged = None if found is None else {found.metric: _value(found), "loss": _finite(found.loss)}
+    return {**asdict(epoch), "validation": judged}
+
+
 def _value(found: Evaluation | None, metric: str | None = None) -> float | None:
-    return None if found is None or metric not in (None, found.metric) else found.value
+    return None if found is None or metric not in (None, found.metric) else _finite(found.value)
+
+
+def _finite(value: float) -> float | None:
+    """The number; JSON has none that is not finite."""
+    return value if np.isfinite(value) else None

@@ -352,6 +352,18 @@ def test_each_pass_takes_all_samples_in_a_new_order() -> None:
     assert len({tuple(t) for t in turns}) == 3
     assert [Sampler(10, 3, seed=5).batch(n) for n in (7, 2)] == [sampler.batch(n) for n in (7, 2)]
     assert Sampler(10, 3, seed=6).batch(0) != sampler.batch(0)
+    rng = np.random.default_rng(5)
+    assert turns[:2] == [rng.permutation(10).tolist() for _ in range(2)]
+
+
+def test_fixed_batches_keep_their_samples() -> None:
+    sampler = Sampler(20, 3, seed=1, fixed=True)
+    seen = [tuple(sampler.batch(n)) for n in range(21)]
+    turns = [set(seen[k : k + 7]) for k in (0, 7, 14)]
+    assert turns[0] == turns[1] == turns[2]
+    assert {i for b in turns[0] for i in b} == set(range(20))
+    assert seen[:7] != seen[7:14]
+    assert [tuple(sampler.batch(n)) for n in (20, 0, 9)] == [seen[n] for n in (20, 0, 9)]
 
 
 def test_balanced_samples_are_of_all_classes_alike() -> None:

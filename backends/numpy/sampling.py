@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
 
 from ...ir.graph import Array
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sampler:
     """Numbers the micro-batches of a run without end.
+
+    Passes are drawn one after the other from one generator; an earlier one is found again by
+    starting anew.
 
     Attributes:
         count: Samples in the data set.
@@ -30,36 +32,45 @@ class Sampler:
     shuffled: bool = True
     fixed: bool = False
     weights: Array | None = None
-    _orders: dict[int, Array] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Before the first pass."""
+        self._start()
 
     def batch(self, number: int) -> list[int]:
         """Samples of a micro-batch, counted from 0."""
-        if self.fixed and self.size > 1:
-            batches = self._batches
-            return [int(i) for i in batches[self._at(number, len(batches))]]
+        if self._batches is not None:
+            place = self._at(number, len(self._batches))
+            return [int(i) for i in self._batches[place]]
         first = number * self.size
         return [self._at(i, self.count) for i in range(first, first + self.size)]
 
-    @cached_property
-    def _batches(self) -> Array:
-        mixed = np.random.default_rng(self.seed).permutation(self.count)
-        return np.resize(mixed, (-(-self.count // self.size), self.size))
+    def _start(self) -> None:
+        self._rng = np.random.default_rng(self.seed)
+        self._orders: dict[int, Array] = {}
+        self._drawn = 0
+        self._batches: Array | None = None
+        if self.fixed and self.size > 1:
+            mixed = self._rng.permutation(self.count)
+            self._batches = np.resize(mixed, (-(-self.count // self.size), self.size))
 
     def _at(self, place: int, count: int) -> int:
         """What stands at a place of all passes one behind the other."""
         turn, within = divmod(place, count)
-        if not self.shuffled:
-            return within
-        if turn not in self._orders:
-            rng = np.random.default_rng((self.seed, turn))
-            while len(self._orders) > 1:  # a micro-batch may lie across the end of a pass
-                del self._orders[min(self._orders)]
-            self._orders[turn] = (
-                rng.permutation(count)
+        return int(self._order(turn, count)[within]) if self.shuffled else within
+
+    def _order(self, turn: int, count: int) -> Array:
+        if turn < self._drawn and turn not in self._orders:
+            self._start()
+        while self._drawn <= turn:
+            self._orders.pop(self._drawn - 2, None)  # a micro-batch may lie across the end of one
+            self._orders[self._drawn] = (
+                self._rng.permutation(count)
                 if self.weights is None
-                else rng.choice(count, count, p=self.weights)
+                else self._rng.choice(count, count, p=self.weights)
             )
-        return int(self._orders[turn][within])
+            self._drawn += 1
+        return self._orders[turn]
 
 
 def balancing(labels: Array) -> Array:

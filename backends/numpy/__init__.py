@@ -8,7 +8,8 @@ from .metrics import Evaluation, MetricName, metric_of
 from .regularization import Regularization, clipped_by
 from .runtime import Runtime
 from .schedule import ScheduleName
-from .session import Listener, SessionOptions, train_session
+from .session import train_session
+from .session_options import Listener, SessionOptions
 from .train import save_learned, train
 
 __all__ = [

@@ -92,7 +92,7 @@ def read_media(
 
 def _files(folder: Path, classes: Sequence[str]) -> dict[str, list[Path]]:
     """Files by the name of their class, sorted."""
-    folders = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    folders = [p for p in _listed(folder) if p.is_dir()]
     if not folders:
         raise UsageError(
             f"{folder}: holds neither arrays (x.npy, y.npy) nor a folder of files for each class"
@@ -103,10 +103,15 @@ def _files(folder: Path, classes: Sequence[str]) -> dict[str, list[Path]]:
             f"{folder}: {unknown[0]} is none of the classes {', '.join(classes)} of the training"
             " data"
         )
-    return {
-        p.name: [f for f in sorted(p.iterdir()) if f.is_file() and not f.name.startswith(".")]
-        for p in folders
-    }
+    return {p.name: [f for f in _listed(p) if f.is_file()] for p in folders}
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What a folder shows, sorted."""
+    try:
+        return [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
+    except OSError as e:
+        raise UsageError(f"{folder}: can't be read: {e.strerror or e}") from None
 
 
 def _kind(path: Path) -> str | None:

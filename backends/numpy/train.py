@@ -14,7 +14,8 @@ from ...ir.whole_file import whole_file
 from .data import data_set
 from .history import History
 from .runtime import Runtime
-from .session import SessionOptions, Silent, train_session
+from .session import train_session
+from .session_options import SessionOptions, Silent
 
 
 class _OnStep(Silent):

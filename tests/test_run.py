@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -91,6 +90,7 @@ def test_the_same_seed_makes_the_same_weights(odt: Cli, folder: Path) -> None:
     assert not all(np.array_equal(a[k], c[k]) for k in a)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a process can't send Ctrl-C alone to another")
 def test_ctrl_c_keeps_and_resumes(folder: Path, tmp_path: Path) -> None:
     """In a process of its own: the state is written, and goes on to the very same bits."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -118,6 +118,7 @@ def test_ctrl_c_keeps_and_resumes(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(odt: Cli, folder: Path) -> None:
+    resource = pytest.importorskip("resource")  # which Windows does not have
     words = ("--data", folder / "d.npz", "--epochs", "1", "--lr", "0.01", "-q")
     kept = ("--checkpoint", "c.npz")
     assert odt("run", folder / "out/plan.json", *words, *kept).code == 0

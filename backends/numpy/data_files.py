@@ -25,12 +25,14 @@ class DataFile:
         path: Where.
         arrays: By name: those of samples, ``y``, and the same with ``_val``, as far as they are
             there.
+        held: Names of all arrays that stand there.
         classes: Names of the labels of ``y``, where folders have told them.
         notes: What the user should know, a line each.
     """
 
     path: Path
     arrays: Mapping[str, Array]
+    held: Sequence[str]
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -53,11 +55,9 @@ class DataFile:
         """
         names = array_names(training.samples)
         y = self.arrays.get(f"y{suffix}")
-        needed = [f"{name}{suffix}" for name in (*names, *(("y",) if anomalies else ()))]
-        alone = y is None and reconstructs(training)
-        if not alone and not anomalies:
-            needed.append(f"y{suffix}")
-        _demand(self.path, self.arrays, needed)
+        alone = y is None and not anomalies and reconstructs(training)
+        needed = names if alone else (*names, "y")
+        _demand(self.path, self.held, [f"{name}{suffix}" for name in needed])
         x = {name: self.arrays[f"{name}{suffix}"] for name in names}
         if anomalies or alone:
             return reconstruction_set(training, x, y, suffix=suffix)
@@ -86,14 +86,16 @@ def read_data(
     names = array_names(training.samples)
     if not path.is_dir():
         _no_normalization(path, normalization)
-        return DataFile(path, _archive(path, names))
+        found, held = _archive(path, names)
+        return DataFile(path, found, held)
     arrays = sorted(path.glob("*.npy"))
     if not arrays:
         x, y, found, notes = read_media(path, training.samples, normalization, classes)
-        return DataFile(path, {"x": x, "y": y}, found, notes)
+        return DataFile(path, {"x": x, "y": y}, ("x", "y"), found, notes)
     _no_normalization(path, normalization)
     wanted = {f"{name}{suffix}" for name in (*names, "y") for suffix in ("", "_val")}
-    return DataFile(path, {a.stem: _array(a) for a in arrays if a.stem in wanted})
+    read = {a.stem: _array(a) for a in arrays if a.stem in wanted}
+    return DataFile(path, read, [a.stem for a in arrays])
 
 
 def load_data(path: Path, inputs: Sequence[str] = ("x",)) -> tuple[dict[str, Array], Array]:
@@ -106,13 +108,13 @@ def load_data(path: Path, inputs: Sequence[str] = ("x",)) -> tuple[dict[str, Arr
     Raises:
         UsageError: Unreadable, not an .npz file, or an array is missing.
     """
-    found = _archive(path, inputs)
-    _demand(path, found, (*inputs, "y"))
+    found, held = _archive(path, inputs)
+    _demand(path, held, (*inputs, "y"))
     return {name: found[name] for name in inputs}, found["y"]
 
 
-def _archive(path: Path, inputs: Sequence[str]) -> dict[str, Array]:
-    """All arrays of an .npz file that may be asked for."""
+def _archive(path: Path, inputs: Sequence[str]) -> tuple[dict[str, Array], list[str]]:
+    """Arrays of an .npz file that may be asked for, and the names of all."""
     wanted = {f"{name}{suffix}" for name in (*inputs, "y") for suffix in ("", "_val")}
     with array_file(path) as file:
         data = np.load(file, allow_pickle=False)
@@ -120,10 +122,7 @@ def _archive(path: Path, inputs: Sequence[str]) -> dict[str, Array]:
             raise UsageError(
                 f"{path}: is one array; save with {_call((*inputs, 'y'))}, or give its folder"
             )
-        found = {name: data[name] for name in data.files if name in wanted}
-        if not all(name in found for name in inputs):
-            _demand(path, found, (*inputs, "y"), data.files)
-    return found
+        return {name: data[name] for name in data.files if name in wanted}, data.files
 
 
 def _array(path: Path) -> Array:
@@ -134,23 +133,18 @@ def _array(path: Path) -> Array:
         return found
 
 
-def _demand(
-    path: Path,
-    arrays: Mapping[str, Array],
-    names: Sequence[str],
-    there: Sequence[str] | None = None,
-) -> None:
+def _demand(path: Path, held: Sequence[str], names: Sequence[str]) -> None:
     """Demand arrays.
 
     Raises:
         UsageError: One is missing.
     """
-    missing = [name for name in names if name not in arrays]
-    if not missing:
-        return
-    held = ", ".join(arrays if there is None else there) or "nothing"
-    call = _call(names if "y" in names or any(n.endswith("_val") for n in names) else (*names, "y"))
-    raise UsageError(f"{path}: has no array {' and '.join(missing)}, only {held}; save with {call}")
+    missing = [name for name in names if name not in held]
+    if missing:
+        raise UsageError(
+            f"{path}: has no array {' and '.join(missing)}, only {', '.join(held) or 'nothing'};"
+            f" save with {_call(names)}"
+        )
 
 
 def _call(names: Sequence[str]) -> str:

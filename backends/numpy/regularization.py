@@ -9,7 +9,7 @@ whose gradient is streamed is computed twice, first for its norm, then for the u
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,8 +84,6 @@ class Regularization:
         w, g = operands[:2]
         assert w is not None
         assert g is not None
-        if update.role == "statistic":
-            return operands
         if factor != 1:
             g = np.asarray(factor * g)
         if self.weight_decay and update.role == "weight":
@@ -107,12 +105,68 @@ def _real(operands: list[Array | None]) -> Array:
     return np.asarray(w * steps.reshape(-1, *(1,) * (w.ndim - 1)))
 
 
-def norm_of(squares: Iterable[float], scale: float) -> float:
-    """Norm of gradients from sums of squares, and the scale that averages them."""
-    return float(np.sqrt(sum(squares))) * scale
+class Shaping:
+    """Regularization of the update steps of a plan, as they are carried out.
+
+    Attributes:
+        regularization: What to do; nothing at first.
+    """
+
+    def __init__(self, plan: Plan, training: TrainingGraph, arrays: Mapping[str, Array]) -> None:
+        """Find what the norm follows from.
+
+        Args:
+            plan: The plan.
+            training: Its training graph.
+            arrays: The array of every buffer, by its id.
+        """
+        self.regularization = Regularization()
+        self._arrays = arrays
+        self._whole = whole_gradients(plan, training)
+        self._common: np.float32 | None = None
+        hyper = training.hyper.name
+        self._hyper = next((b.id for b in plan.buffers if b.value == hyper), "")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is done."""
+        return self.regularization != Regularization()
+
+    def begin(self) -> None:
+        """A micro-step begins: norms of the one before are forgotten."""
+        self._common = None
+
+    def factor(self, update: Update, gradient: Iterable[Array | None]) -> np.float32:
+        """What clipping multiplies a gradient by.
+
+        Args:
+            update: Whose gradient.
+            gradient: Its parts, which are asked for only if they count.
+        """
+        if self.regularization.clip is None or update.role == "statistic":
+            return np.float32(1)
+        if self._common is not None:
+            return self._common
+        whole = self._whole
+        parts = gradient if whole is None else (self._arrays[b] for b in whole)
+        squares = sum(_square(g) for g in parts if g is not None)
+        scale = update.apply_node.float_attr("gradient_scale", 1.0)
+        factor = self.regularization.factor(float(np.sqrt(squares)) * scale)
+        if whole is not None:
+            self._common = factor
+        return factor
+
+    def shaped(
+        self, update: Update, operands: list[Array | None], factor: np.float32
+    ) -> list[Array | None]:
+        """Operands of an optimizer, or rows of them, with decay and clipping."""
+        if not self.active or update.role == "statistic":
+            return operands
+        rate = float(self._arrays[self._hyper][0])
+        return self.regularization.shaped(update, operands, rate, factor)
 
 
-def square_of(gradient: Array) -> float:
+def _square(gradient: Array) -> float:
     """Sum of squares, in double precision."""
     flat = gradient.reshape(-1).astype(np.float64)
     return float(flat @ flat)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,7 @@ from ...planner.plan import Plan, Replay, Step
 from .data import fitted, stored_sample
 from .memory import Memory
 from .parameters import merged, split
-from .regularization import Regularization, norm_of, square_of, whole_gradients
+from .regularization import Regularization, Shaping
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ class Runtime:
         micro_steps: Micro-steps done since the last update.
         updates: Updates done (Adam's time step).
         inference_steps: Indices of the steps that the prediction needs.
-        regularization: Weight decay and clipping of the updates; none at first.
     """
 
     def __init__(
@@ -64,9 +63,6 @@ class Runtime:
         self._moved_at = moved_at
         self.plan, self.training = plan, training
         self.micro_steps = self.updates = 0
-        self.regularization = Regularization()
-        self._gradients = whole_gradients(plan, training)
-        self._global_factor: np.float32 | None = None
         self._bounds = bounds_of(training.graph, training.target)
         self._bias = (0, np.float32(0.0), np.float32(0.0))
         self._memory = Memory(plan, {v.name for u in training.updates for v in u.paged})
@@ -77,6 +73,7 @@ class Runtime:
             if u.accumulate_node is not None:
                 self._update_of[u.accumulate_node] = u
         self._arrays: dict[str, Array] = dict(self._memory.views)
+        self._shaping = Shaping(plan, training, self._arrays)
         self._resident: dict[str, Array] = {}
         self._io: dict[str, str] = {}
         for b in plan.buffers:
@@ -100,6 +97,15 @@ class Runtime:
             and b.id not in written
         }
         self._reset()
+
+    @property
+    def regularization(self) -> Regularization:
+        """Weight decay and clipping of the updates; none at first."""
+        return self._shaping.regularization
+
+    @regularization.setter
+    def regularization(self, wanted: Regularization) -> None:
+        self._shaping.regularization = wanted
 
     # ---- running
 
@@ -228,7 +234,7 @@ class Runtime:
         if t.hyper.name in self._io:
             self._arrays[self._io[t.hyper.name]] = self._hyper(lr)
         last = self.micro_steps + 1 == t.spec.micro_batches
-        self._global_factor = None
+        self._shaping.begin()
         loss: Array | None = None
         for index, step in enumerate(self.plan.steps[begin:], begin):
             if last or not step.last_micro:
@@ -286,11 +292,10 @@ class Runtime:
         final = self._nodes[step.nodes[-1]]
         update = self._update_of[final]
         operands = [self._operand(b) for b in step.reads]
-        applied = final is update.apply_node and update.role != "statistic"
         if len(step.nodes) == 1:
-            if applied:
-                factor = self._factor(update, [operands[1]])
-                operands = self._shaped(update, operands, factor)
+            if final is update.apply_node:
+                factor = self._shaping.factor(update, [operands[1]])
+                operands = self._shaping.shaped(update, operands, factor)
             self._call(final, operands, step.writes)
         else:
             self._stream(self._nodes[step.nodes[0]], final, update, step, operands)
@@ -306,11 +311,11 @@ class Runtime:
         operands: list[Array | None],
     ) -> None:
         inputs, rest = operands[: len(gradient.inputs)], operands[len(gradient.inputs) :]
-        op, applied = get_op(final.op), final is update.apply_node and update.role != "statistic"
+        op, applied = get_op(final.op), final is update.apply_node
         factor = np.float32(1)
         if applied:
             once = self._tiles(gradient, update, step, inputs)
-            factor = self._factor(update, (g for _, _, g in once))
+            factor = self._shaping.factor(update, (g for _, _, g in once))
         for begin, end, tile in self._tiles(gradient, update, step, inputs):
             given = iter(rest)
             sliced: list[Array | None] = []
@@ -322,7 +327,7 @@ class Runtime:
                     whole = a is None or v is self.training.hyper
                     sliced.append(a if a is None or whole else _by_rows(a)[begin:end])
             if applied:
-                sliced = self._shaped(update, sliced, factor)
+                sliced = self._shaping.shaped(update, sliced, factor)
             if op.run_kernel is not None:
                 results = op.run_kernel(final, sliced, begin)
             else:
@@ -349,29 +354,6 @@ class Runtime:
             tile = scratch[: (end - begin) * per_row].reshape(end - begin, *t.shape[1:])
             tile[...] = part.reshape(tile.shape)
             yield begin, end, tile
-
-    def _factor(self, update: Update, gradient: Iterable[Array | None]) -> np.float32:
-        """What clipping multiplies a gradient by; its parts are asked for only if that counts."""
-        if self.regularization.clip is None:
-            return np.float32(1)
-        if self._global_factor is not None:
-            return self._global_factor
-        whole = self._gradients
-        parts = gradient if whole is None else (self._arrays[b] for b in whole)
-        scale = update.apply_node.float_attr("gradient_scale", 1.0)
-        norm = norm_of((square_of(g) for g in parts if g is not None), scale)
-        factor = self.regularization.factor(norm)
-        if whole is not None:
-            self._global_factor = factor
-        return factor
-
-    def _shaped(
-        self, update: Update, operands: list[Array | None], factor: np.float32
-    ) -> list[Array | None]:
-        if self.regularization == Regularization():
-            return operands
-        rate = self._arrays[self._io[self.training.hyper.name]][0]
-        return self.regularization.shaped(update, operands, float(rate), factor)
 
     # ---- inputs
 

@@ -52,7 +52,7 @@ def test_a_folder_of_arrays_is_an_archive(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"y\.npy: can't be read as \.npz or \.npy"):
         read_data(tmp_path / "d", t)
     (tmp_path / "d" / "y.npy").unlink()
-    with pytest.raises(UsageError, match=r"d: has no array y, only x, x_val; save with"):
+    with pytest.raises(UsageError, match=r"d: has no array y, only junk, x, x_val; save with"):
         read_data(tmp_path / "d", t).data(t)
     with pytest.raises(UsageError, match="--mean and --std are of pictures"):
         read_data(tmp_path / "d", t, Normalization())

@@ -90,8 +90,8 @@ def read_data(
         return DataFile(path, found, held)
     arrays = sorted(path.glob("*.npy"))
     if not arrays:
-        x, y, found, notes = read_media(path, training.samples, normalization, classes)
-        return DataFile(path, {"x": x, "y": y}, ("x", "y"), found, notes)
+        x, y, known, notes = read_media(path, training.samples, normalization, classes)
+        return DataFile(path, {"x": x, "y": y}, ("x", "y"), known, notes)
     _no_normalization(path, normalization)
     wanted = {f"{name}{suffix}" for name in (*names, "y") for suffix in ("", "_val")}
     read = {a.stem: _array(a) for a in arrays if a.stem in wanted}

@@ -8,8 +8,12 @@ from ..ir.errors import GraphError
 from ..planner.plan import Plan
 
 
-def inference_steps(plan: Plan, predictions: Sequence[str]) -> tuple[int, ...]:
-    """Indices of the steps that the first computation of each prediction needs, in order.
+def inference_steps(plan: Plan, wanted: Sequence[str]) -> tuple[int, ...]:
+    """Indices of the steps that the first computation of each wanted value needs, in order.
+
+    Args:
+        plan: A plan.
+        wanted: Names of predictions, or of the loss.
 
     Raises:
         GraphError: No step computes one of them, or one depends on an update.
@@ -19,10 +23,10 @@ def inference_steps(plan: Plan, predictions: Sequence[str]) -> tuple[int, ...]:
     for i, step in enumerate(plan.steps):
         for w in step.writes:
             first.setdefault(value[w], i)
-    for name in predictions:
+    for name in wanted:
         if name not in first:
-            raise GraphError(f"no step of the plan computes the prediction {name}")
-    ends = {(first[name], name) for name in predictions}
+            raise GraphError(f"no step of the plan computes {name}")
+    ends = {(first[name], name) for name in wanted}
     needed: set[str] = set()
     chosen: list[int] = []
     for i in range(max(end for end, _ in ends), -1, -1):
@@ -32,7 +36,7 @@ def inference_steps(plan: Plan, predictions: Sequence[str]) -> tuple[int, ...]:
             chosen.append(i)
         elif needed.intersection(step.writes):
             if step.kind == "update":
-                raise GraphError(f"step {i}: a prediction depends on an update of the same step")
+                raise GraphError(f"step {i}: an inference depends on an update of the same step")
             needed.update(r for r in step.reads if r is not None)
             chosen.append(i)
     return tuple(reversed(chosen))

@@ -17,6 +17,8 @@ Spaces of a buffer:
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -512,6 +514,12 @@ class Plan(_Lean):
             update={"ram_bytes": ram.model_copy(update={"total": total})}
         )
         return self.model_copy(update={"replay": None, "claims": claims})
+
+    def content_digest(self) -> bytes:
+        """SHA-256 of what a saved state belongs to: model, training, layout and steps."""
+        content = self.model_dump(mode="json", include={"model", "training", "buffers", "steps"})
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).digest()
 
 
 def load_plan(path: Path) -> Plan:

@@ -113,10 +113,10 @@ def imported(folder: Path) -> set[str]:
 
 
 def test_every_import_is_a_declared_dependency() -> None:
-    extra = PROJECT["project"]["optional-dependencies"]["dask"]  # imported where it is asked for
-    needed = [*PROJECT["project"]["dependencies"], *extra]
+    extras = PROJECT["project"]["optional-dependencies"]  # imported where they are asked for
+    needed = [*PROJECT["project"]["dependencies"], *extras["dask"], *extras["data"]]
     declared = {re.split(r"[<>=\[ ]", d)[0].lower() for d in needed}
-    owners = packages_distributions()
+    owners = {"PIL": ["pillow"], **packages_distributions()}  # (which may be absent)
     for folder in (*(ROOT / f for f in FOLDERS), ROOT / "src" / "odt_plan"):
         for name in imported(folder):
             known = {d.lower().replace("_", "-") for d in owners.get(name, [name])}

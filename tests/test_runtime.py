@@ -81,6 +81,19 @@ def test_memory_is_exactly_what_the_plan_claims(name: str) -> None:
     assert runtime.state_nbytes == len(runtime.state_bytes()) == ram.total - ram.arena
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_evaluation_is_inference_and_the_loss_of_a_step(name: str) -> None:
+    e = exhibit(name)
+    runtime, rng = Runtime(e.plan, e.training), np.random.default_rng(3)
+    for _ in range(e.training.spec.micro_batches):
+        x, y = batch(e.training, rng)
+        before = runtime.snapshot()
+        predicted, loss = runtime.evaluate(x, y)
+        assert runtime.snapshot() == before
+        assert np.array_equal(predicted[e.training.prediction.name], runtime.infer(x))
+        assert loss == runtime.train_step(x, y, 0.02)
+
+
 # ---- PyTorch
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import struct
 import zlib
 from pathlib import Path
@@ -23,9 +21,7 @@ _PROGRESS = struct.Struct("<2I2f")
 
 def plan_id(plan: Plan) -> tuple[int, int]:
     """64 bits that identify what a saved state belongs to: model, training, layout and steps."""
-    content = plan.model_dump(mode="json", include={"model", "training", "buffers", "steps"})
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(text.encode()).digest()
+    digest = plan.content_digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 

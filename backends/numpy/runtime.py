@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,22 @@ from ..inference import inference_steps
 from .data import fitted, stored_sample
 from .memory import Memory
 from .parameters import merged, split
+from .regularization import Regularization, Shaping
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that training has changed, between two updates.
+
+    Attributes:
+        state: The state space, byte for byte as the plan lays it out.
+        stored: Optimizer tensors that live in storage.
+        updates: Updates done (Adam's time step).
+    """
+
+    state: bytes
+    stored: bytes
+    updates: int
 
 
 class Runtime:
@@ -57,6 +74,7 @@ class Runtime:
             if u.accumulate_node is not None:
                 self._update_of[u.accumulate_node] = u
         self._arrays: dict[str, Array] = dict(self._memory.views)
+        self._shaping = Shaping(plan, training, self._arrays)
         self._resident: dict[str, Array] = {}
         self._io: dict[str, str] = {}
         for b in plan.buffers:
@@ -68,7 +86,9 @@ class Runtime:
                 self._io[b.value] = b.id
             elif b.space == "state":
                 self._resident[b.value] = self._arrays[b.id]
-        self.inference_steps = inference_steps(plan, [v.name for v in training.predictions])
+        predictions = [v.name for v in training.predictions]
+        self.inference_steps = inference_steps(plan, predictions)
+        self._evaluation_steps = inference_steps(plan, [*predictions, training.loss.name])
         written = {w for s in plan.steps for w in s.writes}
         self._given = {
             b.value: b.id
@@ -78,6 +98,15 @@ class Runtime:
             and b.id not in written
         }
         self._reset()
+
+    @property
+    def regularization(self) -> Regularization:
+        """Weight decay and clipping of the updates; none at first."""
+        return self._shaping.regularization
+
+    @regularization.setter
+    def regularization(self, wanted: Regularization) -> None:
+        self._shaping.regularization = wanted
 
     # ---- running
 
@@ -121,6 +150,28 @@ class Runtime:
                 self._capture(step, self.training.predictions, found)
                 self._memory.retire(index)
         return {v.name: found[v.name] for v in self.training.predictions}
+
+    def evaluate(self, x: Samples, target: Samples) -> tuple[dict[str, Array], float]:
+        """Predictions by name and loss for one batch; runs only the steps that they need.
+
+        Args:
+            x: Samples, as in ``predict``.
+            target: As in ``train_step``.
+
+        Raises:
+            UsageError: ``x`` or ``target`` does not fit the model.
+        """
+        t = self.training
+        self._feed(x)
+        self._aim(target)
+        found: dict[str, Array] = {}
+        with np.errstate(all="ignore"):
+            for index in self._evaluation_steps:
+                step = self.plan.steps[index]
+                self._step(step)
+                self._capture(step, (*t.predictions, t.loss), found)
+                self._memory.retire(index)
+        return {v.name: found[v.name] for v in t.predictions}, float(found[t.loss.name])
 
     def train_step(self, x: Samples, target: Samples, lr: float) -> float:
         """One micro-step; the last one of a group updates the parameters.
@@ -187,14 +238,11 @@ class Runtime:
     def _train(self, begin: int, target: Samples, lr: float) -> float:
         """The steps from ``begin`` on; what they need of those before is in the arena."""
         t = self.training
-        for name, v, given in by_target(t, target):
-            what = "the target" if len(t.targets) == 1 else f"the target {name}"
-            data = fitted(given, v.type, what)
-            check_bounds(data, self._bounds[v], what)
-            self._arrays[self._io[v.name]] = data
+        self._aim(target)
         if t.hyper.name in self._io:
             self._arrays[self._io[t.hyper.name]] = self._hyper(lr)
         last = self.micro_steps + 1 == t.spec.micro_batches
+        self._shaping.begin()
         found: dict[str, Array] = {}
         for index, step in enumerate(self.plan.steps[begin:], begin):
             if last or not step.last_micro:
@@ -251,6 +299,9 @@ class Runtime:
         update = self._update_of[final]
         operands = [self._operand(b) for b in step.reads]
         if len(step.nodes) == 1:
+            if final is update.apply_node:
+                factor = self._shaping.factor(update, [operands[1]])
+                operands = self._shaping.shaped(update, operands, factor)
             self._call(final, operands, step.writes)
         else:
             self._stream(self._nodes[step.nodes[0]], final, update, step, operands)
@@ -265,9 +316,37 @@ class Runtime:
         step: Step,
         operands: list[Array | None],
     ) -> None:
-        assert step.tile is not None, "a checked plan has a tile for a streamed gradient"
         inputs, rest = operands[: len(gradient.inputs)], operands[len(gradient.inputs) :]
-        t, op = update.grad.type, get_op(final.op)
+        op, applied = get_op(final.op), final is update.apply_node
+        factor = np.float32(1)
+        if applied:
+            once = self._tiles(gradient, update, step, inputs)
+            factor = self._shaping.factor(update, (g for _, _, g in once))
+        for begin, end, tile in self._tiles(gradient, update, step, inputs):
+            given = iter(rest)
+            sliced: list[Array | None] = []
+            for v in final.inputs:
+                if v is update.grad:
+                    sliced.append(tile)
+                else:
+                    a = next(given)
+                    whole = a is None or v is self.training.hyper
+                    sliced.append(a if a is None or whole else _by_rows(a)[begin:end])
+            if applied:
+                sliced = self._shaping.shaped(update, sliced, factor)
+            if op.run_kernel is not None:
+                results = op.run_kernel(final, sliced, begin)
+            else:
+                results = op.kernel(final, sliced)
+            for b, result in zip(step.writes, results, strict=True):
+                _by_rows(self._arrays[b])[begin:end] = result
+
+    def _tiles(
+        self, gradient: Node, update: Update, step: Step, inputs: list[Array | None]
+    ) -> Iterator[tuple[int, int, Array]]:
+        """First row, row behind the last, and gradient of these rows, in the planned tile."""
+        assert step.tile is not None, "a checked plan has a tile for a streamed gradient"
+        t = update.grad.type
         rows = t.shape[0] if t.shape else 1
         scratch = self._arrays[step.tile].reshape(-1).view(np.uint8).view(t.np_dtype)
         per_row = t.size // rows
@@ -280,21 +359,7 @@ class Runtime:
                 part = get_op(gradient.op).kernel(gradient, inputs)[0]
             tile = scratch[: (end - begin) * per_row].reshape(end - begin, *t.shape[1:])
             tile[...] = part.reshape(tile.shape)
-            given = iter(rest)
-            sliced: list[Array | None] = []
-            for v in final.inputs:
-                if v is update.grad:
-                    sliced.append(tile)
-                else:
-                    a = next(given)
-                    whole = a is None or v is self.training.hyper
-                    sliced.append(a if a is None or whole else _by_rows(a)[begin:end])
-            if op.run_kernel is not None:
-                results = op.run_kernel(final, sliced, begin)
-            else:
-                results = op.kernel(final, sliced)
-            for b, result in zip(step.writes, results, strict=True):
-                _by_rows(self._arrays[b])[begin:end] = result
+            yield begin, end, tile
 
     # ---- inputs
 
@@ -308,6 +373,13 @@ class Runtime:
         for name, sample in stored.items():
             self._arrays[self._given[name]][...] = sample
 
+    def _aim(self, target: Samples) -> None:
+        for name, v, given in by_target(self.training, target):
+            what = "the target" if len(self.training.targets) == 1 else f"the target {name}"
+            data = fitted(given, v.type, what)
+            check_bounds(data, self._bounds[v], what)
+            self._arrays[self._io[v.name]] = data
+
     def _hyper(self, lr: float) -> Array:
         if not np.isfinite(lr) or lr < 0:
             raise UsageError(f"the step size must be a number >= 0, not {lr}")
@@ -316,9 +388,7 @@ class Runtime:
         bias1, bias2 = self._bias_corrections()
         one = np.float32(1.0)
         rate = np.float32(lr)
-        return np.array(
-            [rate, one / np.sqrt(bias2), self.updates + 1, rate / bias1], np.float32
-        )
+        return np.array([rate, one / np.sqrt(bias2), self.updates + 1, rate / bias1], np.float32)
 
     def _bias_corrections(self) -> tuple[np.float32, np.float32]:
         """1 - beta1^t and 1 - beta2^t of the next update t, in f32.
@@ -401,6 +471,14 @@ class Runtime:
             a[...] = np.frombuffer(left[: a.nbytes], a.dtype).reshape(a.shape)
             left = left[a.nbytes :]
         self.updates, self.micro_steps = updates, 0
+
+    def snapshot(self) -> Snapshot:
+        """All that training has changed; between two updates."""
+        return Snapshot(self.state_bytes(), self.stored_bytes(), self.updates)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continue from a snapshot of a runtime of the same plan."""
+        self.load_state(snapshot.state, updates=snapshot.updates, stored=snapshot.stored)
 
     def _reset(self) -> None:
         """Initial state: the model's parameters, zero in optimizer tensors and accumulators."""

@@ -225,14 +225,92 @@ def run(
     data: Annotated[
         Path,
         typer.Option(
-            metavar="DATA.npz", help="Arrays x and y (x_val, y_val); several inputs by their names."
+            metavar="DATA.npz|FOLDER",
+            help="Arrays x and y (x_val, y_val), several inputs by their names; in an .npz file, or"
+            " as x.npy, y.npy in a folder. Or a folder of pictures or WAV files for each class.",
         ),
     ],
+    val: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA.npz|FOLDER",
+            help="Judge by these before training and after each epoch, and keep the best.",
+        ),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="M[,M,...]", help="Of pictures and sounds: (value - mean) / std, per channel."
+        ),
+    ] = None,
+    std: Annotated[str | None, typer.Option(metavar="S[,S,...]", help="See --mean.")] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Updates to do.  [default: 200]")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data instead.")] = None,
-    lr: Annotated[float, typer.Option(help="Step size.")] = 0.001,
+    online: Annotated[
+        bool,
+        typer.Option(
+            "--online", help="One pass instead, in the order of the data, as on the device."
+        ),
+    ] = False,
+    lr: Annotated[float, typer.Option(help="Step size, at its largest.")] = 0.001,
+    schedule_: Annotated[
+        Literal["constant", "linear", "cosine"],
+        typer.Option("--schedule", help="How it falls to 0 over the run."),
+    ] = "constant",
+    warmup: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Updates over which it rises first.")
+    ] = 0,
+    weight_decay: Annotated[
+        float,
+        typer.Option(help="Of weights alone; coupled (L2), but decoupled for Adam (AdamW)."),
+    ] = 0.0,
+    clip: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NORM",
+            help="Largest norm of all gradients, or of each tensor's where the plan does not have"
+            " all at once.",
+        ),
+    ] = None,
+    balance: Annotated[
+        bool,
+        typer.Option("--balance", help="Draw samples with replacement, all classes alike often."),
+    ] = False,
+    metric: Annotated[
+        Literal["accuracy", "mse", "auc", "loss"] | None,
+        typer.Option(
+            help="Judged on the samples to validate by; auc: of an autoencoder's error against"
+            " labels 0 and 1.  [default: accuracy of classes, mse of numbers, else loss]"
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Stop after N epochs without anything better."),
+    ] = None,
+    halvings: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=60,
+            metavar="K",
+            help="After a NaN go back and halve the step size, at most so often.",
+        ),
+    ] = 3,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npz", help="Write all that --resume needs, each epoch and at the end."
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="And every N updates.")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Go on from a checkpoint, to the very same bits."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Order of the samples.")] = 0,
     save: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Write the learned parameters.")
@@ -243,10 +321,29 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Train by a plan with the NumPy runtime, inside an arena of exactly the planned bytes."""
+    from .backends.numpy import SessionOptions
     from .running import RunOptions, run_training
 
+    session = SessionOptions(
+        lr=lr,
+        steps=steps,
+        epochs=epochs,
+        online=online,
+        seed=seed,
+        schedule=schedule_,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        clip=clip,
+        balance=balance,
+        metric=metric,
+        patience=patience,
+        halvings=halvings,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+    )
     result = run_training(
-        RunOptions(plan_file, data, steps, epochs, lr, seed, model, device, save, as_json, quiet)
+        RunOptions(plan_file, data, val, mean, std, session, model, device, save, as_json, quiet)
     )
     if as_json:
         print_json(result)

@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from .backends.numpy import (
+    DataFile,
+    DataSet,
+    Epoch,
+    Evaluation,
     History,
+    Normalization,
+    Regularization,
     Runtime,
-    chosen_of,
-    load_data,
+    SessionOptions,
+    clipped_by,
+    metric_of,
+    read_data,
+    remarks,
     save_learned,
-    train,
+    train_session,
 )
-from .ir.array_file import array_file
 from .ir.errors import OdtPlanError, UsageError
-from .ir.graph import Array
 from .ir.sample import array_names
 from .ir.targets import target_names
 from .ir.training import TrainingGraph
 from .planner.check import check
-from .planner.plan import load_plan
+from .planner.plan import Plan, load_plan
 from .planner.rebuild import rebuild
 from .planner.sizes import format_bytes
 from .planning import device_of_plan
 from .report import console
+from .run_progress import Shown, described
 
-#: At most this many samples are scored before and after training.
-SCORED_SAMPLES = 500
+#: Updates where no amount is given.
+DEFAULT_STEPS = 200
 #: Losses averaged at both ends of a run.
 _ENDS = 10
-#: Steps between two lines of progress.
-_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -43,10 +49,10 @@ class RunOptions:
 
     plan_file: Path
     data: Path
-    steps: int | None
-    epochs: int | None
-    lr: float
-    seed: int
+    val: Path | None
+    mean: str | None
+    std: str | None
+    session: SessionOptions
     model: Path | None
     device: str | None
     save: Path | None
@@ -58,144 +64,168 @@ def run_training(options: RunOptions) -> dict[str, object]:
     """Check the plan, train, tell what happened.
 
     Returns:
-        What ``--json`` prints: losses, why training stopped, scores before and after.
+        What ``--json`` prints: losses, epochs, why training stopped, scores before and after.
 
     Raises:
         OdtPlanError: The plan, its model, the device or the data are wrong, or the result can't be
             written.
     """
+    session = options.session
     plan = load_plan(options.plan_file)
     training = rebuild(plan, options.plan_file, options.model)
     check(plan, training, device_of_plan(options.plan_file, plan.device.id, options.device))
-    names = array_names(training.samples)
-    targets = target_names(training)
-    x, y = load_data(options.data, names, targets)
-    if not np.isfinite(options.lr) or options.lr <= 0:
-        raise UsageError(f"--lr: {options.lr} is no step size; give for example 0.01")
-    if options.save is not None and not options.save.parent.is_dir():  # before hours of training
-        raise OdtPlanError(f"{options.save}: can't write: {options.save.parent} is no folder")
-    steps = options.steps
-    if steps is None and options.epochs is None:
-        steps = 200
-    runtime = Runtime(plan, training)
-    told = _Told(options.quiet or options.as_json)
-    told.line(
+    data, held_out, file = _read(options, training)
+    for path in (options.save, session.checkpoint):  # before hours of training
+        if path is not None and not path.parent.is_dir():
+            raise OdtPlanError(f"{path}: can't write: {path.parent} is no folder")
+    if session.steps is None and session.epochs is None and not session.online:
+        session = replace(session, steps=DEFAULT_STEPS)
+    runtime, silent = Runtime(plan, training), options.quiet or options.as_json
+    tell = _teller(silent)
+    tell(
         f"arena {format_bytes(runtime.arena_nbytes)}, state {format_bytes(runtime.state_nbytes)},"
         f" {len(plan.steps)} steps per micro-batch: as planned"
     )
-    scored = _held_out(options.data, names, targets, training)
-    before = _accuracy(runtime, *scored) if scored else None
-    history = train(
-        runtime,
-        x,
-        y,
-        steps=steps,
-        epochs=options.epochs,
-        lr=options.lr,
-        seed=options.seed,
-        on_step=told.progress,
-    )
-    after = _accuracy(runtime, *scored) if scored else None
-    told.line(_summary(history))
-    if plan.replay is not None:
-        told.line(
-            f"replayed: {history.replayed:,} micro-steps without the first {plan.replay.front} of"
-            f" {len(plan.steps)} steps"
-        )
-    if before is not None and after is not None:
-        for name, share in before.items():
-            of = "" if len(targets) == 1 else f" of {name}"
-            told.line(f"accuracy{of} on x_val: {share:.1%} -> {after[name]:.1%}")
+    if file.classes:
+        tell(f"classes   {', '.join(f'{i} {name}' for i, name in enumerate(file.classes))}")
+    if not file.has(target_names(training)):
+        tell(f"{options.data} has no y: each sample is its own target")
+    clipped = None if session.clip is None else clipped_by(plan, training)
+    if clipped is not None:
+        tell(f"clipping  {_CLIPPED[clipped]}")
+    if session.regularization != Regularization():
+        tell("the emitted C neither clips nor decays: what it learns will differ")
+    with Shown(notes=not options.quiet, progress=not silent) as shown:
+        group = plan.model.batch * training.spec.micro_batches
+        for note in (*file.notes, *remarks(data, held_out, group)):
+            shown.noted(note)
+        history = train_session(runtime, data, session, validation=held_out, listener=shown)
+    name = "x_val" if options.val is None else str(options.val)
+    for line in _report(plan, history, name):
+        tell(line)
     if options.save is not None:
         save_learned(runtime, options.save)
-        told.line(f"learned parameters written to {options.save}")
+        tell(f"learned parameters written to {options.save}")
     return {
         "updates": len(history.losses),
         "losses": list(history.losses),
         "stopped": history.stopped,
         "replayed": history.replayed,
-        "accuracy_before": _plain(before, targets),
-        "accuracy_after": _plain(after, targets),
+        "halvings": history.halvings,
+        "left_over": history.leftover,
+        "clipped_by": clipped,
+        "epochs": [_epoch(e) for e in history.epochs],
+        "kept_epoch": history.kept,
+        "rolled_back": history.rolled_back,
+        "metric": None if history.before is None else history.before.metric,
+        "before": _value(history.before),
+        "after": _value(history.after),
+        "accuracy_before": _accuracy(history.before),
+        "accuracy_after": _accuracy(history.after),
+        "classes": list(file.classes),
         "arena_bytes": runtime.arena_nbytes,
         "state_bytes": runtime.state_nbytes,
     }
 
 
-class _Told:
-    """Lines on standard output, unless nothing shall be told."""
-
-    def __init__(self, silent: bool) -> None:
-        self._out = console()
-        self._silent = silent
-
-    def line(self, text: str) -> None:
-        if not self._silent:
-            self._out.print(text, soft_wrap=True, markup=False)
-
-    @property
-    def progress(self) -> Callable[[int, float], None]:
-        """Tells the loss now and then."""
-
-        def tell(step: int, loss: float) -> None:
-            if step == 1 or step % _EVERY == 0:
-                self.line(f"update {step:5}  loss {loss:.4f}")
-
-        return tell
+_CLIPPED = {
+    "global": "by the norm of all gradients, which are whole before the first weight changes",
+    "tensor": "each tensor by its own norm: weights change before all gradients are there",
+}
 
 
-def _summary(history: History) -> str:
+def _read(options: RunOptions, training: TrainingGraph) -> tuple[DataSet, DataSet | None, DataFile]:
+    """What to train on, what to judge by, and the file of the first."""
+    normalization = _normalization(options.mean, options.std)
+    file = read_data(options.data, training, normalization)
+    data = file.data(training)
+    anomalies = (options.session.metric or metric_of(training)) == "auc"
+    judged = None
+    if options.val is not None:
+        other = read_data(options.val, training, normalization, file.classes)
+        judged = other.data(training, anomalies=anomalies)
+        judged = replace(judged, name=str(options.val))
+    elif file.has([f"{name}_val" for name in array_names(training.samples)]):
+        judged = file.data(training, "_val", anomalies=anomalies)
+    if judged is None:
+        for name, value in (
+            ("--patience", options.session.patience),
+            ("--metric", options.session.metric),
+        ):
+            if value is not None:
+                raise UsageError(f"{name} needs samples to validate by; give --val, or x_val")
+    return data, judged, file
+
+
+def _normalization(mean: str | None, std: str | None) -> Normalization | None:
+    if mean is None and std is None:
+        return None
+    numbers: dict[str, tuple[float, ...]] = {"mean": (0.0,), "std": (1.0,)}
+    for name, text in (("mean", mean), ("std", std)):
+        if text is None:
+            continue
+        try:
+            numbers[name] = tuple(float(part) for part in text.split(","))
+        except ValueError:
+            raise UsageError(f"--{name}: {text!r} is no list of numbers, as 0.5,0.5,0.5") from None
+        if not np.isfinite(numbers[name]).all() or (name == "std" and min(numbers[name]) <= 0):
+            raise UsageError(f"--{name}: {text} must be finite{', and above 0' * (name == 'std')}")
+    return Normalization(**numbers)
+
+
+def _teller(silent: bool) -> Callable[[str], None]:
+    """Prints lines on standard output, unless nothing shall be told."""
+    out = console()
+    return lambda text: None if silent else out.print(text, soft_wrap=True, markup=False)
+
+
+def _report(plan: Plan, history: History, held_out: str) -> list[str]:
+    """What happened, a line each."""
     losses = history.losses
     ends = f"; mean loss {np.mean(losses[:_ENDS]):.4f} -> {np.mean(losses[-_ENDS:]):.4f}"
-    return history.message + (ends if len(losses) > _ENDS else "")
+    lines = [history.message + (ends if len(losses) > _ENDS else "")]
+    if history.leftover:
+        lines.append(f"left over: {history.leftover} samples that make no whole update")
+    if plan.replay is not None:
+        lines.append(
+            f"replayed: {history.replayed:,} micro-steps without the first {plan.replay.front} of"
+            f" {len(plan.steps)} steps"
+        )
+    before, trained = history.before, history.best
+    if before is not None and trained is not None:
+        kept = f", of epoch {history.kept}, which is kept"
+        if history.rolled_back:
+            kept = ", which is worse: rolled back to the state before training"
+        old, new = (described(found.metric, found.value) for found in (before, trained))
+        lines.append(f"{before.metric} on {held_out}: {old} -> {new}{kept}")
+        for a, b in zip(before.scores, trained.scores, strict=True):
+            old, new = (described(score.metric, score.value) for score in (a, b))
+            lines.append(f"{a.metric} of {a.output} on {held_out}: {old} -> {new}")
+    return lines
 
 
-def _held_out(
-    path: Path, names: tuple[str, ...], targets: tuple[str, ...], training: TrainingGraph
-) -> tuple[dict[str, Array], dict[str, Array]] | None:
-    """``x_val`` and ``y_val`` (integer labels) of the data file, where it has them.
-
-    Of several outputs those that are trained by labels.
-    """
-    pairs = zip(targets, training.predictions, training.targets, strict=True)
-    labels = {
-        name: v.name for name, v, t in pairs if t.type.dtype == "i32" or len(targets) == 1
-    }
-    with array_file(path) as file:
-        data = np.load(file, allow_pickle=False)
-        labels = {name: v for name, v in labels.items() if f"{name}_val" in data}
-        if not labels or not all(f"{name}_val" in data for name in names):
-            return None
-        x = {name: data[f"{name}_val"][:SCORED_SAMPLES] for name in names}
-        scored = {v: data[f"{name}_val"][:SCORED_SAMPLES] for name, v in labels.items()}
-    for name, v in labels.items():
-        y = scored[v]
-        if y.ndim != 1 or y.dtype.kind not in "iu" or any(len(a) != len(y) for a in x.values()):
-            held = ", ".join(f"{n}_val" for n in names)
-            raise UsageError(f"{path}: {name}_val must be one integer label per sample of {held}")
-    return x, scored
+def _epoch(epoch: Epoch) -> dict[str, object]:
+    found = epoch.validation
+    judged: dict[str, object] | None = None
+    if found is not None:
+        judged = {found.metric: _value(found), "loss": _finite(found.loss)}
+        if found.scores:
+            judged["outputs"] = {s.output: {s.metric: _finite(s.value)} for s in found.scores}
+    return {**asdict(epoch), "validation": judged}
 
 
-def _accuracy(runtime: Runtime, x: dict[str, Array], y: dict[str, Array]) -> dict[str, float]:
-    """Of each output the share of samples whose most likely class is the label.
-
-    Incomplete batches are left out.
-    """
-    size, count = runtime.plan.model.batch, len(next(iter(y.values())))
-    full = count // size * size
-    if not full:
-        raise UsageError(f"x_val has {count} samples, fewer than a batch of {size}")
-    hits: dict[str, list[Array]] = {name: [] for name in y}
-    for i in range(0, full, size):
-        found = runtime.predict(chosen_of(x, slice(i, i + size)))
-        for name, labels in y.items():
-            hits[name].append(np.argmax(found[name], axis=-1) == labels[i : i + size])
-    return {name: float(np.mean(each)) for name, each in hits.items()}
+def _value(found: Evaluation | None) -> float | None:
+    return None if found is None else _finite(found.value)
 
 
-def _plain(
-    shares: dict[str, float] | None, targets: tuple[str, ...]
-) -> dict[str, float] | float | None:
-    """The number of a model of one output."""
-    if shares is None or len(targets) > 1:
-        return shares
-    return next(iter(shares.values()))
+def _accuracy(found: Evaluation | None) -> dict[str, float | None] | float | None:
+    """Where accuracy was judged; of several outputs by their names."""
+    if found is None or not found.scores:
+        return _value(found) if found is not None and found.metric == "accuracy" else None
+    of = {s.output: _finite(s.value) for s in found.scores if s.metric == "accuracy"}
+    return of or None
+
+
+def _finite(value: float) -> float | None:
+    """The number; JSON has none that is not finite."""
+    return value if np.isfinite(value) else None

@@ -112,8 +112,9 @@ def torch_model(e: Exhibit) -> tuple[Any, dict[str, Any]]:
     return forward, params
 
 
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("name", RECIPES)
-def test_trains_like_pytorch(name: str) -> None:
+def test_trains_like_pytorch(name: str, exact: bool) -> None:
     torch = pytest.importorskip("torch")
     e = exhibit(name)
     spec, lr = e.training.spec, 0.02
@@ -128,7 +129,7 @@ def test_trains_like_pytorch(name: str) -> None:
             trained, lr=lr, betas=(spec.beta1, spec.beta2), eps=spec.epsilon
         ),
     }[spec.optimizer]()
-    runtime = Runtime(e.plan, e.training)
+    runtime = Runtime(e.plan, e.training, exact=exact)
     rng = np.random.default_rng(2)
     for _ in range(3):
         optimizer.zero_grad()

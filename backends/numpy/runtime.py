@@ -9,16 +9,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ...ir.errors import UsageError
-from ...ir.graph import Array, Node, Value
+from ...ir.graph import Array, TensorType
 from ...ir.indices import check_indices
-from ...ir.opdef import get_op
 from ...ir.sample import Samples, by_input
 from ...ir.targets import bounds_of, check_bounds
-from ...ir.training import TrainingGraph, Update
-from ...planner.plan import Plan, Replay, Step
+from ...ir.training import TrainingGraph
+from ...planner.plan import Plan, Replay
 from .data import fitted, stored_sample
 from .memory import Memory
 from .parameters import merged, split
+from .scratch import Scratch
+from .steps import Steps
 
 
 class Runtime:
@@ -30,41 +31,46 @@ class Runtime:
         micro_steps: Micro-steps done since the last update.
         updates: Updates done (Adam's time step).
         inference_steps: Indices of the steps that the prediction needs.
+        scratch_nbytes: Bytes beside arena and state that fast steps share; 0 if ``exact``.
     """
 
     def __init__(
-        self, plan: Plan, training: TrainingGraph, *, moved_at: Literal["start", "wait"] = "start"
+        self,
+        plan: Plan,
+        training: TrainingGraph,
+        *,
+        exact: bool = True,
+        moved_at: Literal["start", "wait"] = "start",
     ) -> None:
         """Allocate the planned memory and load the model's parameters into it.
 
         Args:
             plan: A plan that ``planner.check`` accepts for this training graph.
             training: The training graph.
+            exact: Results are the emitted C's bit for bit, and dead bytes are poisoned. Otherwise
+                f32 sums have the order that is fast on the host, by BLAS, and nothing is poisoned;
+                results differ by rounding.
             moved_at: When a transfer beside the core copies its bytes: at its start or at its wait,
                 the extremes of what DMA may do. The results are the same.
         """
-        self._moved_at = moved_at
         self.plan, self.training = plan, training
         self.micro_steps = self.updates = 0
         self._bounds = bounds_of(training.graph, training.target)
         self._bias = (0, np.float32(0.0), np.float32(0.0))
         self._memory = Memory(plan, {v.name for u in training.updates for v in u.paged})
-        self._nodes: dict[str, Node] = {n.name: n for n in training.graph.nodes}
-        self._update_of: dict[Node, Update] = {}
-        for u in training.updates:
-            self._update_of[u.apply_node] = u
-            if u.accumulate_node is not None:
-                self._update_of[u.accumulate_node] = u
+        self._poisons = exact
         self._arrays: dict[str, Array] = dict(self._memory.views)
         self._resident: dict[str, Array] = {}
-        self._io: dict[str, str] = {}
+        self._io: dict[str, Array] = {}
         for b in plan.buffers:
             if b.space == "flash":
                 data = training.graph.constants[b.value].copy()
                 data.setflags(write=False)
                 self._arrays[b.id] = data
             elif b.space == "io":
-                self._io[b.value] = b.id
+                t = TensorType(b.shape, b.dtype)
+                self._io[b.value] = np.zeros(t.storage_shape, t.np_dtype)
+                self._arrays[b.id] = self._io[b.value]
             elif b.space == "state":
                 self._resident[b.value] = self._arrays[b.id]
         self.inference_steps = _slice_to(plan, training.prediction.name)
@@ -76,6 +82,16 @@ class Runtime:
             and b.space == "arena"
             and b.id not in written
         }
+        scratch = None if exact else Scratch(self.arena_nbytes)
+        steps = Steps(training, self._arrays, self._resident, moved_at=moved_at, scratch=scratch)
+        if scratch is not None:  # its size is known when every step has been bound
+            for step in plan.steps:
+                steps.bind(step)
+            scratch.allocate()
+        self._steps = [steps.bind(step) for step in plan.steps]
+        self.scratch_nbytes = 0 if scratch is None else scratch.nbytes
+        self._prediction = _first_write(plan, training.prediction.name)
+        self._loss = _first_write(plan, training.loss.name)
         self._reset()
 
     # ---- running
@@ -104,10 +120,10 @@ class Runtime:
         result: Array | None = None
         with np.errstate(all="ignore"):  # as on the device: NaN and infinity are values
             for index in self.inference_steps:
-                step = self.plan.steps[index]
-                self._step(step)
-                result = self._captured(step, self.training.prediction, result)
-                self._memory.retire(index)
+                self._steps[index]()
+                if index == self._prediction[0]:
+                    result = self._arrays[self._prediction[1]].copy()
+                self._retire(index)
         assert result is not None, "a checked plan computes the prediction"
         return result
 
@@ -145,9 +161,9 @@ class Runtime:
         replay = self._replay
         self._feed(x)
         with np.errstate(all="ignore"):
-            for index, step in enumerate(self.plan.steps[: replay.front]):
-                self._step(step)
-                self._memory.retire(index)
+            for index, run in enumerate(self._steps[: replay.front]):
+                run()
+                self._retire(index)
         return self._arrays[replay.buffer].copy()
 
     def train_cached(self, entry: Array, target: ArrayLike, lr: float) -> float:
@@ -162,7 +178,8 @@ class Runtime:
             raise UsageError(
                 f"an entry is {boundary.dtype}{boundary.shape}, not {entry.dtype}{entry.shape}"
             )
-        self._memory.clear()
+        if self._poisons:
+            self._memory.clear()
         boundary[...] = entry
         return self._train(replay.front, target, lr)
 
@@ -175,112 +192,26 @@ class Runtime:
     def _train(self, begin: int, target: ArrayLike, lr: float) -> float:
         """The steps from ``begin`` on; what they need of those before is in the arena."""
         t = self.training
-        self._arrays[self._io[t.target.name]] = self._target(target)
+        self._io[t.target.name][...] = self._target(target)
         if t.hyper.name in self._io:
-            self._arrays[self._io[t.hyper.name]] = self._hyper(lr)
+            self._io[t.hyper.name][...] = self._hyper(lr)
         last = self.micro_steps + 1 == t.spec.micro_batches
         loss: Array | None = None
-        for index, step in enumerate(self.plan.steps[begin:], begin):
-            if last or not step.last_micro:
-                self._step(step)
-                loss = self._captured(step, t.loss, loss)
-            self._memory.retire(index)
+        with np.errstate(all="ignore"):  # as on the device: NaN and infinity are values
+            for index, step in enumerate(self.plan.steps[begin:], begin):
+                if last or not step.last_micro:
+                    self._steps[index]()
+                    if index == self._loss[0]:
+                        loss = self._arrays[self._loss[1]].copy()  # its bytes are used again
+                self._retire(index)
         self.micro_steps = 0 if last else self.micro_steps + 1
         self.updates += last
         assert loss is not None, "a checked plan computes the loss"
         return float(loss)
 
-    def _captured(self, step: Step, value: Value, old: Array | None) -> Array | None:
-        """A copy of ``value`` once the first step has written it: its bytes are used again."""
-        if old is None and step.kind == "compute":
-            for b, v in zip(step.writes, self._nodes[step.nodes[0]].outputs, strict=True):
-                if v is value:
-                    return self._arrays[b].copy()
-        return old
-
-    def _step(self, step: Step) -> None:
-        if step.kind in ("page_out", "page_in"):
-            if not step.overlapped or self._moved_at == "start":
-                self._copy(step.reads[0], step.writes[0])
-        elif step.kind == "page_wait":
-            if self._moved_at == "wait":
-                self._copy(*step.reads)
-        elif step.kind == "compute":
-            node = self._nodes[step.nodes[0]]
-            if not get_op(node.op).view:
-                self._call(node, [self._operand(b) for b in step.reads], step.writes)
-        else:
-            self._update(step)
-
-    def _copy(self, source: str | None, target: str | None) -> None:
-        assert source is not None, "a checked plan names what it pages"
-        assert target is not None, "a checked plan names where it pages to"
-        self._arrays[target][...] = self._arrays[source]
-
-    def _operand(self, name: str | None) -> Array | None:
-        return None if name is None else self._arrays[name]
-
-    def _call(self, node: Node, operands: list[Array | None], writes: tuple[str, ...]) -> None:
-        results = get_op(node.op).kernel(node, operands)
-        for b, result in zip(writes, results, strict=True):
-            target = self._arrays[b]
-            if result.shape != target.shape or result.dtype != target.dtype:
-                raise TypeError(
-                    f"{node.name}: the kernel of {node.op} gave {result.dtype}{result.shape},"
-                    f" planned are {target.dtype}{target.shape}"
-                )
-            target[...] = result
-
-    def _update(self, step: Step) -> None:
-        """Apply or accumulate a gradient, in tiles of rows where it is computed here."""
-        final = self._nodes[step.nodes[-1]]
-        update = self._update_of[final]
-        operands = [self._operand(b) for b in step.reads]
-        if len(step.nodes) == 1:
-            self._call(final, operands, step.writes)
-        else:
-            self._stream(self._nodes[step.nodes[0]], final, update, step, operands)
-        if final is update.apply_node and update.accumulator is not None:
-            self._resident[update.accumulator.name][...] = 0
-
-    def _stream(
-        self,
-        gradient: Node,
-        final: Node,
-        update: Update,
-        step: Step,
-        operands: list[Array | None],
-    ) -> None:
-        assert step.tile is not None, "a checked plan has a tile for a streamed gradient"
-        inputs, rest = operands[: len(gradient.inputs)], operands[len(gradient.inputs) :]
-        t, op = update.grad.type, get_op(final.op)
-        rows = t.shape[0] if t.shape else 1
-        scratch = self._arrays[step.tile].reshape(-1).view(np.uint8).view(t.np_dtype)
-        per_row = t.size // rows
-        rows_kernel = get_op(gradient.op).rows_kernel
-        for begin in range(0, rows, step.tile_rows):
-            end = min(begin + step.tile_rows, rows)
-            if rows_kernel is not None:
-                part = rows_kernel(gradient, inputs, begin, end)
-            else:
-                part = get_op(gradient.op).kernel(gradient, inputs)[0]
-            tile = scratch[: (end - begin) * per_row].reshape(end - begin, *t.shape[1:])
-            tile[...] = part.reshape(tile.shape)
-            given = iter(rest)
-            sliced: list[Array | None] = []
-            for v in final.inputs:
-                if v is update.grad:
-                    sliced.append(tile)
-                else:
-                    a = next(given)
-                    whole = a is None or v is self.training.hyper
-                    sliced.append(a if a is None or whole else _by_rows(a)[begin:end])
-            if op.run_kernel is not None:
-                results = op.run_kernel(final, sliced, begin)
-            else:
-                results = op.kernel(final, sliced)
-            for b, result in zip(step.writes, results, strict=True):
-                _by_rows(self._arrays[b])[begin:end] = result
+    def _retire(self, index: int) -> None:
+        if self._poisons:
+            self._memory.retire(index)
 
     # ---- inputs
 
@@ -290,7 +221,8 @@ class Runtime:
             of = f" of {name}" if len(t.samples) > 1 else ""
             stored[v.name] = stored_sample(given, v.type, f"the sample{of}")
             check_indices(t.graph, v, stored[v.name], f"the batch{of}")
-        self._memory.clear()
+        if self._poisons:
+            self._memory.clear()
         for name, sample in stored.items():
             self._arrays[self._given[name]][...] = sample
 
@@ -307,9 +239,7 @@ class Runtime:
         bias1, bias2 = self._bias_corrections()
         one = np.float32(1.0)
         rate = np.float32(lr)
-        return np.array(
-            [rate, one / np.sqrt(bias2), self.updates + 1, rate / bias1], np.float32
-        )
+        return np.array([rate, one / np.sqrt(bias2), self.updates + 1, rate / bias1], np.float32)
 
     def _bias_corrections(self) -> tuple[np.float32, np.float32]:
         """1 - beta1^t and 1 - beta2^t of the next update t, in f32.
@@ -401,17 +331,16 @@ class Runtime:
             self._arrays[home][...] = 0
 
 
-def _by_rows(a: Array) -> Array:
-    """The array itself; a scalar as one row."""
-    return a if a.shape else a.reshape(1)
+def _first_write(plan: Plan, value: str) -> tuple[int, str]:
+    """The step that computes ``value`` first, and the buffer that it is in then."""
+    ids = {b.id for b in plan.buffers if b.value == value}
+    return next((i, w) for i, s in enumerate(plan.steps) for w in s.writes if w in ids)
 
 
 def _slice_to(plan: Plan, value: str) -> tuple[int, ...]:
     """Steps that the first computation of ``value`` needs, in order."""
-    ids = {b.id: b for b in plan.buffers}
-    steps = plan.steps
-    end = next(i for i, s in enumerate(steps) if any(ids[w].value == value for w in s.writes))
-    needed: set[str] = {w for w in steps[end].writes if ids[w].value == value}
+    steps, (end, first) = plan.steps, _first_write(plan, value)
+    needed: set[str] = {first}
     result = []
     for index in range(end, -1, -1):
         step = steps[index]

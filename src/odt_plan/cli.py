@@ -104,17 +104,19 @@ def plan(
         str | None, typer.Option(metavar="ID|FILE.yaml", help="See `odt-plan devices`.")
     ] = None,
     ram: Annotated[
-        str | None, typer.Option(
+        str | None,
+        typer.Option(
             metavar="SIZE|REGION=SIZE,...",
             help="RAM for the plan, as 320KB in one region, or DTCM=128KB,AXI=500KB in those named."
             "  [default: all of the device's less its reserve]",
-        )
+        ),
     ] = None,
     flash: Annotated[
-        str | None, typer.Option(
+        str | None,
+        typer.Option(
             metavar="SIZE",
             help="Flash for the plan, as 1MB.  [default: the device's less its reserve]",
-        )
+        ),
     ] = None,
     storage: Storage = "none",
     replay: Annotated[
@@ -292,15 +294,17 @@ def run(
             metavar="DATA.npz", help="Arrays x and y (x_val, y_val); several inputs by their names."
         ),
     ],
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Updates to do.  [default: 200]")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Updates to do.  [default: 200]")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data instead.")] = None,
     lr: Annotated[float, typer.Option(help="Step size.")] = 0.001,
     seed: Annotated[int, typer.Option(min=0, help="Order of the samples.")] = 0,
     save: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Write the learned parameters.")
     ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="The bits of the emitted C; many times as slow."),
+    ] = False,
     model: ModelOption = None,
     device: DeviceOption = None,
     as_json: Json = False,
@@ -310,7 +314,9 @@ def run(
     from .running import RunOptions, run_training
 
     result = run_training(
-        RunOptions(plan_file, data, steps, epochs, lr, seed, model, device, save, as_json, quiet)
+        RunOptions(
+            plan_file, data, steps, epochs, lr, seed, exact, model, device, save, as_json, quiet
+        )
     )
     if as_json:
         print_json(result)
@@ -387,9 +393,7 @@ def explain(
     """Tell why a layer is frozen, recomputed, paged, mixed or i8: plan it the other way as well."""
     from .explaining import ExplainOptions, run_explain
 
-    options = ExplainOptions(
-        plan_file, tuple(layers), model, device, gap, time_limit, as_json
-    )
+    options = ExplainOptions(plan_file, tuple(layers), model, device, gap, time_limit, as_json)
     found = run_explain(options)
     if as_json:
         print_json(found)

@@ -45,6 +45,7 @@ class RunOptions:
     epochs: int | None
     lr: float
     seed: int
+    exact: bool
     model: Path | None
     device: str | None
     save: Path | None
@@ -74,11 +75,17 @@ def run_training(options: RunOptions) -> dict[str, object]:
     steps = options.steps
     if steps is None and options.epochs is None:
         steps = 200
-    runtime = Runtime(plan, training)
+    runtime = Runtime(plan, training, exact=options.exact)
     told = _Told(options.quiet or options.as_json)
     told.line(
         f"arena {format_bytes(runtime.arena_nbytes)}, state {format_bytes(runtime.state_nbytes)},"
         f" {len(plan.steps)} steps per micro-batch: as planned"
+    )
+    told.line(
+        "results are the emitted C's bit for bit"
+        if options.exact
+        else f"sums in the host's order, scratch {format_bytes(runtime.scratch_nbytes)} beside;"
+        " --exact has the device's bits"
     )
     scored = _held_out(options.data, names)
     before = _accuracy(runtime, *scored) if scored else None
@@ -113,6 +120,7 @@ def run_training(options: RunOptions) -> dict[str, object]:
         "accuracy_after": after,
         "arena_bytes": runtime.arena_nbytes,
         "state_bytes": runtime.state_nbytes,
+        "scratch_bytes": runtime.scratch_nbytes,
     }
 
 

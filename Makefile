@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # One BLAS thread: the kernels under test use none, and the test processes share the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test bench bench-planner lint style types imports clean
+.PHONY: help demo test bench bench-planner bench-runtime lint style types imports clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,6 +22,9 @@ test: $(VENV)/.test ## set up, then run the tests
 
 bench: $(VENV)/.test ## solve times, gaps, peaks and instruction counts into benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
+
+bench-runtime: $(VENV)/.test ## a training step in NumPy and in C on this machine against PyTorch
+	$(BIN)/python -m benchmarks.runtime
 
 bench-planner: $(VENV)/.test ## addresses (ODT_PLAN_LAYOUT_INSTANCES, own plans), schedules against other planners, ten RAM budgets, curves
 	$(BIN)/python -m benchmarks.layout

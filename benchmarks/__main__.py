@@ -21,6 +21,7 @@ from . import (
     peers,
     planning,
     rivals,
+    runtime,
     scale,
     sweeps,
     tte,
@@ -50,6 +51,7 @@ TABLES = (
     tte.importance_table,
     head10.head10_table,
     adaptation.adaptation_table,
+    runtime.runtime_table,
 )
 
 

@@ -232,7 +232,7 @@ class _KeepAll:
             v = t.graph.values[name]
             if v not in resident:
                 result.append(_buffer(name, v, "flash", 0, 0, last))
-        result += [_buffer(v.name, v, "io", 0, 0, last) for v in (t.target, t.hyper)]
+        result += [_buffer(v.name, v, "io", 0, 0, last) for v in (*t.targets, t.hyper)]
         return result
 
     def _place(self) -> list[Buffer]:

@@ -32,8 +32,9 @@ def stepped(
     return runtime.params()
 
 
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("name", ["mlp", "cnn", "cnn-accumulate", "recompute-accumulate"])
-def test_a_clipped_step_is_as_long_as_the_limit(name: str) -> None:
+def test_a_clipped_step_is_as_long_as_the_limit(name: str, exact: bool) -> None:
     """With SGD and a step size of 1 the step is the gradient."""
     if name == "recompute-accumulate":
         training, plan = exhibit(name).training, exhibit(name).plan
@@ -42,12 +43,15 @@ def test_a_clipped_step_is_as_long_as_the_limit(name: str) -> None:
         micro = 2 if name == "cnn-accumulate" else 1
         training = plans.training_of(forward, TrainingSpec(micro_batches=micro))
         plan = plans.keep_all(training)
-    runtime = Runtime(plan, training)
-    before = runtime.params()
+
+    def after(regularization: Regularization) -> dict[str, Array]:
+        return stepped(Runtime(plan, training, exact=exact), regularization, 1.0)
+
+    before = Runtime(plan, training).params()
     names = [u.candidate.param for u in training.updates]
-    free = stepped(Runtime(plan, training), Regularization(), 1.0)
-    clipped = stepped(Runtime(plan, training), Regularization(clip=0.05), 1.0)
-    loose = stepped(Runtime(plan, training), Regularization(clip=1e6), 1.0)
+    free = after(Regularization())
+    clipped = after(Regularization(clip=0.05))
+    loose = after(Regularization(clip=1e6))
     norms = {n: np.linalg.norm((free[n] - before[n]).astype(np.float64)) for n in names}
     lengths = {n: np.linalg.norm((clipped[n] - before[n]).astype(np.float64)) for n in names}
     assert all(np.array_equal(loose[n], free[n]) for n in names)
@@ -115,13 +119,19 @@ def test_adam_does_not_decay_integers() -> None:
     Regularization(clip=0.1).check(training)
 
 
-def test_only_weights_decay_and_statistics_are_left_alone() -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_only_weights_decay_and_statistics_are_left_alone(exact: bool) -> None:
     graph = nets.batch_normalized()
     training = plans.training_of(graph)
     plan = plans.keep_all(training)
-    free = stepped(Runtime(plan, training), Regularization(), 0.1)
-    decayed = stepped(Runtime(plan, training), Regularization(weight_decay=0.5), 0.1)
-    clipped = stepped(Runtime(plan, training), Regularization(clip=1e-3), 0.1)
+    free, decayed, clipped = (
+        stepped(Runtime(plan, training, exact=exact), regularization, 0.1)
+        for regularization in (
+            Regularization(),
+            Regularization(weight_decay=0.5),
+            Regularization(clip=1e-3),
+        )
+    )
     roles = {u.candidate.param: u.role for u in training.updates}
     assert set(roles.values()) == {"weight", "bias", "scale", "statistic"}
     for name, role in roles.items():

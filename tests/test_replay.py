@@ -120,7 +120,7 @@ def averages(plan: Plan, training: TrainingGraph, epochs: int) -> dict[tuple[int
         early = Runtime(plan, training)  # with the weights from before
         early._feed(x)
         for i in range(k):
-            early._step(plan.steps[i])
+            early._steps[i]()
             early._memory.retire(i)
         for b in plan.buffers:
             if b.space != "arena" or not b.first < k <= b.last:

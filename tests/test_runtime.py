@@ -81,10 +81,11 @@ def test_memory_is_exactly_what_the_plan_claims(name: str) -> None:
     assert runtime.state_nbytes == len(runtime.state_bytes()) == ram.total - ram.arena
 
 
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("name", RECIPES)
-def test_evaluation_is_inference_and_the_loss_of_a_step(name: str) -> None:
+def test_evaluation_is_inference_and_the_loss_of_a_step(name: str, exact: bool) -> None:
     e = exhibit(name)
-    runtime, rng = Runtime(e.plan, e.training), np.random.default_rng(3)
+    runtime, rng = Runtime(e.plan, e.training, exact=exact), np.random.default_rng(3)
     for _ in range(e.training.spec.micro_batches):
         x, y = batch(e.training, rng)
         before = runtime.snapshot()
@@ -125,8 +126,9 @@ def torch_model(e: Exhibit) -> tuple[Any, dict[str, Any]]:
     return forward, params
 
 
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("name", RECIPES)
-def test_trains_like_pytorch(name: str) -> None:
+def test_trains_like_pytorch(name: str, exact: bool) -> None:
     torch = pytest.importorskip("torch")
     e = exhibit(name)
     spec, lr = e.training.spec, 0.02
@@ -141,7 +143,7 @@ def test_trains_like_pytorch(name: str) -> None:
             trained, lr=lr, betas=(spec.beta1, spec.beta2), eps=spec.epsilon
         ),
     }[spec.optimizer]()
-    runtime = Runtime(e.plan, e.training)
+    runtime = Runtime(e.plan, e.training, exact=exact)
     rng = np.random.default_rng(2)
     for _ in range(3):
         optimizer.zero_grad()

@@ -124,12 +124,13 @@ def torch_session(e: Exhibit, data: DataSet, o: SessionOptions) -> tuple[list[fl
         ("paged-accumulate", {"clip": 0.2, "schedule": "linear", "weight_decay": 0.1}, "tensor"),
     ],
 )
-def test_trains_like_pytorch(name: str, options: dict[str, Any], by: str) -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_trains_like_pytorch(name: str, options: dict[str, Any], by: str, exact: bool) -> None:
     e = exhibit(name)
     rate = 0.002 if e.training.spec.optimizer == "adam" else 0.02
     o = SessionOptions(lr=rate, epochs=3, seed=4, **options)
     data = samples(e.training)
-    runtime = Runtime(e.plan, e.training)
+    runtime = Runtime(e.plan, e.training, exact=exact)
     history = train_session(runtime, data, o)
     assert clipped_by(e.plan, e.training) == by
     losses, params = torch_session(e, data, o)
@@ -138,7 +139,7 @@ def test_trains_like_pytorch(name: str, options: dict[str, Any], by: str) -> Non
     for u in e.training.updates:
         wanted = params[u.candidate.param].detach().numpy()
         np.testing.assert_allclose(learned[u.candidate.param], wanted, rtol=1e-4, atol=1e-5)
-    plain = Runtime(e.plan, e.training)
+    plain = Runtime(e.plan, e.training, exact=exact)
     train_session(plain, data, SessionOptions(lr=rate, epochs=3, seed=4))
     assert plain.state_bytes() != runtime.state_bytes(), "the options matter here"
 
@@ -163,8 +164,10 @@ class Script:
         self.notes.append(text)
 
 
-def run(e: Exhibit, o: SessionOptions, script: Script | None = None) -> tuple[History, bytes]:
-    runtime = Runtime(e.plan, e.training)
+def run(
+    e: Exhibit, o: SessionOptions, script: Script | None = None, *, exact: bool = True
+) -> tuple[History, bytes]:
+    runtime = Runtime(e.plan, e.training, exact=exact)
     validation = samples(e.training, 12, seed=1)
     history = train_session(runtime, samples(e.training), o, validation=validation, listener=script)
     return history, runtime.state_bytes() + runtime.stored_bytes()
@@ -172,18 +175,19 @@ def run(e: Exhibit, o: SessionOptions, script: Script | None = None) -> tuple[Hi
 
 @pytest.mark.parametrize("name", ["mlp-sgd", "cnn-mse-batch", "resnet-adam-accumulate", "paged"])
 @pytest.mark.parametrize("at", [1, 8, 11, 16])
-def test_resumed_is_uninterrupted(name: str, at: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_resumed_is_uninterrupted(name: str, at: int, exact: bool, tmp_path: Path) -> None:
     e, file = exhibit(name), tmp_path / "c.npz"
     o = SessionOptions(
         lr=0.01, epochs=3, schedule="cosine", warmup=2, weight_decay=0.01, clip=1.0, seed=3
     )
-    whole = run(e, o)
+    whole = run(e, o, exact=exact)
     assert len(whole[0].losses) > at
-    first, _ = run(e, replace(o, checkpoint=file), Script(until=at))
+    first, _ = run(e, replace(o, checkpoint=file), Script(until=at), exact=exact)
     assert first.stopped == "interrupted"
     assert len(first.losses) == at
-    assert run(e, replace(o, checkpoint=file, resume=file)) == whole
-    assert run(e, replace(o, resume=file)) == whole, "also one that was at its end"
+    assert run(e, replace(o, checkpoint=file, resume=file), exact=exact) == whole
+    assert run(e, replace(o, resume=file), exact=exact) == whole, "also one that was at its end"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.npz", "c.previous.npz"]
 
 
@@ -230,6 +234,8 @@ def test_a_checkpoint_of_other_options_is_refused(
         run(e, replace(o, resume=file, **change))
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="was trained with --exact True, not False"):
+        run(e, replace(o, resume=file), exact=False)
 
 
 def test_a_checkpoint_of_another_plan_or_data_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import nets
 import numpy as np
+import onnx
 import plans
 import pytest
 from board import lane
@@ -17,6 +18,7 @@ from oracle import Unconstrained, batch
 
 from odt_plan.backends.c import emit_c
 from odt_plan.backends.numpy import Runtime, train
+from odt_plan.backends.numpy.sampling import Sampler
 from odt_plan.ir.errors import UnsupportedModelError, UsageError
 from odt_plan.ir.graph import Graph
 from odt_plan.ir.import_options import ImportOptions
@@ -61,13 +63,18 @@ def detector(folder: Path, last: str = "Identity", batch: int | str = "n") -> Pa
     return save(model(nodes, {"x": [batch, 2, 5, 5]}, ["scores", "box"], constants), folder)
 
 
-def torch_loss(last: str, p: dict[str, Any], x: Any, y: dict[str, Any], spec: TrainingSpec) -> Any:
-    """The same network in PyTorch, and the weighted sum of its losses."""
+def torch_heads(last: str, p: dict[str, Any], x: Any) -> tuple[Any, Any, Any]:
+    """The same network in PyTorch: logits, scores and box."""
     f = F.conv2d(x, p["w0"], p["b0"], padding=1).relu().flatten(1)
     logits = F.linear(f, p["w1"], p["b1"])
     ends = {"Identity": lambda v: v, "Softmax": lambda v: v.softmax(-1), "Sigmoid": torch.sigmoid}
     scores = ends[last](logits)
-    box = F.linear(torch.cat([f, scores], 1), p["w2"], p["b2"])
+    return logits, scores, F.linear(torch.cat([f, scores], 1), p["w2"], p["b2"])
+
+
+def torch_loss(last: str, p: dict[str, Any], x: Any, y: dict[str, Any], spec: TrainingSpec) -> Any:
+    """The weighted sum of its losses."""
+    logits, scores, box = torch_heads(last, p, x)
     terms = {
         "cross_entropy": lambda v, t: F.cross_entropy(v, t.long()),
         "mse": F.mse_loss,
@@ -337,6 +344,133 @@ def test_from_the_command_line(tmp_path: Path, odt: Cli) -> None:
     assert odt(*run_it).error == "y_box is float32[60, 3], must be numbers [60, 4]"
     np.savez(data, **arrays | {"y_scores": classes + 2})
     assert "y_scores has labels from 2 to 3, but the model has classes 0 to 2" in odt(*run_it).error
+
+
+@pytest.fixture(scope="module")
+def learnable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Samples of two sets, d.npz and v.npz: class and box follow from the sample."""
+    home = tmp_path_factory.mktemp("learnable")
+    rng = np.random.default_rng(7)
+    sets: dict[str, Any] = {}
+    for name, count in (("d", 40), ("v", 30)):
+        x = floats(rng, count, 2, 5, 5)
+        classes = (x[:, 0, 0, 0] > 0).astype(int) + (x[:, 1, 0, 0] > 1)
+        sets[name] = {"x": x, "y_scores": classes, "y_box": x[:, 0, 0, :4]}
+        np.savez(home / f"{name}.npz", **sets[name])
+    return home, sets
+
+
+def torch_session(p: dict[str, Any], data: dict[str, Any], clip: float, decay: float) -> Any:
+    """Losses of an epoch per call; each tensor is clipped by its own norm, weights decay."""
+    rate, epochs, count = 0.03, 3, len(data["x"])
+    groups = [
+        {"params": [a for n, a in p.items() if n[0] == kind], "weight_decay": d}
+        for kind, d in (("w", decay), ("b", 0.0))
+    ]
+    optimizer = torch.optim.SGD(groups, lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * count)
+    order = Sampler(count, 1, seed=3)
+    for epoch in range(epochs):
+        losses = []
+        for number in range(epoch * count, (epoch + 1) * count):
+            x, y = judged(data, order.batch(number))
+            optimizer.zero_grad()
+            loss = torch_loss("Identity", p, x, y, SUM)
+            loss.backward()
+            for a in p.values():
+                torch.nn.utils.clip_grad_norm_([a], clip)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+        yield losses
+
+
+def judged(data: dict[str, Any], chosen: Any) -> tuple[Any, dict[str, Any]]:
+    """Some samples and their targets."""
+    return torch.tensor(data["x"][chosen]), {
+        name: torch.tensor(a[chosen]) for name, a in data.items() if name != "x"
+    }
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_run_judges_each_output(
+    tmp_path: Path, odt: Cli, learnable: tuple[Path, dict[str, Any]], exact: bool
+) -> None:
+    """With decay and clipping, as PyTorch trains and judges; the checkpoint goes on the same."""
+    home, sets = learnable
+    path, out, clip, decay = detector(tmp_path), tmp_path / "out", 0.5, 0.05
+    loss = ("--loss", "box=huber", "--delta", "0.5", "--loss-weight", "box=0.25")
+    assert odt(path, *LIMITS, *loss, "--train", "all", "-o", out).code == 0
+    words = ("run", out / "plan.json", "--data", home / "d.npz", "--val", home / "v.npz", "--lr",
+             "0.03", "--schedule", "cosine", "--seed", "3", "--weight-decay", str(decay), "--clip",
+             str(clip), *(("--exact",) if exact else ()))  # fmt: skip
+    kept = ("--save", "learned.npz", "--checkpoint", "c.npz")
+    done = odt(*words, "--epochs", "3", *kept, "--json")
+    assert done.code == 0, done.err
+    told = done.json
+    assert (told["clipped_by"], told["metric"], told["rolled_back"]) == ("tensor", "loss", False)
+    p = {
+        a.name: torch.tensor(onnx.numpy_helper.to_array(a)).requires_grad_()
+        for a in onnx.load(path).graph.initializer
+    }
+    losses, states = [], [{n: a.detach().clone() for n, a in p.items()}]
+    for epoch in torch_session(p, sets["d"], clip, decay):
+        losses += epoch
+        states.append({n: a.detach().clone() for n, a in p.items()})
+    np.testing.assert_allclose(told["losses"], losses, rtol=1e-5, atol=1e-5)
+    x, y = judged(sets["v"], slice(None))
+    for state, epoch in zip(states, told["epochs"], strict=True):
+        found, (_, scores, box) = epoch["validation"], torch_heads("Identity", state, x)
+        hits = (scores.argmax(1) == y["y_scores"]).double().mean().item()
+        error = F.mse_loss(box, y["y_box"]).item()
+        mean_loss = torch_loss("Identity", state, x, y, SUM).item()
+        assert found["outputs"]["scores"] == {"accuracy": pytest.approx(hits)}
+        assert found["outputs"]["box"] == {"mse": pytest.approx(error, rel=1e-4)}
+        assert found["loss"] == pytest.approx(mean_loss, rel=1e-4)
+    values = [e["validation"]["loss"] for e in told["epochs"]]
+    assert told["kept_epoch"] == int(np.argmin(values)) > 0
+    assert told["after"] == min(values)
+    for when, at in (("before", 0), ("after", told["kept_epoch"])):
+        accuracy = told["epochs"][at]["validation"]["outputs"]["scores"]["accuracy"]
+        assert told[f"accuracy_{when}"] == {"scores": accuracy}
+    for name, a in np.load("learned.npz").items():
+        np.testing.assert_allclose(a, states[told["kept_epoch"]][name], rtol=1e-4, atol=1e-5)
+    again = odt(*words, "--epochs", "3", "--resume", "c.npz", "--save", "again.npz")
+    assert again.code == 0, again.err
+    assert Path("again.npz").read_bytes() == Path("learned.npz").read_bytes()
+    assert f"accuracy of scores on {home / 'v.npz'}: " in again.out
+    assert ("steps have the emitted C's results" in again.out) == exact
+    other = odt(*words[: -1 if exact else None], *(() if exact else ("--exact",)), "--epochs", "3",
+                "--resume", "c.npz")  # fmt: skip
+    assert other.code == 2
+    assert f"was trained with --exact {exact}, not {not exact}" in other.error
+
+
+def test_one_metric_for_several_outputs(
+    tmp_path: Path, odt: Cli, learnable: tuple[Path, dict[str, Any]]
+) -> None:
+    """It judges the outputs that it suits; classes are balanced where one output has some."""
+    home, sets = learnable
+    path, out = detector(tmp_path), tmp_path / "out"
+    assert odt(path, *LIMITS, "--loss", "box=mse", "--train", "all", "-o", out).code == 0
+    words = ("run", out / "plan.json", "--data", home / "d.npz", "--epochs", "1")
+    for metric, output in (("accuracy", "scores"), ("mse", "box")):
+        done = odt(*words, "--val", home / "v.npz", "--balance", "--metric", metric, "--json")
+        assert done.code == 0, done.err
+        found = done.json["epochs"][1]["validation"]
+        assert found["outputs"] == {output: {metric: found[metric]}}
+        assert done.json["accuracy_before"] == (
+            {"scores": done.json["before"]} if metric == "accuracy" else None
+        )
+    refused = odt(*words, "--val", home / "v.npz", "--metric", "auc")
+    assert refused.code == 2
+    assert refused.error.startswith("the model is no autoencoder: ")
+    np.savez("part.npz", **{k: a for k, a in sets["v"].items() if k != "y_box"})
+    told = odt(*words, "--val", "part.npz")
+    assert told.error.startswith("part.npz: has no array y_box, only x, y_scores; save with ")
+    np.savez("one.npz", **sets["d"] | {"y_scores": np.ones(40, int)})
+    told = odt("run", out / "plan.json", "--data", "one.npz", "--steps", "1")
+    assert "warning: all samples are of class 1 by y_scores" in told.err
 
 
 @pytest.mark.parametrize(

@@ -74,14 +74,13 @@ def reconstruction_set(
     Raises:
         UsageError: The model is no autoencoder, or the data do not fit it.
     """
-    target = training.target.type
     if not reconstructs(training):
         raise UsageError(
-            f"y{suffix} is missing, and the input is not its own target: that is {target}"
+            "the model is no autoencoder: it has not one target that is like its only input"
         )
     samples = checked_samples(training, x, suffix)
     ((name, stored),) = samples.items()
-    y = real_samples(training, samples).reshape(len(stored), *target.shape[1:])
+    y = real_samples(training, samples).reshape(len(stored), *training.target.type.shape[1:])
     if anomalous is not None:
         labels = np.asarray(anomalous)
         if labels.shape != (len(stored),) or not np.isin(labels, (0, 1)).all():

@@ -130,9 +130,7 @@ def _archive(path: Path, names: Sequence[str]) -> tuple[dict[str, Array], list[s
     with array_file(path) as file:
         data = np.load(file, allow_pickle=False)
         if not isinstance(data, np.lib.npyio.NpzFile):
-            raise UsageError(
-                f"{path}: is one array; save with {_call(names)}, or give its folder"
-            )
+            raise UsageError(f"{path}: is one array; save with {_call(names)}, or give its folder")
         return {name: data[name] for name in data.files if name in wanted}, data.files
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,18 +10,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ...ir.errors import UsageError
-from ...ir.graph import Array, Node, Value
+from ...ir.graph import Array, TensorType
 from ...ir.indices import check_indices
-from ...ir.opdef import get_op
 from ...ir.sample import Samples, by_input
 from ...ir.targets import bounds_of, by_target, check_bounds
-from ...ir.training import TrainingGraph, Update
-from ...planner.plan import Plan, Replay, Step
+from ...ir.training import TrainingGraph
+from ...planner.plan import Plan, Replay
 from ..inference import inference_steps
 from .data import fitted, stored_sample
 from .memory import Memory
 from .parameters import merged, split
 from .regularization import Regularization, Shaping
+from .scratch import Scratch
+from .steps import Steps
 
 
 @dataclass(frozen=True)
@@ -48,42 +49,48 @@ class Runtime:
         micro_steps: Micro-steps done since the last update.
         updates: Updates done (Adam's time step).
         inference_steps: Indices of the steps that the predictions need.
+        exact: Whether results are the emitted C's bit for bit.
+        scratch_nbytes: Bytes beside arena and state that fast steps share; 0 if ``exact``.
     """
 
     def __init__(
-        self, plan: Plan, training: TrainingGraph, *, moved_at: Literal["start", "wait"] = "start"
+        self,
+        plan: Plan,
+        training: TrainingGraph,
+        *,
+        exact: bool = True,
+        moved_at: Literal["start", "wait"] = "start",
     ) -> None:
         """Allocate the planned memory and load the model's parameters into it.
 
         Args:
             plan: A plan that ``planner.check`` accepts for this training graph.
             training: The training graph.
+            exact: Results are the emitted C's bit for bit, and dead bytes are poisoned. Otherwise
+                f32 sums have the order that is fast on the host, by BLAS, and nothing is poisoned;
+                results differ by rounding.
             moved_at: When a transfer beside the core copies its bytes: at its start or at its wait,
                 the extremes of what DMA may do. The results are the same.
         """
-        self._moved_at = moved_at
         self.plan, self.training = plan, training
         self.micro_steps = self.updates = 0
         self._bounds = {v: bounds_of(training.graph, v) for v in training.targets}
         self._bias = (0, np.float32(0.0), np.float32(0.0))
         self._memory = Memory(plan, {v.name for u in training.updates for v in u.paged})
-        self._nodes: dict[str, Node] = {n.name: n for n in training.graph.nodes}
-        self._update_of: dict[Node, Update] = {}
-        for u in training.updates:
-            self._update_of[u.apply_node] = u
-            if u.accumulate_node is not None:
-                self._update_of[u.accumulate_node] = u
+        self.exact = exact
         self._arrays: dict[str, Array] = dict(self._memory.views)
         self._shaping = Shaping(plan, training, self._arrays)
         self._resident: dict[str, Array] = {}
-        self._io: dict[str, str] = {}
+        self._io: dict[str, Array] = {}
         for b in plan.buffers:
             if b.space == "flash":
                 data = training.graph.constants[b.value].copy()
                 data.setflags(write=False)
                 self._arrays[b.id] = data
             elif b.space == "io":
-                self._io[b.value] = b.id
+                t = TensorType(b.shape, b.dtype)
+                self._io[b.value] = np.zeros(t.storage_shape, t.np_dtype)
+                self._arrays[b.id] = self._io[b.value]
             elif b.space == "state":
                 self._resident[b.value] = self._arrays[b.id]
         predictions = [v.name for v in training.predictions]
@@ -97,6 +104,22 @@ class Runtime:
             and b.space == "arena"
             and b.id not in written
         }
+        scratch = None if exact else Scratch(self.arena_nbytes)
+        steps = Steps(
+            training,
+            self._arrays,
+            self._resident,
+            self._shaping,
+            moved_at=moved_at,
+            scratch=scratch,
+        )
+        if scratch is not None:  # its size is known when every step has been bound
+            for step in plan.steps:
+                steps.bind(step)
+            scratch.allocate()
+        self._steps = [steps.bind(step) for step in plan.steps]
+        self.scratch_nbytes = 0 if scratch is None else scratch.nbytes
+        self._told = _first_writes(plan, [*predictions, training.loss.name])
         self._reset()
 
     @property
@@ -142,13 +165,7 @@ class Runtime:
             UsageError: ``x`` is not a batch of samples.
         """
         self._feed(x)
-        found: dict[str, Array] = {}
-        with np.errstate(all="ignore"):  # as on the device: NaN and infinity are values
-            for index in self.inference_steps:
-                step = self.plan.steps[index]
-                self._step(step)
-                self._capture(step, self.training.predictions, found)
-                self._memory.retire(index)
+        found = self._run(self.inference_steps)
         return {v.name: found[v.name] for v in self.training.predictions}
 
     def evaluate(self, x: Samples, target: Samples) -> tuple[dict[str, Array], float]:
@@ -164,13 +181,7 @@ class Runtime:
         t = self.training
         self._feed(x)
         self._aim(target)
-        found: dict[str, Array] = {}
-        with np.errstate(all="ignore"):
-            for index in self._evaluation_steps:
-                step = self.plan.steps[index]
-                self._step(step)
-                self._capture(step, (*t.predictions, t.loss), found)
-                self._memory.retire(index)
+        found = self._run(self._evaluation_steps)
         return {v.name: found[v.name] for v in t.predictions}, float(found[t.loss.name])
 
     def train_step(self, x: Samples, target: Samples, lr: float) -> float:
@@ -207,10 +218,7 @@ class Runtime:
         """
         replay = self._replay
         self._feed(x)
-        with np.errstate(all="ignore"):
-            for index, step in enumerate(self.plan.steps[: replay.front]):
-                self._step(step)
-                self._memory.retire(index)
+        self._run(range(replay.front))
         return self._arrays[replay.buffer].copy()
 
     def train_cached(self, entry: Array, target: Samples, lr: float) -> float:
@@ -225,7 +233,8 @@ class Runtime:
             raise UsageError(
                 f"an entry is {boundary.dtype}{boundary.shape}, not {entry.dtype}{entry.shape}"
             )
-        self._memory.clear()
+        if self.exact:
+            self._memory.clear()
         boundary[...] = entry
         return self._train(replay.front, target, lr)
 
@@ -240,126 +249,31 @@ class Runtime:
         t = self.training
         self._aim(target)
         if t.hyper.name in self._io:
-            self._arrays[self._io[t.hyper.name]] = self._hyper(lr)
+            self._io[t.hyper.name][...] = self._hyper(lr)
         last = self.micro_steps + 1 == t.spec.micro_batches
         self._shaping.begin()
-        found: dict[str, Array] = {}
-        for index, step in enumerate(self.plan.steps[begin:], begin):
-            if last or not step.last_micro:
-                self._step(step)
-                self._capture(step, (t.loss,), found)
-            self._memory.retire(index)
+        found = self._run(range(begin, len(self._steps)), last=last)
         self.micro_steps = 0 if last else self.micro_steps + 1
         self.updates += last
         return float(found[t.loss.name])
 
-    def _capture(self, step: Step, values: Sequence[Value], found: dict[str, Array]) -> None:
-        """Copies of values once the first step has written them: their bytes are used again."""
-        if step.kind == "compute":
-            for b, v in zip(step.writes, self._nodes[step.nodes[0]].outputs, strict=True):
-                if v in values and v.name not in found:
-                    found[v.name] = self._arrays[b].copy()
+    def _run(self, indices: Iterable[int], *, last: bool = True) -> dict[str, Array]:
+        """Do some steps, in order, without those of the last micro-step if this is another.
 
-    def _step(self, step: Step) -> None:
-        if step.kind in ("page_out", "page_in"):
-            if not step.overlapped or self._moved_at == "start":
-                self._copy(step.reads[0], step.writes[0])
-        elif step.kind == "page_wait":
-            if self._moved_at == "wait":
-                self._copy(*step.reads)
-        elif step.kind == "compute":
-            node = self._nodes[step.nodes[0]]
-            if not get_op(node.op).view:
-                self._call(node, [self._operand(b) for b in step.reads], step.writes)
-        else:
-            self._update(step)
-
-    def _copy(self, source: str | None, target: str | None) -> None:
-        assert source is not None, "a checked plan names what it pages"
-        assert target is not None, "a checked plan names where it pages to"
-        self._arrays[target][...] = self._arrays[source]
-
-    def _operand(self, name: str | None) -> Array | None:
-        return None if name is None else self._arrays[name]
-
-    def _call(self, node: Node, operands: list[Array | None], writes: tuple[str, ...]) -> None:
-        results = get_op(node.op).kernel(node, operands)
-        for b, result in zip(writes, results, strict=True):
-            target = self._arrays[b]
-            if result.shape != target.shape or result.dtype != target.dtype:
-                raise TypeError(
-                    f"{node.name}: the kernel of {node.op} gave {result.dtype}{result.shape},"
-                    f" planned are {target.dtype}{target.shape}"
-                )
-            target[...] = result
-
-    def _update(self, step: Step) -> None:
-        """Apply or accumulate a gradient, in tiles of rows where it is computed here."""
-        final = self._nodes[step.nodes[-1]]
-        update = self._update_of[final]
-        operands = [self._operand(b) for b in step.reads]
-        if len(step.nodes) == 1:
-            if final is update.apply_node:
-                factor = self._shaping.factor(update, [operands[1]])
-                operands = self._shaping.shaped(update, operands, factor)
-            self._call(final, operands, step.writes)
-        else:
-            self._stream(self._nodes[step.nodes[0]], final, update, step, operands)
-        if final is update.apply_node and update.accumulator is not None:
-            self._resident[update.accumulator.name][...] = 0
-
-    def _stream(
-        self,
-        gradient: Node,
-        final: Node,
-        update: Update,
-        step: Step,
-        operands: list[Array | None],
-    ) -> None:
-        inputs, rest = operands[: len(gradient.inputs)], operands[len(gradient.inputs) :]
-        op, applied = get_op(final.op), final is update.apply_node
-        factor = np.float32(1)
-        if applied:
-            once = self._tiles(gradient, update, step, inputs)
-            factor = self._shaping.factor(update, (g for _, _, g in once))
-        for begin, end, tile in self._tiles(gradient, update, step, inputs):
-            given = iter(rest)
-            sliced: list[Array | None] = []
-            for v in final.inputs:
-                if v is update.grad:
-                    sliced.append(tile)
-                else:
-                    a = next(given)
-                    whole = a is None or v is self.training.hyper
-                    sliced.append(a if a is None or whole else _by_rows(a)[begin:end])
-            if applied:
-                sliced = self._shaping.shaped(update, sliced, factor)
-            if op.run_kernel is not None:
-                results = op.run_kernel(final, sliced, begin)
-            else:
-                results = op.kernel(final, sliced)
-            for b, result in zip(step.writes, results, strict=True):
-                _by_rows(self._arrays[b])[begin:end] = result
-
-    def _tiles(
-        self, gradient: Node, update: Update, step: Step, inputs: list[Array | None]
-    ) -> Iterator[tuple[int, int, Array]]:
-        """First row, row behind the last, and gradient of these rows, in the planned tile."""
-        assert step.tile is not None, "a checked plan has a tile for a streamed gradient"
-        t = update.grad.type
-        rows = t.shape[0] if t.shape else 1
-        scratch = self._arrays[step.tile].reshape(-1).view(np.uint8).view(t.np_dtype)
-        per_row = t.size // rows
-        rows_kernel = get_op(gradient.op).rows_kernel
-        for begin in range(0, rows, step.tile_rows):
-            end = min(begin + step.tile_rows, rows)
-            if rows_kernel is not None:
-                part = rows_kernel(gradient, inputs, begin, end)
-            else:
-                part = get_op(gradient.op).kernel(gradient, inputs)[0]
-            tile = scratch[: (end - begin) * per_row].reshape(end - begin, *t.shape[1:])
-            tile[...] = part.reshape(tile.shape)
-            yield begin, end, tile
+        Returns:
+            Copies of predictions and loss, as far as they were computed: their bytes are used
+            again.
+        """
+        found: dict[str, Array] = {}
+        with np.errstate(all="ignore"):  # as on the device: NaN and infinity are values
+            for index in indices:
+                if last or not self.plan.steps[index].last_micro:
+                    self._steps[index]()
+                    for name, b in self._told.get(index, ()):
+                        found[name] = self._arrays[b].copy()
+                if self.exact:
+                    self._memory.retire(index)
+        return found
 
     # ---- inputs
 
@@ -369,7 +283,8 @@ class Runtime:
             of = f" of {name}" if len(t.samples) > 1 else ""
             stored[v.name] = stored_sample(given, v.type, f"the sample{of}")
             check_indices(t.graph, v, stored[v.name], f"the batch{of}")
-        self._memory.clear()
+        if self.exact:
+            self._memory.clear()
         for name, sample in stored.items():
             self._arrays[self._given[name]][...] = sample
 
@@ -378,7 +293,7 @@ class Runtime:
             what = "the target" if len(self.training.targets) == 1 else f"the target {name}"
             data = fitted(given, v.type, what)
             check_bounds(data, self._bounds[v], what)
-            self._arrays[self._io[v.name]] = data
+            self._io[v.name][...] = data
 
     def _hyper(self, lr: float) -> Array:
         if not np.isfinite(lr) or lr < 0:
@@ -488,6 +403,13 @@ class Runtime:
             self._arrays[home][...] = 0
 
 
-def _by_rows(a: Array) -> Array:
-    """The array itself; a scalar as one row."""
-    return a if a.shape else a.reshape(1)
+def _first_writes(plan: Plan, values: Sequence[str]) -> dict[int, list[tuple[str, str]]]:
+    """Of the steps that compute one of some values first: its name and the buffer it is in then."""
+    value, found = {b.id: b.value for b in plan.buffers}, set[str]()
+    result: dict[int, list[tuple[str, str]]] = {}
+    for index, step in enumerate(plan.steps):
+        for b in step.writes:
+            if value[b] in values and value[b] not in found:
+                found.add(value[b])
+                result.setdefault(index, []).append((value[b], b))
+    return result

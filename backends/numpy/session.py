@@ -232,6 +232,7 @@ class _Session:
         """Options that a resumed session has to share for the same bits."""
         o = self.options
         return {
+            "--exact": self.runtime.exact,
             "--lr": o.lr,
             "--seed": o.seed,
             "--online": o.online,

@@ -95,17 +95,19 @@ def plan(
         str | None, typer.Option(metavar="ID|FILE.yaml", help="See `odt-plan devices`.")
     ] = None,
     ram: Annotated[
-        str | None, typer.Option(
+        str | None,
+        typer.Option(
             metavar="SIZE|REGION=SIZE,...",
             help="RAM for the plan, as 320KB in one region, or DTCM=128KB,AXI=500KB in those named."
             "  [default: all of the device's less its reserve]",
-        )
+        ),
     ] = None,
     flash: Annotated[
-        str | None, typer.Option(
+        str | None,
+        typer.Option(
             metavar="SIZE",
             help="Flash for the plan, as 1MB.  [default: the device's less its reserve]",
-        )
+        ),
     ] = None,
     storage: Storage = "none",
     replay: Annotated[
@@ -226,8 +228,9 @@ def run(
         Path,
         typer.Option(
             metavar="DATA.npz|FOLDER",
-            help="Arrays x and y (x_val, y_val), several inputs by their names; in an .npz file, or"
-            " as x.npy, y.npy in a folder. Or a folder of pictures or WAV files for each class.",
+            help="Arrays x and y (x_val, y_val), several inputs by their names, several outputs as"
+            " y_NAME; in an .npz file, or as x.npy, y.npy in a folder. Or a folder of pictures or"
+            " WAV files for each class.",
         ),
     ],
     val: Annotated[
@@ -244,9 +247,7 @@ def run(
         ),
     ] = None,
     std: Annotated[str | None, typer.Option(metavar="S[,S,...]", help="See --mean.")] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Updates to do.  [default: 200]")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Updates to do.  [default: 200]")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data instead.")] = None,
     online: Annotated[
         bool,
@@ -282,7 +283,8 @@ def run(
         Literal["accuracy", "mse", "auc", "loss"] | None,
         typer.Option(
             help="Judged on the samples to validate by; auc: of an autoencoder's error against"
-            " labels 0 and 1.  [default: accuracy of classes, mse of numbers, else loss]"
+            " labels 0 and 1.  [default: accuracy of classes, mse of numbers, else loss, as for"
+            " several outputs]"
         ),
     ] = None,
     patience: Annotated[
@@ -315,6 +317,10 @@ def run(
     save: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Write the learned parameters.")
     ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="The bits of the emitted C; many times as slow."),
+    ] = False,
     model: ModelOption = None,
     device: DeviceOption = None,
     as_json: Json = False,
@@ -343,7 +349,20 @@ def run(
         resume=resume,
     )
     result = run_training(
-        RunOptions(plan_file, data, val, mean, std, session, model, device, save, as_json, quiet)
+        RunOptions(
+            plan_file,
+            data,
+            val,
+            mean,
+            std,
+            session,
+            exact,
+            model,
+            device,
+            save,
+            as_json,
+            quiet,
+        )
     )
     if as_json:
         print_json(result)
@@ -420,9 +439,7 @@ def explain(
     """Tell why a layer is frozen, recomputed, paged, mixed or i8: plan it the other way as well."""
     from .explaining import ExplainOptions, run_explain
 
-    options = ExplainOptions(
-        plan_file, tuple(layers), model, device, gap, time_limit, as_json
-    )
+    options = ExplainOptions(plan_file, tuple(layers), model, device, gap, time_limit, as_json)
     found = run_explain(options)
     if as_json:
         print_json(found)

@@ -53,6 +53,7 @@ class RunOptions:
     mean: str | None
     std: str | None
     session: SessionOptions
+    exact: bool
     model: Path | None
     device: str | None
     save: Path | None
@@ -80,11 +81,18 @@ def run_training(options: RunOptions) -> dict[str, object]:
             raise OdtPlanError(f"{path}: can't write: {path.parent} is no folder")
     if session.steps is None and session.epochs is None and not session.online:
         session = replace(session, steps=DEFAULT_STEPS)
-    runtime, silent = Runtime(plan, training), options.quiet or options.as_json
+    runtime = Runtime(plan, training, exact=options.exact)
+    silent = options.quiet or options.as_json
     tell = _teller(silent)
     tell(
         f"arena {format_bytes(runtime.arena_nbytes)}, state {format_bytes(runtime.state_nbytes)},"
         f" {len(plan.steps)} steps per micro-batch: as planned"
+    )
+    tell(
+        "steps have the emitted C's results, bit for bit"
+        if options.exact
+        else f"sums in the host's order, scratch {format_bytes(runtime.scratch_nbytes)} beside;"
+        " --exact has the device's bits"
     )
     if file.classes:
         tell(f"classes   {', '.join(f'{i} {name}' for i, name in enumerate(file.classes))}")
@@ -125,6 +133,7 @@ def run_training(options: RunOptions) -> dict[str, object]:
         "classes": list(file.classes),
         "arena_bytes": runtime.arena_nbytes,
         "state_bytes": runtime.state_nbytes,
+        "scratch_bytes": runtime.scratch_nbytes,
     }
 
 

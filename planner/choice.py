@@ -161,7 +161,11 @@ class ChoiceByCuts(Milp):
     """
 
     def __init__(
-        self, problem: Problem, where: Collection[Cut | Make] = (), goal: Goal | None = None
+        self,
+        problem: Problem,
+        where: Collection[Cut | Make] = (),
+        goal: Goal | None = None,
+        rows: set[int] | None = None,
     ) -> None:
         """Build variables and constraints.
 
@@ -169,6 +173,7 @@ class ChoiceByCuts(Milp):
             problem: What to decide.
             where: Tensors are held or not, and may be made again; cuts don't overlap.
             goal: The only objective that will be asked for; None: any.
+            rows: Slots whose memory rows mattered in programs before; more are added to them.
         """
         makes = sorted(m for m in where if isinstance(m, Make))
         cuts = {c for c in where if isinstance(c, Cut)}
@@ -180,6 +185,8 @@ class ChoiceByCuts(Milp):
         self.live: dict[tuple[int, int], int] = {}
         self.again: dict[tuple[int, int], int] = {}
         super().__init__(problem, goal, relaxed=True)
+        if self.memory is not None and rows is not None:
+            self.memory.added = rows
         for s, tensor in sorted({(self.cuts.index(m.cut), m.tensor) for m in makes}):
             self._make(s, tensor)
 

@@ -278,7 +278,7 @@ def test_few_memory_rows_are_as_good_as_all(seed: int, tmp_path: Path) -> None:
     options, few, every = SolverOptions(gap=0.0), *(ChoiceByCuts(problem) for _ in range(2))
     assert few.memory is not None
     assert every.memory is not None
-    every.memory.added.update(range(len(every.memory.slots)))
+    every.memory.added.update(every.memory.slots.tolist())
     found = few.solve("learn", options)
     assert found.value == every.solve("learn", options).value
     assert found.bound >= found.value

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,6 +189,7 @@ class ChoiceByCuts(Milp):
         pages = p.cost.storage is not None and p.limits.storage_bytes > 0
         retention = {r.tensor: k for k, r in enumerate(p.retentions)}
         self.paged: dict[tuple[int, int], int] = {}
+        self.unread: list[tuple[int, float]] = []
         for i in self.used:
             tensor, begin = self.forward.tensors[i], self.begin[i]
             for s in range(begin, last):
@@ -195,14 +197,30 @@ class ChoiceByCuts(Milp):
             for s in range(begin + 1, last + 1):
                 if tensor.rebuildable:
                     self.again[s, i] = self.c.column(integer=True)
-            if pages and tensor in retention:
-                stored = self.stored[retention[tensor]] = self.c.column(integer=True)
-                for s in range(begin + 1, last + 1):
-                    load = self.paged[s, i] = self.c.column(integer=True)
-                    self.loaded[retention[tensor]][s] = load
-                    self.c.row([(stored, 1.0), (load, -1.0)], lower=0.0)
+            if pages:
+                self._page_columns(i, retention.get(tensor))
         for i in self.used:
             self._supply_at_cuts(i)
+
+    def _page_columns(self, i: int, retention: int | None) -> None:
+        """A tensor is paged out once, and loaded in any interval.
+
+        One that only others are made from is none that is retained: of its transfers time counts
+        alone, not what they take of storage, wear and flash.
+        """
+        stored, cost = self.c.column(integer=True), self.problem.cost
+        loads = {
+            s: self.c.column(integer=True) for s in range(self.begin[i] + 1, len(self.cuts) + 1)
+        }
+        for s, load in loads.items():
+            self.paged[s, i] = load
+            self.c.row([(stored, 1.0), (load, -1.0)], lower=0.0)
+        if retention is not None:
+            self.stored[retention], self.loaded[retention] = stored, loads
+            return
+        size, micro = self.forward.tensors[i].bytes, float(self.problem.micro_batches)
+        self.unread.append((stored, micro * cost.write_cycles(size)))
+        self.unread += ((load, micro * cost.read_cycles(size)) for load in loads.values())
 
     def _supply_at_cuts(self, i: int) -> None:
         """What is read, held or needed to make something again is there."""
@@ -262,22 +280,25 @@ class ChoiceByCuts(Milp):
         again = None if i is None else self.again.get((s, i))
         if i is None or again is None or known.tensors[i] in self.streamed:
             return
-        beside = {i, *known.operands[i]}
-        writers = known.tensors[i].writers
-        own = max((aligned(get_op(w.op).workspace(w)) for w in writers), default=0)
-        # an operand that may be overwritten in place may be the same buffer
-        own += sum(known.tensors[j].bytes for j in beside if (j, i) not in known.in_place)
-        terms = [(again, float(own)), *self.state]
-        for j in self.used:
-            if j in beside or known.tensors[j] in self.streamed:
-                continue
-            if (v := self._there(s, i, j)) is not None:
-                terms.append((v, float(known.tensors[j].bytes)))
+        around = [*self.state]
         for t in p.transients:
             acts = next((acts for last, acts in t.segments if last >= at), None)
             if t.begin < at and acts is not None:
-                terms.append((self._one_of(acts), float(t.tensor.bytes)))
-        self.c.row(terms, upper=p.limits.ram_bytes)
+                around.append((self._one_of(acts), float(t.tensor.bytes)))
+        there = cache(partial(self._there, s, i))
+        for w in known.tensors[i].writers:
+            read = (p.storage.of.get(v) for v in w.operands())
+            beside = {i, *(known.at[t] for t in read if t in known.at)}
+            own = aligned(get_op(w.op).workspace(w))
+            # an operand that may be overwritten in place may be the same buffer
+            own += sum(known.tensors[j].bytes for j in beside if (j, i) not in known.in_place)
+            terms = [(again, float(own)), *around]
+            for j in self.used:
+                if j in beside or known.tensors[j] in self.streamed:
+                    continue
+                if (v := there(j)) is not None:
+                    terms.append((v, float(known.tensors[j].bytes)))
+            self.c.row(terms, upper=p.limits.ram_bytes)
 
     def _there(self, s: int, i: int, j: int) -> int | None:
         """1 where one tensor is there when another is made; None: it never has to be.
@@ -311,7 +332,8 @@ class ChoiceByCuts(Milp):
             0 if t in self.forward.auxiliary else micro * sum(map(cost.node_cycles, t.writers))
             for t in self.forward.tensors
         ]
-        return [(column, float(cycles[i])) for (_, i), column in self.again.items()]
+        again = [(column, float(cycles[i])) for (_, i), column in self.again.items()]
+        return again + self.unread
 
     def _solution(self, values: NDArray[np.float64]) -> Solution:
         """Activities alone: what is loaded between which cuts is no decision about a slot."""

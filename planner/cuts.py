@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,12 +123,13 @@ class Program:
         again, r = int(self.again[s, i]), self.r
         if s == 0 or again < 0:
             return
-        beside = {i, *r.operands[i]}
-        own = int(r.size[sorted(beside)].sum() + r.scratch[i])
-        live = [(self._there(s, i, j), float(r.size[j])) for j in self.used if j not in beside]
-        live = [(v, size) for v, size in live if v >= 0]
         room = r.problem.limits.ram_bytes - r.state - r.between[self.cuts[s]]
-        self.c.row([*live, (again, float(own))], upper=float(room))
+        there = cache(partial(self._there, s, i))
+        for scratch, read in r.parts[i]:
+            beside = {i, *read}
+            own = float(scratch + sum(r.size[j] for j in beside))
+            live = [(there(j), float(r.size[j])) for j in self.used if j not in beside]
+            self.c.row([(again, own), *((v, x) for v, x in live if v >= 0)], upper=float(room))
 
     def _there(self, s: int, i: int, j: int) -> int:
         """1 where a tensor is there when another one is made before a cut; -1: it never has to be.

@@ -255,6 +255,7 @@ def search(
     options: SolverOptions,
     watch: Watch,
     rounds: int = ROUNDS,
+    begin: Found | None = None,
 ) -> Found:
     """Search for the plan of the least price.
 
@@ -265,11 +266,15 @@ def search(
         options: How to solve; the gap is relative, ``base`` included.
         watch: Says when to end.
         rounds: Programs that are solved at most.
+        begin: The cuts to begin with; None: none are known.
 
     Raises:
         OdtPlanError: The solver failed.
     """
-    return _Search(remakes, prices, base, options, watch, rounds).run()
+    known = _Search(remakes, prices, base, options, watch, rounds)
+    if begin is not None:
+        known.cuts, known.makes = list(begin.cuts), set(begin.makes)
+    return known.run()
 
 
 def conflict(
@@ -323,7 +328,7 @@ class _Search:
     tighter: dict[int, int] = field(default_factory=dict)
 
     def run(self) -> Found:
-        self.cuts = [self._first()]
+        self.cuts = self.cuts or [self._first()]
         for _ in range(self.rounds):
             if self.watch.over():
                 break

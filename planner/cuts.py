@@ -266,7 +266,7 @@ def search(
         options: How to solve; the gap is relative, ``base`` included.
         watch: Says when to end.
         rounds: Programs that are solved at most.
-        begin: The cuts to begin with; None: none are known.
+        begin: The cuts to begin with, and a plan that may no longer fit; None: none are known.
 
     Raises:
         OdtPlanError: The solver failed.
@@ -274,6 +274,8 @@ def search(
     known = _Search(remakes, prices, base, options, watch, rounds)
     if begin is not None:
         known.cuts, known.makes = list(begin.cuts), set(begin.makes)
+        if begin.made is not None:
+            known.offer_like(begin.made)
     return known.run()
 
 
@@ -362,13 +364,23 @@ class _Search:
         if over.max() <= 0:
             self._keep(made)
             return False
-        for other in guided(self.remakes, self.prices, made):
-            self._keep(other)
+        self._keep_guided(made)
         self._refine(needs, over)
         best = self.best
         if best.made is None:
             return True
         return best.price - best.bound > self.options.gap * (self.base + best.price)
+
+    def offer_like(self, made: Remade) -> None:
+        """Keep a plan if it fits and is better, else those like it."""
+        if self.remakes.over(made) <= 0:
+            self._keep(made)
+        else:
+            self._keep_guided(made)
+
+    def _keep_guided(self, wish: Remade) -> None:
+        for other in guided(self.remakes, self.prices, wish):
+            self._keep(other)
 
     def _keep(self, made: Remade) -> None:
         price = self.prices.of(self.remakes, made)

@@ -25,9 +25,9 @@ from .timeline import Rebuilds
 
 #: Parts of the time left that go into choosing what is streamed, and into one search by cuts.
 STREAMING_SHARE, CUTS_SHARE = 0.6, 0.6
-#: Slots without rebuilds beyond which the whole model is left out where cuts have found a plan,
-#: and the part of the time left that goes into cuts there.
-LARGE_SLOTS, LARGE_SHARE = 1000, 0.9
+#: Slots without rebuilds beyond which the whole model is left out where cuts have found a plan (it
+#: has five to ten times as many), and the part of the time left that goes into cuts there.
+LARGE_SLOTS, LARGE_SHARE = 300, 0.75
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,12 @@ from .kept import Keeping
 from .milp import Milp, SolveResult, is_timed
 from .objective import Goal, wants
 from .problem import Limits, Problem
-from .schedule import realize
+from .residency import Kept
+from .schedule import Schedule, realize
 from .stages import PLAIN_SHARE, Stages
+
+#: Tries to take more RAM again, once a layout was found, and the part of it that is not tried for.
+NEARER, NEAR = 4, 4096
 
 
 def schedule(
@@ -100,37 +104,27 @@ class _Scheduling:
             raise stages.out_of_time()
         excess, keeping = Excess(), Keeping(stages, goal)
         decided, proven, kept = keeping.blocks(self.start, self.free, limits)
+        if proven is not None:
+            self.proves(proven)
+        over = limits
         for tried in range(LAYOUT_TRIES):
-            if proven is not None and limits is stages.limits:
-                self.proves(proven)
             if tried and stages.watch.over():
                 raise stages.out_of_time()
             training = build_training(stages.lowered(decided), stages.spec, decided.updates)
             kept = keeping.keep(training, limits, proven, kept)
-            problem, result = kept.problem, kept.result
             if proven is None:
-                proven = result.bound
+                proven = kept.result.bound
                 self.proves(proven)
-            if result.solution is not None:
-                result = self._moving_less(problem, result)
-                assert result.solution is not None
-                enough = None if wants(goal, "ram") else stages.limits.ram_bytes
-                schedule = realize(
-                    problem,
-                    result.solution,
-                    seed=stages.options.seed,
-                    enough_bytes=enough,
-                    quick=stages.watch.over() is not None,
-                    hide_within=None if enough is None else stages.limits,
-                )
-                excess = Excess.of(schedule, problem, stages.limits)
+            if kept.result.solution is not None:
+                schedule, excess = self._placed(kept, quick=stages.watch.over() is not None)
                 hides = schedule.transfer_cycles and not limits.wait_for_transfers
                 if excess and not excess.ram_bytes and stages.cost.overlaps and hides:
                     raise LateError(stages.cost.latency_s(schedule.cycles), proven)
                 if not excess:
-                    return Scheduled(decided, training, schedule, proven)
+                    done = Scheduled(decided, training, schedule, proven)
+                    return self._nearer(done, keeping, kept, over) if tried else done
                 stages.tell(f"{excess}: tightening", goal)
-                limits = excess.off(limits, tried * schedule.arena_bytes // SLACK)
+                over, limits = limits, excess.off(limits, tried * schedule.arena_bytes // SLACK)
             else:  # tightened below what these blocks need
                 try:
                     other, _, kept = keeping.blocks(self.start, self.free, limits)
@@ -142,6 +136,49 @@ class _Scheduling:
                     break
                 decided = other
         raise LayoutError(stages.limits, excess)
+
+    def _placed(self, kept: Kept, *, quick: bool) -> tuple[Schedule, Excess]:
+        """The schedule of decisions, and by how much it exceeds the limits that were asked for."""
+        stages, result = self.stages, self._moving_less(kept.problem, kept.result)
+        assert result.solution is not None
+        enough = None if wants(self.goal, "ram") else stages.limits.ram_bytes
+        schedule = realize(
+            kept.problem,
+            result.solution,
+            seed=stages.options.seed,
+            enough_bytes=enough,
+            quick=quick,
+            hide_within=None if enough is None else stages.limits,
+        )
+        return schedule, Excess.of(schedule, kept.problem, stages.limits)
+
+    def _nearer(self, done: Scheduled, keeping: Keeping, kept: Kept, over: Limits) -> Scheduled:
+        """Of limits between those that had no layout and those that have, by bisection, the best.
+
+        A plan that takes more RAM may have a layout all the same.
+        """
+        stages, goal, fits = self.stages, self.goal, kept.problem.limits
+        for _ in range(NEARER):
+            reached = stages.reached(done, goal)
+            near = over.ram_bytes - fits.ram_bytes <= fits.ram_bytes // NEAR
+            if near or wants(goal, "ram") or stages.watch.over():
+                break
+            if reached <= done.bound * (1 + stages.options.gap):
+                break
+            between = replace(fits, ram_bytes=(fits.ram_bytes + over.ram_bytes) // 2)
+            try:
+                kept = keeping.keep(done.training, between, done.bound, kept)
+            except OutOfTimeError:
+                break
+            if kept.result.solution is None:
+                break
+            schedule, excess = self._placed(kept, quick=True)
+            if excess:
+                over = between
+                continue
+            fits, other = between, replace(done, schedule=schedule)
+            done = min(done, other, key=lambda s: stages.reached(s, goal))
+        return done
 
     def _moving_less(self, problem: Problem, found: SolveResult) -> SolveResult:
         """Of solutions that are as good, one with few transfers, which a schedule can hide."""

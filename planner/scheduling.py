@@ -104,8 +104,7 @@ class _Scheduling:
             raise stages.out_of_time()
         excess, keeping = Excess(), Keeping(stages, goal)
         decided, proven, kept = keeping.blocks(self.start, self.free, limits)
-        if proven is not None:
-            self.proves(proven)
+        self._tell(proven, limits)
         over = limits
         for tried in range(LAYOUT_TRIES):
             if tried and stages.watch.over():
@@ -114,7 +113,7 @@ class _Scheduling:
             kept = keeping.keep(training, limits, proven, kept)
             if proven is None:
                 proven = kept.result.bound
-                self.proves(proven)
+                self._tell(proven, limits)
             if kept.result.solution is not None:
                 schedule, excess = self._placed(kept, quick=stages.watch.over() is not None)
                 hides = schedule.transfer_cycles and not limits.wait_for_transfers
@@ -136,6 +135,11 @@ class _Scheduling:
                     break
                 decided = other
         raise LayoutError(stages.limits, excess)
+
+    def _tell(self, proven: float | None, limits: Limits) -> None:
+        """A bound of all plans; those that wait for transfers are not all."""
+        if proven is not None and limits is self.stages.limits:
+            self.proves(proven)
 
     def _placed(self, kept: Kept, *, quick: bool) -> tuple[Schedule, Excess]:
         """The schedule of decisions, and by how much it exceeds the limits that were asked for."""

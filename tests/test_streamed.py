@@ -11,12 +11,17 @@ import pytest
 from test_choices import EXACT, Case, Combination, inverted, some
 
 from odt_plan.ir.autodiff import build_training
+from odt_plan.ir.errors import InfeasibleError
 from odt_plan.ir.training import Candidate
+from odt_plan.planner import scheduling
 from odt_plan.planner.choice import Held, Make, cuts_of
+from odt_plan.planner.decided import Excess
 from odt_plan.planner.footprint import measure
 from odt_plan.planner.milp import Milp
 from odt_plan.planner.objective import Goal
 from odt_plan.planner.problem import Limits, Problem
+from odt_plan.planner.schedule import Schedule
+from odt_plan.planner.scheduling import schedule
 from odt_plan.planner.streamed import BlocksByCuts, BlockSearch
 
 #: Updates behind one, two and three blocks.
@@ -106,3 +111,32 @@ def every_cut(problem: Problem) -> set[Make]:
         for t, made in zip(held.tensors, held.made, strict=True)
         if t.rebuildable and before.first > made
     }
+
+
+def test_what_is_proven_stands_without_a_layout_and_limits_between_are_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A layout that is far over takes as much off the limit; there are better plans in between."""
+    net = case("one", None)
+    limits = replace(net.limits, ram_bytes=7252)
+    known: list[float] = []
+    exact = schedule(net.stages(limits), net.start, "latency", (), known.append)
+    assert known == [exact.bound]
+    assert exact.schedule.cycles == exact.bound
+
+    def none_beyond(most: int) -> None:
+        def of(done: Schedule, problem: Problem, limits: Limits) -> Excess:
+            return Excess(ram_bytes=1000 * (max(done.live) + done.state_bytes > most))
+
+        monkeypatch.setattr(Excess, "of", of)
+
+    none_beyond(0)
+    with pytest.raises(InfeasibleError):
+        schedule(net.stages(limits), net.start, "latency", (), known.append)
+    assert known == [exact.bound] * 2
+    none_beyond(7000)
+    done = schedule(net.stages(limits), net.start, "latency", ())
+    monkeypatch.setattr(scheduling, "NEARER", 0)
+    off = schedule(net.stages(limits), net.start, "latency", ())
+    assert exact.bound == done.bound == off.bound
+    assert exact.schedule.cycles < done.schedule.cycles < off.schedule.cycles

@@ -286,8 +286,11 @@ class ChoiceByCuts(Milp):
             if t.begin < at and acts is not None:
                 around.append((self._one_of(acts), float(t.tensor.bytes)))
         there = cache(partial(self._there, s, i))
-        for w in known.tensors[i].writers:
-            read = (p.storage.of.get(v) for v in w.operands())
+        writers = known.tensors[i].writers
+        for k, w in enumerate(writers):
+            # what its later nodes read is there already, unless it is loaded in between
+            nodes = [w] if self.paged else writers[k:]
+            read = (p.storage.of.get(v) for n in nodes for v in n.operands())
             beside = {i, *(known.at[t] for t in read if t in known.at)}
             own = aligned(get_op(w.op).workspace(w))
             # an operand that may be overwritten in place may be the same buffer

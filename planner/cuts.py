@@ -125,8 +125,9 @@ class Program:
             return
         room = r.problem.limits.ram_bytes - r.state - r.between[self.cuts[s]]
         there = cache(partial(self._there, s, i))
-        for scratch, read in r.parts[i]:
-            beside = {i, *read}
+        for k, (scratch, read) in enumerate(r.parts[i]):
+            # what its later nodes read is there already, unless it is loaded in between
+            beside = {i, *read} if r.pages else {i, *(j for _, js in r.parts[i][k:] for j in js)}
             own = float(scratch + sum(r.size[j] for j in beside))
             live = [(there(j), float(r.size[j])) for j in self.used if j not in beside]
             self.c.row([(again, own), *((v, x) for v, x in live if v >= 0)], upper=float(room))

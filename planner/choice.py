@@ -11,9 +11,9 @@ nothing in between, making a tensor again has to fit as well.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class Make:
 
     Attributes:
         cut: The cut.
-        before: The one before, with nothing in between.
+        before: The one before; what is in between may run or not.
         tensor: Name of the tensor.
     """
 
@@ -88,7 +88,7 @@ class Held:
         made: Last slot of forward that writes or reads it; from there on it is held or not.
         reads: Slots behind that which may read it, with their activities.
         operands: What it is made from.
-        in_place: (Operand, result) that may share a buffer, depending on the updates.
+        in_place: (Operand, result) that share a buffer unless one of these activities holds.
         changes: Slots after which it can't be made again if their updates are chosen.
     """
 
@@ -124,9 +124,11 @@ class Held:
             )
             for t in self.tensors
         ]
+        unless = {p.slots[o.slot].node: o.unless for o in p.overwrites}
         self.in_place = {
-            (self.at.get(storage.of[source]), self.at.get(storage.of[node.out]))
+            (self.at.get(storage.of[source]), self.at.get(storage.of[node.out])): unless[node]
             for node, source, _ in storage.refused
+            if node in unless
         }
         changed: dict[str, list[tuple[int, int]]] = {}
         for s in p.slots:
@@ -155,7 +157,6 @@ class ChoiceByCuts(Milp):
 
     Attributes:
         cuts: In order.
-        streamed: Tensors that blocks that run by rows may leave out, or make otherwise.
         live: (Cut, tensor) -> column of being live at it.
         again: (Interval, tensor) -> column of being made again in the interval before this cut.
     """
@@ -177,12 +178,11 @@ class ChoiceByCuts(Milp):
         begins = [c.first for c in self.cuts]
         self.begin = np.searchsorted(begins, self.forward.made, side="right").tolist()
         self.used = [i for i in self.forward.used() if self.begin[i] < len(self.cuts)]
-        self.streamed = {t for b in problem.streams for t in (*b.inner, b.result)}
         self.live: dict[tuple[int, int], int] = {}
         self.again: dict[tuple[int, int], int] = {}
         super().__init__(problem, goal, relaxed=True)
-        for m in makes:
-            self._make(self.cuts.index(m.cut), m.tensor)
+        for s, tensor in sorted({(self.cuts.index(m.cut), m.tensor) for m in makes}):
+            self._make(s, tensor)
 
     def _cut_columns(self) -> None:
         p, last = self.problem, len(self.cuts)
@@ -274,58 +274,74 @@ class ChoiceByCuts(Milp):
             self.occupancy.add(cut.first, cut.last, column, tensor.bytes)
 
     def _make(self, s: int, name: str) -> None:
-        """A tensor can be made again right before a cut: beside all that is live across."""
-        known, p, at = self.forward, self.problem, self.cuts[s].first
+        """A tensor can be made again in the interval before a cut: beside what is live across."""
+        known, p, cut, before = self.forward, self.problem, self.cuts[s], self.cuts[s - 1]
         i = next((i for i in self.used if known.tensors[i].name == name), None)
         again = None if i is None else self.again.get((s, i))
-        if i is None or again is None or known.tensors[i] in self.streamed:
+        if i is None or again is None:
             return
+        # a block that runs by rows makes its result in another way, and nothing inside it
+        inside = {b for b in p.streams for k in b.slots if known.tensors[i] in p.slots[k].writes}
+        streamed = [self.a[b.activity] for b in p.streams if b in inside]
+        by_rows = [(v, 1.0) for v in streamed]
+        apart: dict[int, int] = {}
+        for j in known.operands[i]:
+            if unless := known.in_place.get((j, i)):
+                apart[j] = self.c.column(integer=False)
+                for others in self._alternatives(unless):
+                    both = [(again, -1.0), *((self.a[a], -1.0) for a in others)]
+                    self.c.row([(apart[j], 1.0), *by_rows, *both], lower=-1.0)
+        between = [
+            x.activity
+            for x in p.slots[before.last + 1 : cut.first]
+            if not x.rebuild and p.activities[x.activity].kind != "auxiliary"
+        ]
+        there = cache(lambda j: self._there(s, i, j, between))
         around = [*self.state]
         for t in p.transients:
-            acts = next((acts for last, acts in t.segments if last >= at), None)
-            if t.begin < at and acts is not None:
+            acts = next((acts for last, acts in t.segments if last >= cut.first), None)
+            if t.begin <= before.last and acts is not None:
                 around.append((self._one_of(acts), float(t.tensor.bytes)))
-        there = cache(partial(self._there, s, i))
         writers = known.tensors[i].writers
         for k, w in enumerate(writers):
             # what its later nodes read is there already, unless it is loaded in between
             nodes = [w] if self.paged else writers[k:]
             read = (p.storage.of.get(v) for n in nodes for v in n.operands())
             beside = {i, *(known.at[t] for t in read if t in known.at)}
-            own = aligned(get_op(w.op).workspace(w))
-            # an operand that may be overwritten in place may be the same buffer
+            own = float(aligned(get_op(w.op).workspace(w)))
             own += sum(known.tensors[j].bytes for j in beside if (j, i) not in known.in_place)
-            terms = [(again, float(own)), *around]
+            terms = [(again, own), *((v, -own) for v in streamed), *around]
+            terms += [(apart[j], float(known.tensors[j].bytes)) for j in beside if j in apart]
             for j in self.used:
-                if j in beside or known.tensors[j] in self.streamed:
-                    continue
-                if (v := there(j)) is not None:
+                if j not in beside and (v := there(j)) is not None:
                     terms.append((v, float(known.tensors[j].bytes)))
             self.c.row(terms, upper=p.limits.ram_bytes)
 
-    def _there(self, s: int, i: int, j: int) -> int | None:
+    def _there(self, s: int, i: int, j: int, between: Sequence[int]) -> int | None:
         """1 where one tensor is there when another is made; None: it never has to be.
 
         As in ``planner.cuts``: it was made before or is live from the cut before, and the cut, or
-        what is made later, needs it.
+        what is made later, needs it. Where a step in between runs, what is made before it and
+        behind it has no order.
         """
-        order = self.forward.order
+        order, always = self.forward.order, ALWAYS in between
         if (s - 1, j) not in self.live:
             return None
-        needs = [self.live[s, j]] if (s, j) in self.live else []
+        runs = [] if always else [(self.a[a], 1.0) for a in self._weakest(between)]
+        needs = [(self.live[s, j], False)] if (s, j) in self.live else []
         for a in self.used:
-            if order[a] > order[i] and j in self.forward.operands[a] and (s, a) in self.again:
-                needs.append(self.again[s, a])
-        before = order[j] < order[i]
+            later = order[a] > order[i] and j in self.forward.operands[a]
+            if later and (s, a) in self.again and not always:
+                needs.append((self.again[s, a], True))
+        before = order[j] < order[i] and not always
         anew = [self.paged.get((s, j)), None if before else self.again.get((s, j))]
         absent = [(v, 1.0) for v in anew if v is not None]
         v = self.c.column(integer=False)
-        for n in needs:
-            if before:
-                self.c.row([(v, 1.0), *absent, (n, -1.0)], lower=0.0)
-            else:
-                held = (self.live[s - 1, j], -1.0)
-                self.c.row([(v, 1.0), *absent, held, (n, -1.0)], lower=-1.0)
+        for n, ordered in needs:
+            terms = [(v, 1.0), *absent, (n, -1.0), *(runs if before or ordered else ())]
+            if not before:
+                terms.append((self.live[s - 1, j], -1.0))
+            self.c.row(terms, lower=0.0 if before else -1.0)
         return v
 
     def _remade_cycles(self) -> list[tuple[int, float]]:

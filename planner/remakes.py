@@ -115,6 +115,7 @@ class Remakes:
         parts: For each node that makes it, scratch bytes and what it reads.
         room: RAM that is left for these tensors at each slot.
         steps: Slots of backward that always run.
+        backward: The first of them.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -139,6 +140,7 @@ class Remakes:
         self.steps = [
             s for s in p.slots if s.activity == ALWAYS and s.node.phase in ("backward", "update")
         ]
+        self.backward = self.steps[0].index if self.steps else NEVER
         self.reads: list[list[int]] = [[] for _ in self.tensors]
         self.read_by: dict[int, list[int]] = {}
         changed: dict[str, int] = {}
@@ -200,6 +202,10 @@ class Remakes:
         result: Ints = np.cumsum(change)
         return result
 
+    def before(self, step: int) -> int:
+        """The slot that runs before a step of backward."""
+        return max((s.index for s in self.steps if s.index < step), default=step - 1)
+
     def run(self, made: Remade) -> Needs:
         """Arena bytes at every slot, and at every node of every rebuild."""
         count = len(self.problem.slots)
@@ -221,6 +227,11 @@ class Remakes:
             change[moment + 1] -= size[i]
             last[i] = moment
 
+        for i in np.flatnonzero(self.auxiliary).tolist():
+            if i not in made.late:
+                for j in self.operands[i]:
+                    if last[j] < (moment := int(at[self.begin[i]])):
+                        live(j, last[j] + 1, moment)
         for step in sorted(self.read_by.keys() | made.again.keys()):
             loaded = set(made.loaded.get(step, ()))
             moment = int(at[step] - again[step])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,7 +162,11 @@ class ChoiceByCuts(Milp):
     """
 
     def __init__(
-        self, problem: Problem, where: Collection[Cut | Make] = (), goal: Goal | None = None
+        self,
+        problem: Problem,
+        where: Collection[Cut | Make] = (),
+        goal: Goal | None = None,
+        rows: set[int] | None = None,
     ) -> None:
         """Build variables and constraints.
 
@@ -169,6 +174,7 @@ class ChoiceByCuts(Milp):
             problem: What to decide.
             where: Tensors are held or not, and may be made again; cuts don't overlap.
             goal: The only objective that will be asked for; None: any.
+            rows: Slots whose memory rows mattered in programs before; more are added to them.
         """
         makes = sorted(m for m in where if isinstance(m, Make))
         cuts = {c for c in where if isinstance(c, Cut)}
@@ -180,6 +186,8 @@ class ChoiceByCuts(Milp):
         self.live: dict[tuple[int, int], int] = {}
         self.again: dict[tuple[int, int], int] = {}
         super().__init__(problem, goal, relaxed=True)
+        if self.memory is not None and rows is not None:
+            self.memory.added = rows
         for s, tensor in sorted({(self.cuts.index(m.cut), m.tensor) for m in makes}):
             self._make(s, tensor)
 
@@ -188,6 +196,7 @@ class ChoiceByCuts(Milp):
         pages = p.cost.storage is not None and p.limits.storage_bytes > 0
         retention = {r.tensor: k for k, r in enumerate(p.retentions)}
         self.paged: dict[tuple[int, int], int] = {}
+        self.unread: list[tuple[int, float]] = []
         for i in self.used:
             tensor, begin = self.forward.tensors[i], self.begin[i]
             for s in range(begin, last):
@@ -195,14 +204,30 @@ class ChoiceByCuts(Milp):
             for s in range(begin + 1, last + 1):
                 if tensor.rebuildable:
                     self.again[s, i] = self.c.column(integer=True)
-            if pages and tensor in retention:
-                stored = self.stored[retention[tensor]] = self.c.column(integer=True)
-                for s in range(begin + 1, last + 1):
-                    load = self.paged[s, i] = self.c.column(integer=True)
-                    self.loaded[retention[tensor]][s] = load
-                    self.c.row([(stored, 1.0), (load, -1.0)], lower=0.0)
+            if pages:
+                self._page_columns(i, retention.get(tensor))
         for i in self.used:
             self._supply_at_cuts(i)
+
+    def _page_columns(self, i: int, retention: int | None) -> None:
+        """A tensor is paged out once, and loaded in any interval.
+
+        One that only others are made from is none that is retained: of its transfers time counts
+        alone, not what they take of storage, wear and flash.
+        """
+        stored, cost = self.c.column(integer=True), self.problem.cost
+        loads = {
+            s: self.c.column(integer=True) for s in range(self.begin[i] + 1, len(self.cuts) + 1)
+        }
+        for s, load in loads.items():
+            self.paged[s, i] = load
+            self.c.row([(stored, 1.0), (load, -1.0)], lower=0.0)
+        if retention is not None:
+            self.stored[retention], self.loaded[retention] = stored, loads
+            return
+        size, micro = self.forward.tensors[i].bytes, float(self.problem.micro_batches)
+        self.unread.append((stored, micro * cost.write_cycles(size)))
+        self.unread += ((load, micro * cost.read_cycles(size)) for load in loads.values())
 
     def _supply_at_cuts(self, i: int) -> None:
         """What is read, held or needed to make something again is there."""
@@ -262,36 +287,42 @@ class ChoiceByCuts(Milp):
         again = None if i is None else self.again.get((s, i))
         if i is None or again is None:
             return
-        beside = {i, *known.operands[i]}
-        writers = known.tensors[i].writers
-        own = max((aligned(get_op(w.op).workspace(w)) for w in writers), default=0)
-        own += sum(known.tensors[j].bytes for j in beside if (j, i) not in known.in_place)
-        terms = [(again, float(own)), *self.state]
         # a block that runs by rows makes its result in another way, and nothing inside it
         inside = {b for b in p.streams for k in b.slots if known.tensors[i] in p.slots[k].writes}
         streamed = [self.a[b.activity] for b in p.streams if b in inside]
-        terms += [(v, -float(own)) for v in streamed]
-        for j in beside:
+        by_rows = [(v, 1.0) for v in streamed]
+        apart: dict[int, int] = {}
+        for j in known.operands[i]:
             if unless := known.in_place.get((j, i)):
-                apart = self.c.column(integer=False)
-                terms.append((apart, float(known.tensors[j].bytes)))
-                by_rows = [(v, 1.0) for v in streamed]
+                apart[j] = self.c.column(integer=False)
                 for others in self._alternatives(unless):
                     both = [(again, -1.0), *((self.a[a], -1.0) for a in others)]
-                    self.c.row([(apart, 1.0), *by_rows, *both], lower=-1.0)
+                    self.c.row([(apart[j], 1.0), *by_rows, *both], lower=-1.0)
         between = [
             x.activity
             for x in p.slots[before.last + 1 : cut.first]
             if not x.rebuild and p.activities[x.activity].kind != "auxiliary"
         ]
-        for j in self.used:
-            if j not in beside and (v := self._there(s, i, j, between)) is not None:
-                terms.append((v, float(known.tensors[j].bytes)))
+        there = cache(lambda j: self._there(s, i, j, between))
+        around = [*self.state]
         for t in p.transients:
             acts = next((acts for last, acts in t.segments if last >= cut.first), None)
             if t.begin <= before.last and acts is not None:
-                terms.append((self._one_of(acts), float(t.tensor.bytes)))
-        self.c.row(terms, upper=p.limits.ram_bytes)
+                around.append((self._one_of(acts), float(t.tensor.bytes)))
+        writers = known.tensors[i].writers
+        for k, w in enumerate(writers):
+            # what its later nodes read is there already, unless it is loaded in between
+            nodes = [w] if self.paged else writers[k:]
+            read = (p.storage.of.get(v) for n in nodes for v in n.operands())
+            beside = {i, *(known.at[t] for t in read if t in known.at)}
+            own = float(aligned(get_op(w.op).workspace(w)))
+            own += sum(known.tensors[j].bytes for j in beside if (j, i) not in known.in_place)
+            terms = [(again, own), *((v, -own) for v in streamed), *around]
+            terms += [(apart[j], float(known.tensors[j].bytes)) for j in beside if j in apart]
+            for j in self.used:
+                if j not in beside and (v := there(j)) is not None:
+                    terms.append((v, float(known.tensors[j].bytes)))
+            self.c.row(terms, upper=p.limits.ram_bytes)
 
     def _there(self, s: int, i: int, j: int, between: Sequence[int]) -> int | None:
         """1 where one tensor is there when another is made; None: it never has to be.
@@ -327,7 +358,8 @@ class ChoiceByCuts(Milp):
             0 if t in self.forward.auxiliary else micro * sum(map(cost.node_cycles, t.writers))
             for t in self.forward.tensors
         ]
-        return [(column, float(cycles[i])) for (_, i), column in self.again.items()]
+        again = [(column, float(cycles[i])) for (_, i), column in self.again.items()]
+        return again + self.unread
 
     def _solution(self, values: NDArray[np.float64]) -> Solution:
         """Activities alone: what is loaded between which cuts is no decision about a slot."""

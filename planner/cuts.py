@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from itertools import pairwise, product
 
 import numpy as np
@@ -137,12 +138,14 @@ class Program:
         again, r = int(self.again[s, i]), self.r
         if s == 0 or again < 0:
             return
-        beside = {i, *r.operands[i]}
-        own = int(r.size[sorted(beside)].sum() + r.scratch[i])
-        live = [(self._there(s, i, j), float(r.size[j])) for j in self.used if j not in beside]
-        live = [(v, size) for v, size in live if v >= 0]
         room = r.problem.limits.ram_bytes - r.state - r.between[self.cuts[s]]
-        self.c.row([*live, (again, float(own))], upper=float(room))
+        there = cache(partial(self._there, s, i))
+        for k, (scratch, read) in enumerate(r.parts[i]):
+            # what its later nodes read is there already, unless it is loaded in between
+            beside = {i, *read} if r.pages else {i, *(j for _, js in r.parts[i][k:] for j in js)}
+            own = float(scratch + sum(r.size[j] for j in beside))
+            live = [(there(j), float(r.size[j])) for j in self.used if j not in beside]
+            self.c.row([(again, own), *((v, x) for v, x in live if v >= 0)], upper=float(room))
 
     def _there(self, s: int, i: int, j: int) -> int:
         """1 where a tensor is there when another one is made before a cut; -1: it never has to be.
@@ -278,6 +281,7 @@ def search(
     options: SolverOptions,
     watch: Watch,
     rounds: int = ROUNDS,
+    begin: Found | None = None,
 ) -> Found:
     """Search for the plan of the least price.
 
@@ -288,11 +292,17 @@ def search(
         options: How to solve; the gap is relative, ``base`` included.
         watch: Says when to end.
         rounds: Programs that are solved at most.
+        begin: The cuts to begin with, and a plan that may no longer fit; None: none are known.
 
     Raises:
         OdtPlanError: The solver failed.
     """
-    return _Search(remakes, prices, base, options, watch, rounds).run()
+    known = _Search(remakes, prices, base, options, watch, rounds)
+    if begin is not None:
+        known.cuts, known.makes = list(begin.cuts), set(begin.makes)
+        if begin.made is not None:
+            known.offer_like(begin.made)
+    return known.run()
 
 
 def conflict(
@@ -347,7 +357,7 @@ class _Search:
     everywhere: bool = False
 
     def run(self) -> Found:
-        self.cuts = [self._first()]
+        self.cuts = self.cuts or [self._first()]
         for k in range(self.rounds):
             if self.watch.over():
                 break
@@ -389,13 +399,23 @@ class _Search:
         if over.max() <= 0:
             self._keep(made)
             return False
-        for other in guided(self.remakes, self.prices, made):
-            self._keep(other)
+        self._keep_guided(made)
         self._refine(needs, over)
         best = self.best
         if best.made is None:
             return True
         return best.price - best.bound > self.options.gap * (self.base + best.price)
+
+    def offer_like(self, made: Remade) -> None:
+        """Keep a plan if it fits and is better, else those like it."""
+        if self.remakes.over(made) <= 0:
+            self._keep(made)
+        else:
+            self._keep_guided(made)
+
+    def _keep_guided(self, wish: Remade) -> None:
+        for other in guided(self.remakes, self.prices, wish):
+            self._keep(other)
 
     def _keep(self, made: Remade) -> None:
         price = self.prices.of(self.remakes, made)
@@ -441,10 +461,7 @@ class _Search:
         self.everywhere = True
         self.cuts = sorted({*self.cuts, *steps, *r.made.tolist()})
         self.makes |= {
-            (k, i)
-            for before, k in pairwise(steps)
-            for i in made
-            if r.made[i] < before < r.until[i]
+            (k, i) for before, k in pairwise(steps) for i in made if r.made[i] < before < r.until[i]
         }
 
     @staticmethod

@@ -32,8 +32,8 @@ class MemoryRows:
     Attributes:
         occupancy: Bytes by slot and column.
         slots: Those that have a row.
-        added: Those whose rows are part of the program, by position; what one solve has found can
-            be given to the next one.
+        added: Those whose rows are part of the program; programs of the same timeline can share
+            them.
     """
 
     occupancy: Occupancy
@@ -93,7 +93,7 @@ class MemoryRows:
             self.added.update(broken)
 
     def _with_rows(self, program: LinearProgram) -> LinearProgram:
-        at = np.array(sorted(self.added), np.int64)
+        at = self.slots[self._is_added()]
         result = replace(
             program,
             row_lower=list(program.row_lower),
@@ -102,16 +102,19 @@ class MemoryRows:
             columns=list(program.columns),
             coefficients=list(program.coefficients),
         )
-        rows, columns, sizes = self.occupancy.held(self.slots[at])
+        rows, columns, sizes = self.occupancy.held(at)
         result.terms(result.empty_rows(len(at), upper=0.0) + rows, columns, sizes)
         return result
 
     def _broken(self, values: NDArray[np.float64]) -> list[int]:
         """The worst of those that are left out, of neighbours the worst only."""
         over = self.occupancy.live(values)[self.slots]
-        over[sorted(self.added)] = 0.0
+        over[self._is_added()] = 0.0
         beside = np.pad(over, 1, constant_values=-np.inf)
         worst = (over > BROKEN) & (over >= beside[:-2]) & (over >= beside[2:])
         found = np.flatnonzero(worst)
         order = np.argsort(-over[found], kind="stable")[:AT_ONCE]
-        return [int(k) for k in found[order]]
+        return [int(k) for k in self.slots[found[order]]]
+
+    def _is_added(self) -> NDArray[np.bool_]:
+        return np.isin(self.slots, list(self.added))

@@ -34,6 +34,7 @@ from odt_plan.planner.pipeline import PlannedModel, Planner, Request, make_plan
 from odt_plan.planner.problem import Forced
 from odt_plan.planner.progress import Watch
 from odt_plan.planner.schedule import Schedule
+from odt_plan.planner.scheduling import schedule
 
 BOARD = load_device(plans.BOARD)
 #: Choices of one schedule, and schedules of one network, that brute force goes through.
@@ -60,8 +61,8 @@ def every_decision(case: Case) -> list[Decision]:
     for c in case.combinations():
         problem = case.stages().problem(case.graph(c), fixed=True)
         again = [s.activity for s in problem.slots if s.rebuild and s.node.name in c.mixed]
-        for schedule in every_schedule(problem, without=again):
-            result.append(Decision(c, case.score(c), schedule))
+        for done in every_schedule(problem, without=again):
+            result.append(Decision(c, case.score(c), done))
     return result
 
 
@@ -129,7 +130,7 @@ def test_brute_force_agrees(graph_seed: int) -> None:
         found = Combination(decided.updates, mixed)
         assert case.score(found) == best
         same = [d for d in fitting if alike(d.combination, found)]
-        done = stages.schedule(decided, "latency", ())
+        done = schedule(stages, decided, "latency", ())
         assert round(done.bound) == min(d.schedule.cycles for d in same), (ram, found)
         assert done.schedule.cycles >= round(done.bound)
     least = min(ram_of(d.schedule) for d in decisions)
@@ -278,7 +279,7 @@ def test_few_memory_rows_are_as_good_as_all(seed: int, tmp_path: Path) -> None:
     options, few, every = SolverOptions(gap=0.0), *(ChoiceByCuts(problem) for _ in range(2))
     assert few.memory is not None
     assert every.memory is not None
-    every.memory.added.update(range(len(every.memory.slots)))
+    every.memory.added.update(every.memory.slots.tolist())
     found = few.solve("learn", options)
     assert found.value == every.solve("learn", options).value
     assert found.bound >= found.value

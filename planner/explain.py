@@ -23,7 +23,7 @@ from .decided import Decided
 from .demands import Demand, DemandKind, impose
 from .device import Device
 from .flip import Flip, flip_of
-from .importance import prior
+from .importance import scores
 from .imported import Imported
 from .infeasible import NoPlanError, words
 from .linear import SolverName
@@ -232,7 +232,8 @@ class Explainer:
         own = next((c for c in self._decided.updates if c.param == u.param), Candidate(u.param))
         lowered = self._stages.lowered(replace(self._decided, streamed=()))
         update = build_training(lowered, spec_of(self.plan), [own]).updates[0]
-        score = prior(self.forward, [*self._start.every, own], self._stages.sgd_worth)[own]
+        every, worth = [*self._start.every, own], self._stages.sgd_worth
+        score = scores(self.forward, every, self.asked.importance, worth)[own]
         grad = update.grad_node or update.apply_node
         samples = {v.name for v in lowered.inputs}
         saved = {
@@ -374,6 +375,7 @@ def _request_of(plan: Plan, asked: Asked, model: Path, device: Device) -> Reques
         freeze_before=asked.freeze_before,
         importing=plan.model.importing,
         precision=asked.precision,
+        importance=asked.importance,
         objective=objective,
         solver=_solver(plan.solver.name),
         seed=plan.solver.seed,

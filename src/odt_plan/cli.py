@@ -26,6 +26,7 @@ from .options import (
     FreezeBefore,
     Gap,
     Head,
+    Importance,
     Json,
     Optimizer,
     Precision,
@@ -152,6 +153,7 @@ def plan(
     calib_method: Annotated[
         CalibMethod, typer.Option(help="How ranges follow from the samples.")
     ] = "minmax",
+    importance: Importance = None,
     optimizer: Optimizer = "sgd",
     state: State = None,
     qas: Annotated[
@@ -254,6 +256,7 @@ def plan(
         precision=tuple(precision or ()),
         calibration=calib,
         calibration_method=calib_method,
+        importance=importance,
         optimizer=optimizer,
         state=tuple(state or ()),
         qas=qas,

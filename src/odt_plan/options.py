@@ -80,7 +80,16 @@ Calib = Annotated[
     typer.Option(
         metavar="SAMPLES.npz|synthetic",
         help="Quantize a float model by its array x of inputs, or arrays by their names; synthetic:"
-        " guess without any.",
+        " guess without any. With labels y, importance is measured on them, too.",
+    ),
+]
+Importance = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METHOD|FILE",
+        help="Score of updates: fisher, gradient, magnitude or contribution, measured on --calib"
+        " with labels y; prior; or a table name,score[,ratio] as CSV or JSON.  [default: measured"
+        " if --calib has y, else prior]",
     ),
 ]
 Optimizer = Annotated[Literal["sgd", "momentum", "adagrad", "adam"], typer.Option()]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .ir.calibrate import SYNTHETIC
+from .contributions import Source
+from .ir.calibrate import SYNTHETIC, knows_activations
 from .ir.errors import UsageError
 from .ir.graph import Graph
 from .ir.import_options import PLAIN, ImportOptions
@@ -20,13 +21,15 @@ from .ir.onnx_import import import_model
 from .ir.ranges import Method
 from .ir.training import LossName, OptimizerName, RoundingName, TrainingSpec
 from .live import shown
+from .measuring import Wanted, has_labels, importance_of
 from .output import PLAN_FILE, OutputFolder
 from .planner.device import GENERIC_DEVICE, Device, load_device
 from .planner.linear import SolverName
 from .planner.micro_batches import plan_every_split
 from .planner.objective import parse_objective
 from .planner.pipeline import PlannedModel, Request, make_plan
-from .planner.replay import Wanted
+from .planner.progress import Watch
+from .planner.replay import Wanted as WantedReplay
 from .planner.sizes import parse_bytes, parse_joules, parse_seconds
 from .report import Budgeted, print_plan
 
@@ -62,6 +65,7 @@ class PlanOptions:
     precision: tuple[str, ...] = ()
     calibration: Path | None = None
     calibration_method: Method = "minmax"
+    importance: str | None = None
     optimizer: OptimizerName = "sgd"
     qas: bool = True
     rounding: RoundingName = "stochastic"
@@ -89,7 +93,8 @@ def run_plan(options: PlanOptions) -> None:
     Raises:
         OdtPlanError: Everything that can go wrong, with its exit code; no file is left behind.
     """
-    request = make_request(options)
+    with shown(options.quiet) as watch:
+        request = make_request(options, watch)
     emitted = split_list(options.emit)
     if unknown := [e for e in emitted if e not in EMITTED]:
         raise UsageError(f"--emit: {unknown[0]!r} is not one of {', '.join(EMITTED)}")
@@ -112,8 +117,12 @@ def run_plan(options: PlanOptions) -> None:
         print_plan(planned, given, files)
 
 
-def make_request(options: PlanOptions) -> Request:
-    """Check the options and turn them into a request.
+def make_request(options: PlanOptions, watch: Watch | None = None) -> Request:
+    """Check the options and turn them into a request; importance is measured here.
+
+    Args:
+        options: As they were typed.
+        watch: Told what goes on.
 
     Raises:
         UsageError: An option is missing, malformed or contradicts another.
@@ -130,8 +139,12 @@ def make_request(options: PlanOptions) -> Request:
         raise UsageError(f"--time-limit: {options.time_limit_s:g} s is too short; give 60, say")
     if math.isnan(options.gap):
         raise UsageError("--gap: nan is no gap; give for example 0.001")
+    forward = None
+    if spec_loss is None or options.importance or has_labels(options.calibration):
+        forward = import_model(options.model, options.importing)
     if spec_loss is None:
-        spec_loss = default_loss(import_model(options.model, options.importing))
+        assert forward is not None
+        spec_loss = default_loss(forward)
     for name, loss in (("delta", "huber"), ("margin", "triplet")):
         if getattr(options, name) is not None and spec_loss != loss:
             raise UsageError(f"--{name} belongs to --loss {loss}; leave it out, or give both")
@@ -150,6 +163,13 @@ def make_request(options: PlanOptions) -> Request:
         margin=1.0 if options.margin is None else options.margin,
         bptt=options.bptt,
     )
+    calibration, importance = options.calibration, None
+    if forward is not None:
+        source = Source(options.model, options.importing)
+        wanted = Wanted(options.importance, calibration, options.freeze_before)
+        importance = importance_of(source, forward, spec, wanted, watch or Watch())
+        if importance is not None and importance.samples and knows_activations(forward):
+            calibration = None  # the file brings its own scales: the samples were for importance
     return Request(
         model=options.model,
         device=device,
@@ -167,8 +187,9 @@ def make_request(options: PlanOptions) -> Request:
         freeze_before=options.freeze_before,
         state=options.state or ("keep",),
         precision=options.precision,
-        calibration=SYNTHETIC if options.calibration == Path(SYNTHETIC) else options.calibration,
+        calibration=SYNTHETIC if calibration == Path(SYNTHETIC) else calibration,
         calibration_method=options.calibration_method,
+        importance=importance,
         objective=parse_objective(options.objective),
         solver=options.solver,
         gap=options.gap,
@@ -179,7 +200,7 @@ def make_request(options: PlanOptions) -> Request:
     )
 
 
-def _replay(options: PlanOptions) -> Wanted | None:
+def _replay(options: PlanOptions) -> WantedReplay | None:
     if options.replay is None:
         for name, value in (("--epochs", options.epochs), ("--replay-in", options.replay_in)):
             if value is not None:
@@ -187,8 +208,8 @@ def _replay(options: PlanOptions) -> Wanted | None:
         return None
     place = None if options.replay_in == "auto" else options.replay_in
     if options.epochs is None:
-        return Wanted(options.replay, place=place)
-    return Wanted(options.replay, options.epochs, place)
+        return WantedReplay(options.replay, place=place)
+    return WantedReplay(options.replay, options.epochs, place)
 
 
 def parse_ram(text: str) -> tuple[int | None, tuple[tuple[str, int], ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,91 @@ from ...ir.opdef import get_op
 from ...ir.sample import Samples, by_input, quantizer
 from ...ir.targets import bounds_of, check_bounds
 from ...ir.training import TrainingGraph
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """Samples with their targets, checked against a training graph and in its types.
+
+    Attributes:
+        x: Samples by the name of their array, each [count, ...].
+        y: Labels i32 [count, ...] or targets f32 [count, ...].
+        anomalous: Of a reconstruction's test, 0 or 1 per sample [count].
+        name: What messages call the samples.
+    """
+
+    x: dict[str, Array]
+    y: Array
+    anomalous: Array | None = None
+    name: str = "x"
+
+    @property
+    def count(self) -> int:
+        """Samples."""
+        return len(self.y)
+
+
+def data_set(training: TrainingGraph, x: Samples, y: Array, *, suffix: str = "") -> DataSet:
+    """Check a data set and convert it to the types of the plan.
+
+    Args:
+        training: The training graph.
+        x: Samples [count, ...], each as the model's input without the batch dimension; of several
+            inputs arrays by their names.
+        y: Labels [count] or targets [count, ...].
+        suffix: Behind the names of arrays in messages, as ``_val``.
+
+    Raises:
+        UsageError: The data do not fit the model.
+    """
+    samples = checked_samples(training, x, suffix)
+    first = next(iter(samples))
+    targets = checked_targets(training, y, len(samples[first]), suffix)
+    return DataSet(samples, targets, name=first + suffix)
+
+
+def reconstruction_set(
+    training: TrainingGraph, x: Samples, anomalous: Array | None = None, *, suffix: str = ""
+) -> DataSet:
+    """A data set of an autoencoder: each sample is its own target.
+
+    Args:
+        training: The training graph; its target is shaped like its only input.
+        x: Samples, as in ``data_set``.
+        anomalous: Labels of a test, 0 or 1 [count].
+        suffix: As in ``data_set``.
+
+    Raises:
+        UsageError: The model is no autoencoder, or the data do not fit it.
+    """
+    target = training.target.type
+    if (
+        len(training.samples) > 1
+        or target.dtype != "f32"
+        or target.size != training.sample.type.size
+    ):
+        raise UsageError(
+            f"y{suffix} is missing, and the input is not its own target: that is {target}"
+        )
+    samples = checked_samples(training, x, suffix)
+    ((name, stored),) = samples.items()
+    y = real_samples(training, samples).reshape(len(stored), *target.shape[1:])
+    if anomalous is not None:
+        labels = np.asarray(anomalous)
+        if labels.shape != (len(stored),) or not np.isin(labels, (0, 1)).all():
+            raise UsageError(
+                f"y{suffix} is {labels.dtype}{list(labels.shape)}, must be 0 (normal) or 1 for each"
+                f" of {len(stored)} samples"
+            )
+        anomalous = labels.astype(np.int64)
+    return DataSet(samples, y, anomalous, name + suffix)
+
+
+def real_samples(training: TrainingGraph, x: Mapping[str, Array]) -> Array:
+    """Stored samples of the only input in real numbers."""
+    (stored,) = x.values()
+    quant = training.sample.type.quant
+    return stored if quant is None else quant.dequantize(stored)
 
 
 def load_data(path: Path, inputs: Sequence[str] = ("x",)) -> tuple[dict[str, Array], Array]:
@@ -97,8 +182,13 @@ def stored_sample(data: ArrayLike, t: TensorType, what: str) -> Array:
     return get_op(quantize.op).kernel(quantize, [real])[0]
 
 
-def checked_samples(training: TrainingGraph, x: Samples) -> dict[str, Array]:
+def checked_samples(training: TrainingGraph, x: Samples, suffix: str = "") -> dict[str, Array]:
     """The samples of a data set, each array [count, ...] in the dtype of its input.
+
+    Args:
+        training: The training graph.
+        x: Arrays by name, or that of the only input.
+        suffix: Behind the names of arrays in messages.
 
     Raises:
         UsageError: Not numbers, another shape than the model's, none at all, other counts, or not
@@ -106,11 +196,12 @@ def checked_samples(training: TrainingGraph, x: Samples) -> dict[str, Array]:
     """
     result: dict[str, Array] = {}
     for name, v, given in by_input(training.samples, x):
-        result[name] = _checked(training, name, v, np.asarray(given))
+        result[name] = _checked(training, name + suffix, v, np.asarray(given))
         first = next(iter(result))
         if len(result[name]) != len(result[first]):
             raise UsageError(
-                f"{name} has {len(result[name])} samples, but {first} has {len(result[first])}"
+                f"{name}{suffix} has {len(result[name])} samples, but {first}{suffix} has"
+                f" {len(result[first])}"
             )
     return result
 
@@ -127,41 +218,55 @@ def _checked(training: TrainingGraph, name: str, value: Value, x: Array) -> Arra
         raise UsageError(f"{name} has no samples")
     if x.dtype.kind == "f" or kind.dtype == "f32":
         x = _f32(x)
-        if not np.isfinite(x).all():
-            bad = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
+        bad = _first_bad(x)
+        if bad is not None:
             raise UsageError(f"{name}: sample {bad} has a NaN or infinite value")
     stored = stored_sample(x, replace(kind, shape=(len(x), *want)), name)
     check_indices(training.graph, value, stored, name)
     return stored
 
 
-def chosen_of(x: Mapping[str, Array], chosen: Sequence[int] | slice) -> dict[str, Array]:
+def chosen_of(x: Mapping[str, Array], chosen: Sequence[int] | slice | Array) -> dict[str, Array]:
     """Some samples of all arrays."""
     return {name: a[chosen] for name, a in x.items()}
 
 
-def checked_targets(training: TrainingGraph, y: Array, count: int) -> Array:
+def checked_targets(training: TrainingGraph, y: Array, count: int, suffix: str = "") -> Array:
     """Labels i32 [count, ...], or targets f32 [count, ...].
+
+    Args:
+        training: The training graph.
+        y: The array ``y``.
+        count: Samples.
+        suffix: Behind its name in messages.
 
     Raises:
         UsageError: Wrong kind, shape or count, out of range, or not finite.
     """
+    what = f"y{suffix}"
     if y.ndim < 1 or len(y) != count:
-        raise UsageError(f"y has shape {list(y.shape)}, but x has {count} samples")
+        raise UsageError(f"{what} has shape {list(y.shape)}, but x{suffix} has {count} samples")
     want = training.target.type.shape[1:]
     labels = training.target.type.dtype == "i32"
     if y.shape[1:] != want or y.dtype.kind not in ("iu" if labels else "iuf"):
-        what = "integer labels" if labels else "numbers"
-        raise UsageError(
-            f"y is {y.dtype}{list(y.shape)}, must be {what} [{', '.join(map(str, (count, *want)))}]"
-        )
+        kind = "integer labels" if labels else "numbers"
+        shape = ", ".join(map(str, (count, *want)))
+        raise UsageError(f"{what} is {y.dtype}{list(y.shape)}, must be {kind} [{shape}]")
     if not labels:
         y = _f32(y)
-        if not np.isfinite(y).all():
-            raise UsageError("y has a NaN or infinite value")
-    y = fitted(y, replace(training.target.type, shape=y.shape), "y")
-    check_bounds(y, bounds_of(training.graph, training.target), "y")
+        bad = _first_bad(y)
+        if bad is not None:
+            raise UsageError(f"{what} has a NaN or infinite value, first in sample {bad}")
+    y = fitted(y, replace(training.target.type, shape=y.shape), what)
+    check_bounds(y, bounds_of(training.graph, training.target), what)
     return y
+
+
+def _first_bad(a: Array) -> int | None:
+    """The first sample with a NaN or infinite value."""
+    if np.isfinite(a).all():
+        return None
+    return int(np.flatnonzero(~np.isfinite(a.reshape(len(a), -1)).all(axis=1))[0])
 
 
 def _f32(a: Array) -> Array:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,22 @@ from ...planner.plan import Plan, Replay, Step
 from .data import fitted, stored_sample
 from .memory import Memory
 from .parameters import merged, split
+from .regularization import Regularization, norm_of, square_of, whole_gradients
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that training has changed, between two updates.
+
+    Attributes:
+        state: The state space, byte for byte as the plan lays it out.
+        stored: Optimizer tensors that live in storage.
+        updates: Updates done (Adam's time step).
+    """
+
+    state: bytes
+    stored: bytes
+    updates: int
 
 
 class Runtime:
@@ -30,6 +47,7 @@ class Runtime:
         micro_steps: Micro-steps done since the last update.
         updates: Updates done (Adam's time step).
         inference_steps: Indices of the steps that the prediction needs.
+        regularization: Weight decay and clipping of the updates; none at first.
     """
 
     def __init__(
@@ -46,6 +64,9 @@ class Runtime:
         self._moved_at = moved_at
         self.plan, self.training = plan, training
         self.micro_steps = self.updates = 0
+        self.regularization = Regularization()
+        self._gradients = whole_gradients(plan, training)
+        self._global_factor: np.float32 | None = None
         self._bounds = bounds_of(training.graph, training.target)
         self._bias = (0, np.float32(0.0), np.float32(0.0))
         self._memory = Memory(plan, {v.name for u in training.updates for v in u.paged})
@@ -68,6 +89,8 @@ class Runtime:
             elif b.space == "state":
                 self._resident[b.value] = self._arrays[b.id]
         self.inference_steps = _slice_to(plan, training.prediction.name)
+        to_loss = _slice_to(plan, training.loss.name)
+        self._evaluation_steps = tuple(sorted({*self.inference_steps, *to_loss}))
         written = {w for s in plan.steps for w in s.writes}
         self._given = {
             b.value: b.id
@@ -110,6 +133,32 @@ class Runtime:
                 self._memory.retire(index)
         assert result is not None, "a checked plan computes the prediction"
         return result
+
+    def evaluate(self, x: Samples, target: ArrayLike) -> tuple[Array, float]:
+        """Prediction and loss for one batch; runs only the steps that they need.
+
+        Args:
+            x: Samples, as in ``infer``.
+            target: As in ``train_step``.
+
+        Raises:
+            UsageError: ``x`` or ``target`` does not fit the model.
+        """
+        t = self.training
+        self._feed(x)
+        self._arrays[self._io[t.target.name]] = self._target(target)
+        predicted: Array | None = None
+        loss: Array | None = None
+        with np.errstate(all="ignore"):
+            for index in self._evaluation_steps:
+                step = self.plan.steps[index]
+                self._step(step)
+                predicted = self._captured(step, t.prediction, predicted)
+                loss = self._captured(step, t.loss, loss)
+                self._memory.retire(index)
+        assert predicted is not None, "a checked plan computes the prediction"
+        assert loss is not None, "a checked plan computes the loss"
+        return predicted, float(loss)
 
     def train_step(self, x: Samples, target: ArrayLike, lr: float) -> float:
         """One micro-step; the last one of a group updates the parameters.
@@ -179,6 +228,7 @@ class Runtime:
         if t.hyper.name in self._io:
             self._arrays[self._io[t.hyper.name]] = self._hyper(lr)
         last = self.micro_steps + 1 == t.spec.micro_batches
+        self._global_factor = None
         loss: Array | None = None
         for index, step in enumerate(self.plan.steps[begin:], begin):
             if last or not step.last_micro:
@@ -236,7 +286,11 @@ class Runtime:
         final = self._nodes[step.nodes[-1]]
         update = self._update_of[final]
         operands = [self._operand(b) for b in step.reads]
+        applied = final is update.apply_node and update.role != "statistic"
         if len(step.nodes) == 1:
+            if applied:
+                factor = self._factor(update, [operands[1]])
+                operands = self._shaped(update, operands, factor)
             self._call(final, operands, step.writes)
         else:
             self._stream(self._nodes[step.nodes[0]], final, update, step, operands)
@@ -251,9 +305,37 @@ class Runtime:
         step: Step,
         operands: list[Array | None],
     ) -> None:
-        assert step.tile is not None, "a checked plan has a tile for a streamed gradient"
         inputs, rest = operands[: len(gradient.inputs)], operands[len(gradient.inputs) :]
-        t, op = update.grad.type, get_op(final.op)
+        op, applied = get_op(final.op), final is update.apply_node and update.role != "statistic"
+        factor = np.float32(1)
+        if applied:
+            once = self._tiles(gradient, update, step, inputs)
+            factor = self._factor(update, (g for _, _, g in once))
+        for begin, end, tile in self._tiles(gradient, update, step, inputs):
+            given = iter(rest)
+            sliced: list[Array | None] = []
+            for v in final.inputs:
+                if v is update.grad:
+                    sliced.append(tile)
+                else:
+                    a = next(given)
+                    whole = a is None or v is self.training.hyper
+                    sliced.append(a if a is None or whole else _by_rows(a)[begin:end])
+            if applied:
+                sliced = self._shaped(update, sliced, factor)
+            if op.run_kernel is not None:
+                results = op.run_kernel(final, sliced, begin)
+            else:
+                results = op.kernel(final, sliced)
+            for b, result in zip(step.writes, results, strict=True):
+                _by_rows(self._arrays[b])[begin:end] = result
+
+    def _tiles(
+        self, gradient: Node, update: Update, step: Step, inputs: list[Array | None]
+    ) -> Iterator[tuple[int, int, Array]]:
+        """First row, row behind the last, and gradient of these rows, in the planned tile."""
+        assert step.tile is not None, "a checked plan has a tile for a streamed gradient"
+        t = update.grad.type
         rows = t.shape[0] if t.shape else 1
         scratch = self._arrays[step.tile].reshape(-1).view(np.uint8).view(t.np_dtype)
         per_row = t.size // rows
@@ -266,21 +348,30 @@ class Runtime:
                 part = get_op(gradient.op).kernel(gradient, inputs)[0]
             tile = scratch[: (end - begin) * per_row].reshape(end - begin, *t.shape[1:])
             tile[...] = part.reshape(tile.shape)
-            given = iter(rest)
-            sliced: list[Array | None] = []
-            for v in final.inputs:
-                if v is update.grad:
-                    sliced.append(tile)
-                else:
-                    a = next(given)
-                    whole = a is None or v is self.training.hyper
-                    sliced.append(a if a is None or whole else _by_rows(a)[begin:end])
-            if op.run_kernel is not None:
-                results = op.run_kernel(final, sliced, begin)
-            else:
-                results = op.kernel(final, sliced)
-            for b, result in zip(step.writes, results, strict=True):
-                _by_rows(self._arrays[b])[begin:end] = result
+            yield begin, end, tile
+
+    def _factor(self, update: Update, gradient: Iterable[Array | None]) -> np.float32:
+        """What clipping multiplies a gradient by; its parts are asked for only if that counts."""
+        if self.regularization.clip is None:
+            return np.float32(1)
+        if self._global_factor is not None:
+            return self._global_factor
+        whole = self._gradients
+        parts = gradient if whole is None else (self._arrays[b] for b in whole)
+        scale = update.apply_node.float_attr("gradient_scale", 1.0)
+        norm = norm_of((square_of(g) for g in parts if g is not None), scale)
+        factor = self.regularization.factor(norm)
+        if whole is not None:
+            self._global_factor = factor
+        return factor
+
+    def _shaped(
+        self, update: Update, operands: list[Array | None], factor: np.float32
+    ) -> list[Array | None]:
+        if self.regularization == Regularization():
+            return operands
+        rate = self._arrays[self._io[self.training.hyper.name]][0]
+        return self.regularization.shaped(update, operands, float(rate), factor)
 
     # ---- inputs
 
@@ -307,9 +398,7 @@ class Runtime:
         bias1, bias2 = self._bias_corrections()
         one = np.float32(1.0)
         rate = np.float32(lr)
-        return np.array(
-            [rate, one / np.sqrt(bias2), self.updates + 1, rate / bias1], np.float32
-        )
+        return np.array([rate, one / np.sqrt(bias2), self.updates + 1, rate / bias1], np.float32)
 
     def _bias_corrections(self) -> tuple[np.float32, np.float32]:
         """1 - beta1^t and 1 - beta2^t of the next update t, in f32.
@@ -392,6 +481,14 @@ class Runtime:
             a[...] = np.frombuffer(left[: a.nbytes], a.dtype).reshape(a.shape)
             left = left[a.nbytes :]
         self.updates, self.micro_steps = updates, 0
+
+    def snapshot(self) -> Snapshot:
+        """All that training has changed; between two updates."""
+        return Snapshot(self.state_bytes(), self.stored_bytes(), self.updates)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continue from a snapshot of a runtime of the same plan."""
+        self.load_state(snapshot.state, updates=snapshot.updates, stored=snapshot.stored)
 
     def _reset(self) -> None:
         """Initial state: the model's parameters, zero in optimizer tensors and accumulators."""

@@ -1,52 +1,36 @@
-"""The training loop of ``odt-plan run``: data in, updates by the plan, learned parameters out."""
+"""Training in one call, and the file of what was learned."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from ...ir.errors import OdtPlanError, UsageError
 from ...ir.graph import Array
 from ...ir.sample import Samples
-from .data import checked_samples, checked_targets, chosen_of
-from .replay import Replayed
+from ...ir.whole_file import whole_file
+from .data import data_set
+from .history import Epoch, History
 from .runtime import Runtime
+from .session import Listener, SessionOptions, train_session
 
 
-@dataclass(frozen=True)
-class History:
-    """What happened during training.
+class _OnStep:
+    """Tells a function about each update."""
 
-    Attributes:
-        losses: Mean loss of each update that was kept.
-        stopped: None when all steps were done; ``not_finite`` when a loss or a parameter became
-            NaN or infinite, ``interrupted`` by Ctrl-C. The runtime then holds the state of the last
-            good update.
-        replayed: Micro-steps that were trained from the replay cache.
-    """
+    def __init__(self, on_step: Callable[[int, float], None]) -> None:
+        self._on_step = on_step
 
-    losses: tuple[float, ...]
-    stopped: Literal["not_finite", "interrupted"] | None
-    replayed: int = 0
+    def updated(self, done: int, total: int, loss: float) -> None:
+        self._on_step(done, loss)
 
-    @property
-    def message(self) -> str:
-        """One line about the end of training."""
-        done = len(self.losses)
-        if self.stopped == "not_finite":
-            return (
-                f"stopped: update {done + 1} gave a NaN or infinite value; the state after update"
-                f" {done} is kept; try a smaller step size"
-            )
-        if self.stopped == "interrupted":
-            return f"interrupted: the state after update {done} is kept"
-        return f"{done} updates done"
+    def ended(self, epoch: Epoch) -> None:
+        pass
+
+    def noted(self, text: str) -> None:
+        pass
 
 
 def train(
@@ -90,44 +74,9 @@ def train(
             f"an update of this plan takes {group} samples (batch {size} x {micro} micro-batches),"
             f" not {batch}; plan again with --batch or --micro-batches"
         )
-    samples = checked_samples(runtime.training, x)
-    count = len(next(iter(samples.values())))
-    y = checked_targets(runtime.training, y, count)
-    if (steps is None) == (epochs is None):
-        raise UsageError("give either steps or epochs")
-    if steps is None:
-        assert epochs is not None
-        steps = -(-epochs * count // group)
-    if steps < 1:
-        raise UsageError(f"there is nothing to train: {steps} steps")
-    replay = runtime.plan.replay
-    cache = None if replay is None else Replayed(runtime, replay)
-    batches = _batches(count, size, seed, fixed=cache is not None)
-    losses: list[float] = []
-    good, counted = runtime.state_bytes(), runtime.updates
-    stopped: Literal["not_finite", "interrupted"] | None = None
-    try:
-        while len(losses) < steps and stopped is None:
-            total = 0.0
-            with np.errstate(all="ignore"):  # what overflows is found and told below
-                for _ in range(micro):
-                    chosen = next(batches)
-                    if cache is None:
-                        total += runtime.train_step(chosen_of(samples, chosen), y[chosen], lr)
-                    else:
-                        total += cache.train(chosen, samples, y, lr)
-            if not (np.isfinite(total) and runtime.is_finite()):
-                stopped = "not_finite"
-                break
-            good, counted = runtime.state_bytes(), runtime.updates
-            losses.append(total / micro)
-            if on_step is not None:
-                on_step(len(losses), losses[-1])
-    except KeyboardInterrupt:
-        stopped = "interrupted"
-    if stopped is not None:
-        runtime.load_state(good, updates=counted)
-    return History(tuple(losses), stopped, cache.replayed if cache is not None else 0)
+    listener: Listener | None = None if on_step is None else _OnStep(on_step)
+    options = SessionOptions(lr=lr, steps=steps, epochs=epochs, seed=seed)
+    return train_session(runtime, data_set(runtime.training, x, y), options, listener=listener)
 
 
 def save_learned(runtime: Runtime, path: Path) -> None:
@@ -144,37 +93,8 @@ def save_learned(runtime: Runtime, path: Path) -> None:
         )
     values = runtime.params()
     learned = {u.candidate.param: values[u.candidate.param] for u in runtime.training.updates}
-    temporary: str | None = None
     try:
-        descriptor, temporary = tempfile.mkstemp(suffix=".part", prefix=path.name, dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, **learned)  # type: ignore[arg-type]  # (names are parameters, not options)
-        os.replace(temporary, path)
-        temporary = None
+        with whole_file(path) as file:
+            np.savez(file, **learned)  # type: ignore[arg-type]  # (names, not options)
     except OSError as e:
         raise OdtPlanError(f"{path}: can't write the learned parameters: {e.strerror}") from None
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _batches(count: int, size: int, seed: int, *, fixed: bool) -> Iterator[list[int]]:
-    """Micro-batches of sample numbers without end, each pass over all samples in a new order.
-
-    Fixed ones are made of the same samples in each pass; the last is filled from the first.
-    """
-    rng = np.random.default_rng(seed)
-    if not fixed or size == 1:
-        order = _order(count, rng)
-        while True:
-            yield [next(order) for _ in range(size)]
-    mixed = rng.permutation(count)
-    batches = np.resize(mixed, (-(-count // size), size)).tolist()
-    for i in _order(len(batches), rng):
-        yield batches[i]
-
-
-def _order(count: int, rng: np.random.Generator) -> Iterator[int]:
-    """Numbers without end, each pass shuffled anew."""
-    while True:
-        yield from rng.permutation(count).tolist()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-import tempfile
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .ir.errors import OdtPlanError, UsageError
+from .ir.whole_file import whole_file
 from .output import unwritable
 from .planner.cost_graph import CostGraph, Quantity, load_cost_graph
 from .planner.remat.schedule import Schedule, keep_all_peak, schedule
@@ -173,15 +172,8 @@ def _report(graph: CostGraph, found: Schedule, peak: int, options: ScheduleOptio
 
 def _write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=".odt-plan-", delete=False
-        ) as f:
-            temporary = f.name
-            f.write(text)
-        os.replace(temporary, path)
+        with whole_file(path) as file:
+            file.write(text.encode())
     except OSError as e:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise unwritable(path, e) from None

@@ -13,6 +13,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of the re
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
 Gap = Annotated[float, typer.Option(min=0.0, max=1.0, help="Relative gap to prove.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1)]
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="Worker processes on this machine.  [default: its cores]"),
+]
 
 # -- how the model is imported ---------------------------------------------------------------------
 

@@ -66,6 +66,7 @@ class PlanOptions:
     calibration: Path | None = None
     calibration_method: Method = "minmax"
     importance: str | None = None
+    labelled: Path | None = None
     optimizer: OptimizerName = "sgd"
     qas: bool = True
     rounding: RoundingName = "stochastic"
@@ -139,8 +140,9 @@ def make_request(options: PlanOptions, watch: Watch | None = None) -> Request:
         raise UsageError(f"--time-limit: {options.time_limit_s:g} s is too short; give 60, say")
     if math.isnan(options.gap):
         raise UsageError("--gap: nan is no gap; give for example 0.001")
+    labelled = options.labelled or options.calibration
     forward = None
-    if spec_loss is None or options.importance or has_labels(options.calibration):
+    if spec_loss is None or options.importance or has_labels(labelled):
         forward = import_model(options.model, options.importing)
     if spec_loss is None:
         assert forward is not None
@@ -166,7 +168,7 @@ def make_request(options: PlanOptions, watch: Watch | None = None) -> Request:
     calibration, importance = options.calibration, None
     if forward is not None:
         source = Source(options.model, options.importing)
-        wanted = Wanted(options.importance, calibration, options.freeze_before)
+        wanted = Wanted(options.importance, labelled, options.freeze_before)
         importance = importance_of(source, forward, spec, wanted, watch or Watch())
         if importance is not None and importance.samples and knows_activations(forward):
             calibration = None  # the file brings its own scales: the samples were for importance

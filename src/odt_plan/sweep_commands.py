@@ -20,6 +20,7 @@ from .options import (
     Gap,
     Head,
     Importance,
+    Jobs,
     Json,
     Optimizer,
     Precision,
@@ -39,10 +40,6 @@ MicroBatches = Annotated[int, typer.Option(min=1, max=65536, help="Accumulated p
 Limit = Annotated[str | None, typer.Option(metavar="LIMIT", help="As in plan.")]
 TimeLimit = Annotated[
     float, typer.Option(min=0.0, max=1e6, metavar="SECONDS", help="Of one plan.")
-]
-Jobs = Annotated[
-    int | None,
-    typer.Option(min=1, max=1024, help="Worker processes on this machine.  [default: its cores]"),
 ]
 Scheduler = Annotated[
     str | None,

@@ -17,6 +17,7 @@ from . import (
     kernels,
     kernels_int8,
     layout,
+    learning,
     orders,
     peers,
     planning,
@@ -50,6 +51,7 @@ TABLES = (
     tte.importance_table,
     head10.head10_table,
     adaptation.adaptation_table,
+    learning.learning_table,
 )
 
 

@@ -43,6 +43,7 @@ from odt_plan.planner.rebuild import updates_of
 from . import adaptation
 from .adaptation import RISING, TESTED, Learner, accuracy, cautious
 from .models import shared
+from .results import put
 
 DEVICE = "nrf52840"
 PLENTY = 1 << 28
@@ -388,7 +389,7 @@ class Bench:
 
     def rows(self) -> Iterator[str]:
         """Markdown: a row per strategy, a column per budget."""
-        yield f"#### {self.task.name}"
+        yield f"### What plans learn: {self.task.name} (measured)"
         yield ""
         yield self.task.about
         yield ""
@@ -436,14 +437,28 @@ def tasks(folder: Path) -> dict[str, Task]:
     }
 
 
+def learning_table() -> Iterator[str]:
+    """Markdown rows of all tasks whose data are at hand."""
+    if shared() is None:
+        yield "### What plans learn"
+        yield ""
+        yield "No data are at hand."
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for task in tasks(Path(folder)).values():
+            yield from Bench(task).rows()
+            yield ""
+
+
 def main() -> None:
-    """Print the tables."""
+    """Print the tables of some tasks, or of all, and put them into benchmarks/RESULTS.md."""
     with tempfile.TemporaryDirectory() as folder:
         known = tasks(Path(folder))
         for name in sys.argv[1:] or known:
             begin = time.process_time()
-            for line in Bench(known[name]).rows():
-                print(line, flush=True)
+            table = list(Bench(known[name]).rows())
+            print("\n".join(table), flush=True)
+            put(table[0], table)
             print(f"{time.process_time() - begin:.0f} s of processor time", file=sys.stderr)
 
 

@@ -48,12 +48,14 @@ class Price:
 
     Attributes:
         importance: Score.
+        source: Where the score comes from.
         kept_bytes: RAM for the weight, optimizer tensors and accumulator.
         saved_bytes: Forward tensors that its gradient reads.
         cycles: Predicted cycles of its steps in a training step, without backward up to there.
     """
 
     importance: int
+    source: str
     kept_bytes: int
     saved_bytes: int
     cycles: int
@@ -246,6 +248,7 @@ class Explainer:
         cycles = cost.update_cycles(update) * self.plan.training.micro_batches
         return Price(
             score_of(update, score),
+            self.plan.decisions.importance_source,
             sum(aligned(v.type.nbytes) for v in update.resident),
             sum(aligned(v.type.nbytes) for v in saved),
             cycles + (cost.node_cycles(update.apply_node) if micro else 0),

@@ -301,6 +301,8 @@ def test_labels_are_measured_on_and_the_plan_stands_without_them(
     told = odt("explain", out / "plan.json", "fc.weight", "--json").json
     chosen = {u.param: u.importance for u in plan.decisions.updates}
     assert told[0]["price"]["importance"] == chosen["fc.weight"]
+    assert told[0]["price"]["source"] == plan.decisions.importance_source
+    assert "scored by" in odt("explain", out / "plan.json", "fc.weight").out
 
 
 def test_labels_change_the_score_and_prior_ignores_them(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import nets
 import numpy as np
@@ -14,7 +14,7 @@ from cli_run import Cli
 from numpy.typing import NDArray
 from onnx_files import export
 
-from odt_plan.backends.numpy.gradients import GradientScores, measure_gradients
+from odt_plan.backends.numpy.gradients import GradientMethod, GradientScores, measure_gradients
 from odt_plan.ir.candidates import candidates, param_slots
 from odt_plan.ir.errors import UsageError
 from odt_plan.ir.graph import Graph
@@ -27,6 +27,7 @@ from odt_plan.planner.plan import ImportanceTable, Plan
 Array = NDArray[Any]
 torch = pytest.importorskip("torch")
 SPEC = TrainingSpec()
+METHODS = get_args(GradientMethod)
 CHANNELS, CLASSES, SIZE = 8, 5, 6
 
 
@@ -134,12 +135,14 @@ def test_gradient_methods_are_those_of_torch(name: str) -> None:
     got = found.gains("gradient")[name][-1][1]
     scale = float((flat**2).sum(1).mean())
     assert got == pytest.approx(max(0.0, np.mean(pairs)), rel=1e-4, abs=1e-6 * scale)
+    parts = zip(found.gains("norm")[name], found.gains("gradient")[name], strict=True)
+    assert all(a == (r, pytest.approx(np.sqrt(b))) for a, (r, b) in parts)
 
 
 def test_the_order_of_samples_does_not_matter() -> None:
     graph, (x, y) = small(), data()
     one, other = measured(graph, x, y), measured(graph, x[::-1].copy(), y[::-1].copy())
-    for method in ("fisher", "magnitude", "gradient"):
+    for method in METHODS:
         want = one.gains(method)
         for name, points in other.gains(method).items():
             np.testing.assert_allclose(points, want[name], rtol=1e-9, atol=1e-15)
@@ -152,7 +155,7 @@ def test_channels_in_another_order_are_the_same_tensor_and_other_parts() -> None
     c = other.constants
     c["c1.weight"], c["c1.bias"] = c["c1.weight"][order], c["c1.bias"][order]
     c["c2.weight"] = np.ascontiguousarray(c["c2.weight"][:, order])
-    for method in ("fisher", "magnitude", "gradient"):
+    for method in METHODS:
         a, b = measured(graph, x, y).gains(method), measured(other, x, y).gains(method)
         for name in a:
             assert a[name][-1][1] == pytest.approx(b[name][-1][1], rel=1e-3, abs=1e-9), name
@@ -305,15 +308,13 @@ def test_labels_are_measured_on_and_the_plan_stands_without_them(
     assert "scored by" in odt("explain", out / "plan.json", "fc.weight").out
 
 
-def test_labels_change_the_score_and_prior_ignores_them(
-    odt: Cli, files: tuple[Path, Path]
-) -> None:
+def test_labels_change_the_score_and_prior_ignores_them(odt: Cli, files: tuple[Path, Path]) -> None:
     model, labelled = files
     common = (model, *LIMITS, "--calib", labelled, "--precision", "*=f32", "--json")
     by_prior = odt(*common, "--importance", "prior").json
     assert by_prior["decisions"]["importance_source"].startswith("prior")
     assert "importance" not in by_prior["asked"]
-    for method in ("fisher", "gradient", "magnitude"):
+    for method in METHODS:
         plan = odt(*common, "--importance", method).json
         assert plan["asked"]["importance"]["method"] == method
         assert plan["decisions"]["updates"] != by_prior["decisions"]["updates"]

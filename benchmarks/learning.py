@@ -51,13 +51,13 @@ PLENTY = 1 << 28
 SHARES = (0.02, 0.05, 0.1, 0.3)
 RATES = (0.001, 0.003, 0.01, 0.03)
 SEEDS, GRID_SEEDS = 5, 2
-METHODS = ("prior", "norm", "gradient", "fisher", "magnitude")
+METHODS = ("prior", "gradient", "fisher", "magnitude")
 #: Relative gap that plans are proven within, if it is closed in so many seconds.
 GAP, SECONDS = 0.01, 4.0
 #: Update sets that the samples do not change.
 GIVEN = ("prior", "last layers", "last layer", "biases", "all")
 #: What the tables call our plan; the command line measures by it, too.
-CHOSEN = "norm"
+CHOSEN = "gradient"
 Floats = NDArray[np.float64]
 Updates = tuple[Candidate, ...]
 

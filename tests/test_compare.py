@@ -71,9 +71,7 @@ def test_rows_are_what_sessions_by_the_plans_reach(
     planned = make_plan(request)
     for seed in range(2):
         runtime = Runtime(planned.plan, planned.training)
-        options = SessionOptions(
-            rows["last layer"]["lr"], epochs=2, seed=seed, schedule="cosine"
-        )
+        options = SessionOptions(rows["last layer"]["lr"], epochs=2, seed=seed, schedule="cosine")
         train_session(runtime, data_set(planned.training, *labelled(40, 0)), options)
         tested = data_set(planned.training, *labelled(30, 1))
         reached = evaluate(runtime, tested, "accuracy").value
@@ -109,9 +107,7 @@ def test_last_layers_grow_from_the_end() -> None:
 @pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "0.1,fast"])
 def test_step_sizes_that_are_none(odt: Cli, files: tuple[Path, Path, Path], text: str) -> None:
     model, train, val = files
-    ran = odt(
-        "compare", model, "--device", "nrf52840", "--data", train, "--val", val, "--lr", text
-    )
+    ran = odt("compare", model, "--device", "nrf52840", "--data", train, "--val", val, "--lr", text)
     assert ran.code == 2
     assert ran.error.startswith("--lr: ")
 

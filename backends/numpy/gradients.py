@@ -12,10 +12,6 @@ gradient of micro-batch n with respect to a parameter ``w`` and ``N`` their numb
     own potential, ``sum_n (sum x_nc dL/dx_nc)^2`` with ``x`` the input of this layer alone.
 ``magnitude``
     ``|g| |w|`` of the mean gradient, by input channel.
-``norm``
-    The root of ``gradient``, also by part: the length of the gradient that samples agree on. What
-    tensors can gain differs far less than what their first step gains, as they gain the same; and
-    with equal entries everywhere it is the root of the number of parameters, as in the prior.
 ``gradient``
     What a step on one sample takes off the loss of another one, to first order and per unit of the
     step size: the mean of ``g_n . g_m`` over all pairs of two micro-batches, at least 0. The square
@@ -43,7 +39,7 @@ from ...ir.sample import Samples
 from ...ir.training import Candidate, TrainingSpec
 from .micro_batches import feeds, plain
 
-GradientMethod = Literal["norm", "gradient", "fisher", "magnitude"]
+GradientMethod = Literal["gradient", "fisher", "magnitude"]
 #: Layers that are products: the axis of their weight that runs over output channels is known.
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 #: (part, score), the part rising to 1.
@@ -120,7 +116,6 @@ class GradientScores:
         if not self.count:
             raise UsageError("importance: there are no samples to measure it on")
         total, shares = {}, {}
-        power = 0.5 if method == "norm" else 1.0
         for p in self._slots:
             total[p], shares[p] = self._score(p, method)
         if not any(total.values()):
@@ -134,7 +129,7 @@ class GradientScores:
             part = share / share[-1] if share[-1] > 0 else np.arange(1, share.size + 1) / share.size
             each = [] if self._axis[p] is None else counts(share.size)
             points = [(k / share.size, whole * float(part[k - 1])) for k in each]
-            found[p] = tuple((r, score**power) for r, score in (*points, (1.0, whole)))
+            found[p] = (*points, (1.0, whole))
         return found
 
     def _score(self, p: str, method: GradientMethod) -> tuple[float, Floats]:
@@ -145,7 +140,7 @@ class GradientScores:
             size = self._by_channel(p, self._data[p] ** 2)
             each = np.sqrt(of_mean * size)
             return float(each.sum()), each
-        if method in ("norm", "gradient"):
+        if method == "gradient":
             if n == 1:
                 return float(of_mean.sum()), of_mean
             pairs = (n * n * of_mean - sums.squares) / (n * (n - 1))

@@ -24,10 +24,10 @@ from .planner.importance_file import load_table
 from .planner.plan import ImportanceTable
 from .planner.progress import Watch
 
-Method = Literal["prior", "norm", "gradient", "fisher", "magnitude", "contribution"]
+Method = Literal["prior", "gradient", "fisher", "magnitude", "contribution"]
 METHODS: tuple[Method, ...] = get_args(Method)
 #: Measured by it where samples with labels are there and nothing else is asked for.
-DEFAULT: Method = "norm"
+DEFAULT: Method = "gradient"
 #: Samples that are measured at most, spread evenly over those of the file.
 MOST_SAMPLES = 256
 

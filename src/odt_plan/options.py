@@ -91,9 +91,9 @@ Importance = Annotated[
     str | None,
     typer.Option(
         metavar="METHOD|FILE",
-        help="Score of updates: norm, gradient, fisher, magnitude or contribution, measured on"
-        " --calib with labels y; prior; or a table name,score[,ratio] as CSV or JSON."
-        "  [default: norm if --calib has y, else prior]",
+        help="Score of updates: gradient, fisher, magnitude or contribution, measured on --calib"
+        " with labels y; prior; or a table name,score[,ratio] as CSV or JSON.  [default: gradient"
+        " if --calib has y, else prior]",
     ),
 ]
 Optimizer = Annotated[Literal["sgd", "momentum", "adagrad", "adam"], typer.Option()]

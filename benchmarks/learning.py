@@ -391,6 +391,11 @@ class Bench:
         """Markdown: a row per strategy, a column per budget."""
         yield f"### What plans learn: {self.task.name} (measured)"
         yield ""
+        yield (
+            "Accuracy in %, mean ± standard deviation over the draws; in brackets the mean of paired"
+            f" differences from the prior ± standard error. Plans within {SECONDS:g} s each."
+        )
+        yield ""
         yield self.task.about
         yield ""
         yield f"| update set | {' | '.join(f'{b:,} B' for b in self.budgets)} |"

@@ -34,8 +34,8 @@ class Effort:
     gap: float | None = None
 
 
-#: For a plan at once, for any that fits, and for a good one.
-QUICK, FIT, GOOD = Effort(0.1, 8), Effort(0.1, 40, gap=ANY), Effort(0.5, 40)
+#: For a plan at once, and for any that fits.
+QUICK, FIT = Effort(0.1, 8), Effort(0.2, 40, gap=ANY)
 #: Told cuts of a problem, and tensors that are made at them, by which nothing fits.
 Miss = Callable[[Residency, Collection[int], Collection[tuple[int, int]]], None]
 #: Budgets that are tried where RAM is to be least.
@@ -80,7 +80,6 @@ def fitting(
     goal: Goal,
     *,
     loose: bool,
-    effort: Effort = FIT,
     miss: Miss | None = None,
 ) -> Scheduled | None:
     """A placed schedule of these updates and streamed blocks; None: none was found that fits.
@@ -90,10 +89,9 @@ def fitting(
         decided: All but what is kept, rebuilt and paged.
         goal: What its bound is of.
         loose: Blocks or precisions could have been chosen otherwise.
-        effort: How good it is to be for the goal.
         miss: Told the cuts of a search that has found nothing.
     """
-    return _placed(stages, lambda _: decided, goal, effort, fixed=True, loose=loose, miss=miss)
+    return _placed(stages, lambda _: decided, goal, FIT, fixed=True, loose=loose, miss=miss)
 
 
 def _placed(

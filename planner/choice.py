@@ -11,8 +11,9 @@ nothing in between, making a tensor again has to fit as well.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ class Make:
 
     Attributes:
         cut: The cut.
-        before: The one before, with nothing in between.
+        before: The one before; what is in between may run or not.
         tensor: Name of the tensor.
     """
 
@@ -87,7 +88,7 @@ class Held:
         made: Last slot of forward that writes or reads it; from there on it is held or not.
         reads: Slots behind that which may read it, with their activities.
         operands: What it is made from.
-        in_place: (Operand, result) that may share a buffer, depending on the updates.
+        in_place: (Operand, result) that share a buffer unless one of these activities holds.
         changes: Slots after which it can't be made again if their updates are chosen.
     """
 
@@ -123,9 +124,11 @@ class Held:
             )
             for t in self.tensors
         ]
+        unless = {p.slots[o.slot].node: o.unless for o in p.overwrites}
         self.in_place = {
-            (self.at.get(storage.of[source]), self.at.get(storage.of[node.out]))
+            (self.at.get(storage.of[source]), self.at.get(storage.of[node.out])): unless[node]
             for node, source, _ in storage.refused
+            if node in unless
         }
         changed: dict[str, list[tuple[int, int]]] = {}
         for s in p.slots:
@@ -154,13 +157,16 @@ class ChoiceByCuts(Milp):
 
     Attributes:
         cuts: In order.
-        streamed: Tensors that blocks that run by rows may leave out, or make otherwise.
         live: (Cut, tensor) -> column of being live at it.
         again: (Interval, tensor) -> column of being made again in the interval before this cut.
     """
 
     def __init__(
-        self, problem: Problem, where: Collection[Cut | Make] = (), goal: Goal | None = None
+        self,
+        problem: Problem,
+        where: Collection[Cut | Make] = (),
+        goal: Goal | None = None,
+        rows: set[int] | None = None,
     ) -> None:
         """Build variables and constraints.
 
@@ -168,6 +174,7 @@ class ChoiceByCuts(Milp):
             problem: What to decide.
             where: Tensors are held or not, and may be made again; cuts don't overlap.
             goal: The only objective that will be asked for; None: any.
+            rows: Slots whose memory rows mattered in programs before; more are added to them.
         """
         makes = sorted(m for m in where if isinstance(m, Make))
         cuts = {c for c in where if isinstance(c, Cut)}
@@ -176,18 +183,20 @@ class ChoiceByCuts(Milp):
         begins = [c.first for c in self.cuts]
         self.begin = np.searchsorted(begins, self.forward.made, side="right").tolist()
         self.used = [i for i in self.forward.used() if self.begin[i] < len(self.cuts)]
-        self.streamed = {t for b in problem.streams for t in (*b.inner, b.result)}
         self.live: dict[tuple[int, int], int] = {}
         self.again: dict[tuple[int, int], int] = {}
         super().__init__(problem, goal, relaxed=True)
-        for m in makes:
-            self._make(self.cuts.index(m.cut), m.tensor)
+        if self.memory is not None and rows is not None:
+            self.memory.added = rows
+        for s, tensor in sorted({(self.cuts.index(m.cut), m.tensor) for m in makes}):
+            self._make(s, tensor)
 
     def _cut_columns(self) -> None:
         p, last = self.problem, len(self.cuts)
         pages = p.cost.storage is not None and p.limits.storage_bytes > 0
         retention = {r.tensor: k for k, r in enumerate(p.retentions)}
         self.paged: dict[tuple[int, int], int] = {}
+        self.unread: list[tuple[int, float]] = []
         for i in self.used:
             tensor, begin = self.forward.tensors[i], self.begin[i]
             for s in range(begin, last):
@@ -195,14 +204,30 @@ class ChoiceByCuts(Milp):
             for s in range(begin + 1, last + 1):
                 if tensor.rebuildable:
                     self.again[s, i] = self.c.column(integer=True)
-            if pages and tensor in retention:
-                stored = self.stored[retention[tensor]] = self.c.column(integer=True)
-                for s in range(begin + 1, last + 1):
-                    load = self.paged[s, i] = self.c.column(integer=True)
-                    self.loaded[retention[tensor]][s] = load
-                    self.c.row([(stored, 1.0), (load, -1.0)], lower=0.0)
+            if pages:
+                self._page_columns(i, retention.get(tensor))
         for i in self.used:
             self._supply_at_cuts(i)
+
+    def _page_columns(self, i: int, retention: int | None) -> None:
+        """A tensor is paged out once, and loaded in any interval.
+
+        One that only others are made from is none that is retained: of its transfers time counts
+        alone, not what they take of storage, wear and flash.
+        """
+        stored, cost = self.c.column(integer=True), self.problem.cost
+        loads = {
+            s: self.c.column(integer=True) for s in range(self.begin[i] + 1, len(self.cuts) + 1)
+        }
+        for s, load in loads.items():
+            self.paged[s, i] = load
+            self.c.row([(stored, 1.0), (load, -1.0)], lower=0.0)
+        if retention is not None:
+            self.stored[retention], self.loaded[retention] = stored, loads
+            return
+        size, micro = self.forward.tensors[i].bytes, float(self.problem.micro_batches)
+        self.unread.append((stored, micro * cost.write_cycles(size)))
+        self.unread += ((load, micro * cost.read_cycles(size)) for load in loads.values())
 
     def _supply_at_cuts(self, i: int) -> None:
         """What is read, held or needed to make something again is there."""
@@ -256,52 +281,74 @@ class ChoiceByCuts(Milp):
             self.occupancy.add(cut.first, cut.last, column, tensor.bytes)
 
     def _make(self, s: int, name: str) -> None:
-        """A tensor can be made again right before a cut: beside all that is live across."""
-        known, p, at = self.forward, self.problem, self.cuts[s].first
+        """A tensor can be made again in the interval before a cut: beside what is live across."""
+        known, p, cut, before = self.forward, self.problem, self.cuts[s], self.cuts[s - 1]
         i = next((i for i in self.used if known.tensors[i].name == name), None)
         again = None if i is None else self.again.get((s, i))
-        if i is None or again is None or known.tensors[i] in self.streamed:
+        if i is None or again is None:
             return
-        beside = {i, *known.operands[i]}
-        writers = known.tensors[i].writers
-        own = max((aligned(get_op(w.op).workspace(w)) for w in writers), default=0)
-        # an operand that may be overwritten in place may be the same buffer
-        own += sum(known.tensors[j].bytes for j in beside if (j, i) not in known.in_place)
-        terms = [(again, float(own)), *self.state]
-        for j in self.used:
-            if j in beside or known.tensors[j] in self.streamed:
-                continue
-            if (v := self._there(s, i, j)) is not None:
-                terms.append((v, float(known.tensors[j].bytes)))
+        # a block that runs by rows makes its result in another way, and nothing inside it
+        inside = {b for b in p.streams for k in b.slots if known.tensors[i] in p.slots[k].writes}
+        streamed = [self.a[b.activity] for b in p.streams if b in inside]
+        by_rows = [(v, 1.0) for v in streamed]
+        apart: dict[int, int] = {}
+        for j in known.operands[i]:
+            if unless := known.in_place.get((j, i)):
+                apart[j] = self.c.column(integer=False)
+                for others in self._alternatives(unless):
+                    both = [(again, -1.0), *((self.a[a], -1.0) for a in others)]
+                    self.c.row([(apart[j], 1.0), *by_rows, *both], lower=-1.0)
+        between = [
+            x.activity
+            for x in p.slots[before.last + 1 : cut.first]
+            if not x.rebuild and p.activities[x.activity].kind != "auxiliary"
+        ]
+        there = cache(lambda j: self._there(s, i, j, between))
+        around = [*self.state]
         for t in p.transients:
-            acts = next((acts for last, acts in t.segments if last >= at), None)
-            if t.begin < at and acts is not None:
-                terms.append((self._one_of(acts), float(t.tensor.bytes)))
-        self.c.row(terms, upper=p.limits.ram_bytes)
+            acts = next((acts for last, acts in t.segments if last >= cut.first), None)
+            if t.begin <= before.last and acts is not None:
+                around.append((self._one_of(acts), float(t.tensor.bytes)))
+        writers = known.tensors[i].writers
+        for k, w in enumerate(writers):
+            # what its later nodes read is there already, unless it is loaded in between
+            nodes = [w] if self.paged else writers[k:]
+            read = (p.storage.of.get(v) for n in nodes for v in n.operands())
+            beside = {i, *(known.at[t] for t in read if t in known.at)}
+            own = float(aligned(get_op(w.op).workspace(w)))
+            own += sum(known.tensors[j].bytes for j in beside if (j, i) not in known.in_place)
+            terms = [(again, own), *((v, -own) for v in streamed), *around]
+            terms += [(apart[j], float(known.tensors[j].bytes)) for j in beside if j in apart]
+            for j in self.used:
+                if j not in beside and (v := there(j)) is not None:
+                    terms.append((v, float(known.tensors[j].bytes)))
+            self.c.row(terms, upper=p.limits.ram_bytes)
 
-    def _there(self, s: int, i: int, j: int) -> int | None:
+    def _there(self, s: int, i: int, j: int, between: Sequence[int]) -> int | None:
         """1 where one tensor is there when another is made; None: it never has to be.
 
         As in ``planner.cuts``: it was made before or is live from the cut before, and the cut, or
-        what is made later, needs it.
+        what is made later, needs it. Where a step in between runs, what is made before it and
+        behind it has no order.
         """
-        order = self.forward.order
+        order, always = self.forward.order, ALWAYS in between
         if (s - 1, j) not in self.live:
             return None
-        needs = [self.live[s, j]] if (s, j) in self.live else []
+        runs = [] if always else [(self.a[a], 1.0) for a in self._weakest(between)]
+        needs = [(self.live[s, j], False)] if (s, j) in self.live else []
         for a in self.used:
-            if order[a] > order[i] and j in self.forward.operands[a] and (s, a) in self.again:
-                needs.append(self.again[s, a])
-        before = order[j] < order[i]
+            later = order[a] > order[i] and j in self.forward.operands[a]
+            if later and (s, a) in self.again and not always:
+                needs.append((self.again[s, a], True))
+        before = order[j] < order[i] and not always
         anew = [self.paged.get((s, j)), None if before else self.again.get((s, j))]
         absent = [(v, 1.0) for v in anew if v is not None]
         v = self.c.column(integer=False)
-        for n in needs:
-            if before:
-                self.c.row([(v, 1.0), *absent, (n, -1.0)], lower=0.0)
-            else:
-                held = (self.live[s - 1, j], -1.0)
-                self.c.row([(v, 1.0), *absent, held, (n, -1.0)], lower=-1.0)
+        for n, ordered in needs:
+            terms = [(v, 1.0), *absent, (n, -1.0), *(runs if before or ordered else ())]
+            if not before:
+                terms.append((self.live[s - 1, j], -1.0))
+            self.c.row(terms, lower=0.0 if before else -1.0)
         return v
 
     def _remade_cycles(self) -> list[tuple[int, float]]:
@@ -311,7 +358,8 @@ class ChoiceByCuts(Milp):
             0 if t in self.forward.auxiliary else micro * sum(map(cost.node_cycles, t.writers))
             for t in self.forward.tensors
         ]
-        return [(column, float(cycles[i])) for (_, i), column in self.again.items()]
+        again = [(column, float(cycles[i])) for (_, i), column in self.again.items()]
+        return again + self.unread
 
     def _solution(self, values: NDArray[np.float64]) -> Solution:
         """Activities alone: what is loaded between which cuts is no decision about a slot."""

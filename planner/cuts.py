@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from itertools import pairwise, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,8 @@ from .remakes import NEVER, Found, Ints, Needs, Prices, Remade, Remakes
 ROUNDS = 40
 #: Cuts that are added at once, and tensors that are made again before them.
 PEAKS, MAKES = 4, 8
+#: Rounds without a plan after which all steps become cuts, where that are so many columns at most.
+PATIENCE, ALL = 6, 4000
 #: The part of the gap that one solve may leave.
 PART = 0.5
 
@@ -72,6 +76,11 @@ class Program:
             self._rows(i)
         for s, room in enumerate(rooms):
             live = [(int(h), float(remakes.size[i])) for i, h in enumerate(self.held[s]) if h >= 0]
+            live += [
+                (int(self.held[self.first[i], i]), float(remakes.size[i]))
+                for i in self.used
+                if self._early(i) and remakes.made[i] == cuts[s]
+            ]
             self.c.row(live, upper=float(room))
         self.users: list[list[int]] = [[] for _ in remakes.tensors]
         for a, operands in enumerate(remakes.operands):
@@ -89,6 +98,11 @@ class Program:
                 worn = [(o, float(cost.worn_bytes(b))) for o, b in pages]
                 most = limits.worn_bytes - state.worn_bytes
                 self.c.row(worn, upper=most / remakes.problem.micro_batches)
+
+    def _early(self, i: int) -> bool:
+        """Held at its first cut, an auxiliary tensor has been made in forward."""
+        f = int(self.first[i])
+        return bool(self.r.auxiliary[i] and f < len(self.cuts) and self.cuts[f] < self.r.backward)
 
     def _used(self) -> list[int]:
         """What backward reads, and what that is made from."""
@@ -110,6 +124,8 @@ class Program:
             read = self.cuts[s] in reads
             self.held[s, i] = self.c.column(integer=True, lower=float(read))
         for s in range(f + 1, m + 1):
+            if s < m and self.cuts[s] < r.backward:
+                continue  # nothing is made again, or loaded, before forward has ended
             if r.can[i] and r.until[i] > self.cuts[s - 1]:
                 self.again[s, i] = self.c.column(integer=True)
             if r.pages:
@@ -122,12 +138,14 @@ class Program:
         again, r = int(self.again[s, i]), self.r
         if s == 0 or again < 0:
             return
-        beside = {i, *r.operands[i]}
-        own = int(r.size[sorted(beside)].sum() + r.scratch[i])
-        live = [(self._there(s, i, j), float(r.size[j])) for j in self.used if j not in beside]
-        live = [(v, size) for v, size in live if v >= 0]
         room = r.problem.limits.ram_bytes - r.state - r.between[self.cuts[s]]
-        self.c.row([*live, (again, float(own))], upper=float(room))
+        there = cache(partial(self._there, s, i))
+        for k, (scratch, read) in enumerate(r.parts[i]):
+            # what its later nodes read is there already, unless it is loaded in between
+            beside = {i, *read} if r.pages else {i, *(j for _, js in r.parts[i][k:] for j in js)}
+            own = float(scratch + sum(r.size[j] for j in beside))
+            live = [(there(j), float(r.size[j])) for j in self.used if j not in beside]
+            self.c.row([(again, own), *((v, x) for v, x in live if v >= 0)], upper=float(room))
 
     def _there(self, s: int, i: int, j: int) -> int:
         """1 where a tensor is there when another one is made before a cut; -1: it never has to be.
@@ -172,6 +190,10 @@ class Program:
                 row([(early, 1.0), (int(self.held[f, i]), -1.0)], lower=0.0)
                 row([(early, 1.0), (int(self.stored[i]), -1.0)], lower=0.0)
             self.objective += [(early, price), (self.one, -price)]
+        if self._early(i):
+            for s, j in product(range(f), r.operands[i]):  # read where it is made, in forward
+                if self.held[s, j] >= 0:
+                    row([(int(self.held[s, j]), 1.0), (int(self.held[f, i]), -1.0)], lower=0.0)
         if loads:
             out = int(self.stored[i])
             self.objective += [(p, self.prices.load[i]) for p in loads]
@@ -192,7 +214,11 @@ class Program:
 
 
 class _Carried:
-    """Decisions of a program, carried out step by step: made again at the first need."""
+    """Decisions of a program, carried out step by step: made again at the first need.
+
+    Attributes:
+        late: Where a cut is needed, because a tensor's parameters change before its first need.
+    """
 
     def __init__(self, program: Program, values: NDArray[np.float64]) -> None:
         self.p, self.r = program, program.r
@@ -201,9 +227,10 @@ class _Carried:
         self.here = set(range(len(self.r.tensors)))
         self.fresh = set(self.here)  # as forward has left them
         self.interval = 0
+        self.late: int | None = None
 
     def run(self) -> Remade | None:
-        """What is made again; None: something can't be when it is needed."""
+        """What is made again; None: something can't be when it is needed, see ``late``."""
         for step in self.r.steps:
             k = step.index
             while self.interval < len(self.p.cuts) and self.p.cuts[self.interval] < k:
@@ -241,6 +268,7 @@ class _Carried:
                 return False
             self.made.again.setdefault(step, []).append(i)
         else:
+            self.late = int(self.r.until[i]) if self.r.can[i] else None
             return False
         self.here.add(i)
         return True
@@ -253,6 +281,7 @@ def search(
     options: SolverOptions,
     watch: Watch,
     rounds: int = ROUNDS,
+    begin: Found | None = None,
 ) -> Found:
     """Search for the plan of the least price.
 
@@ -263,11 +292,17 @@ def search(
         options: How to solve; the gap is relative, ``base`` included.
         watch: Says when to end.
         rounds: Programs that are solved at most.
+        begin: The cuts to begin with, and a plan that may no longer fit; None: none are known.
 
     Raises:
         OdtPlanError: The solver failed.
     """
-    return _Search(remakes, prices, base, options, watch, rounds).run()
+    known = _Search(remakes, prices, base, options, watch, rounds)
+    if begin is not None:
+        known.cuts, known.makes = list(begin.cuts), set(begin.makes)
+        if begin.made is not None:
+            known.offer_like(begin.made)
+    return known.run()
 
 
 def conflict(
@@ -319,12 +354,15 @@ class _Search:
     cuts: list[int] = field(default_factory=list)
     makes: set[tuple[int, int]] = field(default_factory=set)
     tighter: dict[int, int] = field(default_factory=dict)
+    everywhere: bool = False
 
     def run(self) -> Found:
-        self.cuts = [self._first()]
-        for _ in range(self.rounds):
+        self.cuts = self.cuts or [self._first()]
+        for k in range(self.rounds):
             if self.watch.over():
                 break
+            if k == PATIENCE and self.best.made is None and not self.tighter:
+                self._cut_everywhere()
             program = Program(self.remakes, self.cuts, self._rooms(), self.prices, self.makes)
             terms = [*program.objective, (program.one, self.base)]
             result = program.c.solve(terms, self._options(), maximize=False, watch=self.watch)
@@ -333,8 +371,13 @@ class _Search:
                 self.best = replace(self.best, bound=max(self.best.bound, bound))
             if result.values is None:
                 break
-            made = _Carried(program, result.values).run()
-            if made is None or not self._offer(made):
+            carried = _Carried(program, result.values)
+            made = carried.run()
+            if made is None:
+                if carried.late is None or carried.late in self.cuts:
+                    break
+                self.cuts = sorted([*self.cuts, carried.late])
+            elif not self._offer(made):
                 break
         bound = min(self.best.bound, self.best.price)
         makes = tuple(sorted(self.makes))
@@ -343,7 +386,8 @@ class _Search:
     def _options(self) -> SolverOptions:
         o = self.options
         left = max(0.01, min(o.time_limit_s, self.watch.left_s))
-        return replace(o, solver=_solver(o), gap=PART * o.gap, time_limit_s=left)
+        solver = "cp-sat" if self.everywhere and o.solver == "auto" else _solver(o)
+        return replace(o, solver=solver, gap=PART * o.gap, time_limit_s=left)
 
     def _offer(self, made: Remade) -> bool:
         """Keep a plan if it fits and is better; else one like it. True: there may be better ones.
@@ -355,13 +399,23 @@ class _Search:
         if over.max() <= 0:
             self._keep(made)
             return False
-        for other in guided(self.remakes, self.prices, made):
-            self._keep(other)
+        self._keep_guided(made)
         self._refine(needs, over)
         best = self.best
         if best.made is None:
             return True
         return best.price - best.bound > self.options.gap * (self.base + best.price)
+
+    def offer_like(self, made: Remade) -> None:
+        """Keep a plan if it fits and is better, else those like it."""
+        if self.remakes.over(made) <= 0:
+            self._keep(made)
+        else:
+            self._keep_guided(made)
+
+    def _keep_guided(self, wish: Remade) -> None:
+        for other in guided(self.remakes, self.prices, wish):
+            self._keep(other)
 
     def _keep(self, made: Remade) -> None:
         price = self.prices.of(self.remakes, made)
@@ -388,15 +442,27 @@ class _Search:
             worst = int(needs.step[moments[0]])
             steps = needs.step[moments].tolist()
             makes = set(zip(steps, needs.makes[moments].tolist(), strict=True))
-            new = {k for step in steps for k in (self._before(step), step)}
+            new = {k for step in steps for k in (self.remakes.before(step), step)}
         if makes <= self.makes and new <= set(self.cuts):
             self.tighter[worst] = self.tighter.get(worst, 0) + int(over.max())
         self.makes |= makes
         self.cuts = sorted(new.union(self.cuts))
 
-    def _before(self, step: int) -> int:
-        """The slot that runs before a step of backward."""
-        return max((s.index for s in self.remakes.steps if s.index < step), default=step - 1)
+    def _cut_everywhere(self) -> None:
+        """Cuts at all steps, and whatever is made again right before each, unless it is too much.
+
+        With few cuts each round may only move what takes too much to another step.
+        """
+        r = self.remakes
+        steps = [r.backward - 1, *(s.index for s in r.steps)]
+        made = [i for i in range(len(r.tensors)) if r.can[i]]
+        if len(steps) * len(made) > ALL:
+            return
+        self.everywhere = True
+        self.cuts = sorted({*self.cuts, *steps, *r.made.tolist()})
+        self.makes |= {
+            (k, i) for before, k in pairwise(steps) for i in made if r.made[i] < before < r.until[i]
+        }
 
     @staticmethod
     def _peaks(needs: Needs, over: Ints) -> list[int]:

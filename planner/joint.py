@@ -27,7 +27,9 @@ FIRST_STEP = 1 / 32
 #: The part of RAM that the bisection doesn't divide further.
 NARROWEST = 1 / 256
 #: Parts of the time left: for all of it, and what a solve may take if there are to be more cuts.
-SHARE, QUICK_SHARE = 0.6, 0.04
+SHARE, QUICK_SHARE = 0.6, 0.12
+#: Cuts that are added at once at most; with more the choice is rarely solved in time.
+MANY = 60
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Joint:
         bound: Proven for all plans.
         cuts: Where the choice counts what is held and made again.
         fewer: Those before the last ones; None: there are to be no more.
+        rows: Slots whose memory rows have mattered.
     """
 
     stages: Stages
@@ -55,6 +58,7 @@ class Joint:
     bound: float = field(default=float("inf"), init=False)
     cuts: frozenset[Cut | Make] = field(default=frozenset(), init=False)
     fewer: frozenset[Cut | Make] | None = field(default=None, init=False)
+    rows: set[int] = field(default_factory=set, init=False)
 
     def run(self) -> Iterator[Scheduled]:
         """Plans, each of which learns more than the one before.
@@ -66,7 +70,7 @@ class Joint:
         left_s = self.stages.watch.left_s
         self.watch = self.stages.watch.part(SHARE * left_s, lambda _: None)
         self.quick_s, self.places = QUICK_SHARE * left_s, cuts_of(self.problem)
-        self.order = sorted(set(self.places.values()))
+        self.written = {w.name: t.name for t in self.problem.storage.tensors for w in t.writers}
         ram = self.problem.limits.ram_bytes
         if (yield from self._within(ram)):
             return
@@ -104,7 +108,8 @@ class Joint:
                 self.reached = most.value
                 yield found
                 return True
-            if self.fewer is None or missed <= self.cuts or self.watch.over():
+            known = missed <= self.cuts or len(missed) > MANY
+            if self.fewer is None or known or self.watch.over():
                 return False
             self.fewer, self.cuts = self.cuts, self.cuts | missed
 
@@ -115,7 +120,7 @@ class Joint:
         if not whole:
             problem = replace(problem, limits=replace(limits, ram_bytes=ram_bytes))
         first = whole and self.bound == float("inf")
-        most = self.stages.choice(problem, "learn", self.cuts, fails=first)
+        most = self.stages.choice(problem, "learn", self.cuts, fails=first, rows=self.rows)
         if first:
             self.fewer = self.cuts
         if whole:
@@ -138,9 +143,12 @@ class Joint:
                 if (cut := self._place(r, k)) is not None:
                     missed.add(cut)
             for k, i in makes:
-                if (cut := self._place(r, k)) is not None:
-                    before = self.order[self.order.index(cut) - 1]
-                    missed.add(Make(cut, before, r.remakes.tensors[i].name))
+                cut, before = self._place(r, k), self._place(r, r.remakes.before(k))
+                if cut is None or before is None:
+                    continue
+                # what is in place with these updates may have two buffers with others
+                written = {self.written.get(w.name) for w in r.remakes.tensors[i].writers}
+                missed.update(Make(cut, before, name) for name in written if name is not None)
 
         found = fitting(
             self.stages,

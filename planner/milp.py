@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from .bounds import most_gain
 from .core import optimize
 from .hint import hint
-from .linear import INF, LARGE, LinearProgram, SolverOptions, Status, Terms
+from .linear import INF, LARGE, LinearProgram, LinearResult, SolverOptions, Status, Terms
 from .objective import Goal, Weighted, wants
 from .occupancy import Occupancy
 from .overlap import Overlap
 from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP
 from .problem import ALWAYS, Event, Limits, Problem, Retention, Slot, Transient
 from .progress import Watch
+from .row_generation import MemoryRows
 from .solution import Solution
 from .tensors import Tensor
 
@@ -398,13 +399,17 @@ class Milp:
         state += [(self._both(u.activity, u.choice), float(u.state_bytes)) for u in p.mixed_updates]
         self.state = state
         slots = self.occupancy.peaks()
-        if len(self.c.lower) > LARGE:
+        self.memory: MemoryRows | None = None
+        if not self.relaxed and len(self.c.lower) > LARGE:
             self._running_sum(slots, state)
         else:
             for column, size in (*state, (self.peak, -1.0)):
                 self.occupancy.add(0, len(p.slots) - 1, column, size)
-            rows, columns, sizes = self.occupancy.held(slots)
-            self.c.terms(self.c.empty_rows(len(slots), upper=0.0) + rows, columns, sizes)
+            if self.relaxed:
+                self.memory = MemoryRows(self.occupancy, slots)
+            else:
+                rows, columns, sizes = self.occupancy.held(slots)
+                self.c.terms(self.c.empty_rows(len(slots), upper=0.0) + rows, columns, sizes)
         self.c.row([(self.peak, 1.0)], upper=p.limits.ram_bytes)
         if p.limits.regions:
             self._region_rows(p.limits.largest_bytes)
@@ -746,18 +751,21 @@ class Milp:
             OdtPlanError: The solver failed.
         """
         objective, unit, learns = self.objective(goal), self._unit(goal), goal == "learn"
-        search = self.c.solve
-        if options.solver == "auto" and len(self.c.lower) > LARGE and self._tight():
-            needed = [self.a[a.index] for a in self.problem.activities if a.kind == "needed"]
-            search = partial(optimize, self.c, branch=needed)
-        r = search(
-            objective,
-            options,
-            maximize=learns,
-            watch=watch,
-            unit=unit,
-            hint=None if start is None else hint(self, start),
-        )
+        known = None if start is None else hint(self, start)
+        large = self.relaxed or len(self.c.lower) > LARGE
+        cores = options.solver == "auto" and large and self._tight()
+        needed = [self.a[a.index] for a in self.problem.activities if a.kind == "needed"]
+
+        def search(program: LinearProgram, options: SolverOptions) -> LinearResult:
+            solve = partial(optimize, program, branch=needed) if cores else program.solve
+            return solve(objective, options, maximize=learns, watch=watch, unit=unit, hint=known)
+
+        if self.memory is None:
+            r = search(self.c, options)
+        else:
+            r = self.memory.optimize(
+                self.c, objective, options, search, maximize=learns, watch=watch
+            )
         bound = unit * (min(r.bound, most_gain(self.problem)) if learns else max(r.bound, 0.0))
         if r.values is None:
             return SolveResult(r.status, float("nan"), bound, None, "", r.time_s)

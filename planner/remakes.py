@@ -112,8 +112,10 @@ class Remakes:
         until: Last slot before which it may: its parameters change then.
         cycles: Of making it again.
         operands: What it is made from.
+        parts: For each node that makes it, scratch bytes and what it reads.
         room: RAM that is left for these tensors at each slot.
         steps: Slots of backward that always run.
+        backward: The first of them.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -138,6 +140,7 @@ class Remakes:
         self.steps = [
             s for s in p.slots if s.activity == ALWAYS and s.node.phase in ("backward", "update")
         ]
+        self.backward = self.steps[0].index if self.steps else NEVER
         self.reads: list[list[int]] = [[] for _ in self.tensors]
         self.read_by: dict[int, list[int]] = {}
         changed: dict[str, int] = {}
@@ -163,16 +166,21 @@ class Remakes:
         self.cycles = np.array(
             [micro * sum(p.cost.node_cycles(w) for w in t.writers) for t in self.tensors]
         )
-        self.operands = [
-            sorted(
-                {
-                    self.at[u]
-                    for w in t.writers
-                    for v in w.operands()
-                    if (u := storage.of.get(v)) is not None and u is not t
-                }
-            )
+        self.parts = [
+            [
+                (
+                    aligned(get_op(w.op).workspace(w)),
+                    sorted(
+                        {self.at[u] for v in w.operands() if (u := storage.of.get(v)) in self.at}
+                    ),
+                )
+                for w in t.writers
+            ]
             for t in self.tensors
+        ]
+        self.operands = [
+            sorted({j for _, read in parts for j in read} - {i})
+            for i, parts in enumerate(self.parts)
         ]
         self.pages = p.cost.storage is not None and p.limits.storage_bytes > 0
         self.state = meter.state_bytes(meter.vector(()))
@@ -180,10 +188,7 @@ class Remakes:
         self.room = p.limits.ram_bytes - self.state - self.static
         self.between = self._between()
         self.scratch = np.array(
-            [
-                max((aligned(get_op(w.op).workspace(w)) for w in t.writers), default=0)
-                for t in self.tensors
-            ]
+            [max((scratch for scratch, _ in parts), default=0) for parts in self.parts]
         )
 
     def _between(self) -> Ints:
@@ -197,12 +202,16 @@ class Remakes:
         result: Ints = np.cumsum(change)
         return result
 
+    def before(self, step: int) -> int:
+        """The slot that runs before a step of backward."""
+        return max((s.index for s in self.steps if s.index < step), default=step - 1)
+
     def run(self, made: Remade) -> Needs:
-        """Arena bytes at every slot, and at every rebuild."""
+        """Arena bytes at every slot, and at every node of every rebuild."""
         count = len(self.problem.slots)
         again = np.zeros(count, np.int64)
         for step, tensors in made.again.items():
-            again[step] = len(tensors)
+            again[step] = sum(len(self.parts[i]) for i in tensors)
         at = np.arange(count) + np.cumsum(again)  # moment of each slot
         moments = int(at[-1]) + 1
         change = np.zeros(moments + 1, np.int64)
@@ -218,21 +227,31 @@ class Remakes:
             change[moment + 1] -= size[i]
             last[i] = moment
 
+        for i in np.flatnonzero(self.auxiliary).tolist():
+            if i not in made.late:
+                for j in self.operands[i]:
+                    if last[j] < (moment := int(at[self.begin[i]])):
+                        live(j, last[j] + 1, moment)
         for step in sorted(self.read_by.keys() | made.again.keys()):
             loaded = set(made.loaded.get(step, ()))
             moment = int(at[step] - again[step])
             for i in made.again.get(step, ()):
-                for j in self.operands[i]:
-                    live(j, moment if (j, i) in loaded else last[j] + 1, moment)
-                live(i, moment, moment)
-                static[moment] = self.between[step] + self.scratch[i]
-                moment += 1
+                last[i] = moment - 1
+                for scratch, read in self.parts[i]:
+                    for j in read:
+                        fresh = (j, i) in loaded
+                        loaded.discard((j, i))
+                        live(j, moment if fresh else last[j] + 1, moment)
+                    live(i, last[i] + 1, moment)
+                    static[moment] = self.between[step] + scratch
+                    moment += 1
             for i in self.read_by.get(step, ()):
                 live(i, moment if (i, None) in loaded else last[i] + 1, moment)
         step_of = np.repeat(np.arange(count), again + 1)
         makes = np.full(moments, -1)
         for step, tensors in made.again.items():
-            makes[at[step] - len(tensors) : at[step]] = tensors
+            each = [i for i in tensors for _ in self.parts[i]]
+            makes[at[step] - len(each) : at[step]] = each
         return Needs(step_of, np.cumsum(change[:-1]) + static, makes)
 
     def over(self, made: Remade) -> int:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
+from math import nan
 
 from .bounds import bound
 from .cuts import ROUNDS, conflict, search
 from .evicting import evicting
 from .footprint import measure
-from .linear import INF, SolverOptions
+from .linear import INF, SolverOptions, Status
+from .milp import SolveResult
 from .objective import Goal
 from .problem import Problem
 from .progress import Watch
@@ -30,6 +32,21 @@ PRICED = ("latency", "energy")
 ANY = 10.0
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What is decided about a problem.
+
+    Attributes:
+        problem: With the rebuilds that it may have.
+        result: The decisions, and a bound on all there are.
+        found: What a search by cuts has told; None: the whole model decided.
+    """
+
+    problem: Problem
+    result: SolveResult
+    found: Found | None = None
+
+
 @dataclass
 class Residency:
     """One problem.
@@ -41,12 +58,18 @@ class Residency:
     """
 
     plain: Problem
-    build: Callable[[Rebuilds], Problem]
+    build: Callable[[bool | Rebuilds], Problem]
     goal: Goal
 
     @property
     def priced(self) -> bool:
-        """All that is left to decide has a price: what is kept, rebuilt and paged.
+        """All that is left to decide has a price: what is kept, rebuilt and paged."""
+        p = self.plain
+        return self.has_prices and not (p.streams or p.mixed_layers)
+
+    @property
+    def has_prices(self) -> bool:
+        """What is kept, rebuilt and paged has a price, whatever else is to be decided.
 
         Not so where computing may hide transfers, which prices count in full, nor where a buffer is
         larger than any RAM region: the whole model tells why that fails.
@@ -56,7 +79,7 @@ class Residency:
             return False
         if p.limits.regions and max(s.largest_bytes for s in p.slots) > p.limits.largest_bytes:
             return False
-        return self.goal in PRICED and not (p.streams or p.mixed_layers or p.forced)
+        return self.goal in PRICED and not p.forced
 
     @cached_property
     def remakes(self) -> Remakes:
@@ -96,12 +119,18 @@ class Residency:
         made = min(plans, key=lambda m: self.prices.of(self.remakes, m))
         return Found(made, self.prices.of(self.remakes, made), 0.0)
 
-    def search(self, options: SolverOptions, watch: Watch, rounds: int = ROUNDS) -> Found:
+    def search(
+        self,
+        options: SolverOptions,
+        watch: Watch,
+        rounds: int = ROUNDS,
+        begin: Found | None = None,
+    ) -> Found:
         """The best plan that is found, by eviction where cuts find none, and a bound on all.
 
         See ``planner.cuts``.
         """
-        found = search(self.remakes, self.prices, self.base, options, watch, rounds)
+        found = search(self.remakes, self.prices, self.base, options, watch, rounds, begin)
         if found.made is None and found.bound < INF and (first := self.first()) is not None:
             return replace(
                 found, made=first.made, price=first.price, bound=min(found.bound, first.price)
@@ -151,6 +180,20 @@ class Residency:
         """A price as the value of the objective."""
         unit = self.plain.cost.energy_j(1, 0) if self.goal == "energy" else 1.0
         return unit * (self.base + price)
+
+    def kept(self, options: SolverOptions, watch: Watch, begin: Found | None = None) -> Kept:
+        """What ``search`` finds, as decisions about a problem.
+
+        The bound is infinite where there is no plan.
+        """
+        found = self.search(options, watch, begin=begin)
+        bound, decided, time_s = self.total(found.bound), self.decided(found), watch.elapsed_s
+        if decided is None:
+            status: Status = "infeasible" if found.bound == INF else "unknown"
+            return Kept(self.plain, SolveResult(status, nan, bound, None, "", time_s), found)
+        problem, solution = decided
+        value = self.total(found.price)
+        return Kept(problem, SolveResult("feasible", value, bound, solution, "", time_s), found)
 
     def decided(self, found: Found) -> tuple[Problem, Solution] | None:
         """A plan as decisions about a problem; None: it breaks a limit other than RAM's."""

@@ -14,7 +14,7 @@ from ..ir.autodiff import build_training
 from ..ir.errors import InfeasibleError
 from ..ir.training import Candidate
 from .assemble import ROUNDING
-from .at_once import GOOD, at_once, bound_of_all, fitting, tightened
+from .at_once import at_once, bound_of_all, tightened
 from .check import CheckReport
 from .decided import Decided, LateError, LayoutError, OutOfTimeError, Scheduled
 from .joint import Joint
@@ -22,6 +22,7 @@ from .known import Known, KnownPlan
 from .objective import Goal, Weighted, wants
 from .plan import Plan, Stopped
 from .progress import Watch
+from .scheduling import schedule
 from .stages import Stages
 
 #: Rounds of choosing updates again, with less RAM, where no layout was found for them.
@@ -190,7 +191,7 @@ class Search:
         """All stages; an update set that fits but for its layout is chosen again with less RAM."""
         start, last, stages = self.start, self.start.goals[-1], self.stages
         if not start.learns:
-            self._offer(stages.schedule(start.decided, last, start.free))
+            self._schedule(start.decided, start.free)
             return
         if self._only_last_left() or self._jointly():
             self._schedule_best()
@@ -211,7 +212,7 @@ class Search:
                 self._tighten(proven)
             try:
                 if self._may_be_best(decided):
-                    self._offer(stages.schedule(decided, last, ()))
+                    self._schedule(decided)
                 if not self._is_best(decided):
                     assert self.best is not None
                     self.best = self._check(self.best.scheduled)  # with the bounds as they are now
@@ -279,18 +280,20 @@ class Search:
         return worth >= self.best.plan.objective[0].value * (1 - ROUNDING)
 
     def _schedule_best(self) -> None:
-        """Decide anew what is streamed, kept, rebuilt and paged for the updates of the best.
-
-        At first with the blocks that it streams, which is a much smaller problem.
-        """
+        """Decide anew what is streamed, kept, rebuilt and paged for the updates of the best."""
         assert self.best is not None
-        decided, last = self.best.scheduled.decided, self.start.goals[-1]
-        if decided.streamed:
-            self._offer(fitting(self.stages, decided, last, loose=True, effort=GOOD))
-            self._tighten_last(self.best)
-            if self._proven(self.best):
-                return
-        self._offer(self.stages.schedule(replace(decided, streamed=()), last, ()))
+        self._schedule(replace(self.best.scheduled.decided, streamed=()))
+
+    def _schedule(self, decided: Decided, free: Sequence[str] = ()) -> None:
+        """Offer the best schedule for these updates; what is proven of them holds in any case."""
+
+        def proves(bound: float) -> None:
+            if self.best is not None and (not self.start.learns or self._is_best(decided)):
+                before = self.best.scheduled
+                known = replace(before, bound=max(bound, before.bound), loose=False)
+                self.best = replace(self.best, scheduled=known)
+
+        self._offer(schedule(self.stages, decided, self.start.goals[-1], free, proves))
 
     def _again(self, known: KnownPlan) -> Scheduled:
         """A plan that is known, as a schedule of this search; nothing is proven of it."""

@@ -47,6 +47,7 @@ from odt_plan.planner.precision import choosable, unchosen
 from odt_plan.planner.problem import Limits, Problem
 from odt_plan.planner.progress import Watch
 from odt_plan.planner.schedule import Schedule
+from odt_plan.planner.scheduling import schedule
 from odt_plan.planner.stages import Decided, Stages
 
 BOARD = load_device(plans.BOARD)
@@ -417,7 +418,7 @@ def test_streaming_equals_brute_force_for_a_fixed_update_set(storage: str | None
             for s, p in problems.items()
             if needs[s] <= ram
         ]
-        done = case.stages(limits).schedule(case.start, "latency", ())
+        done = schedule(case.stages(limits), case.start, "latency", ())
         assert done.schedule.cycles == round(min(values)), ram
         assert done.bound <= done.schedule.cycles + 0.5
         assert done.schedule.arena_bytes + done.schedule.state_bytes <= ram
@@ -425,7 +426,7 @@ def test_streaming_equals_brute_force_for_a_fixed_update_set(storage: str | None
     assert len(chosen) > 2
     below = replace(case.limits, ram_bytes=min(needs.values()) - 4)
     with pytest.raises(InfeasibleError):
-        case.stages(below).schedule(case.start, "latency", ())
+        schedule(case.stages(below), case.start, "latency", ())
 
 
 @pytest.mark.parametrize("name", ["ram", "flash", "latency", "energy"])
@@ -451,7 +452,7 @@ def test_precision_and_streaming_serve_any_objective(
         for mixed in subsets(case.free)
         for c in case.streamings(Combination(fixed, mixed))
     )
-    done = case.stages().schedule(case.start, name, case.free)
+    done = schedule(case.stages(), case.start, name, case.free)
     s = done.schedule
     found = {
         "ram": max(s.live) + s.state_bytes,

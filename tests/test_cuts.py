@@ -12,9 +12,10 @@ import pytest
 import test_choices as choices
 from random_nets import random_net
 
-from odt_plan.ir.autodiff import build_training
+from odt_plan.ir.autodiff import build_training, candidates
 from odt_plan.ir.graph import Graph, TensorType
 from odt_plan.ir.training import TrainingGraph, TrainingSpec
+from odt_plan.planner import cuts
 from odt_plan.planner.device import load_device
 from odt_plan.planner.footprint import Footprint, measure
 from odt_plan.planner.importance import prior
@@ -25,7 +26,7 @@ from odt_plan.planner.plan import ObjectiveName
 from odt_plan.planner.problem import Limits, Problem
 from odt_plan.planner.progress import Watch
 from odt_plan.planner.remakes import Found
-from odt_plan.planner.residency import Residency
+from odt_plan.planner.residency import ANY, Residency
 from odt_plan.planner.solution import Solution
 from odt_plan.planner.timeline import Rebuilds, build_problem
 
@@ -35,9 +36,10 @@ EXACT = SolverOptions(gap=0.0, time_limit_s=60.0)
 
 @dataclass(frozen=True)
 class Case:
-    """A network of which everything is updated."""
+    """A network of which everything is updated, or what a seed draws: parts of weights, too."""
 
     forward: Graph
+    updates: int | None = None
     storage: str | None = None
     micro_batches: int = 1
     goal: Goal = "latency"
@@ -46,7 +48,15 @@ class Case:
     def training(self) -> TrainingGraph:
         """Forward, backward and all updates."""
         spec = TrainingSpec(micro_batches=self.micro_batches)
-        return build_training(self.forward, spec, plans.whole(self.forward))
+        updates = plans.whole(self.forward)
+        if self.updates is not None:
+            rng, drawn = np.random.default_rng(self.updates), candidates(self.forward)
+            updates = [
+                every[int(rng.integers(len(every)))]
+                for u in updates
+                if rng.random() < 0.8 and (every := [c for c in drawn if c.param == u.param])
+            ]
+        return build_training(self.forward, spec, updates or plans.whole(self.forward)[-1:])
 
     def problem(self, ram: int, rebuild: bool | Rebuilds = True) -> Problem:
         cost = plans.cost_of(load_device(plans.BOARD), self.storage)
@@ -80,7 +90,8 @@ def case(seed: int) -> Case:
     if forward.quantization:
         forward = choices.Case(forward, ()).lowered
     goal: ObjectiveName = "energy" if seed % 5 == 0 else "latency"
-    return Case(forward, "sdcard" if seed % 2 else None, 1 + seed % 3 // 2, goal)
+    storage = "sdcard" if seed % 2 else None
+    return Case(forward, None, storage, 1 + seed % 3 // 2, goal)
 
 
 def figures(residency: Residency, found: Found) -> tuple[Footprint, float]:
@@ -118,6 +129,39 @@ def cuts_against_the_whole_model(seed: int) -> list[bool]:
             assert residency.remakes.over(f.made) + ram >= needs.ram_bytes
         met.append(residency.total(found.price) <= whole.value * (1 + 1e-9))
     return met
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_moments_of_parts_of_weights_are_those_of_the_timeline(seed: int) -> None:
+    """Leading channels that forward cuts off keep what they are cut from until then."""
+    net = Case(random_net(seed, 14), updates=seed)
+    for ram in net.budgets(0.0, 0.3, 0.6):
+        residency = net.residency(ram)
+        found = residency.search(replace(EXACT, gap=ANY), Watch())
+        if found.made is not None:
+            assert (
+                residency.remakes.over(found.made) + ram == figures(residency, found)[0].ram_bytes
+            )
+            early = replace(found.made, late=set())
+            problem, solution = residency.remakes.laid_out(residency.build, early)
+            needs = measure(problem, solution).ram_bytes
+            assert residency.remakes.over(early) + ram == needs
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_cuts_at_every_step_find_a_plan_at_the_least_ram(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where few cuts have told nothing, all of them together decide, both ways."""
+    monkeypatch.setattr(cuts, "PATIENCE", 0)
+    net = Case(random_net(seed, 6 + seed), updates=seed)
+    (least,) = net.budgets(0.0)
+    found = net.residency(least).search(replace(EXACT, gap=ANY), Watch())
+    assert found.made is not None
+    assert figures(net.residency(least), found)[0].ram_bytes <= least
+    low, less = net.residency(PLENTY).least_ram(least, EXACT, Watch())
+    top = least if less is None else measure(*less).ram_bytes
+    assert top - low <= 4, "all cuts leave nothing open"
 
 
 @pytest.mark.parametrize("seed", range(12))

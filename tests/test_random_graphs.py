@@ -34,6 +34,7 @@ from odt_plan.planner.pipeline import PlannedModel, Planner, Request, make_plan
 from odt_plan.planner.problem import Forced
 from odt_plan.planner.progress import Watch
 from odt_plan.planner.schedule import Schedule
+from odt_plan.planner.scheduling import schedule
 
 BOARD = load_device(plans.BOARD)
 #: Choices of one schedule, and schedules of one network, that brute force goes through.
@@ -60,8 +61,8 @@ def every_decision(case: Case) -> list[Decision]:
     for c in case.combinations():
         problem = case.stages().problem(case.graph(c), fixed=True)
         again = [s.activity for s in problem.slots if s.rebuild and s.node.name in c.mixed]
-        for schedule in every_schedule(problem, without=again):
-            result.append(Decision(c, case.score(c), schedule))
+        for done in every_schedule(problem, without=again):
+            result.append(Decision(c, case.score(c), done))
     return result
 
 
@@ -129,7 +130,7 @@ def test_brute_force_agrees(graph_seed: int) -> None:
         found = Combination(decided.updates, mixed)
         assert case.score(found) == best
         same = [d for d in fitting if alike(d.combination, found)]
-        done = stages.schedule(decided, "latency", ())
+        done = schedule(stages, decided, "latency", ())
         assert round(done.bound) == min(d.schedule.cycles for d in same), (ram, found)
         assert done.schedule.cycles >= round(done.bound)
     least = min(ram_of(d.schedule) for d in decisions)
@@ -264,6 +265,25 @@ def test_what_the_whole_program_does_is_a_solution_over_all_cuts(seed: int, tmp_
         assert makes
         over_cuts = ChoiceByCuts(problem, makes, "learn").solve("learn", planner.options)
         assert over_cuts.bound >= whole.value - 0.5
+
+
+@pytest.mark.parametrize("seed", [3, 5, 7, 8])
+def test_few_memory_rows_are_as_good_as_all(seed: int, tmp_path: Path) -> None:
+    """Those that no solution breaks are left out."""
+    request = half_way(export(random_net(seed, 6 + seed), tmp_path))
+    request = replace(request, ram_bytes=request.ram_bytes * 3 // 5)
+    watch = Watch()
+    planner = Planner(request, import_requested(request, watch), watch)
+    stages, start = planner.prepared
+    problem = stages.learn_problem(start.decided, fixed=False, free=())
+    options, few, every = SolverOptions(gap=0.0), *(ChoiceByCuts(problem) for _ in range(2))
+    assert few.memory is not None
+    assert every.memory is not None
+    every.memory.added.update(every.memory.slots.tolist())
+    found = few.solve("learn", options)
+    assert found.value == every.solve("learn", options).value
+    assert found.bound >= found.value
+    assert 0 < len(few.memory.added) < len(few.memory.slots)
 
 
 def test_updates_are_chosen_in_the_forms_of_state_that_are_allowed(

@@ -392,8 +392,8 @@ class Bench:
         yield f"### What plans learn: {self.task.name} (measured)"
         yield ""
         yield (
-            "Accuracy in %, mean ± standard deviation over the draws; in brackets the mean of paired"
-            f" differences from the prior ± standard error. Plans within {SECONDS:g} s each."
+            "Accuracy in %, mean ± standard deviation over the draws; in brackets the mean of"
+            f" paired differences from the prior ± standard error. Plans within {SECONDS:g} s each."
         )
         yield ""
         yield self.task.about

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # One BLAS thread: the kernels under test use none, and the test processes share the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test bench bench-planner bench-runtime lint style types imports clean
+.PHONY: help demo test bench bench-planner bench-learning bench-runtime lint style types imports clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -33,6 +33,9 @@ bench-planner: $(VENV)/.test ## addresses (ODT_PLAN_LAYOUT_INSTANCES, own plans)
 	$(BIN)/python -m benchmarks.budgets
 	$(BIN)/python -m benchmarks.sweeps
 	$(BIN)/python -m benchmarks.activation_budget
+
+bench-learning: $(VENV)/.test ## what plans learn on real data, by update set, budget and measure of importance
+	$(BIN)/python -m benchmarks.learning
 
 lint: style types imports ## ruff, mypy strict, import contracts
 style: $(VENV)/.lint

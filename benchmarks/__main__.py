@@ -17,6 +17,7 @@ from . import (
     kernels,
     kernels_int8,
     layout,
+    learning,
     orders,
     peers,
     planning,
@@ -52,6 +53,7 @@ TABLES = (
     head10.head10_table,
     adaptation.adaptation_table,
     runtime.runtime_table,
+    learning.learning_table,
 )
 
 

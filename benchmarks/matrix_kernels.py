@@ -8,6 +8,7 @@ fp32 rounding. Layers in ``i8`` stay exact, because their sums are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -32,6 +33,16 @@ def execute(graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
     return env
 
 
+@lru_cache(maxsize=1024)
+def _window(node: Node, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> Window:
+    return window(node, spatial, kernel)
+
+
+@lru_cache(maxsize=1024)
+def _taps(win: Window) -> list[tuple[int, tuple[slice, ...], tuple[slice, ...]]]:
+    return list(win.walk())
+
+
 def _columns(x: Array, win: Window, group: int) -> Array:
     """The taps of every window: ``[n, group, channels of the group * taps, windows]``."""
     n, depth = x.shape[0], x.shape[1] // group
@@ -40,7 +51,7 @@ def _columns(x: Array, win: Window, group: int) -> Array:
         return xs.reshape(n, group, depth, -1)
     taps = win.y.kernel * win.x.kernel
     columns = np.zeros((n, group, depth, taps, win.y.out, win.x.out), x.dtype)
-    for tap, outs, ins in win.walk():
+    for tap, outs, ins in _taps(win):
         columns[:, :, :, tap][outs] = xs[ins]
     return columns.reshape(n, group, depth * taps, -1)
 
@@ -51,7 +62,7 @@ def _optional(inputs: Sequence[Array | None], index: int) -> Array | None:
 
 def _convolve(node: Node, x: Array, w: Array, b: Array | None, shape: tuple[int, ...]) -> Array:
     group = node.int_attr("group", 1)
-    columns = _columns(x, window(node, x.shape[2:], w.shape[2:]), group)
+    columns = _columns(x, _window(node, x.shape[2:], w.shape[2:]), group)
     y = (w.reshape(group, w.shape[0] // group, -1) @ columns).reshape(shape)
     if b is not None:
         y += b.reshape(-1, *(1,) * (len(shape) - 2))
@@ -75,7 +86,7 @@ def _mixed_conv(node: Node, inputs: Sequence[Array | None]) -> Sequence[Array]:
 
 def _grad_input(node: Node, dy: Array, w: Array) -> Sequence[Array]:
     shape, group = node.ints_attr("shape"), node.int_attr("group", 1)
-    win = window(node, shape[2:], w.shape[2:])
+    win = _window(node, shape[2:], w.shape[2:])
     n, filters, depth = shape[0], w.shape[0] // group, w.shape[1]
     weights = w.reshape(group, filters, -1).transpose(0, 2, 1)
     columns = weights @ dy.reshape(n, group, filters, -1)
@@ -83,7 +94,7 @@ def _grad_input(node: Node, dy: Array, w: Array) -> Sequence[Array]:
         return [columns.reshape(shape)]
     columns = columns.reshape(n, group, depth, -1, win.y.out, win.x.out)
     dx = np.zeros((n, group, depth, win.y.size, win.x.size), dy.dtype)
-    for tap, outs, ins in win.walk():
+    for tap, outs, ins in _taps(win):
         dx[ins] += columns[:, :, :, tap][outs]
     return [dx.reshape(shape)]
 
@@ -101,7 +112,7 @@ def _qconv_grad_input(node: Node, inputs: Sequence[Array | None]) -> Sequence[Ar
 def _grad_weight(node: Node, x: Array, dy: Array) -> Array:
     """All windows of all samples are one axis of the product."""
     shape, group = node.ints_attr("weight_shape"), node.int_attr("group", 1)
-    win = window(node, x.shape[2:], shape[2:])
+    win = _window(node, x.shape[2:], shape[2:])
     group = group * shape[0] // dy.shape[1]  # a partial update has leading channels only
     x, dy = x[:, : group * shape[1]], dy[:, : shape[0]]
     columns = np.moveaxis(_columns(x, win, group), 0, -1)

@@ -11,6 +11,8 @@ from .training import Candidate, Saved, StateForm
 
 #: Least updated part of a weight for which the input is offered in a compressed form, too.
 _COMPRESSED = 0.5
+#: Parts of a weight's input channels that are offered.
+RATIOS = (0.125, 0.25, 0.5, 1.0)
 
 
 def param_slots(graph: Graph) -> dict[str, list[tuple[Node, ParamSlot]]]:
@@ -33,12 +35,7 @@ def param_slots(graph: Graph) -> dict[str, list[tuple[Node, ParamSlot]]]:
     return {name: u for name, u in uses.items() if name not in blocked}
 
 
-def candidates(
-    graph: Graph,
-    ratios: Sequence[float] = (0.125, 0.25, 0.5, 1.0),
-    *,
-    imported: Graph | None = None,
-) -> list[Candidate]:
+def candidates(graph: Graph, *, imported: Graph | None = None) -> list[Candidate]:
     """All ways to update the parameters of a forward graph, in forward order.
 
     A weight offers ``max(1, floor(ratio x channels))`` leading input channels for each ratio below
@@ -47,7 +44,6 @@ def candidates(
 
     Args:
         graph: A forward graph.
-        ratios: Parts of a weight.
         imported: What ``graph`` was lowered from. A parameter that layers share there may be stored
             in several forms here, of which none can be updated alone: these are left out.
     """
@@ -56,16 +52,39 @@ def candidates(
     for name, uses in param_slots(graph).items():
         if shared is not None and len(shared.get(name, ())) != len(uses):
             continue
-        node, slot = uses[0]
-        axis = slot.channel_axis(node) if len(uses) == 1 and slot.cold_index is not None else None
+        axis = channel_axis(uses)
         if axis is not None:
             total = graph.values[name].type.shape[axis]
-            counts = sorted({max(1, int(total * r)) for r in ratios if r < 1})
-            for k in (k for k in counts if k < total):
+            for k in counts(total):
                 kept = saves(graph, uses, whole=False) if k >= _COMPRESSED * total else ("f32",)
                 result += [Candidate(name, k, saved) for saved in kept]
         result += [Candidate(name, None, saved) for saved in saves(graph, uses, whole=True)]
     return result
+
+
+def channel_axis(uses: Sequence[tuple[Node, ParamSlot]]) -> int | None:
+    """Axis over the input channels that a parameter can be updated by; None: it is updated whole.
+
+    Args:
+        uses: Where it is used.
+    """
+    node, slot = uses[0]
+    return slot.channel_axis(node) if len(uses) == 1 and slot.cold_index is not None else None
+
+
+def counts(total: int) -> list[int]:
+    """Numbers of leading channels, below all of them, that updates are offered in."""
+    each = {max(1, int(total * r)) for r in RATIOS if r < 1}
+    return sorted(k for k in each if k < total)
+
+
+def parts(graph: Graph, param: str) -> list[float]:
+    """The same as parts of a parameter of a forward graph; none where it is updated whole."""
+    axis = channel_axis(param_slots(graph)[param])
+    if axis is None:
+        return []
+    total = graph.values[param].type.shape[axis]
+    return [k / total for k in counts(total)]
 
 
 def with_states(

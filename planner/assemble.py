@@ -14,7 +14,7 @@ from ..ir.precision import Precision
 from ..ir.quantization import Quantization
 from ..ir.training import Candidate, TrainingGraph
 from .cost import CostModel, code_bytes, flash_weights_bytes
-from .importance import PRIOR, ratio
+from .importance import ratio, source_of_importance
 from .objective import Goal, Weighted
 from .plan import (
     SCHEMA_VERSION,
@@ -136,7 +136,7 @@ def assemble(
         regions=schedule.regions,
         reordered=_reordered(training, schedule.steps),
         decisions=Decisions(
-            importance_source=PRIOR,
+            importance_source=source_of_importance(asked.importance),
             updates=_updates(forward, lowered, training, importance),
             activations=tuple(
                 ActivationDecision(value=name, bytes=size, action=action)

@@ -23,7 +23,7 @@ from .decided import Decided
 from .demands import Demand, DemandKind, impose
 from .device import Device
 from .flip import Flip, flip_of
-from .importance import prior
+from .importance import scores
 from .imported import Imported
 from .infeasible import NoPlanError, words
 from .linear import SolverName
@@ -48,12 +48,14 @@ class Price:
 
     Attributes:
         importance: Score.
+        source: Where the score comes from.
         kept_bytes: RAM for the weight, optimizer tensors and accumulator.
         saved_bytes: Forward tensors that its gradient reads.
         cycles: Predicted cycles of its steps in a training step, without backward up to there.
     """
 
     importance: int
+    source: str
     kept_bytes: int
     saved_bytes: int
     cycles: int
@@ -232,7 +234,8 @@ class Explainer:
         own = next((c for c in self._decided.updates if c.param == u.param), Candidate(u.param))
         lowered = self._stages.lowered(replace(self._decided, streamed=()))
         update = build_training(lowered, spec_of(self.plan), [own]).updates[0]
-        score = prior(self.forward, [*self._start.every, own], self._stages.sgd_worth)[own]
+        every, worth = [*self._start.every, own], self._stages.sgd_worth
+        score = scores(self.forward, every, self.asked.importance, worth)[own]
         grad = update.grad_node or update.apply_node
         samples = {v.name for v in lowered.inputs}
         saved = {
@@ -245,6 +248,7 @@ class Explainer:
         cycles = cost.update_cycles(update) * self.plan.training.micro_batches
         return Price(
             score_of(update, score),
+            self.plan.decisions.importance_source,
             sum(aligned(v.type.nbytes) for v in update.resident),
             sum(aligned(v.type.nbytes) for v in saved),
             cycles + (cost.node_cycles(update.apply_node) if micro else 0),
@@ -374,6 +378,7 @@ def _request_of(plan: Plan, asked: Asked, model: Path, device: Device) -> Reques
         freeze_before=asked.freeze_before,
         importing=plan.model.importing,
         precision=asked.precision,
+        importance=asked.importance,
         objective=objective,
         solver=_solver(plan.solver.name),
         seed=plan.solver.seed,

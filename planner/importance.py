@@ -1,11 +1,14 @@
-"""Importance of updating a parameter: today a documented prior, later measured scores.
+"""Importance of updating a parameter: measured scores, or a documented prior without any.
 
 The prior says what the sparse-update papers found on average (TinyTL, NeurIPS'20; Tiny Training
 Engine, NeurIPS'22; TinyTrain, ICML'24): later layers adapt more, larger tensors gain more but less
 than in proportion, biases gain a little at almost no cost, and part of a tensor's channels gives
-more than its share. That a gradient loses next to nothing by an input in half precision, and
-little by one in i8, is part of the prior, and so is what an update keeps of its importance without
-its optimizer's state. It is no measurement and is labelled as a prior everywhere.
+more than its share. It is no measurement and is labelled as a prior everywhere. Measured scores,
+and those of the user, are a ``plan.ImportanceTable``.
+
+That a gradient loses next to nothing by an input in half precision, and little by one in i8, is an
+estimate in any case, and so is what an update keeps of its importance without its optimizer's
+state.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ from ..ir.autodiff import param_slots
 from ..ir.graph import Graph, Node
 from ..ir.opdef import ParamSlot
 from ..ir.training import Candidate, Saved, StateForm
+from .plan import ImportanceTable
 
 PRIOR = "prior (depth x sqrt(parameters), not measured)"
-#: Scores are integers in the solver; the largest whole update scores this much.
+#: Scores are integers in the solver; the largest whole update scores this much by the prior.
 SCALE = 1_000_000
 #: Part of the importance that is left where the layer's input is kept in this form.
 KEPT: dict[Saved, float] = {"f32": 1.0, "f16": 0.999, "i8": 0.98}
@@ -30,6 +34,39 @@ SGD_WORTH = 0.9
 #: The same where the state is paged. It learns as much: this is the preference for RAM where there
 #: is enough, because paging takes time and wears storage out.
 PAGED_WORTH = 0.995
+
+
+def scores(
+    forward: Graph,
+    candidates: Sequence[Candidate],
+    table: ImportanceTable | None = None,
+    sgd_worth: float = SGD_WORTH,
+) -> dict[Candidate, int]:
+    """Importance of each candidate, at least 1.
+
+    A table is scaled so that all its parameters together, whole, score what the prior gives them
+    together: scores of different origin, and the noise that mixed layers avoid, have one unit.
+
+    Args:
+        forward: Forward graph.
+        candidates: Candidates of its parameters.
+        table: Measured or given scores; None: the prior.
+        sgd_worth: From above 0 to 1.
+    """
+    slots = param_slots(forward)
+    raw = _prior(forward, candidates, slots)
+    top = max(raw.values(), default=1.0)
+    if table is not None:
+        params = dict.fromkeys(c.param for c in candidates)
+        total = sum(gain(table, p, 1.0) for p in params)
+        whole = sum(_prior(forward, [Candidate(p) for p in params], slots).values())
+        unit = whole / total if total else 0.0
+        raw = {
+            c: unit * gain(table, c.param, ratio(forward, c, slots)) * KEPT[c.saved]
+            for c in candidates
+        }
+    worth: dict[StateForm, float] = {"keep": 1.0, "paged": PAGED_WORTH, "sgd": sgd_worth}
+    return {c: max(1, round(SCALE * s / top * worth[c.state])) for c, s in raw.items()}
 
 
 def prior(
@@ -48,7 +85,32 @@ def prior(
         candidates: Candidates of its parameters.
         sgd_worth: From above 0 to 1.
     """
-    slots = param_slots(forward)
+    return scores(forward, candidates, sgd_worth=sgd_worth)
+
+
+def gain(table: ImportanceTable, param: str, part: float) -> float:
+    """Score of updating a part, in (0, 1], of a parameter; 0 where the table has none.
+
+    Between the parts that the table knows it is a straight line, which begins at 0 for nothing.
+    """
+    low, score = 0.0, 0.0
+    for high, reached in table.gains.get(param, ()):
+        if part <= high:
+            return score + (reached - score) * (part - low) / (high - low)
+        low, score = high, reached
+    return score
+
+
+def source_of_importance(table: ImportanceTable | None) -> str:
+    """One line for plan and report that tells measured scores from the prior."""
+    return PRIOR if table is None else table.source
+
+
+def _prior(
+    forward: Graph,
+    candidates: Sequence[Candidate],
+    slots: Mapping[str, Sequence[tuple[Node, ParamSlot]]],
+) -> dict[Candidate, float]:
     order = {n: i for i, n in enumerate(forward.nodes)}
     owners = sorted({uses[0][0] for uses in slots.values()}, key=order.__getitem__)
     depth = {n: 0.5 + 0.5 * i / max(1, len(owners) - 1) for i, n in enumerate(owners)}
@@ -59,9 +121,7 @@ def prior(
         role = 1.0 if slot.role == "weight" else 0.5
         part = ratio(forward, c, slots)
         raw[c] = role * depth[node] * sqrt(size * part) * KEPT[c.saved]
-    top = max(raw.values(), default=1.0)
-    worth: dict[StateForm, float] = {"keep": 1.0, "paged": PAGED_WORTH, "sgd": sgd_worth}
-    return {c: max(1, round(SCALE * s / top * worth[c.state])) for c, s in raw.items()}
+    return raw
 
 
 def ratio(

@@ -27,14 +27,23 @@ from .cost import CostModel
 from .decided import Decided, ProvenInfeasibleError, Scheduled
 from .demands import Demand, demanded_precision, demanded_updates
 from .device import Device, load_core
-from .importance import prior
+from .importance import scores
 from .imported import Imported, import_requested
 from .infeasible import explain
 from .known import Known, KnownPlan
 from .linear import SolverName, SolverOptions
 from .objective import Goal, Weighted
 from .order import best_order
-from .plan import Asked, Budget, DeviceInfo, ObjectiveName, Plan, SolverInfo, Stopped
+from .plan import (
+    Asked,
+    Budget,
+    DeviceInfo,
+    ImportanceTable,
+    ObjectiveName,
+    Plan,
+    SolverInfo,
+    Stopped,
+)
 from .precision import choosable, pinned, unchosen
 from .problem import Limits, Problem, RamRegion
 from .progress import Watch
@@ -74,6 +83,7 @@ class Request:
         calibration: Samples that a float model's scales are found from, or ``synthetic``: a guess
             without samples; None: it stays f32.
         calibration_method: How; see ``ir.calibrate``.
+        importance: Scores of updates; None: the prior.
         objective: One figure, or figures with weights; see ``planner.objective``. ``learn`` chooses
             the update set; without it there must be a fixed one.
         time_limit_s: Wall clock limit of the whole run. A first plan is made in any case, if
@@ -101,6 +111,7 @@ class Request:
     precision: tuple[str, ...] = ()
     calibration: Path | Literal["synthetic"] | None = None
     calibration_method: Method = "minmax"
+    importance: ImportanceTable | None = None
     objective: ObjectiveName | Mapping[ObjectiveName, float] = "learn"
     solver: SolverName = "auto"
     gap: float = 1e-3
@@ -312,18 +323,20 @@ class Planner:
         several = len(states.forms) > 1
         slots = param_slots(self.forward)
         averages = {name for name, uses in slots.items() if uses[0][1].role == "statistic"}
+        states_of_every = with_states(every, states.forms, averages)
         stages = Stages(
             self.forward,
             r.spec,
             self.cost,
             self.limits,
             self.options,
-            prior(self.forward, with_states(every, states.forms, averages), states.sgd_worth),
+            scores(self.forward, states_of_every, r.importance, states.sgd_worth),
             self.imported.noise,
             self.watch,
             r.demands,
             all_updated=chosen is not None and several,
             sgd_worth=states.sgd_worth,
+            measured=r.importance,
         )
         fixed = chosen is not None and not several
         whole = chosen if chosen is not None else choose(lowered, ("all",), every)
@@ -465,6 +478,7 @@ class Planner:
                 state=r.state,
                 freeze_before=r.freeze_before,
                 noise=dict(self.imported.noise),
+                importance=r.importance,
             ),
         )
         return Found(done, plan, check(plan, done.training, r.device))

@@ -34,6 +34,7 @@ from pydantic import (
     PositiveInt,
     SerializerFunctionWrapHandler,
     ValidationError,
+    field_validator,
     model_serializer,
 )
 
@@ -54,6 +55,9 @@ CODE_BYTES_PER_KERNEL = 1536
 CODE_BYTES_PER_STEP = 48
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+#: Of a parameter that is updated, and a score of it.
+_Part = Annotated[float, Field(gt=0.0, le=1.0)]
+_Score = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Space = Literal["arena", "state", "flash", "storage", "io"]
 #: keep: computed once, stays until its last reader; recompute: computed again; page: via storage.
 Action = Literal["keep", "recompute", "page"]
@@ -419,6 +423,44 @@ class QuantizationRecord(_Record):
     axis: NonNegativeInt | None = None
 
 
+class ImportanceTable(_Record):
+    """Scores of updates, and where they come from.
+
+    A plan holds them, so that it can be verified and explained without the samples.
+
+    Attributes:
+        method: How they were measured; ``table``: given by the user.
+        file: Of the samples, or of the table.
+        sha256: Of that file.
+        samples: Number of samples that were measured.
+        gains: Parameter -> (updated part of it, score), the part rising to at most 1. Scores of
+            different parameters are comparable; their unit is that of the method.
+    """
+
+    method: str
+    file: str
+    sha256: Sha256
+    samples: NonNegativeInt = 0
+    gains: dict[str, tuple[tuple[_Part, _Score], ...]]
+
+    @field_validator("gains")
+    @classmethod
+    def _rising(cls, gains: dict[str, tuple[tuple[float, float], ...]]) -> object:
+        for param, points in gains.items():
+            parts = [part for part, _ in points]
+            if parts != sorted(set(parts)):
+                raise ValueError(f"parts of {param} must rise, not {parts}")
+        return gains
+
+    @property
+    def source(self) -> str:
+        """One line: method and origin."""
+        origin = f"{self.file} (SHA-256 {self.sha256[:12]}…)"
+        if self.method == "table":
+            return f"given by {origin}"
+        return f"{self.method}, measured on {self.samples:,} samples of {origin}"
+
+
 class Asked(_Lean):
     """What was given and what was left to choose, so that a choice can be explained.
 
@@ -429,6 +471,7 @@ class Asked(_Lean):
         freeze_before: Nodes of ``--freeze-before``: nothing that they depend on is updated.
         noise: Layer -> squared error of its i8 weights relative to its result's square, where
             calibration measured it.
+        importance: Scores of updates; None: the prior.
     """
 
     train: tuple[str, ...]
@@ -436,7 +479,8 @@ class Asked(_Lean):
     state: tuple[str, ...] = ("keep",)
     freeze_before: tuple[str, ...] = ()
     noise: dict[str, NonNegativeFloat] = {}
-    left_out: ClassVar[tuple[str, ...]] = ("freeze_before",)
+    importance: ImportanceTable | None = None
+    left_out: ClassVar[tuple[str, ...]] = ("freeze_before", "importance")
 
 
 class SolverInfo(_Record):

@@ -31,12 +31,12 @@ from .decided import (
 from .demands import Demand, impose
 from .footprint import measure
 from .greedy import keeping
-from .importance import SGD_WORTH, prior
+from .importance import SGD_WORTH, scores
 from .linear import SolverOptions
 from .milp import Milp, SolveResult
 from .objective import Goal, Weighted
 from .order import arranged
-from .plan import ObjectiveName
+from .plan import ImportanceTable, ObjectiveName
 from .precision import NOISE_WEIGHT
 from .problem import Limits, Problem
 from .progress import Watch
@@ -71,6 +71,7 @@ class Stages:
         demands: Decisions that are given.
         all_updated: The update set is given, and only forms of its state are to be chosen.
         sgd_worth: Part of an update's importance that is left as plain SGD.
+        measured: Where the scores come from; None: the prior.
         ranks: The order that nodes run in, see ``planner.order``; None: that of the file.
         time_s: Solve time so far.
         cut_short: A solve ended before its gap was closed.
@@ -87,6 +88,7 @@ class Stages:
     demands: tuple[Demand, ...] = ()
     all_updated: bool = False
     sgd_worth: float = SGD_WORTH
+    measured: ImportanceTable | None = None
     ranks: Mapping[str, int] | None = None
     time_s: float = field(default=0.0, init=False)
     cut_short: bool = field(default=False, init=False)
@@ -323,8 +325,8 @@ class Stages:
     def _scores(self, training: TrainingGraph) -> dict[Candidate, int]:
         """Importance of the graph's updates; a ratio given by hand is scored beside the rest."""
         wanted = [u.candidate for u in training.updates]
-        scores = prior(self.forward, [*self.importance, *wanted], self.sgd_worth)
-        return {c: scores[c] for c in wanted}
+        found = scores(self.forward, [*self.importance, *wanted], self.measured, self.sgd_worth)
+        return {c: found[c] for c in wanted}
 
     def _noise_gain(self, layers: Sequence[str]) -> dict[str, int]:
         """What it is worth that a layer is mixed: the noise of its i8 weights."""

@@ -17,6 +17,7 @@ import typer
 
 from . import __version__
 from .commands import PlanByDefault, devices_app, print_json, schedule
+from .compare_command import compare
 from .ir.errors import InfeasibleError, OdtPlanError, UnsupportedModelError
 from .options import (
     FreezeBefore,
@@ -510,6 +511,7 @@ def layout(
 
 
 app.command(epilog=EXIT_CODES)(schedule)
+app.command(epilog=EXIT_CODES)(compare)
 app.command(epilog=EXIT_CODES)(pareto)
 app.command(epilog=EXIT_CODES)(fit)
 app.add_typer(devices_app, name="devices")

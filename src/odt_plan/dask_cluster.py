@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .ir.errors import OdtPlanError, UsageError
-from .sweep import OnDone, Outcome, Task, solve
+from .ir.errors import UsageError
+from .sweep import OnDone, Task, solve
 
 #: A scheduler that has not answered within this many seconds is not there.
 CONNECT_S = 5.0
@@ -82,4 +82,4 @@ class DaskCluster:
             else:
                 kind = type(error).__name__
                 reason = f"{tasks[i].name}: failed on the cluster: {kind}: {error}"
-                on_done(i, Outcome(None, OdtPlanError.exit_code, reason))
+                on_done(i, tasks[i].lost(reason))

@@ -88,6 +88,7 @@ def _price_lines(p: Price) -> list[tuple[str, str]]:
     worth = f"{p.importance:,}: {per_byte:.4g} per byte kept, {per_cycle:.4g} per cycle"
     return [
         ("importance", worth),
+        ("scored by", p.source),
         (
             "price",
             f"{p.kept_bytes:,} B kept in RAM, {p.saved_bytes:,} B saved for its gradient,"

@@ -1,20 +1,36 @@
-"""Tasks of a sweep on this machine: in this process, or in a pool of worker processes."""
+"""Tasks on this machine: in this process, or in a pool of worker processes."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-
-from .ir.errors import OdtPlanError
-from .sweep import OnDone, Outcome, Task, solve
+from typing import Any, Protocol, TypeVar
 
 #: A task whose worker died is run again so often.
 RETRIES = 2
+
+
+_R = TypeVar("_R", covariant=True)
+_T = TypeVar("_T")
+
+
+class Job(Protocol[_R]):
+    """Work of one process; picklable, and so is what comes of it."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    def run(self) -> _R:
+        """Do it; what is wrong with it stands in the result."""
+
+    def lost(self, reason: str) -> _R:
+        """What comes of it where its worker died time and again."""
 
 
 def cores() -> int:
@@ -27,10 +43,10 @@ def cores() -> int:
 class InProcess:
     """Runs tasks one after the other, in this process."""
 
-    def run(self, tasks: Sequence[Task], on_done: OnDone) -> None:
+    def run(self, tasks: Sequence[Job[_T]], on_done: Callable[[int, _T], None]) -> None:
         """Run all tasks."""
         for i, task in enumerate(tasks):
-            on_done(i, solve(task))
+            on_done(i, task.run())
 
 
 class LocalPool:
@@ -46,7 +62,7 @@ class LocalPool:
         self._idle: list[_Worker] = []
         self._busy: dict[object, tuple[_Worker, int]] = {}  # by pipe
 
-    def run(self, tasks: Sequence[Task], on_done: OnDone) -> None:
+    def run(self, tasks: Sequence[Job[_T]], on_done: Callable[[int, _T], None]) -> None:
         """Run all tasks."""
         waiting = deque(range(len(tasks)))
         deaths = [0] * len(tasks)
@@ -60,8 +76,11 @@ class LocalPool:
                 worker.give(tasks[i])
             for pipe in wait([w.pipe for w, _ in self._busy.values()]):
                 worker, i = self._busy.pop(pipe)
-                outcome = worker.take()
-                if outcome is not None:
+                try:
+                    outcome = worker.take()
+                except (EOFError, OSError):
+                    pass
+                else:
                     self._idle.append(worker)
                     on_done(i, outcome)
                     continue
@@ -72,7 +91,7 @@ class LocalPool:
                     waiting.appendleft(i)
                 else:
                     reason = f"{tasks[i].name}: its worker died {deaths[i]} times, last {end}"
-                    on_done(i, Outcome(None, OdtPlanError.exit_code, reason))
+                    on_done(i, tasks[i].lost(reason))
 
     def close(self) -> None:
         """Stop all workers, also those at work."""
@@ -83,7 +102,7 @@ class LocalPool:
 
 
 class _Worker:
-    """A process that answers tasks with outcomes."""
+    """A process that does jobs."""
 
     def __init__(self) -> None:
         context = get_context("spawn")  # forks of a process with threads may hang
@@ -93,19 +112,14 @@ class _Worker:
             self.process.start()
         far.close()
 
-    def give(self, task: Task) -> None:
+    def give(self, task: Job[object]) -> None:
         """Send a task; that the worker is dead is noticed by ``take``."""
         with suppress(OSError):
             self.pipe.send(task)
 
-    def take(self) -> Outcome | None:
-        """The outcome that is there; None: the worker has died."""
-        try:
-            outcome = self.pipe.recv()
-        except (EOFError, OSError):
-            return None
-        assert isinstance(outcome, Outcome)
-        return outcome
+    def take(self) -> Any:
+        """What came of the job; EOFError or OSError where the worker has died."""
+        return self.pipe.recv()
 
     def end(self) -> str:
         """Stop the process; says how it ended."""
@@ -135,6 +149,6 @@ def _serve(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         while True:
-            pipe.send(solve(pipe.recv()))
+            pipe.send(pipe.recv().run())
     except (EOFError, BrokenPipeError):
         return

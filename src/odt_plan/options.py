@@ -17,6 +17,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of the re
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
 Gap = Annotated[float, typer.Option(min=0.0, max=1.0, help="Relative gap to prove.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1)]
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="Worker processes on this machine.  [default: its cores]"),
+]
 
 # -- how the model is imported ---------------------------------------------------------------------
 
@@ -107,13 +111,22 @@ class Training:
         typer.Option(
             metavar="SAMPLES.npz|synthetic",
             help="Quantize a float model by its array x of inputs, or arrays by their names;"
-            " synthetic: guess without any.",
+            " synthetic: guess without any. With labels y, importance is measured on them, too.",
         ),
     ] = None
     calib_method: Annotated[
         Literal["minmax", "percentile", "mse"],
         typer.Option(help="How ranges follow from the samples."),
     ] = "minmax"
+    importance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD|FILE",
+            help="Score of updates: gradient, fisher, magnitude or contribution, measured on"
+            " --calib with labels y; prior; or a table name,score[,ratio] as CSV or JSON."
+            "  [default: gradient if --calib has y, else prior]",
+        ),
+    ] = None
     optimizer: Annotated[Literal["sgd", "momentum", "adagrad", "adam"], typer.Option()] = "sgd"
     state: Annotated[
         list[str] | None,

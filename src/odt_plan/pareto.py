@@ -15,6 +15,7 @@ from math import floor, inf, nextafter
 from typing import Literal
 
 from .ir.errors import InfeasibleError, OdtPlanError, UnsupportedModelError, UsageError
+from .planner.importance import source_of_importance
 from .planner.known import Known
 from .planner.pipeline import Request
 from .planner.plan import ALIGNMENT_BYTES
@@ -73,6 +74,7 @@ class Curve:
         points: By rising budget.
         solves: Plans that were asked for, the ends of the range included.
         seconds: Their wall clock, summed.
+        importance: Where the scores of updates come from.
     """
 
     model: str
@@ -83,6 +85,7 @@ class Curve:
     points: tuple[Point, ...]
     solves: int
     seconds: float
+    importance: str
 
 
 class Tracer:
@@ -178,6 +181,7 @@ class Tracer:
             tuple(p for b in self._budgets if (p := self._point(b)) is not None),
             self._solves,
             self._seconds,
+            source_of_importance(r.importance),
         )
 
     # -- the range --------------------------------------------------------------------------------

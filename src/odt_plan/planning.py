@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from .ir.calibrate import SYNTHETIC
+from .contributions import Source
+from .ir.calibrate import SYNTHETIC, knows_activations
 from .ir.errors import UsageError
 from .ir.graph import Graph, Value
 from .ir.import_options import PLAIN, ImportOptions
@@ -19,6 +20,7 @@ from .ir.onnx_external import external_files
 from .ir.onnx_import import import_model
 from .ir.training import LossName, TrainingSpec
 from .live import shown
+from .measuring import Wanted, has_labels, importance_of
 from .options import Training
 from .output import PLAN_FILE, OutputFolder
 from .planner.device import GENERIC_DEVICE, Device, load_device
@@ -26,7 +28,8 @@ from .planner.linear import SolverName
 from .planner.micro_batches import plan_every_split
 from .planner.objective import parse_objective
 from .planner.pipeline import PlannedModel, Request, make_plan
-from .planner.replay import Wanted
+from .planner.progress import Watch
+from .planner.replay import Wanted as WantedReplay
 from .planner.sizes import parse_bytes, parse_joules, parse_seconds
 from .report import Budgeted, print_plan
 
@@ -57,6 +60,7 @@ class PlanOptions:
     latency: str | None = None
     energy: str | None = None
     training: Training = field(default_factory=Training)
+    labelled: Path | None = None
     micro_batches: int | Literal["auto"] = 1
     objective: str = "learn"
     solver: SolverName = "auto"
@@ -77,7 +81,8 @@ def run_plan(options: PlanOptions) -> None:
     Raises:
         OdtPlanError: Everything that can go wrong, with its exit code; no file is left behind.
     """
-    request = make_request(options)
+    with shown(options.quiet) as watch:
+        request = make_request(options, watch)
     emitted = split_list(options.emit)
     if unknown := [e for e in emitted if e not in EMITTED]:
         raise UsageError(f"--emit: {unknown[0]!r} is not one of {', '.join(EMITTED)}")
@@ -100,8 +105,12 @@ def run_plan(options: PlanOptions) -> None:
         print_plan(planned, given, files)
 
 
-def make_request(options: PlanOptions) -> Request:
-    """Check the options and turn them into a request.
+def make_request(options: PlanOptions, watch: Watch | None = None) -> Request:
+    """Check the options and turn them into a request; importance is measured here.
+
+    Args:
+        options: As they were typed.
+        watch: Told what goes on.
 
     Raises:
         UsageError: An option is missing, malformed or contradicts another.
@@ -118,6 +127,15 @@ def make_request(options: PlanOptions) -> Request:
         raise UsageError(f"--time-limit: {options.time_limit_s:g} s is too short; give 60, say")
     if math.isnan(options.gap):
         raise UsageError("--gap: nan is no gap; give for example 0.001")
+    spec, labelled = _spec(options), options.labelled or training.calib
+    calibration, importance = training.calib, None
+    if training.importance or has_labels(labelled):
+        forward = import_model(options.model, options.importing)
+        source = Source(options.model, options.importing)
+        wanted = Wanted(training.importance, labelled, tuple(training.freeze_before or ()))
+        importance = importance_of(source, forward, spec, wanted, watch or Watch())
+        if importance is not None and importance.samples and knows_activations(forward):
+            calibration = None  # the file brings its own scales: the samples were for importance
     return Request(
         model=options.model,
         device=device,
@@ -130,13 +148,14 @@ def make_request(options: PlanOptions) -> Request:
         flash_bytes=flash,
         latency_s=latency,
         energy_j=energy,
-        spec=_spec(options),
+        spec=spec,
         train=tuple(training.train or ("auto",)),
         freeze_before=tuple(training.freeze_before or ()),
         state=tuple(training.state or ("keep",)),
         precision=tuple(training.precision or ()),
-        calibration=SYNTHETIC if training.calib == Path(SYNTHETIC) else training.calib,
+        calibration=SYNTHETIC if calibration == Path(SYNTHETIC) else calibration,
         calibration_method=training.calib_method,
+        importance=importance,
         objective=parse_objective(options.objective),
         solver=options.solver,
         gap=options.gap,
@@ -215,7 +234,7 @@ def parse_weights(texts: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def _replay(options: PlanOptions) -> Wanted | None:
+def _replay(options: PlanOptions) -> WantedReplay | None:
     if options.replay is None:
         for name, value in (("--epochs", options.epochs), ("--replay-in", options.replay_in)):
             if value is not None:
@@ -223,8 +242,8 @@ def _replay(options: PlanOptions) -> Wanted | None:
         return None
     place = None if options.replay_in == "auto" else options.replay_in
     if options.epochs is None:
-        return Wanted(options.replay, place=place)
-    return Wanted(options.replay, options.epochs, place)
+        return WantedReplay(options.replay, place=place)
+    return WantedReplay(options.replay, options.epochs, place)
 
 
 def parse_ram(text: str) -> tuple[int | None, tuple[tuple[str, int], ...]]:

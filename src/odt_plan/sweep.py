@@ -42,6 +42,14 @@ class Task:
     model_files: Mapping[str, bytes]
     samples: bytes | None
 
+    def run(self) -> Outcome:
+        """Make the plan."""
+        return solve(self)
+
+    def lost(self, reason: str) -> Outcome:
+        """The outcome where no worker lived to tell one."""
+        return Outcome(None, OdtPlanError.exit_code, reason)
+
 
 @dataclass(frozen=True)
 class Stage:

@@ -15,6 +15,7 @@ from .ir.errors import InfeasibleError, UsageError
 from .options import (
     Gap,
     Importing,
+    Jobs,
     Json,
     Quiet,
     Seed,
@@ -29,13 +30,7 @@ if TYPE_CHECKING:
 Models = Annotated[list[Path], typer.Argument(metavar="MODEL.onnx...", help="The models.")]
 MicroBatches = Annotated[int, typer.Option(min=1, max=65536, help="Accumulated per update.")]
 Limit = Annotated[str | None, typer.Option(metavar="LIMIT", help="As in plan.")]
-TimeLimit = Annotated[
-    float, typer.Option(min=0.0, max=1e6, metavar="SECONDS", help="Of one plan.")
-]
-Jobs = Annotated[
-    int | None,
-    typer.Option(min=1, max=1024, help="Worker processes on this machine.  [default: its cores]"),
-]
+TimeLimit = Annotated[float, typer.Option(min=0.0, max=1e6, metavar="SECONDS", help="Of one plan.")]
 Scheduler = Annotated[
     str | None,
     typer.Option(metavar="tcp://HOST:PORT", help="Run on a Dask cluster; needs odt-plan[dask]."),
@@ -46,9 +41,7 @@ Csv = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table 
 @taking(training=Training, imported=Importing)
 def pareto(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to train.")],
-    device: Annotated[
-        str, typer.Option(metavar="ID|FILE.yaml", help="See `odt-plan devices`.")
-    ],
+    device: Annotated[str, typer.Option(metavar="ID|FILE.yaml", help="See `odt-plan devices`.")],
     x: Annotated[Literal["ram", "flash", "latency"], typer.Option(help="What is limited.")] = "ram",
     y: Annotated[
         Literal["learn", "latency", "energy"],

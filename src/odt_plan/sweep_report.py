@@ -73,6 +73,7 @@ def curve_record(curve: Curve) -> dict[str, object]:
         "device_offers": curve.own_budget,
         "solves": curve.solves,
         "seconds": round(curve.seconds, 3),
+        "importance": curve.importance,
         "points": curve_rows(curve),
     }
 
@@ -102,6 +103,8 @@ def print_curve(curve: Curve) -> None:
         Text(f"{told} {curve.solves} solves of {curve.seconds:.1f} s in all; every plan checked"),
         soft_wrap=True,
     )
+    if curve.y == "learn":
+        out.print(Text(f"importance: {curve.importance}"), soft_wrap=True)
     if curve.own_budget is not None:
         own = format_x(curve.x, curve.own_budget)
         out.print(Text(f"the device offers {own} of {_LIMITS[curve.x]}"), soft_wrap=True)
@@ -112,7 +115,7 @@ def curve_picture(curve: Curve) -> CurvePicture:
     return CurvePicture(
         title=f"{curve.model}: {_WHAT[curve.y]} against {_LIMITS[curve.x]} on {curve.device}",
         facts=f"{len(curve.points)} budgets, {curve.solves} solves; every plan is checked; times"
-        " and energies are predictions, importance is a prior",
+        f" and energies are predictions; importance: {curve.importance}",
         points=tuple(
             CurvePoint(p.budget, p.value, p.bound, _MARKS.get(p.status, "none"), _details(curve, p))
             for p in curve.points

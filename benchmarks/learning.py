@@ -1,0 +1,471 @@
+"""What plans learn on real data: accuracy by update set, budget and measure of importance.
+
+Every update set is that of a checked plan for its RAM budget; its training graph learns a task that
+the model was not made for, one sample at a time by plain SGD. Each set has the step size that is
+best for it on draws of the data that no result is measured on.
+
+    python -m benchmarks.learning [TASK ...]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odt_plan.backends.numpy.parameters import merged
+from odt_plan.comparing import last_layers
+from odt_plan.contributions import Source
+from odt_plan.ir.autodiff import build_training, param_slots
+from odt_plan.ir.errors import InfeasibleError
+from odt_plan.ir.graph import Array, Graph
+from odt_plan.ir.import_options import ImportOptions
+from odt_plan.ir.onnx_import import import_model
+from odt_plan.ir.training import Candidate, TrainingSpec
+from odt_plan.measuring import Wanted, importance_of
+from odt_plan.planner.device import load_device
+from odt_plan.planner.greedy import choose_updates
+from odt_plan.planner.importance import scores
+from odt_plan.planner.imported import import_requested
+from odt_plan.planner.pipeline import Planner, Request, make_plan
+from odt_plan.planner.plan import ImportanceTable
+from odt_plan.planner.progress import Watch
+from odt_plan.planner.rebuild import updates_of
+
+from . import adaptation
+from .adaptation import RISING, TESTED, Learner, accuracy, cautious
+from .models import shared
+from .results import put
+
+DEVICE = "nrf52840"
+PLENTY = 1 << 28
+#: RAM budgets: this part of the way from what the last layer needs to what all tensors need.
+SHARES = (0.02, 0.05, 0.1, 0.3)
+RATES = (0.001, 0.003, 0.01, 0.03)
+SEEDS, GRID_SEEDS = 5, 2
+METHODS = ("prior", "gradient", "fisher", "magnitude")
+#: Relative gap that plans are proven within, if it is closed in so many seconds.
+GAP, SECONDS = 0.01, 4.0
+#: Update sets that the samples do not change.
+GIVEN = ("prior", "last layers", "last layer", "biases", "all")
+#: What the tables call our plan; the command line measures by it, too.
+CHOSEN = "gradient"
+Floats = NDArray[np.float64]
+Updates = tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """A model, samples that it learns from, and samples that it is tested with."""
+
+    model: Path
+    x: Array
+    y: Array
+    tested_x: Array
+    tested_y: Array
+
+    @cached_property
+    def forward(self) -> Graph:
+        """At batch 1."""
+        return import_model(self.model)
+
+    @cached_property
+    def tested(self) -> Graph:
+        """The same at a larger batch."""
+        return import_model(self.model, ImportOptions(batch=TESTED, fold_batchnorm=True))
+
+
+class Task(Protocol):
+    """A model and data that it was not made for."""
+
+    name: str
+    about: str
+    epochs: int
+
+    def draws(self) -> list[Draw]:
+        """What results are measured on."""
+
+    def others(self) -> list[Draw]:
+        """What step sizes are chosen on."""
+
+
+# --- tasks ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Usps:
+    """A network of MNIST digits learns those of USPS."""
+
+    model: str
+    shape: tuple[int, ...]
+    samples: int = 200
+    tested: int = 1000
+    epochs: int = 2
+    name: str = field(init=False)
+    about: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name = f"{self.model} on USPS"
+        self.about = (
+            f"{self.model}, trained on MNIST, learns USPS from {self.samples} digits in"
+            f" {self.epochs} passes; tested on {self.tested} of the official test digits."
+        )
+
+    def _draw(self, seed: int, *, official: bool) -> Draw:
+        folder = shared()
+        assert folder is not None
+        with np.load(folder / "data" / "usps.npz", allow_pickle=False) as data:
+            x, y = _as_mnist(data["x_train"], self.shape), data["y_train"].astype(np.int32)
+            tx, ty = _as_mnist(data["x_test"], self.shape), data["y_test"].astype(np.int32)
+        order = np.random.default_rng(seed).permutation(len(x))
+        mine, rest = order[: self.samples], order[self.samples :][: self.tested]
+        chosen = np.random.default_rng(0).permutation(len(tx))[: self.tested]
+        path = folder / "models" / f"{self.model}.onnx"
+        test = (tx[chosen], ty[chosen]) if official else (x[rest], y[rest])
+        return Draw(path, x[mine], y[mine], *test)
+
+    def draws(self) -> list[Draw]:
+        return [self._draw(seed, official=True) for seed in range(SEEDS)]
+
+    def others(self) -> list[Draw]:
+        return [self._draw(100 + seed, official=False) for seed in range(GRID_SEEDS)]
+
+
+def _as_mnist(x: NDArray[np.uint8], shape: tuple[int, ...]) -> Array:
+    """16 x 16 pixels, bilinearly to 20 x 20 in a frame of 28 x 28, 0 to 1."""
+    small, large = x.shape[1], 20
+    at = (np.arange(large) + 0.5) * small / large - 0.5
+    low = np.clip(np.floor(at).astype(int), 0, small - 1)
+    high, part = np.clip(low + 1, 0, small - 1), np.clip(at - low, 0, 1)
+    weights = np.zeros((large, small))
+    weights[np.arange(large), low] += 1 - part
+    weights[np.arange(large), high] += part
+    scaled = weights @ (x / 255.0) @ weights.T
+    framed = np.pad(scaled, ((0, 0), (4, 4), (4, 4))).astype(np.float32)
+    return framed.reshape(len(x), *shape)
+
+
+@dataclass
+class Speakers:
+    """A network of spoken digits learns a speaker whom it has not heard."""
+
+    folder: Path
+    tested: tuple[int, ...] = (3,)
+    epochs: int = 5
+    name: str = "spoken digits, unseen speaker"
+    about: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = shared()
+        assert found is not None
+        self.setup = adaptation.Setup(epochs=self.epochs)
+        self.clips = adaptation.load(found / "data" / adaptation.DATA)
+        self.about = (
+            "A network of depthwise-separable convolutions, trained on three speakers, learns"
+            f" the fourth from {10 * self.setup.per_digit} clips in {self.epochs} passes; tested on"
+            " that speaker's other clips."
+        )
+
+    def _draws(self, number: int, seeds: Sequence[int]) -> list[Draw]:
+        speaker, c = adaptation.Speaker(self.setup, self.clips, number, self.folder), self.clips
+        found = []
+        for mine, rest in map(speaker.split, seeds):
+            found.append(Draw(speaker.model, c.x[mine], c.digit[mine], c.x[rest], c.digit[rest]))
+        return found
+
+    def draws(self) -> list[Draw]:
+        return [d for s in self.tested for d in self._draws(s, range(SEEDS))]
+
+    def others(self) -> list[Draw]:
+        return self._draws(adaptation.VALIDATION, range(GRID_SEEDS))
+
+
+@dataclass
+class Activity:
+    """A network of human activities learns recordings of a device that is worn turned by 90°.
+
+    Recordings are left out whole: those that are learned from are not tested.
+    """
+
+    samples: int = 60
+    tested: int = 1000
+    epochs: int = 4
+    name: str = "human activity, device turned"
+    about: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.about = (
+            f"st_har learns to read its accelerometer turned by 90° (x and z change places) from"
+            f" {self.samples} windows of a third of the recordings in {self.epochs} passes; tested"
+            f" on {self.tested} windows of the other recordings."
+        )
+
+    def _draw(self, seed: int) -> Draw:
+        folder = shared()
+        assert folder is not None
+        with np.load(folder / "data" / "st_har.npz", allow_pickle=False) as data:
+            acc, label, number = data["acc"], data["label"], data["file_id"]
+        windows, labels, files = [], [], []
+        for f in np.unique(number):
+            rows = acc[number == f].astype(np.float32)[:, ::-1] / 4000
+            count = len(rows) // 26
+            windows.append(rows[: count * 26].reshape(count, 26, 3))
+            labels += [int(label[number == f][0])] * count
+            files += [int(f)] * count
+        x, y, of = np.concatenate(windows), np.array(labels, np.int32), np.array(files)
+        rng = np.random.default_rng(seed)
+        shuffled = rng.permutation(np.unique(of))
+        known = np.isin(of, shuffled[: len(shuffled) // 3])
+        mine = _balanced(rng, np.flatnonzero(known), y, self.samples)
+        rest = _balanced(rng, np.flatnonzero(~known), y, self.tested)
+        return Draw(folder / "models" / "st_har.onnx", x[mine], y[mine], x[rest], y[rest])
+
+    def draws(self) -> list[Draw]:
+        return [self._draw(seed) for seed in range(SEEDS)]
+
+    def others(self) -> list[Draw]:
+        return [self._draw(100 + seed) for seed in range(GRID_SEEDS)]
+
+
+def _balanced(
+    rng: np.random.Generator, among: NDArray[np.int64], y: Array, count: int
+) -> NDArray[np.int64]:
+    """Indices of as many samples of each class."""
+    classes = np.unique(y)
+    each = [rng.permutation(among[y[among] == c])[: count // len(classes)] for c in classes]
+    return np.concatenate(each)
+
+
+# --- update sets ----------------------------------------------------------------------------------
+
+
+class Bench:
+    """Update sets of plans, and what they learn.
+
+    Attributes:
+        task: The task.
+        budgets: RAM in bytes.
+        learned: Accuracy by draw, update set and step size; each is trained once.
+    """
+
+    def __init__(self, task: Task) -> None:
+        """Prepare data; find the budgets on a draw that no result is measured on."""
+        self.task, self._draws, self._others = task, task.draws(), task.others()
+        self._tables: dict[tuple[Draw, str], ImportanceTable | None] = {}
+        self._learned: dict[tuple[Draw, Updates, float], float] = {}
+        self._updates: dict[tuple[Draw, str, int], Updates] = {}
+        low, high = (self._plan(self._others[0], PLENTY, train)[1] for train in ("last", "all"))
+        self.budgets = tuple(round(low + s * (high - low)) // 4 * 4 for s in SHARES)
+        self.least, self.most = low, high
+
+    def _request(self, draw: Draw, ram: int, train: Sequence[str] = ("auto",)) -> Request:
+        device = load_device(DEVICE)
+        request = Request(
+            draw.model, device, ram_bytes=ram, train=tuple(train), with_baselines=False
+        )
+        return replace(
+            request, flash_bytes=PLENTY, with_relaxations=False, gap=GAP, time_limit_s=SECONDS
+        )
+
+    def _plan(self, draw: Draw, ram: int, *train: str) -> tuple[Updates, int]:
+        """Updates and RAM of a plan.
+
+        Raises:
+            InfeasibleError: There is none.
+        """
+        plan = make_plan(self._request(draw, ram, train)).plan
+        return tuple(updates_of(plan)), plan.claims.ram_bytes.total
+
+    def table(self, draw: Draw, method: str) -> ImportanceTable | None:
+        """Importance, measured on the samples that are learned from."""
+        if (draw, method) not in self._tables:
+            with tempfile.TemporaryDirectory() as folder:
+                samples = Path(folder) / "samples.npz"
+                np.savez(samples, x=draw.x, y=draw.y)
+                self._tables[draw, method] = importance_of(
+                    Source(draw.model, ImportOptions()),
+                    draw.forward,
+                    TrainingSpec(),
+                    Wanted(method, samples),
+                    Watch(),
+                )
+        return self._tables[draw, method]
+
+    def chosen(self, draw: Draw, ram: int, method: str) -> tuple[Updates, float]:
+        """What the solver updates, and its score."""
+        request = replace(self._request(draw, ram), importance=self.table(draw, method))
+        plan = make_plan(request).plan
+        return tuple(updates_of(plan)), sum(u.importance for u in plan.decisions.updates)
+
+    def greedy(self, draw: Draw, ram: int, method: str) -> tuple[Updates, float]:
+        """What the most important candidates per byte are, as long as they fit; and the score."""
+        request = replace(self._request(draw, ram), importance=self.table(draw, method))
+        planner = Planner(request, import_requested(request, Watch()), Watch())
+        found = choose_updates(planner.problem())
+        assert found is not None, ram
+        return tuple(found[0]), sum(planner.prepared[0].importance[c] for c in found[0])
+
+    def last_layers(self, draw: Draw, ram: int) -> Updates:
+        """The most last layers with their biases that fit; the last one in any case."""
+        best, _ = self._plan(draw, PLENTY, "last")
+        request = self._request(draw, ram)
+        for names in last_layers(import_requested(request, Watch()), request):
+            try:
+                best, _ = self._plan(draw, ram, *names)
+            except InfeasibleError:
+                break
+        return best
+
+    def _total(self, draw: Draw) -> int:
+        """Score of all tensors, whole."""
+        whole = [Candidate(p) for p in param_slots(draw.forward)]
+        return sum(scores(draw.forward, whole, self.table(draw, CHOSEN)).values())
+
+    # ---- learning
+
+    def learn(self, draw: Draw, updates: Updates, rate: float) -> float:
+        """Accuracy after training by these updates."""
+        key = draw, tuple(sorted(updates, key=str)), rate
+        if key not in self._learned:
+            training = build_training(draw.forward, TrainingSpec(), updates)
+            learner = Learner(training)
+            order = self._order(len(draw.y))
+            share = (np.arange(len(order)) + 1) / len(order)
+            factor = np.minimum(share / RISING, (1 - share) / (1 - RISING))
+            with np.errstate(all="ignore"):  # too large a step ends in NaN and is not chosen
+                for i, f in zip(order.tolist(), factor.tolist(), strict=True):
+                    learner.step(draw.x[i : i + 1], draw.y[i : i + 1], rate * f)
+                self._learned[key] = self._tested(draw, merged(training, learner.state))
+        return self._learned[key]
+
+    def _order(self, count: int) -> NDArray[np.int64]:
+        rng = np.random.default_rng(0)
+        return np.concatenate([rng.permutation(count) for _ in range(self.task.epochs)])
+
+    def _tested(self, draw: Draw, state: Mapping[str, Array]) -> float:
+        return accuracy(draw.tested, state, draw.tested_x, draw.tested_y)
+
+    def untouched(self) -> Floats:
+        """Accuracies before learning."""
+        return np.array([self._tested(d, {}) for d in self._draws])
+
+    def accuracies(self, strategy: str, ram: int) -> Floats:
+        """Of every draw, with the step size that suits the strategy on other draws."""
+        tried = np.array(
+            [
+                [self.learn(d, self.updates(d, strategy, ram), r) for d in self._others]
+                for r in RATES
+            ]
+        )
+        rate = RATES[cautious(tried)]
+        return np.array([self.learn(d, self.updates(d, strategy, ram), rate) for d in self._draws])
+
+    def updates(self, draw: Draw, strategy: str, ram: int) -> Updates:
+        """The update set of a strategy."""
+        if strategy in GIVEN:
+            draw = self._others[0]
+        key = draw, strategy, ram
+        if key not in self._updates:
+            self._updates[key] = self._find_updates(draw, strategy, ram)
+        return self._updates[key]
+
+    def _find_updates(self, draw: Draw, strategy: str, ram: int) -> Updates:
+        if strategy in METHODS:
+            return self.chosen(draw, ram, strategy)[0]
+        if strategy == "last layers":
+            return self.last_layers(draw, ram)
+        train = {"last layer": "last", "biases": "bias", "all": "all"}[strategy]
+        return self._plan(draw, PLENTY, train)[0]
+
+    # ---- tables
+
+    def rows(self) -> Iterator[str]:
+        """Markdown: a row per strategy, a column per budget."""
+        yield f"### What plans learn: {self.task.name} (measured)"
+        yield ""
+        yield (
+            "Accuracy in %, mean ± standard deviation over the draws; in brackets the mean of"
+            f" paired differences from the prior ± standard error. Plans within {SECONDS:g} s each."
+        )
+        yield ""
+        yield self.task.about
+        yield ""
+        yield f"| update set | {' | '.join(f'{b:,} B' for b in self.budgets)} |"
+        yield "|---" * (len(self.budgets) + 1) + "|"
+        base: dict[int, Floats] = {}
+        for s in (*METHODS, "last layers"):
+            name = f"plan, importance: {s}" if s in METHODS else "the most last layers that fit"
+            cells = []
+            for b in self.budgets:
+                found = self.accuracies(s, b)
+                less = found - base.setdefault(b, found)
+                error = 100 * less.std(ddof=1) / np.sqrt(less.size)
+                paired = f" ({100 * less.mean():+.1f} ± {error:.1f})" if s != METHODS[0] else ""
+                cells.append(_told(found) + paired)
+                print(f"{self.task.name}: {name} in {b:,} B: {cells[-1]}", file=sys.stderr)
+            yield f"| {name} | {' | '.join(cells)} |"
+        for name, choose in (("solver", self.chosen), ("greedy", self.greedy)):
+            shares = [
+                np.mean([choose(d, b, CHOSEN)[1] / self._total(d) for d in self._draws])
+                for b in self.budgets
+            ]
+            cells = [f"{share:.2%}" for share in shares]
+            yield f"| score of the {name}'s choice, of all ({CHOSEN}) | {' | '.join(cells)} |"
+        yield ""
+        fixed = {s: self.accuracies(s, PLENTY) for s in ("last layer", "biases", "all")}
+        ram = {
+            s: self._plan(self._others[0], PLENTY, t)[1]
+            for s, t in (("last layer", "last"), ("biases", "bias"), ("all", "all"))
+        }
+        told = [f"{s} {_told(a)} ({ram[s]:,} B)" for s, a in fixed.items()]
+        yield f"Whatever the budget: {'; '.join(told)}; nothing {_told(self.untouched())}."
+
+
+def _told(found: Floats) -> str:
+    return f"{100 * found.mean():.1f} ± {100 * found.std(ddof=1):.1f}"
+
+
+def tasks(folder: Path) -> dict[str, Task]:
+    """All tasks by short name."""
+    return {
+        "usps": Usps("tinymaix_mnist_cnn", (28, 28, 1)),
+        "speakers": Speakers(folder),
+        "activity": Activity(),
+    }
+
+
+def learning_table() -> Iterator[str]:
+    """Markdown rows of all tasks whose data are at hand."""
+    if shared() is None:
+        yield "### What plans learn"
+        yield ""
+        yield "No data are at hand."
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for task in tasks(Path(folder)).values():
+            yield from Bench(task).rows()
+            yield ""
+
+
+def main() -> None:
+    """Print the tables of some tasks, or of all, and put them into benchmarks/RESULTS.md."""
+    with tempfile.TemporaryDirectory() as folder:
+        known = tasks(Path(folder))
+        for name in sys.argv[1:] or known:
+            begin = time.process_time()
+            table = list(Bench(known[name]).rows())
+            print("\n".join(table), flush=True)
+            put(table[0], table)
+            print(f"{time.process_time() - begin:.0f} s of processor time", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

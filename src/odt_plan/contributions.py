@@ -1,0 +1,203 @@
+"""Contribution analysis of a whole model: a run per tensor and part, in processes, kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+
+from . import __version__
+from .backends.numpy.contribution import HELD_OUT, RATES, UPDATES, contribution
+from .backends.numpy.gradients import Gains
+from .backends.numpy.micro_batches import feeds, plain
+from .backends.viz.files import write_whole
+from .ir.autodiff import build_training
+from .ir.candidates import param_slots, parts
+from .ir.errors import OdtPlanError, UsageError
+from .ir.graph import Array, Graph
+from .ir.import_options import ImportOptions
+from .ir.onnx_external import external_files
+from .ir.onnx_import import import_model
+from .ir.training import Candidate, TrainingSpec
+from .local_pool import InProcess, LocalPool, cores
+from .planner.progress import Watch
+
+#: Folder of finished runs; ``$XDG_CACHE_HOME/odt-plan`` or ``~/.cache/odt-plan`` where unset.
+CACHE_VARIABLE = "ODT_PLAN_CACHE"
+#: Trials that are not worth the start of processes.
+_FEW = 4
+
+Feeds = tuple[Mapping[str, Array], ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model file and how it is imported."""
+
+    model: Path
+    importing: ImportOptions
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One tensor, or part of one, that is trained alone; small and picklable.
+
+    Attributes:
+        name: For messages.
+        source: The model, on this machine.
+        spec: The loss.
+        candidate: What is trained.
+        learned: Micro-batches that it is trained on.
+        held_out: Those that the gain is measured on.
+    """
+
+    name: str
+    source: Source
+    spec: TrainingSpec
+    candidate: Candidate
+    learned: Feeds
+    held_out: Feeds
+
+    def run(self) -> float | str:
+        """The gain, or what is wrong."""
+        try:
+            forward = _imported(self.source)
+            return contribution(forward, self.spec, self.candidate, self.learned, self.held_out)
+        except OdtPlanError as e:
+            return str(e)
+
+    def lost(self, reason: str) -> float | str:
+        """Its worker died time and again."""
+        return reason
+
+
+@lru_cache(maxsize=1)
+def _imported(source: Source) -> Graph:
+    return import_model(source.model, source.importing)
+
+
+def contributions(
+    source: Source,
+    forward: Graph,
+    spec: TrainingSpec,
+    params: Sequence[str],
+    x: Mapping[str, Array],
+    y: Mapping[str, Array],
+    watch: Watch,
+) -> dict[str, Gains]:
+    """Gains of parameters and of the parts that they can be updated by.
+
+    A part that gains more than a larger one stands for that one as well, which could learn the
+    same. Runs that were done before are read from the cache.
+
+    Args:
+        source: Model file.
+        forward: The same, imported.
+        spec: The loss.
+        params: Parameters to score; those that learn without a gradient score 0.
+        x: Samples.
+        y: Labels or targets.
+        watch: Told what goes on.
+
+    Raises:
+        UsageError: The data do not fit the model or are too few, nothing gains, or a run failed.
+    """
+    slots = param_slots(forward)
+    learn = [p for p in params if slots[p][0][1].role != "statistic"]
+    batches = feeds(build_training(forward, plain(spec), [Candidate(learn[0])]), x, y)
+    if len(batches) < HELD_OUT:
+        raise UsageError(
+            f"contribution: {len(batches)} micro-batches are too few to hold some out; give"
+            f" {HELD_OUT} or more"
+        )
+    held = tuple(b for i, b in enumerate(batches) if i % HELD_OUT == HELD_OUT - 1)
+    learned = tuple(b for i, b in enumerate(batches) if i % HELD_OUT != HELD_OUT - 1)
+    trials, keys = [], [(p, part) for p in learn for part in (*parts(forward, p), 1.0)]
+    for p, part in keys:
+        axis = slots[p][0][1].channel_axis(slots[p][0][0]) if part < 1 else None
+        k = None if axis is None else round(part * forward.values[p].type.shape[axis])
+        trials.append(Trial(f"{p} {part:.1%}", source, spec, Candidate(p, k), learned, held))
+    found = dict(zip(keys, _results(trials, _digest(source, spec, batches), watch), strict=True))
+    if not any(found.values()):
+        raise UsageError("contribution: no tensor gains anything alone; give more samples")
+    gains: dict[str, Gains] = dict.fromkeys(params, ((1.0, 0.0),))
+    for p in learn:
+        each = [part for q, part in keys if q == p]
+        gains[p] = tuple(zip(each, accumulate((found[p, r] for r in each), max), strict=True))
+    return gains
+
+
+def _results(trials: Sequence[Trial], digest: str, watch: Watch) -> list[float]:
+    """The gain of each trial, from the cache or of a run now."""
+    cache = _Cache(digest)
+    gains = {i: gain for i, t in enumerate(trials) if (gain := cache.read(t.candidate)) is not None}
+    todo = [i for i in range(len(trials)) if i not in gains]
+
+    def done(j: int, result: float | str) -> None:
+        i = todo[j]
+        if isinstance(result, str):
+            raise UsageError(f"contribution of {trials[i].name}: {result}")
+        gains[i] = result
+        cache.write(trials[i].candidate, result)
+        told = f"{len(gains)} of {len(trials)} runs ({trials[i].name})"
+        watch.stage(f"measuring importance: contribution, {told}")
+
+    watch.stage(f"measuring importance: contribution, {len(gains)} of {len(trials)} runs")
+    few = len(todo) <= _FEW or cores() == 1
+    with nullcontext(InProcess()) if few else closing(LocalPool(cores())) as pool:
+        pool.run([trials[i] for i in todo], done)
+    return [gains[i] for i in range(len(trials))]
+
+
+class _Cache:
+    """Finished runs of one model, data set and setting, a file each."""
+
+    def __init__(self, digest: str) -> None:
+        base = os.environ.get(CACHE_VARIABLE) or os.environ.get("XDG_CACHE_HOME")
+        folder = Path(base) if base else Path.home() / ".cache"
+        if not os.environ.get(CACHE_VARIABLE):
+            folder /= "odt-plan"
+        self._folder, self._told = folder / "contribution" / digest[:32], False
+
+    def _path(self, candidate: Candidate) -> Path:
+        key = json.dumps([candidate.param, candidate.channels])
+        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+    def read(self, candidate: Candidate) -> float | None:
+        """The gain; None: not there, or the file is damaged."""
+        try:
+            gain = json.loads(self._path(candidate).read_text(encoding="utf-8"))["gain"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return float(gain) if isinstance(gain, int | float) and 0 <= gain < float("inf") else None
+
+    def write(self, candidate: Candidate, gain: float) -> None:
+        """Keep a gain; that it can't be kept is told once."""
+        record = {"param": candidate.param, "channels": candidate.channels, "gain": gain}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path(candidate), json.dumps(record) + "\n")
+        except (OSError, OdtPlanError) as e:
+            if not self._told:
+                print(f"note: runs of the contribution analysis are not kept: {e}", file=sys.stderr)
+            self._told = True
+
+
+def _digest(source: Source, spec: TrainingSpec, batches: Sequence[Mapping[str, Array]]) -> str:
+    """SHA-256 of all that decides a gain but the candidate."""
+    found = hashlib.sha256()
+    setting = [__version__, asdict(source.importing), asdict(plain(spec)), RATES, UPDATES, HELD_OUT]
+    found.update(json.dumps(setting, sort_keys=True).encode())
+    for part in (Path(source.model.name), *external_files(source.model)):
+        found.update(hashlib.sha256((source.model.parent / part).read_bytes()).digest())
+    for batch in batches:
+        for name, a in batch.items():
+            found.update(f"{name} {a.dtype} {a.shape}".encode() + a.tobytes())
+    return found.hexdigest()

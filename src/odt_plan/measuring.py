@@ -1,0 +1,128 @@
+"""``--importance``: scores measured on labelled samples, or read from a file of the user."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from .backends.numpy.data import chosen_of
+from .backends.numpy.data_files import load_data
+from .backends.numpy.gradients import measure_gradients
+from .backends.numpy.micro_batches import array_names_of
+from .contributions import Source, contributions
+from .ir.array_file import array_file
+from .ir.calibrate import SYNTHETIC
+from .ir.candidates import param_slots
+from .ir.errors import UsageError
+from .ir.freezing import frozen_before, untrainable
+from .ir.graph import Array, Graph
+from .ir.sample import array_names
+from .ir.training import TrainingSpec
+from .planner.importance_file import load_table
+from .planner.plan import ImportanceTable
+from .planner.progress import Watch
+
+Method = Literal["prior", "gradient", "fisher", "magnitude", "contribution"]
+METHODS: tuple[Method, ...] = get_args(Method)
+#: Measured by it where samples with labels are there and nothing else is asked for.
+DEFAULT: Method = "gradient"
+#: Samples that are measured at most, spread evenly over those of the file.
+MOST_SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked about importance.
+
+    Attributes:
+        importance: ``--importance``: a method or a file; None: measured if there are labels.
+        samples: ``--calib``: a file of samples, maybe with labels; None: there is none.
+        freeze_before: Nodes before which nothing is updated.
+    """
+
+    importance: str | None
+    samples: Path | None
+    freeze_before: tuple[str, ...] = ()
+
+
+def has_labels(path: Path | None) -> bool:
+    """A file of samples has an array ``y``, or of several outputs such as ``y_scores``.
+
+    Raises:
+        UsageError: It can't be read.
+    """
+    if path is None or path == Path(SYNTHETIC):
+        return False
+    with array_file(path) as file:
+        data = np.load(file, allow_pickle=False)
+        held = data.files if isinstance(data, np.lib.npyio.NpzFile) else ()
+        return any(n == "y" or (n.startswith("y_") and n != "y_val") for n in held)
+
+
+def importance_of(
+    source: Source, forward: Graph, spec: TrainingSpec, wanted: Wanted, watch: Watch
+) -> ImportanceTable | None:
+    """The scores that are asked for; None: the prior.
+
+    Args:
+        source: Model file.
+        forward: The same, imported.
+        spec: The loss.
+        wanted: Options.
+        watch: Told what goes on.
+
+    Raises:
+        UsageError: There are no labels to measure with, they do not fit the model, or a file of
+            scores is wrong.
+    """
+    asked = wanted.importance
+    if asked is not None and asked not in METHODS:
+        return load_table(Path(asked), forward)
+    labelled = has_labels(wanted.samples)
+    method = next((m for m in METHODS if m == asked), DEFAULT if labelled else "prior")
+    if method == "prior":
+        return None
+    if not labelled or wanted.samples is None:
+        raise UsageError(
+            f"--importance {method}: needs labelled samples; give --calib FILE.npz with"
+            f" {', '.join(array_names(forward.inputs))} and y"
+        )
+    frozen = frozen_before(forward, wanted.freeze_before)
+    out = {*frozen, *untrainable(forward, frozen)}
+    params = [p for p in param_slots(forward) if p not in out]
+    x, y, count = _some(*load_data(wanted.samples, *array_names_of(forward, spec)))
+    try:
+        if method == "contribution":
+            gains = contributions(source, forward, spec, params, x, y, watch)
+        else:
+            gains = measure_gradients(
+                forward,
+                spec,
+                params,
+                x,
+                y,
+                lambda i, of: watch.stage(f"measuring importance: {method}, sample {i} of {of}"),
+            ).gains(method)
+    except UsageError as e:
+        hint = "" if asked else "; --importance prior measures nothing"
+        raise UsageError(f"{wanted.samples}: {e}{hint}") from None
+    digest = hashlib.sha256(wanted.samples.read_bytes()).hexdigest()
+    return ImportanceTable(
+        method=method, file=wanted.samples.name, sha256=digest, samples=count, gains=gains
+    )
+
+
+def _some(
+    x: dict[str, Array], y: dict[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array], int]:
+    """At most ``MOST_SAMPLES``, evenly spread; counts that differ are left for the check."""
+    counts = {len(a) if a.ndim else 0 for a in (*x.values(), *y.values())}
+    count = min(counts)
+    if count <= MOST_SAMPLES or len(counts) > 1:
+        return x, y, count
+    chosen = np.linspace(0, count - 1, MOST_SAMPLES).round().astype(int)
+    return chosen_of(x, chosen), chosen_of(y, chosen), MOST_SAMPLES

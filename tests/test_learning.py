@@ -1,0 +1,67 @@
+"""The benchmark of learning, on a small network: update sets keep their budgets, and learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks import learning
+from benchmarks.learning import Bench, Draw
+from onnx_files import export
+from test_compare import labelled
+from test_importance import small
+
+
+class Corner:
+    """Classes that differ in a row of pixels."""
+
+    name, about, epochs = "corner", "A small network.", 2
+
+    def __init__(self, model: Path) -> None:
+        self._model = model
+
+    def _draws(self, first: int) -> list[Draw]:
+        found = []
+        for seed in (first, first + 1):
+            (x, y), (tx, ty) = labelled(20, seed), labelled(30, seed + 100)
+            found.append(Draw(self._model, x, y.astype(np.int32), tx, ty.astype(np.int32)))
+        return found
+
+    def draws(self) -> list[Draw]:
+        return self._draws(0)
+
+    def others(self) -> list[Draw]:
+        return self._draws(10)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(learning, "TESTED", 1)  # the file has a fixed batch
+    monkeypatch.setattr(learning, "SHARES", (0.1, 0.5))
+    monkeypatch.setattr(learning, "RATES", (0.01,))
+    return Bench(Corner(export(small(), tmp_path)))
+
+
+def test_choices_keep_their_budgets_and_the_solver_is_no_worse_than_greedy(bench: Bench) -> None:
+    draw = bench._draws[0]
+    assert bench.least < bench.budgets[0] < bench.budgets[-1] < bench.most
+    for ram in bench.budgets:
+        for method in ("prior", "fisher"):
+            _, score = bench.chosen(draw, ram, method)
+            _, greedy = bench.greedy(draw, ram, method)
+            assert score >= greedy * (1 - learning.GAP)
+        fitting = [c.param for c in bench.last_layers(draw, ram)]
+        assert bench._plan(draw, ram, *fitting)[1] <= ram
+
+
+def test_rows_tell_every_strategy(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "METHODS", ("prior", "gradient"))
+    bench.budgets = bench.budgets[:1]
+    rows = list(bench.rows())
+    assert rows[0] == "### What plans learn: corner (measured)"
+    assert sum(r.startswith("| plan, importance: ") for r in rows) == 2
+    assert rows[-1].startswith("Whatever the budget: last layer ")
+    assert bench.accuracies("all", learning.PLENTY).mean() > bench.untouched().mean() + 0.1
+    share = [r for r in rows if r.startswith("| score of the")]
+    assert len(share) == 2

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 from ..ir.autodiff import build_training
 from .bounds import bound
+from .cuts import ANY
 from .decided import LAYOUT_TRIES, SLACK, Decided, Excess, Scheduled
 from .footprint import measure
 from .greedy import blocks_to_stream, choose_updates, keeping
 from .objective import Goal, wants
 from .plan import ObjectiveName
 from .problem import Limits, Problem
-from .residency import ANY, Residency
+from .residency import Residency
 from .schedule import realize
 from .solution import Solution
 from .stages import Stages

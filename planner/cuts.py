@@ -34,7 +34,9 @@ from .remakes import NEVER, Found, Ints, Needs, Prices, Remade, Remakes
 ROUNDS = 40
 #: Cuts that are added at once, and tensors that are made again before them.
 PEAKS, MAKES = 4, 8
-#: Rounds without a plan after which all steps become cuts, where that are so many columns at most.
+#: A gap with which any plan will do.
+ANY = 10.0
+#: Where it will, rounds without one after which all steps become cuts, if so few columns do.
 PATIENCE, ALL = 6, 4000
 #: The part of the gap that one solve may leave.
 PART = 0.5
@@ -361,7 +363,7 @@ class _Search:
         for k in range(self.rounds):
             if self.watch.over():
                 break
-            if k == PATIENCE and self.best.made is None and not self.tighter:
+            if k == PATIENCE and self.options.gap >= ANY and not self.tighter:
                 self._cut_everywhere()
             program = Program(self.remakes, self.cuts, self._rooms(), self.prices, self.makes)
             terms = [*program.objective, (program.one, self.base)]

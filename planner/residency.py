@@ -14,7 +14,7 @@ from itertools import islice
 from math import nan
 
 from .bounds import bound
-from .cuts import ROUNDS, conflict, search
+from .cuts import ANY, ROUNDS, conflict, search
 from .evicting import evicting
 from .footprint import measure
 from .linear import INF, SolverOptions, Status
@@ -28,8 +28,6 @@ from .timeline import Rebuilds
 
 #: Objectives that are prices of making things again and of paging.
 PRICED = ("latency", "energy")
-#: A gap with which any plan will do.
-ANY = 10.0
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from odt_plan.planner.plan import ObjectiveName
 from odt_plan.planner.problem import Limits, Problem
 from odt_plan.planner.progress import Watch
 from odt_plan.planner.remakes import Found
-from odt_plan.planner.residency import ANY, Residency
+from odt_plan.planner.residency import Residency
 from odt_plan.planner.solution import Solution
 from odt_plan.planner.timeline import Rebuilds, build_problem
 
@@ -137,7 +137,7 @@ def test_moments_of_parts_of_weights_are_those_of_the_timeline(seed: int) -> Non
     net = Case(random_net(seed, 14), updates=seed)
     for ram in net.budgets(0.0, 0.3, 0.6):
         residency = net.residency(ram)
-        found = residency.search(replace(EXACT, gap=ANY), Watch())
+        found = residency.search(replace(EXACT, gap=cuts.ANY), Watch())
         if found.made is not None:
             assert (
                 residency.remakes.over(found.made) + ram == figures(residency, found)[0].ram_bytes
@@ -156,7 +156,7 @@ def test_cuts_at_every_step_find_a_plan_at_the_least_ram(
     monkeypatch.setattr(cuts, "PATIENCE", 0)
     net = Case(random_net(seed, 6 + seed), updates=seed)
     (least,) = net.budgets(0.0)
-    found = net.residency(least).search(replace(EXACT, gap=ANY), Watch())
+    found = net.residency(least).search(replace(EXACT, gap=cuts.ANY), Watch())
     assert found.made is not None
     assert figures(net.residency(least), found)[0].ram_bytes <= least
     low, less = net.residency(PLENTY).least_ram(least, EXACT, Watch())

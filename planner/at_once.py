@@ -36,7 +36,7 @@ class Effort:
 
 
 #: For a plan at once, and for any that fits.
-QUICK, FIT = Effort(0.1, 8), Effort(0.2, 40, gap=ANY)
+QUICK, FIT = Effort(0.1, 8), Effort(0.1, 40, gap=ANY)
 #: Told cuts of a problem, and tensors that are made at them, by which nothing fits.
 Miss = Callable[[Residency, Collection[int], Collection[tuple[int, int]]], None]
 #: Budgets that are tried where RAM is to be least.

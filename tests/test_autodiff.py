@@ -595,13 +595,6 @@ def test_prediction_must_suit_the_loss() -> None:
         build_training(graph, TrainingSpec(), whole(graph))
 
 
-def test_two_outputs_are_not_supported() -> None:
-    graph = nets.mlp()
-    graph.outputs = [*graph.outputs, graph.nodes[0].out]
-    with pytest.raises(UnsupportedModelError, match="1 inputs and 2 outputs"):
-        build_training(graph, TrainingSpec(), whole(graph))
-
-
 def test_operator_without_gradient_is_named() -> None:
     rng, g = np.random.default_rng(0), Graph("g")
     x = nets.dense(g, rng, g.add_input("x", T((1, 4))), "fc", 4)

@@ -15,6 +15,7 @@ from odt_plan.ir.errors import UsageError
 from odt_plan.ir.training import TrainingSpec
 from odt_plan.options import Training, taking
 from odt_plan.planner.pipeline import Request
+from odt_plan.planner.progress import Watch
 from odt_plan.planning import make_request
 
 COMMANDS = {
@@ -43,8 +44,8 @@ def asked(odt: Cli, patch: pytest.MonkeyPatch, command: str, words: tuple[str, .
     """The request that a command makes of these words."""
     made: list[Request] = []
 
-    def caught(options: planning.PlanOptions) -> Request:
-        made.append(make_request(options))
+    def caught(options: planning.PlanOptions, watch: Watch | None = None) -> Request:
+        made.append(make_request(options, watch))
         raise UsageError("that is enough")
 
     patch.setattr(planning, "make_request", caught)

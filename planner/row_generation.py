@@ -20,7 +20,7 @@ from .occupancy import Occupancy
 from .progress import Watch
 
 #: Rows that are added at once.
-AT_ONCE = 12
+AT_ONCE = 40
 #: Bytes by which a row is broken; half of what whole numbers can differ by.
 BROKEN = 0.5
 

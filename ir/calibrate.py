@@ -25,7 +25,7 @@ from .lowered_layers import INTEGER, KEEPING, follower_of, obstacle, out_axis
 from .opdef import get_op
 from .quantization import Quantization
 from .ranges import METHODS, Histogram, Method, from_range, weight_scales
-from .sample import Samples, by_input
+from .sample import Samples, by_input, numbers_of
 
 #: What stands for a file of samples where there are none: inputs drawn from -1..1.
 SYNTHETIC: Literal["synthetic"] = "synthetic"
@@ -163,7 +163,7 @@ def checked(graph: Graph, samples: Samples) -> dict[str, Array]:
             input, or no indices that an input of indices can be.
     """
     each = by_input(graph.inputs, samples)
-    result = {v.name: _checked(graph, v, np.asarray(given)) for _, v, given in each}
+    result = {v.name: _checked(graph, v, numbers_of(graph, v, given)) for _, v, given in each}
     if len(counts := {len(a) for a in result.values()}) > 1:
         raise UsageError(f"calibration samples differ in number: {sorted(counts)}")
     return result
@@ -172,7 +172,7 @@ def checked(graph: Graph, samples: Samples) -> dict[str, Array]:
 def _checked(graph: Graph, value: Value, samples: Array) -> Array:
     shape = value.type.shape[1:]
     what = f"calibration samples are {samples.dtype}{list(samples.shape)}"
-    if samples.dtype.kind not in ("biuf" if value.type.dtype == "f32" else "iuf"):
+    if samples.dtype.kind not in "iuf":
         raise UsageError(f"{what}; {value.name} needs numbers")
     if samples.ndim < 1 or samples.shape[1:] != shape:
         raise UsageError(f"{what}; {value.name} needs [count, {', '.join(map(str, shape))}]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from .errors import UsageError
@@ -54,6 +55,20 @@ def by_name(
             f" {', '.join(names)}"
         )
     return [(name, v, arrays[name]) for name, v in zip(names, values, strict=True)]
+
+
+def numbers_of(graph: Graph, value: Value, given: ArrayLike) -> Array:
+    """An array for a run-time input; bool as 0 and 1 where the input is a mask.
+
+    A mask is read by comparisons alone, see ``ir.onnx_flags``. Bool for anything else stays what it
+    is, and is refused where numbers are wanted.
+    """
+    array = np.asarray(given)
+    if array.dtype.kind != "b":
+        return array
+    readers = [n for n in graph.nodes if value in n.inputs]
+    mask = bool(readers) and all(n.op == "Equal" for n in readers)
+    return array.astype(np.uint8) if mask else array
 
 
 def quantizer(t: TensorType) -> Node | None:

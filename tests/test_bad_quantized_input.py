@@ -58,6 +58,7 @@ def _with(value: float, at: int) -> Array:
         (np.zeros((0, 2, 6, 6), "f4"), ("there are no calibration samples",)),
         (np.zeros((4, 2, 6, 6), complex), ("complex128", "x needs numbers")),
         (np.full((4, 2, 6, 6), "cat"), ("<U3", "x needs numbers")),
+        (np.zeros((4, 2, 6, 6), bool), ("bool", "x needs numbers")),
         (_with(np.nan, 2), ("sample 2 has a NaN or infinite value (1 of 4 do)",)),
         (_with(-np.inf, 0), ("sample 0 has a NaN or infinite value",)),
         (_with(1e300, 3), ("NaN or infinite value",)),

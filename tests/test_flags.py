@@ -91,3 +91,14 @@ def test_a_mask_in_training(tmp_path: Path, odt: Cli) -> None:
     assert done.code == 0, done.err
     given = {"x": x[:1], "mask": mask[:1]}
     assert not np.array_equal(runtime(path, given)[0], runtime(Path("tuned.onnx"), given)[0])
+
+
+def test_bool_is_no_number(tmp_path: Path, odt: Cli) -> None:
+    """Only a mask is flags; for an input that is computed with they are a mistake."""
+    path = masked(tmp_path, "where")
+    assert odt(path, "--ram", "64KB", "--flash", "1MB", "--train", "all", "-o", "out").code == 0
+    mask = np.ones((8, 4), bool)
+    np.savez("d.npz", x=mask, mask=mask, y=np.arange(8) % 3)
+    done = odt("run", Path("out") / "plan.json", "--data", "d.npz")
+    assert done.code == 2
+    assert "x is bool[8, 4], must be numbers" in done.error

@@ -13,7 +13,7 @@ from ...ir.errors import UsageError
 from ...ir.graph import Array, TensorType, Value
 from ...ir.indices import check_indices
 from ...ir.opdef import get_op
-from ...ir.sample import Samples, by_input, quantizer
+from ...ir.sample import Samples, by_input, numbers_of, quantizer
 from ...ir.targets import bounds_of, by_target, check_bounds
 from ...ir.training import TrainingGraph
 
@@ -158,7 +158,7 @@ def fitted(data: ArrayLike, t: TensorType, what: str) -> Array:
         UsageError: Wrong shape, or not numbers of the wanted kind.
     """
     array = np.asarray(data)
-    kinds = "iu" if t.dtype.startswith(("i", "u")) else "biuf"
+    kinds = "iu" if t.dtype.startswith(("i", "u")) else "iuf"
     if array.shape != t.storage_shape or array.dtype.kind not in kinds:
         raise UsageError(f"{what} is {array.dtype}{list(array.shape)}, the plan needs {t}")
     with np.errstate(over="ignore"):  # too large for f32 becomes infinite
@@ -211,7 +211,8 @@ def checked_samples(training: TrainingGraph, x: Samples, suffix: str = "") -> di
     """
     result: dict[str, Array] = {}
     for name, v, given in by_input(training.samples, x):
-        result[name] = _checked(training, name + suffix, v, np.asarray(given))
+        given = numbers_of(training.graph, v, given)
+        result[name] = _checked(training, name + suffix, v, given)
         first = next(iter(result))
         if len(result[name]) != len(result[first]):
             raise UsageError(
@@ -224,7 +225,7 @@ def checked_samples(training: TrainingGraph, x: Samples, suffix: str = "") -> di
 def _checked(training: TrainingGraph, name: str, value: Value, x: Array) -> Array:
     kind = value.type
     want = kind.shape[1:]
-    if x.ndim < 1 or x.shape[1:] != want or x.dtype.kind not in "biuf":
+    if x.ndim < 1 or x.shape[1:] != want or x.dtype.kind not in "iuf":
         raise UsageError(
             f"{name} is {x.dtype}{list(x.shape)}, must be numbers"
             f" [count, {', '.join(map(str, want))}]"

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from ...ir.errors import UsageError
 from ...ir.graph import Array, TensorType
 from ...ir.indices import check_indices
-from ...ir.sample import Samples, by_input
+from ...ir.sample import Samples, by_input, numbers_of
 from ...ir.targets import bounds_of, by_target, check_bounds
 from ...ir.training import TrainingGraph
 from ...planner.plan import Plan, Replay
@@ -281,6 +281,7 @@ class Runtime:
         t, stored = self.training, {}
         for name, v, given in by_input(t.samples, x):
             of = f" of {name}" if len(t.samples) > 1 else ""
+            given = numbers_of(t.graph, v, given)
             stored[v.name] = stored_sample(given, v.type, f"the sample{of}")
             check_indices(t.graph, v, stored[v.name], f"the batch{of}")
         if self.exact:

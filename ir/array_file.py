@@ -1,4 +1,4 @@
-"""Guard of NumPy's files: an array is not larger than the file says, nor without measure."""
+"""NumPy's files: read under guard, so that no array is larger than it says, and written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import IO
 from numpy.lib import format as npy
 
 from .errors import UsageError
+from .graph import Array
 
 #: Bytes of one array.
 MAX_BYTES = 2**31 - 1
@@ -47,6 +48,21 @@ def array_file(path: Path) -> Iterator[IO[bytes]]:
     except _DAMAGED as e:
         reason = (str(e) or type(e).__name__).splitlines()[0]
         raise UsageError(f"{path}: can't be read as .npz or .npy: {reason}") from None
+
+
+def write_arrays(file: IO[bytes], arrays: Mapping[str, Array]) -> None:
+    """Write an .npz file of arrays with any names.
+
+    ``numpy.savez`` takes names as keyword arguments: none could be called ``file``.
+
+    Args:
+        file: Open for writing.
+        arrays: By name.
+    """
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                npy.write_array(member, array, allow_pickle=False)
 
 
 def _check_all(file: IO[bytes], path: Path) -> None:

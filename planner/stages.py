@@ -292,7 +292,7 @@ class Stages:
         return sum(most.values()) + sum(self._noise_gain(free).values())
 
     def streaming_choices(self, start: Decided, free: Sequence[str]) -> Choices | None:
-        """What ``_streaming`` chooses from, if there is anything."""
+        """Blocks and precisions that are left to choose, if there are any."""
         choices = self.choices(start, self.lowered(start), free)
         return choices if choices.blocks or free else None
 

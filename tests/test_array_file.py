@@ -33,6 +33,18 @@ def _archive(path: Path, **members: bytes) -> Path:
     return path
 
 
+def test_arrays_have_any_names(tmp_path: Path) -> None:
+    """Those of parameters are the model's own."""
+    rng = np.random.default_rng(0)
+    names = ("file", "allow_pickle", "/block.0/conv:w", "arr_0")
+    arrays = {n: rng.standard_normal((2, i)).astype("f4") for i, n in enumerate(names)}
+    with (tmp_path / "a.npz").open("wb") as file:
+        array_file.write_arrays(file, arrays)
+    read = np.load(tmp_path / "a.npz", allow_pickle=False)
+    assert set(read.files) == set(names)
+    assert all(np.array_equal(read[n], a) and read[n].dtype == a.dtype for n, a in arrays.items())
+
+
 @pytest.mark.parametrize("load", [load_data, load_samples])
 def test_declared_shapes_are_not_believed(tmp_path: Path, load: Callable[[Path], Any]) -> None:
     """Huge ones, in an archive and alone; ones that the data do not fill."""

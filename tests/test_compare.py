@@ -104,6 +104,14 @@ def test_last_layers_grow_from_the_end() -> None:
     ]
 
 
+def test_sets_are_the_usual_ones(odt: Cli, files: tuple[Path, Path, Path]) -> None:
+    model, train, val = files
+    words = ("--device", "nrf52840", "--data", train, "--val", val, "--train", "last")
+    done = odt("compare", model, *words)
+    assert done.code == 2
+    assert "--train: compare trains the usual sets beside auto" in done.error
+
+
 @pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "0.1,fast"])
 def test_step_sizes_that_are_none(odt: Cli, files: tuple[Path, Path, Path], text: str) -> None:
     model, train, val = files

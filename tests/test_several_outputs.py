@@ -18,7 +18,9 @@ from oracle import Unconstrained, batch
 
 from odt_plan.backends.c import emit_c
 from odt_plan.backends.numpy import Runtime, train
+from odt_plan.backends.numpy.gradients import measure_gradients
 from odt_plan.backends.numpy.sampling import Sampler
+from odt_plan.ir.candidates import param_slots
 from odt_plan.ir.errors import UnsupportedModelError, UsageError
 from odt_plan.ir.graph import Graph
 from odt_plan.ir.import_options import ImportOptions
@@ -132,6 +134,47 @@ def test_gradients_of_the_sum_are_those_of_autograd(
         np.testing.assert_allclose(
             env[u.grad.name], want, rtol=1e-5, atol=1e-6 * np.abs(want).max(), err_msg=u.value.name
         )
+
+
+def test_importance_is_that_of_the_weighted_sum(tmp_path: Path) -> None:
+    """Products of the gradients of two samples each, against autograd."""
+    graph, rng = import_model(detector(tmp_path)), np.random.default_rng(2)
+    x, params = floats(rng, 5, 2, 5, 5), list(param_slots(graph))
+    y = {"y_scores": np.arange(5) % 3, "y_box": floats(rng, 5, 4)}
+    found = measure_gradients(graph, SUM, params, x, y).gains("gradient")
+    grads: dict[str, list[Any]] = {p: [] for p in params}
+    for i in range(5):
+        p = {n: torch.tensor(graph.constants[n]).double().requires_grad_() for n in params}
+        given = {n: torch.tensor(a[i : i + 1]) for n, a in y.items()}
+        given["y_box"] = given["y_box"].double()
+        torch_loss("Identity", p, torch.tensor(x[i : i + 1]).double(), given, SUM).backward()
+        for n, leaf in p.items():
+            grads[n].append(leaf.grad.numpy().ravel())
+    for n, each in grads.items():
+        g = np.stack(each)
+        pairs = (g @ g.T)[~np.eye(5, dtype=bool)]
+        assert found[n][-1][1] == pytest.approx(max(0.0, pairs.mean()), rel=1e-3), n
+
+
+def test_three_outputs(tmp_path: Path) -> None:
+    """The sum has a name for each step of it; gradients are those of autograd."""
+    rng = np.random.default_rng(5)
+    nodes = [node("Gemm", f"x w{i}", f"y{i}", transB=1) for i in range(3)]
+    constants = {f"w{i}": floats(rng, 2 + i, 4) for i in range(3)}
+    path = save(model(nodes, {"x": [3, 4]}, ["y0", "y1", "y2"], constants), tmp_path)
+    spec = TrainingSpec(loss="mse", loss_weights={"y1": 0.5})
+    t = plans.training_of(import_model(path, ImportOptions(batch=3)), spec)
+    x, y = batch(t, np.random.default_rng(1))
+    env, total = wide(t, x, y), 0.0
+    for i, weight in enumerate((1.0, 0.5, 1.0)):
+        w = torch.tensor(constants[f"w{i}"]).double().requires_grad_()
+        result = torch.tensor(x).double() @ w.T
+        loss = weight * F.mse_loss(result, torch.tensor(y[f"y_y{i}"]).double())
+        loss.backward()
+        total += loss.item()
+        u = next(u for u in t.updates if u.candidate.param == f"w{i}")
+        np.testing.assert_allclose(env[u.grad.name], w.grad.numpy(), rtol=1e-5, atol=1e-7)
+    assert env[t.loss.name] == pytest.approx(total, rel=1e-6)
 
 
 def two_heads(size: int = 6) -> Graph:

@@ -108,7 +108,7 @@ def test_a_device_takes_the_bytes_of_the_loss_that_was_asked_for(odt: Cli) -> No
 
 def test_a_group_becomes_options_of_its_fields() -> None:
     @taking(training=Training)
-    def command(model: str, training: Training = Training(), force: bool = False) -> None:  # noqa: B008
+    def command(model: str, training: Training = Training(), force: bool = False) -> None:
         got.append((model, training, force))
 
     got: list[tuple[str, Training, bool]] = []

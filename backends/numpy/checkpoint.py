@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ir.array_file import array_file
+from ...ir.array_file import array_file, write_arrays
 from ...ir.errors import OdtPlanError, UsageError
 from ...ir.graph import Array
 from ...ir.whole_file import whole_file
@@ -83,7 +83,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         arrays[f"{name}.stored"] = np.frombuffer(s.stored, np.uint8)
     try:
         with whole_file(path) as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # (names, not options)
+            write_arrays(file, arrays)
             file.flush()
             os.fsync(file.fileno())  # a full disk shows before the old file moves
             if path.exists():

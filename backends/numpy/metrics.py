@@ -64,7 +64,11 @@ class Evaluation:
     @property
     def _rank(self) -> tuple[float, float]:
         value = self.value if self.metric in ("accuracy", "auc") else -self.value
-        return tuple(-math.inf if math.isnan(v) else v for v in (value, -self.loss))  # type: ignore[return-value]
+        return _known(value), _known(-self.loss)
+
+
+def _known(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
 
 
 def metric_of(training: TrainingGraph) -> MetricName:

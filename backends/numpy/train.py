@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
+from ...ir.array_file import write_arrays
 from ...ir.errors import OdtPlanError, UsageError
 from ...ir.sample import Samples
 from ...ir.whole_file import whole_file
@@ -90,6 +89,6 @@ def save_learned(runtime: Runtime, path: Path) -> None:
     learned = {u.candidate.param: values[u.candidate.param] for u in runtime.training.updates}
     try:
         with whole_file(path) as file:
-            np.savez(file, **learned)  # type: ignore[arg-type]  # (names, not options)
+            write_arrays(file, learned)
     except OSError as e:
         raise OdtPlanError(f"{path}: can't write the learned parameters: {e.strerror}") from None

@@ -139,7 +139,7 @@ def plan(
     energy: Annotated[
         str | None, typer.Option(metavar="ENERGY", help="Limit per training step, as 2mJ.")
     ] = None,
-    training: Training = Training(),  # noqa: B008
+    training: Training = Training(),
     micro_batches: Annotated[
         str,
         typer.Option(
@@ -147,7 +147,7 @@ def plan(
             help="Accumulated per update; auto: --batch is all of an update, split as is best.",
         ),
     ] = "1",
-    imported: Importing = Importing(),  # noqa: B008
+    imported: Importing = Importing(),
     objective: Annotated[
         str,
         typer.Option(
@@ -450,7 +450,7 @@ def explain(
 @taking(imported=Importing)
 def check(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
-    imported: Importing = Importing(),  # noqa: B008
+    imported: Importing = Importing(),
     freeze_before: FreezeBefore = None,
     as_json: Json = False,
 ) -> None:

@@ -45,8 +45,8 @@ def compare(
     ram: Annotated[str | None, typer.Option(metavar="SIZE", help="As in plan.")] = None,
     flash: Annotated[str | None, typer.Option(metavar="SIZE", help="As in plan.")] = None,
     storage: Storage = "none",
-    training: Training = Training(),  # noqa: B008
-    imported: Importing = Importing(),  # noqa: B008
+    training: Training = Training(),
+    imported: Importing = Importing(),
     time_limit: Annotated[
         float, typer.Option(min=0.0, max=1e6, metavar="SECONDS", help="Of one plan.")
     ] = 60.0,
@@ -68,6 +68,8 @@ def compare(
     from .local_pool import cores
     from .planning import PlanOptions, make_request
 
+    if training.train:
+        raise UsageError("--train: compare trains the usual sets beside auto; leave it out")
     rates = _rates(lr)
     options = PlanOptions(
         model=model,

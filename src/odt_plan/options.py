@@ -87,7 +87,7 @@ Command = Callable[..., None]
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained, and how: the same options of ``plan``, ``pareto`` and ``fit``."""
+    """What is trained, and how: the same options of all commands that plan."""
 
     train: Annotated[
         list[str] | None,

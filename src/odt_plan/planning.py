@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -45,7 +46,10 @@ EMITTED = ("c", "dot", "svg")
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """The options of ``odt-plan plan`` as they were typed; see its ``--help``."""
+    """The options of ``odt-plan plan`` as they were typed; see its ``--help``.
+
+    ``labelled`` is no option of it: samples that importance is measured on instead of ``--calib``.
+    """
 
     model: Path
     device: str | None
@@ -127,14 +131,14 @@ def make_request(options: PlanOptions, watch: Watch | None = None) -> Request:
         raise UsageError(f"--time-limit: {options.time_limit_s:g} s is too short; give 60, say")
     if math.isnan(options.gap):
         raise UsageError("--gap: nan is no gap; give for example 0.001")
-    spec, labelled = _spec(options), options.labelled or training.calib
+    imported = cache(partial(import_model, options.model, options.importing))
+    spec, labelled = _spec(options, imported), options.labelled or training.calib
     calibration, importance = training.calib, None
     if training.importance or has_labels(labelled):
-        forward = import_model(options.model, options.importing)
         source = Source(options.model, options.importing)
         wanted = Wanted(training.importance, labelled, tuple(training.freeze_before or ()))
-        importance = importance_of(source, forward, spec, wanted, watch or Watch())
-        if importance is not None and importance.samples and knows_activations(forward):
+        importance = importance_of(source, imported(), spec, wanted, watch or Watch())
+        if importance is not None and importance.samples and knows_activations(imported()):
             calibration = None  # the file brings its own scales: the samples were for importance
     return Request(
         model=options.model,
@@ -166,12 +170,12 @@ def make_request(options: PlanOptions, watch: Watch | None = None) -> Request:
     )
 
 
-def _spec(options: PlanOptions) -> TrainingSpec:
+def _spec(options: PlanOptions, imported: Callable[[], Graph]) -> TrainingSpec:
     training = options.training
     given, losses = parse_losses(training.loss or ())
     loss: LossName = given or "cross_entropy"
     if given is None:
-        own = default_losses(import_model(options.model, options.importing))
+        own = default_losses(imported())
         loss = next(iter(own.values()), loss)
         losses = {n: x for n, x in own.items() if x != loss} | losses
     used = {loss, *losses.values()}

@@ -61,9 +61,9 @@ def pareto(
     latency: Limit = None,
     energy: Limit = None,
     storage: Storage = "none",
-    training: Training = Training(),  # noqa: B008
+    training: Training = Training(),
     micro_batches: MicroBatches = 1,
-    imported: Importing = Importing(),  # noqa: B008
+    imported: Importing = Importing(),
     gap: Gap = 1e-3,
     time_limit: TimeLimit = 60.0,
     seed: Seed = 0,
@@ -143,9 +143,9 @@ def fit(
         list[str] | None,
         typer.Option(metavar="ID|FILE.yaml", help="Repeatable.  [default: every bundled device]"),
     ] = None,
-    training: Training = Training(),  # noqa: B008
+    training: Training = Training(),
     micro_batches: MicroBatches = 1,
-    imported: Importing = Importing(),  # noqa: B008
+    imported: Importing = Importing(),
     gap: Gap = 1e-3,
     time_limit: TimeLimit = 60.0,
     seed: Seed = 0,

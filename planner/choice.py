@@ -334,7 +334,7 @@ class ChoiceByCuts(Milp):
         order, always = self.forward.order, ALWAYS in between
         if (s - 1, j) not in self.live:
             return None
-        runs = [] if always else [(self.a[a], 1.0) for a in self._weakest(between)]
+        runs = [] if always else [(self.a[a], 1.0) for a in self.weakest(between)]
         needs = [(self.live[s, j], False)] if (s, j) in self.live else []
         for a in self.used:
             later = order[a] > order[i] and j in self.forward.operands[a]

@@ -9,8 +9,8 @@ All memory rows are linear: update choice is a knapsack, and it needs their LP b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from .bounds import most_gain
 from .core import optimize
+from .flash_terms import flash_terms
 from .hint import hint
 from .linear import INF, LARGE, LinearProgram, LinearResult, SolverOptions, Status, Terms
 from .objective import Goal, Weighted, wants
 from .occupancy import Occupancy
 from .overlap import Overlap
-from .plan import CODE_BYTES_PER_KERNEL, CODE_BYTES_PER_STEP
 from .problem import ALWAYS, Event, Limits, Problem, Retention, Slot, Transient
 from .progress import Watch
 from .row_generation import MemoryRows
@@ -34,27 +34,6 @@ from .tensors import Tensor
 WEIGHTED_SCALE = 1e6
 #: What a hidden cycle of a transfer counts for a shy program.
 SHYNESS = 0.02
-
-
-@dataclass
-class _Uses:
-    """What reads or calls something.
-
-    Attributes:
-        plain: Activities that do if they hold.
-        unless: (activity, columns): only where the columns are 0.
-        mixed: (activity, choice of a layer): only where both hold.
-    """
-
-    plain: set[int] = field(default_factory=set)
-    unless: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
-    mixed: set[tuple[int, int]] = field(default_factory=set)
-
-    def add(self, activity: int, absent: Sequence[int] = ()) -> None:
-        if absent:
-            self.unless.add((activity, tuple(absent)))
-        else:
-            self.plain.add(activity)
 
 
 @dataclass(frozen=True)
@@ -169,11 +148,11 @@ class Milp:
         """A needed backward node runs if one of its readers runs."""
         self.any_of: dict[tuple[int, ...], int] = {}
         for a in self.problem.activities:
-            self._at_least(self.a[a.index], a.implied_by)
+            self.at_least(self.a[a.index], a.implied_by)
             if a.kind == "needed":
-                self.any_of[tuple(self._weakest(a.implied_by))] = self.a[a.index]
+                self.any_of[tuple(self.weakest(a.implied_by))] = self.a[a.index]
 
-    def _at_least(self, column: int, activities: Iterable[int]) -> None:
+    def at_least(self, column: int, activities: Iterable[int]) -> None:
         """The column is 1 if one of these activities holds."""
         for acts in self._alternatives(activities):
             self.c.row([(column, 1.0), *((self.a[a], -1.0) for a in acts)], lower=0.0)
@@ -185,11 +164,11 @@ class Milp:
         another one of them is left out.
         """
         groups: dict[str | int, list[int]] = {}
-        for a in self._weakest(activities):
+        for a in self.weakest(activities):
             groups.setdefault(self.parameter.get(a, a), []).append(a)
         return groups.values()
 
-    def _weakest(self, activities: Iterable[int]) -> list[int]:
+    def weakest(self, activities: Iterable[int]) -> list[int]:
         """Those that don't imply another one: if any activity holds, one of them does."""
         every = dict.fromkeys(activities)
         mask = sum(1 << a for a in every)
@@ -249,7 +228,7 @@ class Milp:
         self.c.row([(w, 1.0), (self.a[update], -1.0)], upper=0.0)
         return w
 
-    def _both(self, *activities: int) -> int:
+    def both(self, *activities: int) -> int:
         """1 where these activities hold, of which one may be that of a mixed layer."""
         key = tuple(sorted({a for a in activities if a != ALWAYS}))
         if not key:
@@ -380,7 +359,7 @@ class Milp:
         self.occupancy = Occupancy(len(p.slots))
         for s in p.slots:
             mixed = None if s.mixed is None else s.mixed.scratch_bytes
-            for column, size in self._of_slot(s, s.scratch_bytes, mixed):
+            for column, size in self.of_slot(s, s.scratch_bytes, mixed):
                 self.occupancy.add(s.index, s.index, column, size)
         for begin, end, tensor in p.fixed:
             self._occupy_window(tensor, begin, end)
@@ -396,7 +375,7 @@ class Milp:
         if self._hides():
             self.overlap = Overlap(self)
         state = [(self.a[a], float(b)) for a, b in p.state_bytes.items()]
-        state += [(self._both(u.activity, u.choice), float(u.state_bytes)) for u in p.mixed_updates]
+        state += [(self.both(u.activity, u.choice), float(u.state_bytes)) for u in p.mixed_updates]
         self.state = state
         slots = self.occupancy.peaks()
         self.memory: MemoryRows | None = None
@@ -418,7 +397,7 @@ class Milp:
         """What needs a tensor that no region can hold does not run; the layout decides the rest."""
         for s in self.problem.slots:
             if s.largest_bytes > largest:
-                self.c.row(self._of_slot(s, 1.0, None), upper=0.0)
+                self.c.row(self.of_slot(s, 1.0, None), upper=0.0)
 
     def _hides(self) -> bool:
         """What computing hides of transfers is part of the program."""
@@ -452,13 +431,13 @@ class Milp:
         self.c.row([(result, 1.0), *((c, -x) for c, x in terms)], 0.0, 0.0)
         return result
 
-    def _of_slot(self, s: Slot, value: float, mixed: float | None) -> list[tuple[int, float]]:
+    def of_slot(self, s: Slot, value: float, mixed: float | None) -> list[tuple[int, float]]:
         """Terms of something that a slot costs: if it runs, in its form, unless it is streamed."""
         terms = [(self.a[s.activity], value)] if value else []
         if value and s.index in self.block_of:
             terms.append((self.block_of[s.index], -value))  # the activity of such a slot is 1
         if s.mixed is not None and mixed is not None and mixed != value:
-            terms.append((self._both(s.activity, s.mixed.choice), mixed - value))
+            terms.append((self.both(s.activity, s.mixed.choice), mixed - value))
         return terms
 
     def _occupy_window(self, tensor: Tensor, begin: int, end: int) -> None:
@@ -483,12 +462,12 @@ class Milp:
 
     def _one_of(self, activities: tuple[int, ...]) -> int:
         """1 where any of these activities holds: a needed node's activity, if these cause it."""
-        acts = tuple(self._weakest(activities))
+        acts = tuple(self.weakest(activities))
         if len(acts) == 1:
             return self.a[acts[0]]
         if acts not in self.any_of:
             v = self.any_of[acts] = self.c.column(integer=False)
-            self._at_least(v, acts)
+            self.at_least(v, acts)
         return self.any_of[acts]
 
     def _occupy_retained(self, i: int, r: Retention) -> None:
@@ -539,77 +518,8 @@ class Milp:
 
     def _flash_row(self) -> None:
         """Weights + code of the kernels and steps that are used <= flash."""
-        p = self.problem
-        terms: list[tuple[int, float]] = []
-        kernels: dict[str, _Uses] = {}
-        for s in p.slots:
-            steps = CODE_BYTES_PER_STEP * (1 + len(p.storage.followers.get(s.node, ())))
-            terms += self._of_slot(s, steps, None)
-            streamed = [self.block_of[s.index]] if s.index in self.block_of else []
-            for symbol in s.kernels:
-                absent = list(streamed)
-                if s.mixed is not None and symbol not in s.mixed.kernels:
-                    absent.append(self.a[s.mixed.choice])
-                kernels.setdefault(symbol, _Uses()).add(s.activity, absent)
-            for symbol in () if s.mixed is None else s.mixed.kernels:
-                assert s.mixed is not None
-                kernels.setdefault(symbol, _Uses()).mixed.add((s.activity, s.mixed.choice))
-        for b in p.streams:
-            terms.append((self.a[b.activity], CODE_BYTES_PER_STEP))
-            for symbol in b.kernels:
-                kernels.setdefault(symbol, _Uses()).add(b.activity)
-        terms += [(self._any(uses), CODE_BYTES_PER_KERNEL) for uses in kernels.values()]
-        for c in p.constants:
-            uses = _Uses()
-            for a in c.readers:
-                uses.add(a, () if c.absent is None else (self.a[c.absent],))
-            terms.append((self._any(uses), float(c.bytes)))
-        terms += [(self.a[m.activity], float(m.flash_bytes)) for m in p.mixed_layers]
-        terms += [(self.a[a], float(b)) for a, b in p.flash_bytes.items()]
-        terms += [
-            (self._both(u.activity, u.choice), float(u.flash_bytes))
-            for u in p.mixed_updates
-            if u.flash_bytes
-        ]
-        for stored, loads, r in zip(self.stored, self.loaded, p.retentions, strict=True):
-            moves = p.cost.steps_per_transfer
-            views = p.storage.followers.get(r.tensor.source, ())  # a load shows them again
-            steps = moves + len(views)
-            terms += [(v, CODE_BYTES_PER_STEP * steps) for v in loads.values()]
-            if stored is not None:
-                terms.append((stored, CODE_BYTES_PER_STEP * moves))
-        terms += [
-            (self.a[s.activity], float(CODE_BYTES_PER_STEP * s.steps)) for s in p.paged_states
-        ]
-        views = [v for x in p.training.samples for v in p.storage.followers.get(x, ())]
-        fixed = CODE_BYTES_PER_STEP * len(views)
-        self.flash = [*terms, (self.one, float(fixed))]
-        self.c.row(self.flash, upper=p.limits.flash_bytes)
-
-    def _any(self, uses: _Uses) -> int:
-        """1 where one of the uses takes place."""
-        plain = uses.plain | {choice for a, choice in uses.mixed if a == ALWAYS}
-        if ALWAYS in plain:
-            return self.one
-        known = sum(1 << a for a in plain)
-        # What is left, summed up over the candidates of a parameter, of which one is chosen.
-        groups: dict[tuple[str | int, tuple[int, ...]], list[int]] = {}
-        for a, absent in sorted(uses.unless):
-            if not self.implied[a] & known:
-                groups.setdefault((self.parameter.get(a, a), absent), []).append(self.a[a])
-        for a, choice in sorted(uses.mixed):
-            if a != ALWAYS and not (self.implied[a] | 1 << choice) & known:
-                key = (self.parameter.get(a, a), (-choice,))
-                groups.setdefault(key, []).append(self._both(a, choice))
-        weakest = self._weakest(sorted(plain))
-        if len(weakest) == 1 and not groups:
-            return self.a[weakest[0]]
-        result = self.c.column(integer=False)
-        self._at_least(result, weakest)
-        for (_, absent), columns in groups.items():
-            terms = [(result, 1.0), *((c, -1.0) for c in columns)]
-            self.c.row([*terms, *((c, 1.0) for c in absent if c >= 0)], lower=0.0)
-        return result
+        self.flash = flash_terms(self)
+        self.c.row(self.flash, upper=self.problem.limits.flash_bytes)
 
     def _storage_row(self) -> None:
         """Paged tensors together <= storage, and what they wear <= its limit."""
@@ -654,11 +564,11 @@ class Milp:
     def slot_cycles(self, index: int) -> list[tuple[int, float]]:
         """Cycles of a slot; a block that is streamed runs in its first one."""
         s = self.problem.slots[index]
-        terms = self._of_slot(s, s.cycles, None if s.mixed is None else s.mixed.cycles)
+        terms = self.of_slot(s, s.cycles, None if s.mixed is None else s.mixed.cycles)
         for x in s.split:
-            terms.append((self._both(s.activity, x.update), float(x.cycles)))
+            terms.append((self.both(s.activity, x.update), float(x.cycles)))
             if s.mixed is not None:
-                mixed = self._both(s.activity, x.update, s.mixed.choice)
+                mixed = self.both(s.activity, x.update, s.mixed.choice)
                 terms.append((mixed, float(x.mixed_cycles - x.cycles)))
         for b in self.problem.streams:
             if b.slots[0] == index:
@@ -712,7 +622,7 @@ class Milp:
             return list(self._weighted(goal))
         if goal == "learn":
             terms = [(self.a[a], float(g)) for a, g in p.gain.items()]
-            terms += [(self._both(u.activity, u.choice), float(u.gain)) for u in p.mixed_updates]
+            terms += [(self.both(u.activity, u.choice), float(u.gain)) for u in p.mixed_updates]
             return terms + [(self.a[m.activity], float(m.gain)) for m in p.mixed_layers]
         if goal == "ram":
             return [(self.peak, 1.0)]
@@ -779,6 +689,7 @@ class Milp:
         Raises:
             OdtPlanError: The solver failed.
         """
+        assert self.memory is None, "rows that are still to be added count as well"
         program = replace(self.c, integer=[False] * len(self.c.integer))
         learns = goal == "learn"
         highs = replace(options, solver="highs")

@@ -14,8 +14,10 @@ from .options import (
     Importing,
     Jobs,
     Json,
+    Limit,
     Quiet,
     Storage,
+    TimeLimit,
     Training,
     taking,
 )
@@ -42,14 +44,12 @@ def compare(
             " samples that are held out.",
         ),
     ] = _RATES,
-    ram: Annotated[str | None, typer.Option(metavar="SIZE", help="As in plan.")] = None,
-    flash: Annotated[str | None, typer.Option(metavar="SIZE", help="As in plan.")] = None,
+    ram: Limit = None,
+    flash: Limit = None,
     storage: Storage = "none",
     training: Training = Training(),
     imported: Importing = Importing(),
-    time_limit: Annotated[
-        float, typer.Option(min=0.0, max=1e6, metavar="SECONDS", help="Of one plan.")
-    ] = 60.0,
+    time_limit: TimeLimit = 60.0,
     jobs: Jobs = None,
     as_json: Json = False,
     quiet: Quiet = False,

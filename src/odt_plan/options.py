@@ -82,6 +82,8 @@ FreezeBefore = Annotated[
         " /layer4.",
     ),
 ]
+Limit = Annotated[str | None, typer.Option(metavar="LIMIT", help="As in plan.")]
+TimeLimit = Annotated[float, typer.Option(min=0.0, max=1e6, metavar="SECONDS", help="Of one plan.")]
 Command = Callable[..., None]
 
 

@@ -17,9 +17,11 @@ from .options import (
     Importing,
     Jobs,
     Json,
+    Limit,
     Quiet,
     Seed,
     Storage,
+    TimeLimit,
     Training,
     taking,
 )
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
 
 Models = Annotated[list[Path], typer.Argument(metavar="MODEL.onnx...", help="The models.")]
 MicroBatches = Annotated[int, typer.Option(min=1, max=65536, help="Accumulated per update.")]
-Limit = Annotated[str | None, typer.Option(metavar="LIMIT", help="As in plan.")]
-TimeLimit = Annotated[float, typer.Option(min=0.0, max=1e6, metavar="SECONDS", help="Of one plan.")]
 Scheduler = Annotated[
     str | None,
     typer.Option(metavar="tcp://HOST:PORT", help="Run on a Dask cluster; needs odt-plan[dask]."),

@@ -216,11 +216,7 @@ class Program:
 
 
 class _Carried:
-    """Decisions of a program, carried out step by step: made again at the first need.
-
-    Attributes:
-        late: Where a cut is needed, because a tensor's parameters change before its first need.
-    """
+    """Decisions of a program, carried out step by step: made again at the first need."""
 
     def __init__(self, program: Program, values: NDArray[np.float64]) -> None:
         self.p, self.r = program, program.r
@@ -229,10 +225,9 @@ class _Carried:
         self.here = set(range(len(self.r.tensors)))
         self.fresh = set(self.here)  # as forward has left them
         self.interval = 0
-        self.late: int | None = None
 
     def run(self) -> Remade | None:
-        """What is made again; None: something can't be when it is needed, see ``late``."""
+        """What is made again; None: something can't be when it is needed."""
         for step in self.r.steps:
             k = step.index
             while self.interval < len(self.p.cuts) and self.p.cuts[self.interval] < k:
@@ -270,7 +265,6 @@ class _Carried:
                 return False
             self.made.again.setdefault(step, []).append(i)
         else:
-            self.late = int(self.r.until[i]) if self.r.can[i] else None
             return False
         self.here.add(i)
         return True
@@ -373,13 +367,8 @@ class _Search:
                 self.best = replace(self.best, bound=max(self.best.bound, bound))
             if result.values is None:
                 break
-            carried = _Carried(program, result.values)
-            made = carried.run()
-            if made is None:
-                if carried.late is None or carried.late in self.cuts:
-                    break
-                self.cuts = sorted([*self.cuts, carried.late])
-            elif not self._offer(made):
+            made = _Carried(program, result.values).run()
+            if made is None or not self._offer(made):
                 break
         bound = min(self.best.bound, self.best.price)
         makes = tuple(sorted(self.makes))

@@ -25,7 +25,7 @@ from odt_plan.planner.objective import Goal
 from odt_plan.planner.plan import ObjectiveName
 from odt_plan.planner.problem import Limits, Problem
 from odt_plan.planner.progress import Watch
-from odt_plan.planner.remakes import Found
+from odt_plan.planner.remakes import Found, Remade
 from odt_plan.planner.residency import Residency
 from odt_plan.planner.solution import Solution
 from odt_plan.planner.timeline import Rebuilds, build_problem
@@ -142,10 +142,28 @@ def test_moments_of_parts_of_weights_are_those_of_the_timeline(seed: int) -> Non
             assert (
                 residency.remakes.over(found.made) + ram == figures(residency, found)[0].ram_bytes
             )
-            early = replace(found.made, late=set())
-            problem, solution = residency.remakes.laid_out(residency.build, early)
-            needs = measure(problem, solution).ram_bytes
-            assert residency.remakes.over(early) + ram == needs
+        nothing = Remade()  # all that is auxiliary is made in forward
+        problem, solution = residency.remakes.laid_out(residency.build, nothing)
+        moments, live = residency.remakes.run(nothing).live, measure(problem, solution).live
+        assert moments.max() == live.max()
+        assert set(moments) >= set(live)  # moments of steps that do not run come on top
+
+
+def test_what_programs_decide_can_be_carried_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is made again before backward, where no step could do it."""
+    run, carried = cuts._Carried.run, []
+
+    def kept(decisions: cuts._Carried) -> Remade | None:
+        carried.append(run(decisions))
+        return carried[-1]
+
+    monkeypatch.setattr(cuts._Carried, "run", kept)
+    for seed in (1, 4, 20):
+        net = Case(random_net(seed, 8 + seed % 14), updates=seed)
+        for ram in net.budgets(0.0, 0.2):
+            net.residency(ram).search(replace(EXACT, gap=cuts.ANY), Watch())
+    assert len(carried) > 10
+    assert all(made is not None for made in carried)
 
 
 @pytest.mark.parametrize("seed", range(12))

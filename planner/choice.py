@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..ir.opdef import get_op
 from .milp import Milp
 from .objective import Goal
-from .problem import ALWAYS, Problem, Retention
+from .problem import ALWAYS, Problem, Retention, StreamChoice
 from .remakes import NEVER
 from .solution import Solution
 from .tensors import aligned
@@ -88,7 +88,8 @@ class Held:
         made: Last slot of forward that writes or reads it; from there on it is held or not.
         reads: Slots behind that which may read it, with their activities.
         operands: What it is made from.
-        in_place: (Operand, result) that share a buffer unless one of these activities holds.
+        in_place: (Operand, result) that may share a buffer unless one of these activities holds.
+        taken: Slot -> the first of its operands for which that holds, the result, and these.
         changes: Slots after which it can't be made again if their updates are chosen.
     """
 
@@ -124,12 +125,18 @@ class Held:
             )
             for t in self.tensors
         ]
-        unless = {p.slots[o.slot].node: o.unless for o in p.overwrites}
         self.in_place = {
-            (self.at.get(storage.of[source]), self.at.get(storage.of[node.out])): unless[node]
-            for node, source, _ in storage.refused
-            if node in unless
+            (self.at[o.operand], self.at[t]): o.unless
+            for o in p.overwrites
+            if o.operand in self.at
+            for t in p.slots[o.slot].writes
+            if t in self.at
         }
+        self.taken: dict[int, tuple[int, int, tuple[int, ...]]] = {}
+        for o in p.overwrites:
+            for t in p.slots[o.slot].writes:
+                if o.operand in self.at and t in self.at:
+                    self.taken.setdefault(o.slot, (self.at[o.operand], self.at[t], o.unless))
         changed: dict[str, list[tuple[int, int]]] = {}
         for s in p.slots:
             if s.update is not None and s.node is s.update.apply_node:
@@ -188,7 +195,11 @@ class ChoiceByCuts(Milp):
         super().__init__(problem, goal, relaxed=True)
         if self.memory is not None and rows is not None:
             self.memory.added = rows
-        for s, tensor in sorted({(self.cuts.index(m.cut), m.tensor) for m in makes}):
+        # a cut in between, of a step that may not run, is one more moment to make the tensor at
+        first = {c: s for s, c in enumerate(self.cuts)}
+        for s, tensor in sorted(
+            {(s, m.tensor) for m in makes for s in range(first[m.before] + 1, first[m.cut] + 1)}
+        ):
             self._make(s, tensor)
 
     def _cut_columns(self) -> None:
@@ -208,6 +219,31 @@ class ChoiceByCuts(Milp):
                 self._page_columns(i, retention.get(tensor))
         for i in self.used:
             self._supply_at_cuts(i)
+        for s, taken in self.forward.taken.items():
+            self._taken(s, *taken)
+
+    def _taken(self, slot: int, j: int, i: int, unless: Collection[int]) -> None:
+        """What is overwritten as soon as it is made is neither held nor made or loaded alone.
+
+        A block by rows has other nodes, and with f32 weights a node may need its operand whole.
+        """
+        p = self.problem
+        others = [b.activity for b in p.streams if slot in b.slots or self._inside(b, j)]
+        if (form := p.slots[slot].mixed) is not None:
+            others.append(form.choice)
+        apart = [(self.a[a], -1.0) for a in (*self.weakest(unless), *others)]
+        for s in range(self.begin[j], len(self.cuts)):
+            self.c.row([(self.live[s, j], 1.0), *apart], upper=0.0)
+        for s in range(self.begin[j] + 1, len(self.cuts) + 1):
+            if (again := self.again.get((s, j))) is not None:
+                both = [(v, -1.0) for v in (self.again.get((s, i)),) if v is not None]
+                self.c.row([(again, 1.0), *both, *apart], upper=0.0)
+            if (load := self.paged.get((s, j))) is not None:
+                self.c.row([(load, 1.0), *apart], upper=0.0)
+
+    def _inside(self, block: StreamChoice, i: int) -> bool:
+        """A block that runs by rows makes this tensor in another way, and nothing inside it."""
+        return any(self.forward.tensors[i] in self.problem.slots[k].writes for k in block.slots)
 
     def _page_columns(self, i: int, retention: int | None) -> None:
         """A tensor is paged out once, and loaded in any interval.
@@ -287,9 +323,7 @@ class ChoiceByCuts(Milp):
         again = None if i is None else self.again.get((s, i))
         if i is None or again is None:
             return
-        # a block that runs by rows makes its result in another way, and nothing inside it
-        inside = {b for b in p.streams for k in b.slots if known.tensors[i] in p.slots[k].writes}
-        streamed = [self.a[b.activity] for b in p.streams if b in inside]
+        streamed = [self.a[b.activity] for b in p.streams if self._inside(b, i)]
         by_rows = [(v, 1.0) for v in streamed]
         apart: dict[int, int] = {}
         for j in known.operands[i]:

@@ -50,6 +50,7 @@ class Program:
         again: Interval (that which ends at this cut), tensor -> column of being made again.
         loaded: Interval, tensor -> column of being loaded.
         stored: Tensor -> column of being paged out.
+        making: Row that says that making a tensor again fits -> the cut behind it, and the tensor.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Program:
         for a, operands in enumerate(remakes.operands):
             for j in operands:
                 self.users[j].append(a)
+        self.making: dict[int, tuple[int, int]] = {}
         for k, i in sorted(makes):
             self._make(self.cuts.index(k), i)
         if remakes.pages:
@@ -147,6 +149,7 @@ class Program:
             beside = {i, *read} if r.pages else {i, *(j for _, js in r.parts[i][k:] for j in js)}
             own = float(scratch + sum(r.size[j] for j in beside))
             live = [(there(j), float(r.size[j])) for j in self.used if j not in beside]
+            self.making[len(self.c.row_lower)] = self.cuts[s], i
             self.c.row([(again, own), *((v, x) for v, x in live if v >= 0)], upper=float(room))
 
     def _there(self, s: int, i: int, j: int) -> int:
@@ -299,39 +302,6 @@ def search(
         if begin.made is not None:
             known.offer_like(begin.made)
     return known.run()
-
-
-def conflict(
-    remakes: Remakes, prices: Prices, cuts: Sequence[int], options: SolverOptions, watch: Watch
-) -> tuple[int, ...]:
-    """The cuts without those that are not needed to exclude all plans; () if all together don't.
-
-    Args:
-        remakes: The tensors.
-        prices: Their prices.
-        cuts: In order.
-        options: How to solve.
-        watch: Says when to end.
-
-    Raises:
-        OdtPlanError: The solver failed.
-    """
-
-    def excludes(some: Sequence[int]) -> bool:
-        rooms = [int(remakes.room[k]) for k in some]
-        program = Program(remakes, some, rooms, prices)
-        left = max(0.01, min(options.time_limit_s, watch.left_s))
-        o = replace(options, solver=_solver(options), time_limit_s=left)
-        return program.c.solve([], o, maximize=False, watch=watch).status == "infeasible"
-
-    if not excludes(cuts):
-        return ()
-    needed = list(cuts)
-    for k in cuts:
-        fewer = [c for c in needed if c != k]
-        if fewer and not watch.over() and excludes(fewer):
-            needed = fewer
-    return tuple(needed)
 
 
 def _solver(options: SolverOptions) -> SolverName:

@@ -150,7 +150,7 @@ class Meter:
             self._windows[begin : end + 1] += t.bytes
         self._of_blocks = {b.activity: self._block(b, windows) for b in p.streams}
         self._over_slot = _integers(o.slot for o in p.overwrites)
-        self._over_bytes = _integers(o.bytes for o in p.overwrites)
+        self._over_bytes = _integers(o.operand.bytes for o in p.overwrites)
         self._over_unless = _Groups([[(a, o.slot) for a in o.unless] for o in p.overwrites])
         self._made = _integers(t.begin for t in p.transients)
         self._size = _integers(t.tensor.bytes for t in p.transients)

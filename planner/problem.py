@@ -179,12 +179,12 @@ class Overwrite:
 
     Attributes:
         slot: Position of the slot that computes it; operand and result are both live there.
-        bytes: Of the operand, as large as the result.
+        operand: As large as the result.
         unless: Activities, none of which may hold: without them nothing else reads the operand.
     """
 
     slot: int
-    bytes: int
+    operand: Tensor
     unless: tuple[int, ...]
 
 

@@ -7,14 +7,15 @@ from, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from math import nan
 
 from .bounds import bound
-from .cuts import ANY, ROUNDS, conflict, search
+from .cut_conflict import Conflict, conflict
+from .cuts import ANY, ROUNDS, search
 from .evicting import evicting
 from .footprint import measure
 from .linear import INF, SolverOptions, Status
@@ -135,17 +136,14 @@ class Residency:
             )
         return found
 
-    def conflict(
-        self, found: Found, options: SolverOptions, watch: Watch
-    ) -> tuple[Collection[int], Collection[tuple[int, int]]]:
+    def conflict(self, found: Found, options: SolverOptions, watch: Watch) -> Conflict:
         """Few cuts, and what is made at them, by which a search has proven that there is no plan.
 
         None if it has not.
         """
         if found.bound < INF:
             return (), ()
-        needed = conflict(self.remakes, self.prices, found.cuts, options, watch)
-        return (needed, ()) if needed else (found.cuts, found.makes)
+        return conflict(self.remakes, self.prices, found, options, watch)
 
     def least_ram(
         self, high: int, options: SolverOptions, watch: Watch

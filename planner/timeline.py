@@ -467,8 +467,7 @@ class _Builder:
         for node, source, readers in self.storage.refused:
             acts = {a for n in readers for a in self._there_for(n)}
             if node in at and ALWAYS not in acts and node.out not in self.storage.aliases:
-                size = self.storage.of[source].bytes
-                yield Overwrite(at[node], size, tuple(sorted(acts)))
+                yield Overwrite(at[node], self.storage.of[source], tuple(sorted(acts)))
 
     def _there_for(self, node: Node) -> set[int]:
         """Activities without which a node is not part of the graph."""

@@ -49,7 +49,7 @@ def budgets(problems: Sequence[Problem]) -> list[int]:
     """RAM that a choice of blocks needs at least, and more."""
     least = [round(Milp(p).solve("ram", EXACT).value) for p in problems]
     low, top = min(least), max(least) * 5 // 4
-    return sorted({*some(least, 3), *(low + (top - low) * k // 16 * 4 for k in (1, 2, 3))})
+    return sorted({*some(least, 2), *(low + (top - low) * k // 16 * 4 for k in (1, 3))})
 
 
 def offered(net: Case, limits: Limits, goal: Goal) -> tuple[BlockSearch, Problem]:
@@ -61,11 +61,13 @@ def offered(net: Case, limits: Limits, goal: Goal) -> tuple[BlockSearch, Problem
     return BlockSearch(stages, net.start, plain, goal, limits), plain
 
 
-@pytest.mark.parametrize("goal", ["latency", "energy"])
-def test_blocks_by_cuts_equal_the_whole_model_over_all_choices(goal: Goal) -> None:
+@pytest.mark.parametrize(("goal", "updates"), [("latency", tuple(UPDATES)), ("energy", ("two",))])
+def test_blocks_by_cuts_equal_the_whole_model_over_all_choices(
+    goal: Goal, updates: tuple[str, ...]
+) -> None:
     """Rarely, and near the least RAM, is none of their plans the best of the whole model's."""
     met = [
-        m for u in UPDATES for storage in (None, "sdcard") for m in against_whole(u, storage, goal)
+        m for u in updates for storage in (None, "sdcard") for m in against_whole(u, storage, goal)
     ]
     assert sum(met) >= 0.85 * len(met)
 

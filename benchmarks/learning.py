@@ -437,6 +437,7 @@ def tasks(folder: Path) -> dict[str, Task]:
     """All tasks by short name."""
     return {
         "usps": Usps("tinymaix_mnist_cnn", (28, 28, 1)),
+        "lstm": Usps("tflm_mnist_lstm", (28, 28)),
         "speakers": Speakers(folder),
         "activity": Activity(),
     }

@@ -173,7 +173,6 @@ class ChoiceByCuts(Milp):
         problem: Problem,
         where: Collection[Cut | Make] = (),
         goal: Goal | None = None,
-        rows: set[int] | None = None,
     ) -> None:
         """Build variables and constraints.
 
@@ -181,7 +180,6 @@ class ChoiceByCuts(Milp):
             problem: What to decide.
             where: Tensors are held or not, and may be made again; cuts don't overlap.
             goal: The only objective that will be asked for; None: any.
-            rows: Slots whose memory rows mattered in programs before; more are added to them.
         """
         makes = sorted(m for m in where if isinstance(m, Make))
         cuts = {c for c in where if isinstance(c, Cut)}
@@ -193,8 +191,6 @@ class ChoiceByCuts(Milp):
         self.live: dict[tuple[int, int], int] = {}
         self.again: dict[tuple[int, int], int] = {}
         super().__init__(problem, goal, relaxed=True)
-        if self.memory is not None and rows is not None:
-            self.memory.added = rows
         # a cut in between, of a step that may not run, is one more moment to make the tensor at
         first = {c: s for s, c in enumerate(self.cuts)}
         for s, tensor in sorted(

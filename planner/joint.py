@@ -46,7 +46,6 @@ class Joint:
         bound: Proven for all plans.
         cuts: Where the choice counts what is held and made again.
         fewer: Those before the last ones; None: there are to be no more.
-        rows: Slots whose memory rows have mattered.
     """
 
     stages: Stages
@@ -58,7 +57,6 @@ class Joint:
     bound: float = field(default=float("inf"), init=False)
     cuts: frozenset[Cut | Make] = field(default=frozenset(), init=False)
     fewer: frozenset[Cut | Make] | None = field(default=None, init=False)
-    rows: set[int] = field(default_factory=set, init=False)
 
     def run(self) -> Iterator[Scheduled]:
         """Plans, each of which learns more than the one before.
@@ -120,7 +118,7 @@ class Joint:
         if not whole:
             problem = replace(problem, limits=replace(limits, ram_bytes=ram_bytes))
         first = whole and self.bound == float("inf")
-        most = self.stages.choice(problem, "learn", self.cuts, fails=first, rows=self.rows)
+        most = self.stages.choice(problem, "learn", self.cuts, fails=first)
         if first:
             self.fewer = self.cuts
         if whole:

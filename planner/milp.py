@@ -20,13 +20,12 @@ from .bounds import most_gain
 from .core import optimize
 from .flash_terms import flash_terms
 from .hint import hint
-from .linear import INF, LARGE, LinearProgram, LinearResult, SolverOptions, Status, Terms
+from .linear import INF, LARGE, LinearProgram, SolverOptions, Status, Terms
 from .objective import Goal, Weighted, wants
 from .occupancy import Occupancy
 from .overlap import Overlap
 from .problem import ALWAYS, Event, Limits, Problem, Retention, Slot, Transient
 from .progress import Watch
-from .row_generation import MemoryRows
 from .solution import Solution
 from .tensors import Tensor
 
@@ -378,19 +377,16 @@ class Milp:
             self.overlap = Overlap(self)
         state = [(self.a[a], float(b)) for a, b in p.state_bytes.items()]
         state += [(self.both(u.activity, u.choice), float(u.state_bytes)) for u in p.mixed_updates]
-        self.state = state
-        slots = self.occupancy.peaks()
-        self.memory: MemoryRows | None = None
-        if not self.relaxed and len(self.c.lower) > LARGE:
-            self._running_sum(slots, state)
+        slots, large = self.occupancy.peaks(), len(self.c.lower) > LARGE
+        # a hundred terms that all rows have are one: LPs take a tenth of the time
+        self.state = [(self._sum(state), 1.0)] if self.relaxed or large else state
+        if large and not self.relaxed:
+            self._running_sum(slots)
         else:
-            for column, size in (*state, (self.peak, -1.0)):
+            for column, size in (*self.state, (self.peak, -1.0)):
                 self.occupancy.add(0, len(p.slots) - 1, column, size)
-            if self.relaxed:
-                self.memory = MemoryRows(self.occupancy, slots)
-            else:
-                rows, columns, sizes = self.occupancy.held(slots)
-                self.c.terms(self.c.empty_rows(len(slots), upper=0.0) + rows, columns, sizes)
+            rows, columns, sizes = self.occupancy.held(slots)
+            self.c.terms(self.c.empty_rows(len(slots), upper=0.0) + rows, columns, sizes)
         self.c.row([(self.peak, 1.0)], upper=p.limits.ram_bytes)
         if p.limits.regions:
             self._region_rows(p.limits.largest_bytes)
@@ -410,13 +406,13 @@ class Milp:
             return False
         return self.goal is None or is_timed(self.goal, p.limits)
 
-    def _running_sum(self, slots: NDArray[np.int64], state: Terms) -> None:
+    def _running_sum(self, slots: NDArray[np.int64]) -> None:
         """Live bytes of a slot as those of the slot before and what changes.
 
         A tensor then stands in two rows instead of one per slot that it is live at: far sparser,
         and faster in HiGHS. Small problems are better off with the knapsacks in plain sight.
         """
-        kept, n = self._sum(state), np.arange(len(slots))
+        ((kept, _),), n = self.state, np.arange(len(slots))
         live = np.asarray([self.c.column(integer=False, upper=INF) for _ in n])
         rows, columns, size = self.occupancy.changes(slots)
         first = self.c.empty_rows(len(n), 0.0, 0.0)
@@ -670,16 +666,8 @@ class Milp:
         cores = options.solver == "auto" and large and self._tight()
         needed = [self.a[a.index] for a in self.problem.activities if a.kind == "needed"]
 
-        def search(program: LinearProgram, options: SolverOptions) -> LinearResult:
-            solve = partial(optimize, program, branch=needed) if cores else program.solve
-            return solve(objective, options, maximize=learns, watch=watch, unit=unit, hint=known)
-
-        if self.memory is None:
-            r = search(self.c, options)
-        else:
-            r = self.memory.optimize(
-                self.c, objective, options, search, maximize=learns, watch=watch
-            )
+        solve = partial(optimize, self.c, branch=needed) if cores else self.c.solve
+        r = solve(objective, options, maximize=learns, watch=watch, unit=unit, hint=known)
         bound = unit * (min(r.bound, most_gain(self.problem)) if learns else max(r.bound, 0.0))
         if r.values is None:
             return SolveResult(r.status, float("nan"), bound, None, "", r.time_s)
@@ -693,7 +681,6 @@ class Milp:
         Raises:
             OdtPlanError: The solver failed.
         """
-        assert self.memory is None, "rows that are still to be added count as well"
         program = replace(self.c, integer=[False] * len(self.c.integer))
         learns = goal == "learn"
         highs = replace(options, solver="highs")

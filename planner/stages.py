@@ -215,7 +215,6 @@ class Stages:
         cuts: Collection[Cut | Make] = (),
         *,
         fails: bool = True,
-        rows: set[int] | None = None,
     ) -> SolveResult:
         """The best updates over few cuts of the timeline; the bound is one of all plans.
 
@@ -224,7 +223,6 @@ class Stages:
             goal: The objective.
             cuts: Where it counts what is held and made again.
             fails: Raise errors.
-            rows: Slots whose memory rows matter; more are added to them.
 
         Raises:
             InfeasibleError: No choice keeps the limits.
@@ -233,7 +231,7 @@ class Stages:
         self.tell(f"choosing updates: {len(problem.slots)} slots, {len(cuts)} cuts", goal)
         if self.watch.over() and not fails:
             return SolveResult("unknown", nan, bound(problem, goal), None, "", 0.0)
-        result = self.solved(ChoiceByCuts(problem, cuts, goal, rows), goal, CHOICE_SHARE)
+        result = self.solved(ChoiceByCuts(problem, cuts, goal), goal, CHOICE_SHARE)
         self.cut_short |= result.status in ("feasible", "unknown")
         if fails and result.status == "infeasible":
             raise self.no_plan(problem.limits)

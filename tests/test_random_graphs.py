@@ -267,25 +267,6 @@ def test_what_the_whole_program_does_is_a_solution_over_all_cuts(seed: int, tmp_
         assert over_cuts.bound >= whole.value - 0.5
 
 
-@pytest.mark.parametrize("seed", [3, 5, 7, 8])
-def test_few_memory_rows_are_as_good_as_all(seed: int, tmp_path: Path) -> None:
-    """Those that no solution breaks are left out."""
-    request = half_way(export(random_net(seed, 6 + seed), tmp_path))
-    request = replace(request, ram_bytes=request.ram_bytes * 3 // 5)
-    watch = Watch()
-    planner = Planner(request, import_requested(request, watch), watch)
-    stages, start = planner.prepared
-    problem = stages.learn_problem(start.decided, fixed=False, free=())
-    options, few, every = SolverOptions(gap=0.0), *(ChoiceByCuts(problem) for _ in range(2))
-    assert few.memory is not None
-    assert every.memory is not None
-    every.memory.added.update(every.memory.slots.tolist())
-    found = few.solve("learn", options)
-    assert found.value == every.solve("learn", options).value
-    assert found.bound >= found.value
-    assert 0 < len(few.memory.added) < len(few.memory.slots)
-
-
 def test_updates_are_chosen_in_the_forms_of_state_that_are_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from ...ir.errors import OdtPlanError
+from ...ir.errors import GraphError, OdtPlanError
 from ...ir.training import TrainingGraph
 from ...planner.plan import ALIGNMENT_BYTES, Buffer, Plan
 from .ctext import array, block, c_type, comment, identifier, symbol
@@ -21,9 +21,12 @@ from .replay import replay_sizes, replay_values
 from .sample import inputs_of
 from .saved import plan_id
 from .schedule import emit_schedule
+from .session import host_values, session_values, takes_samples
 
 _INCLUDE = re.compile(r'^#include "(odtplan_\w+)\.h"', re.MULTILINE)
 
+#: Files that are no part of the library as such.
+_PROGRAMS = ("_selftest.c", "_host.c")
 _OVERLAP_FIELDS = """\
     /* Pages are started and waited for later; the two above serve a replay cache, save and load. */
     odtplan_start_write_t page_start_write;
@@ -33,7 +36,12 @@ _OVERLAP_FIELDS = """\
 
 
 def emit_c(
-    plan: Plan, training: TrainingGraph, folder: Path, *, name: str | None = None
+    plan: Plan,
+    training: TrainingGraph,
+    folder: Path,
+    *,
+    name: str | None = None,
+    host: bool = False,
 ) -> list[Path]:
     """Write the C library of a plan.
 
@@ -44,16 +52,19 @@ def emit_c(
         training: The training graph that it executes.
         folder: Target folder; made if missing.
         name: Model name that prefixes all symbols; default: the plan's.
+        host: Also write ``<model>_host.c``, a program that trains from a file on this machine.
 
     Returns:
         The written files: ``<model>.h``, ``<model>.c``, ``<model>_weights.h``,
-        ``<model>_weights.c``, ``<model>_selftest.c``, ``CMakeLists.txt`` and the kernels used.
+        ``<model>_weights.c``, ``<model>_selftest.c``, ``<model>_train.h``, ``<model>_train.c``
+        (not where samples and targets have no common first axis), ``CMakeLists.txt`` and the
+        kernels used.
 
     Raises:
         GraphError: The plan holds something that C can't express (names it).
         OdtPlanError: The folder can't be written.
     """
-    files = _Library(plan, training, identifier(name or plan.model.name)).files()
+    files = _Library(plan, training, identifier(name or plan.model.name)).files(host=host)
     return write_files(folder, files)
 
 
@@ -106,7 +117,7 @@ class _Library:
         )
         self.schedule = emit_schedule(plan, training, self.weights, self.parts, self.heads)
 
-    def files(self) -> dict[str, str]:
+    def files(self, *, host: bool) -> dict[str, str]:
         """All files by name, the library sources of the kernels included."""
         values = self._values()
         values |= replay_values(self.plan, self.parts, self.schedule.front, values)
@@ -114,13 +125,32 @@ class _Library:
             f"{self.model}{suffix}": Template(_template(f"model{suffix}")).substitute(values)
             for suffix in (".h", ".c", "_weights.h", "_selftest.c")
         }
+        files |= self._session(values, host=host)
         files[f"{self.model}_weights.c"] = self._weights()
-        kernels = kernel_files(["odtplan_runtime", *self._kernel_sources()])
-        sources = [f"{self.model}.c", f"{self.model}_weights.c"]
+        kernels = kernel_files(["odtplan_runtime", *self._kernel_sources()], files.values())
+        sources = [n for n in files if n.endswith(".c") and not n.endswith(_PROGRAMS)]
         sources += [n for n in kernels if n.endswith(".c")]
         values["sources"] = "\n".join(f"  {s}" for s in sources)
         files["CMakeLists.txt"] = Template(_template("CMakeLists.txt")).substitute(values)
         return files | kernels
+
+    def _session(self, values: dict[str, str | int], *, host: bool) -> dict[str, str]:
+        """The training session; none where samples can't be taken one by one."""
+        if not takes_samples(self.plan, self.training):
+            if host:
+                raise GraphError(
+                    f"{self.plan.model.name}: samples or targets have no common first axis, so"
+                    " there is no session that takes them one by one; emit c without host"
+                )
+            return {}
+        session = session_values(
+            self.plan, self.training, self.inputs, self.heads, self.parts, self.state, values
+        )
+        session = host_values(self.plan, self.inputs, self.heads, session)
+        return {
+            f"{self.model}{suffix}": Template(_template(f"model{suffix}")).substitute(session)
+            for suffix in ("_train.h", "_train.c", *["_host.c"] * host)
+        }
 
     def _kernel_sources(self) -> list[str]:
         """Kernel files of the schedule and of the function that makes samples."""
@@ -151,6 +181,7 @@ class _Library:
             "no_callback": " || ".join(f"net->{c} == NULL" for c in schedule.callbacks),
             "overlap_fields": _OVERLAP_FIELDS if schedule.under_way else "",
             "infer_pages": int(schedule.infer_pages),
+            "evaluate_pages": int(schedule.evaluate_pages),
             "train_pages": int(schedule.train_pages),
             "initial": self._initial(),
             "stored": self._stored_state(),
@@ -333,11 +364,16 @@ def _template(name: str) -> str:
     return (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
 
 
-def kernel_files(stems: list[str]) -> dict[str, str]:
-    """Library files that the given sources need, found through their includes."""
+def kernel_files(stems: list[str], users: Iterable[str] = ()) -> dict[str, str]:
+    """Library files that the given sources need, found through their includes.
+
+    Args:
+        stems: Sources of the library.
+        users: Texts of other files that include some.
+    """
     folder = resources.files(__package__) / "kernels"
     result: dict[str, str] = {}
-    waiting = list(stems)
+    waiting = [*stems, *(stem for text in users for stem in _INCLUDE.findall(text))]
     while waiting:
         stem = waiting.pop()
         for name in (f"{stem}.h", f"{stem}.c"):

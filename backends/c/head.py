@@ -114,8 +114,8 @@ def heads_of(training: TrainingGraph, model: str) -> list[Head]:
 def head_values(heads: Sequence[Head], prediction_at: str) -> dict[str, str]:
     """What the templates say of predictions and targets.
 
-    Where there is one prediction, it is copied from where inference leaves it; several are copied
-    as they are made, because their bytes are used again.
+    Predictions are copied as they are made, because their bytes may be used again. Where there is
+    one, an inference leaves it in the arena as well.
 
     Args:
         heads: The outputs.
@@ -123,13 +123,7 @@ def head_values(heads: Sequence[Head], prediction_at: str) -> dict[str, str]:
     """
     several = len(heads) > 1
     results = [h.result for h in heads]
-    taken = "".join(f", float *{y}" for y in results) if several else ""
     model, macro = heads[0].model, heads[0].model.upper()
-    copies = [
-        "if (status == ODTPLAN_OK && y != NULL) {",
-        f"    memcpy(y, {macro}_PREDICTION(net), {macro}_PREDICTION_SIZE * sizeof(float));",
-        "}",
-    ]
     where = (
         f"/* Where {model}_infer leaves the prediction, until the next call. */\n"
         f"#define {macro}_PREDICTION(net) ((float *)(void *)((net)->{prediction_at}))\n\n"
@@ -142,16 +136,15 @@ def head_values(heads: Sequence[Head], prediction_at: str) -> dict[str, str]:
         "y_note": "Predictions for a sample; any may be NULL"
         if several
         else "Prediction for a sample; y may be NULL",
-        "y_taken": taken,
-        "y_given": "".join(f", {y}" for y in results) if several else "",
-        "y_none": ", NULL" * len(heads) if several else "",
-        "y_copies": "" if several else "".join(f"    {line}\n" for line in copies),
-        "y_voids": "".join(f"    (void){y};\n" for y in results) if several else "",
+        "y_taken": "".join(f", float *{y}" for y in results),
+        "y_given": "".join(f", {y}" for y in results),
+        "y_none": ", NULL" * len(heads),
+        "y_voids": "".join(f"    (void){y};\n" for y in results),
         "prediction_macro": "" if several else where,
         "target_args": ", ".join(h.param for h in heads),
         "target_decl": ", ".join(h.declaration for h in heads),
         "target_none": ", ".join("NULL" for _ in heads),
         "target_missing": " || ".join(f"{h.param} == NULL" for h in heads),
         "target_note": "\n * ".join(h.note() for h in heads),
-        "target_check": "\n".join(f"    {line}" for h in heads for line in h.check()),
+        "target_check": "".join(f"    {line}\n" for h in heads for line in h.check()),
     }

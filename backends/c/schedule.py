@@ -1,8 +1,8 @@
 """The plan's steps as C statements, one kernel call after the other.
 
-The generated ``run`` serves inference and training: steps that the prediction does not need stand
-in ``if (mode != INFER)``, and an inference returns after the last step that it needs. So each step
-is in flash once.
+The generated ``run`` serves inference, evaluation and training: steps that the prediction, or the
+loss, does not need stand behind a test of the mode, and inference and evaluation return after the
+last step that they need. So each step is in flash once.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Schedule:
         sources: Kernel files that are called, sorted stems.
         prediction: Buffer of the prediction after an inference.
         infer_pages: Whether an inference pages.
+        evaluate_pages: Whether an evaluation pages.
         train_pages: Whether a training step pages.
         callbacks: What it pages through.
         under_way: Most transfers that are started and not waited for; 0: none runs beside the core.
@@ -49,6 +50,7 @@ class Schedule:
     body: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     infer_pages: bool = False
+    evaluate_pages: bool = False
     train_pages: bool = False
     callbacks: tuple[str, ...] = ("page_write", "page_read")
     under_way: int = 0
@@ -99,12 +101,13 @@ class _Emitter:
         starts = [s.writes[0] for s in plan.steps if s.overlapped]
         self.transfers = {target: i for i, target in enumerate(starts)}
         self.targets = {h.target.name: h.param for h in heads}
-        self.results = {h.value.name: h.result for h in heads if len(heads) > 1}
+        self.results = {h.value.name: h.result for h in heads}
         self.homes = {v.name for u in training.updates for v in u.paged}
 
     def emit(self) -> Schedule:
         predictions = [v.name for v in self.training.predictions]
         infer = inference_steps(self.plan, predictions)
+        evaluate = inference_steps(self.plan, [*predictions, self.training.loss.name])
         end = map(self.buffers.__getitem__, self.plan.steps[infer[-1]].writes)
         result = Schedule(next(b for b in end if b.value in predictions), self.params)
         copied = dict(self.results)
@@ -113,6 +116,7 @@ class _Emitter:
             pages = step.kind in ("page_in", "page_out", "page_wait")
             result.train_pages |= pages
             result.infer_pages |= pages and i in infer
+            result.evaluate_pages |= pages and i in evaluate
             nodes = [self.nodes[n] for n in step.nodes]
             sources.update(kernel_of(n).source for n in nodes if _runs(n))
             held = [b for b in self.arena if b.first < i <= b.last]
@@ -126,10 +130,13 @@ class _Emitter:
                     lines += block(f"if ({y} != NULL) {{", [copy])
             if step.last_micro and self.plan.training.micro_batches > 1:
                 lines = block("if (mode == UPDATE) {", lines)
+            elif i < evaluate[-1] and i not in evaluate:
+                lines = block("if (mode > EVALUATE) {", lines)
             elif i < infer[-1] and i not in infer:
                 lines = block("if (mode != INFER) {", lines)
-            if i == infer[-1]:
-                lines += block("if (mode == INFER) {", ["return ODTPLAN_OK;"])
+            for mode, steps in (("INFER", infer), ("EVALUATE", evaluate)):
+                if i == steps[-1]:
+                    lines += block(f"if (mode == {mode}) {{", ["return ODTPLAN_OK;"])
             replay = self.plan.replay
             lines_of = result.front if replay is not None and i < replay.front else result.body
             lines_of += [

@@ -89,9 +89,22 @@ def _own(training: TrainingGraph, output: int) -> MetricName:
 def _suits(training: TrainingGraph, metric: MetricName, output: int) -> bool:
     """Whether accuracy or squared error of an output can be computed."""
     if metric == "accuracy":
-        return _class_axis(training, output) is not None
+        return class_axis(training, output) is not None
     predicted, target = training.predictions[output], training.targets[output]
     return target.type.dtype == "f32" and predicted.type.shape == target.type.shape
+
+
+def class_axis(training: TrainingGraph, output: int) -> int | None:
+    """Axis of a prediction that holds the classes which its target numbers; None: none does."""
+    bounds = bounds_of(training.graph, training.targets[output])
+    shape, labels = training.predictions[output].type.shape, training.targets[output].type
+    if bounds is None or labels.dtype != "i32":
+        return None
+    for axis in (1, len(shape) - 1):
+        rest = (*shape[:axis], *shape[axis + 1 :])
+        if shape[axis : axis + 1] == (bounds.high + 1,) and rest == labels.shape:
+            return axis
+    return None
 
 
 def check_metric(training: TrainingGraph, metric: MetricName, data: DataSet) -> None:
@@ -208,22 +221,9 @@ def roc_auc(scores: Array, positive: Array) -> float:
     return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(scores) - n)))
 
 
-def _class_axis(training: TrainingGraph, output: int) -> int | None:
-    """Axis of a prediction that holds the classes which its target numbers; None: none does."""
-    bounds = bounds_of(training.graph, training.targets[output])
-    shape, labels = training.predictions[output].type.shape, training.targets[output].type
-    if bounds is None or labels.dtype != "i32":
-        return None
-    for axis in (1, len(shape) - 1):
-        rest = (*shape[:axis], *shape[axis + 1 :])
-        if shape[axis : axis + 1] == (bounds.high + 1,) and rest == labels.shape:
-            return axis
-    return None
-
-
 def _hits(training: TrainingGraph, output: int, predicted: Array, labels: Array) -> Array:
     """1 where the most likely class is the label, NaN where the label counts nothing."""
-    axis = _class_axis(training, output)
+    axis = class_axis(training, output)
     bounds = bounds_of(training.graph, training.targets[output])
     assert axis is not None
     assert bounds is not None

@@ -39,11 +39,25 @@ class Sampler:
 
     def batch(self, number: int) -> list[int]:
         """Samples of a micro-batch, counted from 0."""
+        items = self.items(number)
+        return items if self._batches is None else [int(i) for i in self._batches[items[0]]]
+
+    def items(self, number: int) -> list[int]:
+        """What the order of a pass tells of a micro-batch: its samples, or which fixed one it is.
+
+        Fixed ones take the samples of ``arranged`` one after the other.
+        """
         if self._batches is not None:
-            place = self._at(number, len(self._batches))
-            return [int(i) for i in self._batches[place]]
+            return [self._at(number, len(self._batches))]
         first = number * self.size
         return [self._at(i, self.count) for i in range(first, first + self.size)]
+
+    @property
+    def arranged(self) -> Array:
+        """All samples as fixed micro-batches hold them; in the order of the data where none is."""
+        if self._batches is None:
+            return np.arange(self.count)
+        return self._batches.reshape(-1)[: self.count]
 
     def _start(self) -> None:
         self._rng = np.random.default_rng(self.seed)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...ir.errors import UsageError
+from ...planner.plan import Plan
 from .checkpoint import Checkpoint, belonging, resume_from, write_checkpoint
 from .data import DataSet, chosen_of, labels_of
 from .history import Epoch, History, Stop
@@ -67,17 +68,13 @@ class _Session:
         self.validation, self.listener = validation, listener
         self.micro = training.spec.micro_batches
         self.group = plan.model.batch * self.micro
-        self.total = _updates(options, data.count, self.group)
+        self.total = updates_of(options, data.count, self.group)
         self.metric = options.metric or metric_of(training)
-        if options.warmup >= self.total:
-            raise UsageError(
-                f"--warmup: {options.warmup} of {self.total} updates; must leave some to train"
-            )
         options.regularization.check(training)
         if validation is not None:
             check_metric(training, self.metric, validation)
         self.cache = None if plan.replay is None else Replayed(runtime, plan.replay)
-        self.sampler = _sampler(options, data, plan.model.batch, fixed=self.cache is not None)
+        self.sampler = sampler_of(options, data, plan)
         self.schedule = Schedule(options.schedule, options.lr, self.total, options.warmup)
         self.first = runtime.snapshot()
         self.good = Standing(self.first)
@@ -260,11 +257,11 @@ class _Session:
         self.earlier = found.good.replayed
 
 
-def _updates(options: SessionOptions, count: int, group: int) -> int:
+def updates_of(options: SessionOptions, count: int, group: int) -> int:
     """Updates of a run.
 
     Raises:
-        UsageError: Not exactly one amount is given, or there is nothing to do.
+        UsageError: Not exactly one amount is given, there is nothing to do, or it is all warm-up.
     """
     given = [options.steps is not None, options.epochs is not None, options.online]
     if sum(given) != 1:
@@ -274,18 +271,26 @@ def _updates(options: SessionOptions, count: int, group: int) -> int:
             raise UsageError(
                 f"there is nothing to train: an update takes {group} samples, the data have {count}"
             )
-        return count // group
-    steps = options.steps
-    if options.epochs is not None:
+        steps = count // group
+    elif options.epochs is not None:
         steps = -(-options.epochs * count // group)
-    assert steps is not None
+    else:
+        assert options.steps is not None
+        steps = options.steps
     if steps < 1:
         raise UsageError(f"there is nothing to train: {steps} steps")
+    if options.warmup >= steps:
+        raise UsageError(f"--warmup: {options.warmup} of {steps} updates; must leave some to train")
     return steps
 
 
-def _sampler(options: SessionOptions, data: DataSet, size: int, *, fixed: bool) -> Sampler:
-    weights = None
+def sampler_of(options: SessionOptions, data: DataSet, plan: Plan) -> Sampler:
+    """Which samples the micro-batches of a run hold.
+
+    Raises:
+        UsageError: ``--balance`` is asked of data or a plan that it does not suit.
+    """
+    weights, size, fixed = None, plan.model.batch, plan.replay is not None
     if options.balance:
         labels = labels_of(data)
         if len(labels) != 1:

@@ -171,7 +171,11 @@ def plan(
     threads: Annotated[int, typer.Option(min=1, max=256)] = 1,
     emit: Annotated[
         list[str] | None,
-        typer.Option(metavar="c|dot|svg,...", help="Also write this (repeatable)."),
+        typer.Option(
+            metavar="c|host|dot|svg,...",
+            help="Also write this (repeatable); host: the C library, and a program that"
+            " trains by it here.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -318,6 +322,13 @@ def run(
     save: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Write the learned parameters.")
     ] = None,
+    c_session: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.bin",
+            help="Train nothing; write data, order and options for the program of --emit host.",
+        ),
+    ] = None,
     exact: Annotated[
         bool,
         typer.Option("--exact", help="The bits of the emitted C; many times as slow."),
@@ -361,6 +372,7 @@ def run(
             model,
             device,
             save,
+            c_session,
             as_json,
             quiet,
         )

@@ -41,7 +41,7 @@ DEVICE_FILE = "plan.device.yaml"
 #: More are a mistake.
 MOST_MICRO_BATCHES = 65536
 #: What --emit knows.
-EMITTED = ("c", "dot", "svg")
+EMITTED = ("c", "host", "dot", "svg")
 
 
 @dataclass(frozen=True)
@@ -351,10 +351,10 @@ def _write(
         output.copy(request.model.parent / part, part.as_posix())
     if device_option is not None and device_option != request.device.id:
         output.copy(Path(device_option), DEVICE_FILE)
-    if "c" in emitted:
+    if "c" in emitted or "host" in emitted:
         from .backends.c import emit_c
 
-        emit_c(planned.plan, planned.training, folder)
+        emit_c(planned.plan, planned.training, folder, host="host" in emitted)
     if "dot" in emitted:
         from .backends.viz import write_dot
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .backends.c import session_file
 from .backends.numpy import (
     DataFile,
     DataSet,
@@ -29,6 +30,7 @@ from .ir.errors import OdtPlanError, UsageError
 from .ir.sample import array_names
 from .ir.targets import target_names
 from .ir.training import TrainingGraph
+from .ir.whole_file import whole_file
 from .planner.check import check
 from .planner.plan import Plan, load_plan
 from .planner.rebuild import rebuild
@@ -57,6 +59,7 @@ class RunOptions:
     model: Path | None
     device: str | None
     save: Path | None
+    c_session: Path | None
     as_json: bool
     quiet: bool
 
@@ -65,7 +68,8 @@ def run_training(options: RunOptions) -> dict[str, object]:
     """Check the plan, train, tell what happened.
 
     Returns:
-        What ``--json`` prints: losses, epochs, why training stopped, scores before and after.
+        What ``--json`` prints: losses, epochs, why training stopped, scores before and after; of
+        ``--c-session`` what was written.
 
     Raises:
         OdtPlanError: The plan, its model, the device or the data are wrong, or the result can't be
@@ -76,11 +80,13 @@ def run_training(options: RunOptions) -> dict[str, object]:
     training = rebuild(plan, options.plan_file, options.model)
     check(plan, training, device_of_plan(options.plan_file, plan.device.id, options.device))
     data, held_out, file = _read(options, training)
-    for path in (options.save, session.checkpoint):  # before hours of training
+    for path in (options.save, options.c_session, session.checkpoint):  # before hours of training
         if path is not None and not path.parent.is_dir():
             raise OdtPlanError(f"{path}: can't write: {path.parent} is no folder")
     if session.steps is None and session.epochs is None and not session.online:
         session = replace(session, steps=DEFAULT_STEPS)
+    if options.c_session is not None:
+        return _write_session(options, plan, training, data, session, held_out)
     runtime = Runtime(plan, training, exact=options.exact)
     silent = options.quiet or options.as_json
     tell = _teller(silent)
@@ -135,6 +141,34 @@ def run_training(options: RunOptions) -> dict[str, object]:
         "state_bytes": runtime.state_nbytes,
         "scratch_bytes": runtime.scratch_nbytes,
     }
+
+
+def _write_session(
+    options: RunOptions,
+    plan: Plan,
+    training: TrainingGraph,
+    data: DataSet,
+    session: SessionOptions,
+    held_out: DataSet | None,
+) -> dict[str, object]:
+    """What the host program of the emitted C does the session from."""
+    path = options.c_session
+    assert path is not None
+    if options.save is not None:
+        raise UsageError("--c-session trains nothing that --save could write; give one of them")
+    content = session_file(plan, training, data, session, held_out)
+    try:
+        with whole_file(path) as file:
+            file.write(content)
+    except OSError as e:
+        raise OdtPlanError(f"{path}: can't write the session: {e.strerror or e}") from None
+    judged = 0 if held_out is None else held_out.count
+    tell = _teller(options.quiet or options.as_json)
+    tell(
+        f"session of {data.count} samples, {judged} to judge by, written to {path}:"
+        f" {format_bytes(len(content))}"
+    )
+    return {"file": str(path), "bytes": len(content), "samples": data.count, "judged": judged}
 
 
 _CLIPPED = {

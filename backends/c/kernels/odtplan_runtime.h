@@ -19,7 +19,10 @@ typedef enum {
     ODTPLAN_ERROR_FOREIGN = 6,   /* saved data of another model, plan or version */
     ODTPLAN_ERROR_DAMAGED = 7,   /* saved data is cut or its checksum is wrong */
     ODTPLAN_ERROR_SELFTEST = 8,  /* a golden result differs by more than the tolerance */
-    ODTPLAN_ERROR_INDEX = 9      /* a sample holds an index outside of its table; nothing was computed */
+    ODTPLAN_ERROR_INDEX = 9,     /* a sample holds an index outside of its table; nothing was computed */
+    ODTPLAN_ERROR_SAMPLE = 10,   /* a session got no sample, or no number of one; nothing was computed */
+    ODTPLAN_ERROR_SAMPLES = 11,  /* a session has no samples, or fewer than it needs at a time */
+    ODTPLAN_ERROR_NOT_FINITE = 12 /* a session without slots came to a value that is not finite */
 } odtplan_error_t;
 
 /* Callbacks to storage; offsets count from the start of the area that the caller gives. Return 0 on

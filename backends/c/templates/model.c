@@ -34,7 +34,7 @@ static const odtplan_decay_t decay = {${decay}};
 
 $params
 /* MICRO is a training step that only accumulates, UPDATE one that updates. */
-enum { INFER, MICRO, UPDATE };
+enum { INFER, EVALUATE, MICRO, UPDATE };
 $front
 static int $rest(${model}_t *net, $target_decl, float *loss, int mode$y_taken) {
 $locals
@@ -106,17 +106,40 @@ int ${model}_infer(${model}_t *net, $sample_params, $y_decl) {
         return status;
     }
     begin(net, $sample_args);
-    status = run(net, $target_none, NULL, INFER$y_given);
-    finish(net, status);
-$y_copies    return status;
+    return finish(net, run(net, $target_none, NULL, INFER$y_given));
+}
+
+static int check_target($target_decl) {
+    if ($target_missing) {
+        return ODTPLAN_ERROR_ARGUMENT;
+    }
+$target_check    return ODTPLAN_OK;
+}
+
+int ${model}_evaluate(${model}_t *net, $sample_params, $target_decl, $y_decl, float *loss) {
+    int status = check(net, ${evaluate_pages});
+    if (status == ODTPLAN_OK) {
+        status = check_sample($sample_args);
+    }
+    if (status == ODTPLAN_OK) {
+        status = check_target($target_args);
+    }
+    if (status != ODTPLAN_OK) {
+        return status;
+    }
+    begin(net, $sample_args);
+    return finish(net, run(net, $target_args, loss, EVALUATE$y_given));
 }
 
 /* Refuses what can't be trained on; else sets the step sizes of the next micro-step. */
 static int prepare(${model}_t *net, $target_decl, float lr, odtplan_progress_t *next) {
-    if ($target_missing || !odtplan_is_step_size(lr)) {
+    const int status = check_target($target_args);
+    if (status != ODTPLAN_OK) {
+        return status;
+    }
+    if (!odtplan_is_step_size(lr)) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
-$target_check
     *next = net->progress;
     if (++next->micro == ${MODEL}_MICRO_BATCHES) {
         next->micro = 0;

@@ -53,6 +53,9 @@ $sample_declaration
 /* $y_note. */
 int ${model}_infer(${model}_t *net, $sample_params, $y_decl);
 
+/* Predictions for a sample, and its loss; each may be NULL. Nothing that training changes changes. */
+int ${model}_evaluate(${model}_t *net, $sample_params, $target_decl, $y_decl, float *loss);
+
 /* One training step$micro_note. loss may be NULL.
  * $target_note
  * lr: step size, finite and not negative. After an error other than ODTPLAN_ERROR_STORAGE nothing

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import struct
 import subprocess
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import nets
 import numpy as np
+import plans
 import pytest
+import test_file_loss
+import test_optimizer_state
 import test_replay
+import test_several_outputs
 from board import lane
+from board.elf import Elf
 from board.objects import link
-from test_c_backend import CASES, needs_gcc
+from cli_run import Cli
+from test_c_backend import CASES, needs_gcc, planned
+from test_c_kernels import KERNELS
+from test_optimizer_state import BOARD
+from test_replay import DATA, DIGITS
+from test_session import samples
+from zoo import exhibit
 
 from odt_plan.backends.c import emit_c, session_file
 from odt_plan.backends.c.golden import random_samples
@@ -27,11 +43,17 @@ from odt_plan.backends.numpy import (
     data_set,
     train_session,
 )
+from odt_plan.backends.numpy.metrics import evaluate
+from odt_plan.backends.numpy.schedule import Schedule
+from odt_plan.ir.errors import GraphError, UsageError
+from odt_plan.ir.import_options import ImportOptions
+from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.targets import random_target, target_names
-from odt_plan.ir.training import TrainingGraph
+from odt_plan.ir.training import TrainingGraph, TrainingSpec
 from odt_plan.planner.plan import Plan
 
 Planned = tuple[Plan, TrainingGraph]
+ADAM2 = TrainingSpec(optimizer="adam", micro_batches=2)
 CHECKS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DODTPLAN_POISON"]
 
 
@@ -112,12 +134,13 @@ def check_told(
     for line, e in zip(epochs, history.epochs, strict=True):
         assert (line["epoch"], line["updates"]) == (e.number, e.updates)
         if e.number:
-            assert line["loss"] == pytest.approx(e.loss, rel=1e-13, nan_ok=True)
+            assert line["loss"] == pytest.approx(e.loss, rel=1e-13)
             assert line["lr"] == pytest.approx(e.lr, rel=1e-13)
-        if e.validation is not None:
-            assert line["metric"] == e.validation.metric
-            assert line["value"] == pytest.approx(e.validation.value, rel=1e-13)
-            assert line["validation_loss"] == pytest.approx(e.validation.loss, rel=1e-13)
+        if (found := e.validation) is not None:
+            assert line["metric"] == found.metric
+            for key, value in (("value", found.value), ("validation_loss", found.loss)):
+                same = pytest.approx(value, rel=1e-13) if np.isfinite(value) else None
+                assert line[key] == same
     end = told[-1]
     assert end["ended"]
     assert end["stopped"] == history.stopped
@@ -141,6 +164,18 @@ MADE: dict[str, Callable[[], Planned]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Host]:
+    """Host programs by the name of their exhibit."""
+
+    @cache
+    def made(name: str) -> Host:
+        e = exhibit(name)
+        return build((e.plan, e.training), tmp_path_factory.mktemp(name))
+
+    return made
+
+
 @needs_gcc
 @pytest.mark.parametrize("case", MADE)
 def test_equals_numpy_bit_for_bit(case: str, tmp_path: Path) -> None:
@@ -152,3 +187,478 @@ def test_equals_numpy_bit_for_bit(case: str, tmp_path: Path) -> None:
     assert (history.replayed > 0) == case.startswith("replay")
     online = replace(o, epochs=None, online=True, schedule="linear", warmup=1)
     compare(host, data, online, None, tmp_path)
+
+
+@needs_gcc
+def test_the_best_epoch_is_kept_and_patience_ends_it(
+    hosts: Callable[[str], Host], tmp_path: Path
+) -> None:
+    """A step size that first helps, then destroys."""
+    host = hosts("mlp-sgd")
+    data, validation = samples(host.training, 60), samples(host.training, 40, seed=1)
+    o = SessionOptions(lr=0.3, epochs=8, seed=2)
+    kept = compare(host, data, o, validation, tmp_path).kept
+    assert kept is not None
+    assert 0 < kept < 8
+    patient = compare(host, data, replace(o, patience=2), validation, tmp_path)
+    assert patient.stopped == "patience"
+    assert len(patient.epochs) < 9
+    by_loss = replace(o, metric="loss", patience=1, lr=0.2)
+    assert compare(host, data, by_loss, validation, tmp_path).stopped == "patience"
+
+
+@needs_gcc
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_worse_is_rolled_back(metric: Any, hosts: Callable[[str], Host], tmp_path: Path) -> None:
+    host = hosts("mlp-sgd")
+    data, validation = samples(host.training, 60), samples(host.training, 40, seed=1)
+    truth = Runtime(host.plan, host.training).infer  # what is judged by is what the model says
+    (x,) = validation.x.values()
+    said = np.array([truth(a[None]).argmax() for a in x], np.int32)
+    o = SessionOptions(lr=0.1, epochs=2, metric=metric)
+    history = compare(host, data, o, replace(validation, y={"y": said}), tmp_path)
+    assert history.rolled_back
+
+
+@needs_gcc
+@pytest.mark.parametrize("name", ["cnn-mse-batch", "resnet-adam-accumulate", "paged-accumulate"])
+@pytest.mark.parametrize("judged", [True, False])
+@pytest.mark.parametrize(("lr", "halvings"), [(1e6, 20), (3e9, 2), (1e5, 0)])
+def test_values_that_are_not_finite(
+    name: str, judged: bool, lr: float, halvings: int, hosts: Callable[[str], Host], tmp_path: Path
+) -> None:
+    """One way back for each halving; then the last good state, if none was judged the best."""
+    host = hosts(name)
+    lr = lr * 1e25 if host.training.spec.optimizer == "adam" else lr
+    validation = samples(host.training, 12, seed=1) if judged else None
+    o = SessionOptions(lr=lr, epochs=3, halvings=halvings)
+    history = compare(host, samples(host.training, 40), o, validation, tmp_path)
+    assert history.stopped == "not_finite" or history.halvings > 0
+
+
+@needs_gcc
+@pytest.mark.parametrize("judged", [True, False])
+@pytest.mark.parametrize("bad", [(0,), (8,), (29,), (8, 20), (8, 9, 20), (28, 29)])
+def test_online_goes_on_with_the_next_sample(
+    bad: tuple[int, ...], judged: bool, hosts: Callable[[str], Host], tmp_path: Path
+) -> None:
+    host = hosts("cnn-mse-batch")
+    data = samples(host.training, 30)
+    data.y["y"][list(bad)] = 3e20  # whose square is infinite
+    validation = samples(host.training, 12, seed=1) if judged else None
+    for halvings in (0, 1, 2):
+        o = SessionOptions(lr=0.01, online=True, halvings=halvings, schedule="linear")
+        history = compare(host, data, o, validation, tmp_path)
+        assert history.halvings == min(halvings, len({b // 2 for b in bad}))
+
+
+@needs_gcc
+@pytest.mark.parametrize(("name", "lr"), [("cnn-mse-batch", 2.0), ("mlp-sgd", 1e3)])
+def test_later_divergence_goes_back_to_the_start_of_its_epoch(
+    name: str, lr: float, hosts: Callable[[str], Host], tmp_path: Path
+) -> None:
+    """A step size that rises: the first epoch is fine."""
+    host = hosts(name)
+    data, validation = samples(host.training, 24), samples(host.training, 9, seed=1)
+    updates = 4 * 24 // host.plan.model.batch
+    for halvings in (0, 1, 4):
+        for held_out in (validation, None):
+            o = SessionOptions(lr=lr, epochs=4, warmup=updates - 1, halvings=halvings)
+            history = compare(host, data, o, held_out, tmp_path)
+            assert history.stopped == ("not_finite" if not history.halvings else history.stopped)
+            assert history.epochs[-1].number >= 1
+            assert len(history.losses) > updates // 4
+
+
+@needs_gcc
+def test_samples_may_come_again_and_micro_batches_not_be_full(
+    hosts: Callable[[str], Host], tmp_path: Path
+) -> None:
+    """Draws with replacement; judging by a set whose last micro-batch is filled up."""
+    host = build(CASES["cnn-momentum-batch2"](), tmp_path)
+    data, validation = batches(host.training, 21, 0), batches(host.training, 7, 1)
+    o = SessionOptions(lr=0.02, steps=25, balance=True, seed=3)
+    history = compare(host, data, o, validation, tmp_path)
+    assert history.before is not None
+    runtime = Runtime(host.plan, host.training)
+    whole = replace(validation, x={k: a[:6] for k, a in validation.x.items()},
+                    y={k: a[:6] for k, a in validation.y.items()})  # fmt: skip
+    six = evaluate(runtime, whole, "accuracy")
+    assert history.before.loss == six.loss
+    assert (history.before.value * 7 - six.value * 6) in (0.0, pytest.approx(1.0))
+
+
+@needs_gcc
+@pytest.mark.parametrize("case", ["weighted", "binary", "column"])
+def test_losses_of_the_file(case: str, tmp_path: Path) -> None:
+    """A label that counts nothing, labels in a column, a prediction that the loss is made of."""
+    path = test_file_loss.CASES[case][0](tmp_path)
+    forward = import_model(path, ImportOptions(batch=test_file_loss.BATCH))
+    training = plans.training_of(forward, TrainingSpec(loss="output"))
+    host = build((plans.keep_all(training), training), tmp_path)
+    data, validation = batches(training, 17, 0), batches(training, 13, 1)
+    compare(host, data, SessionOptions(lr=0.05, epochs=2), validation, tmp_path)
+    if case == "weighted":
+        only = replace(validation, y={"y": np.full(13, 1, np.int32)})  # accuracy of nothing
+        o = SessionOptions(lr=0.05, epochs=1)
+        assert np.isnan(train_session(Runtime(host.plan, training), data, o, validation=only)
+                        .epochs[0].validation.value)  # fmt: skip
+        code, told, _ = host.run(session_file(host.plan, training, data, o, only), tmp_path)
+        assert code == 0
+        assert told[0]["value"] is None
+
+
+@needs_gcc
+def test_several_outputs_are_judged_by_their_loss(tmp_path: Path) -> None:
+    path = test_several_outputs.detector(tmp_path)
+    forward = import_model(path, ImportOptions(batch=1))
+    training = plans.training_of(forward, test_several_outputs.SUM)
+    host = build((plans.keep_all(training), training), tmp_path)
+    data, validation = batches(training, 11, 0), batches(training, 5, 1)
+    compare(host, data, SessionOptions(lr=0.01, epochs=2), validation, tmp_path)
+    o = SessionOptions(lr=0.01, epochs=2, metric="accuracy")
+    with pytest.raises(UsageError, match="--metric accuracy: the emitted C judges this model by l"):
+        session_file(host.plan, training, data, o, validation)
+
+
+@needs_gcc
+@pytest.mark.parametrize("overlap", [True, False])
+def test_optimizer_tensors_in_storage(overlap: bool, tmp_path: Path) -> None:
+    """They are saved and come back with the state, and are looked at for values not finite."""
+    device = BOARD if overlap else plans.without_dma(BOARD)
+    asked = {"storage": "sdcard", "ram_bytes": 2000, "state": ("paged,sgd",)}
+    done = test_optimizer_state.planned(tmp_path, nets.mlp((6, 8, 4)), device, **asked)
+    assert any(u.paged for u in done.training.updates)
+    host = build((done.plan, done.training), tmp_path / "c")
+    data, validation = samples(host.training, 20), samples(host.training, 9, seed=1)
+    compare(host, data, SessionOptions(lr=0.02, epochs=3), validation, tmp_path)
+    for lr in (1e19, 1e37):
+        o = SessionOptions(lr=lr, epochs=2, halvings=3)
+        assert compare(host, data, o, validation, tmp_path).halvings > 0
+
+
+# ---- step sizes, sums of the library
+
+
+class COptions(ctypes.Structure):
+    _fields_ = [("lr", ctypes.c_double)] + [
+        (n, ctypes.c_uint32)
+        for n in ("epochs", "updates", "online", "samples", "judged", "schedule", "warmup",
+                  "metric", "patience", "halvings")
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    folder = tmp_path_factory.mktemp("library")
+    target = folder / "session.so"
+    source = KERNELS / "odtplan_session.c"
+    command = ["gcc", *lane.STRICT, "-O2", "-ffp-contract=off", "-shared", "-fPIC"]
+    subprocess.run([*command, str(source), "-o", str(target)], check=True)
+    found = ctypes.CDLL(str(target))
+    found.odtplan_rate.restype = ctypes.c_double
+    return found
+
+
+@needs_gcc
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_step_sizes_are_those_of_numpy(name: Any, library: ctypes.CDLL) -> None:
+    """As fp32 all are; as double all but some of the cosine."""
+    rng, number = np.random.default_rng(0), ("constant", "linear", "cosine").index(name)
+    totals = [1, 2, 3, 7, 200, 9973, *rng.integers(2, 10**6, 20).tolist()]
+    for total in totals:
+        warmup = int(rng.integers(0, min(total, 50)))
+        lr = float(10 ** rng.uniform(-5, 1))
+        schedule = Schedule(name, lr, total, warmup)
+        given = COptions(lr, schedule=number, warmup=warmup)
+        some = rng.integers(0, total, 3000).tolist()
+        for t in range(total) if total < 10**4 else {*range(60), *range(total - 60, total), *some}:
+            found = library.odtplan_rate(ctypes.byref(given), total, t)
+            wanted = schedule.rate(t)
+            assert np.float32(found) == np.float32(wanted), (total, t)
+            assert abs(found - wanted) <= (lr * 2.0**-52 if name == "cosine" else 0.0), (total, t)
+
+
+@needs_gcc
+def test_hits_are_those_of_argmax(library: ctypes.CDLL) -> None:
+    """Of equal ones the first, a NaN before all others, and none where a label counts nothing."""
+    rng = np.random.default_rng(0)
+    for classes, inner in ((2, 1), (5, 1), (3, 4), (1, 2)):
+        y = rng.integers(0, 3, (50, classes, inner)).astype(np.float32)
+        y[rng.uniform(size=y.shape) < 0.1] = np.nan
+        labels = rng.integers(0, classes, (50, inner)).astype(np.int32)
+        score = CScore()
+        pointers = y.ctypes.data_as(ctypes.c_void_p), labels.ctypes.data_as(ctypes.c_void_p)
+        library.odtplan_score_classes(ctypes.byref(score), *pointers, 40, classes, inner, 1)
+        counted = labels[:40] != 1
+        assert score.count == counted.sum()
+        assert score.sum == ((y.argmax(1) == labels)[:40] & counted).sum()
+
+
+class CScore(ctypes.Structure):
+    _fields_ = [("sum", ctypes.c_double), ("count", ctypes.c_uint32)]
+
+
+@needs_gcc
+def test_what_is_not_finite_is_found_at_every_place(library: ctypes.CDLL) -> None:
+    for bad in (np.nan, np.inf, -np.inf):
+        for at in range(7):
+            x = np.full(7, np.finfo("f4").max, np.float32)
+            assert library.odtplan_all_finite(x.ctypes.data_as(ctypes.c_void_p), 7) == 1
+            x[at] = bad
+            assert library.odtplan_all_finite(x.ctypes.data_as(ctypes.c_void_p), 7) == 0
+            assert library.odtplan_all_finite(x.ctypes.data_as(ctypes.c_void_p), at) == 1
+
+
+# ---- files
+
+
+#: Bytes of the header, of the options behind it, and what these hold after the step size.
+HEADER, OPTIONS = 24, 60
+WORDS = ["epochs", "updates", "online", "samples", "judged", "schedule", "warmup", "metric",
+         "patience", "halvings", "order", "sample_bytes", "target_bytes"]  # fmt: skip
+
+
+def signed(content: bytes, at: int, data: bytes) -> bytes:
+    """A session file with other bytes, and the checksum that belongs to them."""
+    changed = content[:at] + data + content[at + len(data) :]
+    return changed[:20] + struct.pack("<I", zlib.crc32(changed[24:])) + changed[24:]
+
+
+@needs_gcc
+def test_files_that_are_refused(hosts: Callable[[str], Host], tmp_path: Path) -> None:
+    host = hosts("cnn-mse-batch")
+    data, validation = samples(host.training, 8), samples(host.training, 5, seed=1)
+    o = SessionOptions(lr=0.05, epochs=1)
+    good = session_file(host.plan, host.training, data, o, validation)
+    foreign, damaged = 6, 7
+
+    def word(name: str, value: int) -> bytes:
+        return edited(good, **{name: value})
+
+    wrong: dict[str, tuple[bytes, int]] = {
+        "nothing": (b"", 5),
+        "cut header": (good[:23], foreign),
+        "magic": (b"ODTP" + good[4:], foreign),
+        "version": (good[:4] + struct.pack("<I", 2) + good[8:], foreign),
+        "plan": (good[:8] + bytes(4) + good[12:], foreign),
+        "plan, high": (good[:12] + bytes(4) + good[16:], foreign),
+        "cut": (good[:-1], damaged),
+        "cut options": (good[:60], damaged),
+        "longer": (good + b"\0", damaged),
+        "a bit": (good[:200] + bytes([good[200] ^ 1]) + good[201:], damaged),
+        "size": (good[:16] + struct.pack("<I", len(good)) + good[20:], damaged),
+        "bytes of a sample": (word("sample_bytes", 4), damaged),
+        "more samples": (word("samples", 9), damaged),
+        "step size": (signed(good, 24, struct.pack("<d", np.nan)), 1),
+        "negative step size": (signed(good, 24, struct.pack("<d", -0.1)), 1),
+        "large step size": (signed(good, 24, struct.pack("<d", 1e39)), 1),
+        "two amounts": (word("updates", 3), 1),
+        "no amount": (word("epochs", 0), 1),
+        "too many epochs": (word("epochs", 2**30), 1),
+        "schedule": (word("schedule", 3), 1),
+        "warm-up": (word("warmup", 4), 1),
+        "metric": (word("metric", 2), 1),
+    }
+    for name, (content, status) in wrong.items():
+        assert host.run(content, tmp_path)[0] == status, name
+    no_number = struct.pack("<I", 8)
+    assert host.run(signed(good, HEADER + OPTIONS, no_number), tmp_path)[0] == 10, "order"
+
+
+def edited(content: bytes, *, drop: int = 0, **values: int) -> bytes:
+    """A session file with other options, without some bytes behind them, and sizes that agree."""
+    words = list(struct.unpack_from("<13I", content, HEADER + 8))
+    for name, value in values.items():
+        words[WORDS.index(name)] = value
+    rest = content[HEADER + OPTIONS + drop :]
+    changed = content[: HEADER + 8] + struct.pack("<13I", *words) + rest
+    return signed(changed, 16, struct.pack("<I", len(changed) - HEADER))
+
+
+@needs_gcc
+def test_too_few_samples_and_wrong_labels(hosts: Callable[[str], Host], tmp_path: Path) -> None:
+    host = hosts("cnn-mse-batch")
+    o, samples_status = SessionOptions(lr=0.05, epochs=1), 11
+
+    def status(content: bytes) -> int:
+        return host.run(content, tmp_path)[0]
+
+    one = session_file(host.plan, host.training, samples(host.training, 1), o)
+    assert status(one) == 0, "an update is filled with the sample again"
+    assert status(edited(one, epochs=0, online=1)) == samples_status
+    each = len(one) - HEADER - OPTIONS - 2 * 4
+    assert status(edited(one, samples=0, order=0, drop=each + 8)) == samples_status
+    assert status(edited(one, samples=0, judged=1)) == samples_status
+    two = session_file(host.plan, host.training, samples(host.training, 2), o)
+    assert status(edited(two, samples=1, judged=1)) == samples_status, "fills no micro-batch"
+    labels = hosts("mlp-sgd")
+    data = samples(labels.training, 4)
+    for bad in (-1, 4):
+        data.y["y"][2] = bad
+        content = session_file(labels.plan, labels.training, data, o)
+        code, told, _ = labels.run(content, tmp_path)
+        assert code == 3
+        assert len(told) < 4
+        content = session_file(labels.plan, labels.training, samples(labels.training, 4), o, data)
+        code, told, _ = labels.run(content, tmp_path)
+        assert (code, told) == (3, [])
+
+
+def test_what_the_c_session_can_not_do(tmp_path: Path) -> None:
+    e = exhibit("mlp-sgd")
+    data = samples(e.training)
+
+    def refused(told: str, **options: Any) -> None:
+        with pytest.raises(UsageError, match=told):
+            session_file(e.plan, e.training, data, SessionOptions(**{"lr": 0.1, **options}), data)
+
+    refused("neither clips nor decays", epochs=1, weight_decay=0.1)
+    refused("neither clips nor decays", epochs=1, clip=1.0)
+    refused("has no checkpoints", epochs=1, checkpoint=tmp_path / "c.npz")
+    refused("judges this model by accuracy or loss", epochs=1, metric="mse")
+    refused("judges this model by accuracy or loss", epochs=1, metric="auc")
+    refused("--warmup: 23 of 23 updates", epochs=1, warmup=23)
+    refused("give either steps or epochs", epochs=1, steps=3)
+
+
+def test_a_model_whose_samples_do_not_lie_apart_has_no_session(tmp_path: Path) -> None:
+    plan, training = CASES["recurrent"]()
+    files = emit_c(plan, training, tmp_path)
+    assert not any("_train" in f.name or "session" in f.name for f in files)
+    with pytest.raises(GraphError, match="recurrent: samples or targets have no common first axis"):
+        emit_c(plan, training, tmp_path, host=True)
+
+
+# ---- faults
+
+
+@needs_gcc
+@pytest.mark.parametrize("case", ["mlp", "cnn-paged"])
+def test_faults_change_nothing(case: str, tmp_path: Path) -> None:
+    """Samples, slots and pages that fail, calls that end too early: the same bits, or a status."""
+    plan, training = planned(nets.mlp(), ADAM2) if case == "mlp" else CASES[case]()
+    name = emit_c(plan, training, tmp_path)[0].stem
+    program = lane.build_host(
+        tmp_path,
+        name,
+        selftest=False,
+        defines=[f'SESSION_HEADER="{name}_train.h"'],
+        main=lane.FIRMWARE / "session.c",
+    )
+    result = lane.run_host(program, {})
+    assert result.exit_code == 0, result.stdout
+    got = [line.split("=") for line in result.stdout.splitlines()]
+    pages = [
+        ["pages_fail", "1"], ["error_pages", "1"], ["halved", "0"], ["pages_fail_unjudged", "1"],
+        ["pages_fail_for_good", "5"], ["and_again", "5"], ["and_at_the_end", "5"],
+    ]  # fmt: skip
+    kept = dict(got[:30])["kept"]
+    assert int(kept) > 0
+    assert got == [
+        ["begin_null", "1"], ["step_null", "1"], ["end_null", "1"],
+        ["step_before", "2"], ["end_before", "2"],
+        ["no_net", "1"], ["no_sample", "1"], ["no_read", "4"],
+        ["halvings_without_slots", "4"], ["judged_without_slots", "4"],
+        ["patience_without_judging", "1"], ["no_samples", "11"],
+        ["begin", "0"], ["order_outside", "10"],
+        ["begin", "0"], ["not_ready", "2"],
+        ["ram_slot_null", "1"], ["ram_slot_end", "1"], ["ram_slot_past", "1"],
+        ["half_done", "1"],
+        ["kept", kept], ["differ", "1"],
+        ["sample_fails", "1"], ["error_sample", "1"],
+        *[["write_fails", "1"], ["error_storage", "1"]] * 6,
+        ["reads", "1"],
+        *(pages if case == "cnn-paged" else []),
+        ["inference_between", "1"], ["after_the_end", "0"],
+        ["order_matters", "1"], ["order_again", "1"],
+        ["interrupted_wrong", "0"], ["interrupted", "30"],
+        ["no_storage_wrong", "0"], ["no_storage_better", "1"],
+        ["no_storage_older", "1" if case == "cnn-paged" else "0"],  # an epoch that is not better
+        ["rolled_back", "1"], ["kept", "0"],
+        ["not_finite", "12"], ["and_again", "12"], ["and_at_the_end", "12"], ["stopped", "1"],
+    ]  # fmt: skip
+
+
+# ---- the command line, and a board
+
+
+@needs_gcc
+@pytest.mark.parametrize("replay", [False, True])
+def test_digits_by_the_command_line(replay: bool, odt: Cli, tmp_path: Path) -> None:
+    """200 updates of the bundled model; what was learned goes back into the model file."""
+    with np.load(DATA) as whole:
+        some = {k: a[:40] if k.endswith("_val") else a[:100] for k, a in whole.items()}
+    np.savez("some.npz", **some)
+    words = ("--train", "last", "--replay", "100") if replay else ()
+    made = odt(DIGITS, "--ram", "320KB", "--flash", "1MB", "--emit", "host", "-o", "out", *words)
+    assert made.code == 0, made.err
+    given = ("run", "out/plan.json", "--data", "some.npz", "--epochs", "2", "--lr", "0.02",
+             "--schedule", "cosine", "--warmup", "20", "--seed", "3")  # fmt: skip
+    wanted = odt(*given, "--exact", "--json", "--save", "numpy.npz").json
+    written = odt(*given, "--c-session", "session.bin", "--json")
+    assert written.json["file"] == "session.bin"
+    assert (written.json["samples"], written.json["judged"]) == (100, 40)
+    assert written.json["bytes"] == Path("session.bin").stat().st_size
+    sources = [f for f in Path("out").glob("*.c") if not f.stem.endswith("_selftest")]
+    command = ["gcc", *lane.STRICT, "-O2", "-ffp-contract=off"]
+    link(command, sources, [], Path("host"))
+    done = subprocess.run(["./host", "session.bin", "learned.bin"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["loss"] for line in told if "update" in line] == wanted["losses"]
+    assert len(wanted["losses"]) == 200
+    epochs = [line for line in told if "epoch" in line]
+    assert [e["value"] for e in epochs] == [e["validation"]["accuracy"] for e in wanted["epochs"]]
+    assert told[-1]["kept"] == wanted["kept_epoch"]
+    assert told[-1].get("replayed", 0) == wanted["replayed"]
+    assert (wanted["replayed"] > 0) == replay
+    assert wanted["accuracy_after"] > wanted["accuracy_before"]
+    for weights, target in (("learned.bin", "c.onnx"), ("numpy.npz", "numpy.onnx")):
+        assert odt("export", "out/plan.json", weights, "-o", target).code == 0
+    assert Path("c.onnx").read_bytes() == Path("numpy.onnx").read_bytes()
+
+
+def test_command_line_refuses(odt: Cli, tmp_path: Path) -> None:
+    assert odt(DIGITS, "--ram", "320KB", "--flash", "1MB", "-o", "out").code == 0
+    given = ("run", "out/plan.json", "--data", DATA, "--c-session")
+    assert odt(*given, "s.bin", "--save", "w.npz").error.startswith("--c-session trains nothing")
+    assert odt(*given, "s.bin", "--clip", "1").error.startswith("the emitted C neither clips nor")
+    assert odt(*given, "no/s.bin").error == "no/s.bin: can't write: no is no folder"
+    told = odt(*given, "out", "--quiet")
+    assert told.code == 1
+    assert told.error.startswith("out: can't write the session: ")
+    assert not Path("s.bin").exists()
+    told = odt(*given, "s.bin")
+    assert told.out.startswith("session of 320 samples, 180 to judge by, written to s.bin: ")
+
+
+@pytest.mark.skipif(not lane.has_gcc(), reason="needs arm-none-eabi-gcc")
+def test_a_cortex_m4_needs_no_libm(tmp_path: Path) -> None:
+    """The session links into a firmware without any library but the compiler's own."""
+    plan, training = test_replay.CASES["resnet-adam-accumulate"]()
+    name = emit_c(plan, training, tmp_path)[0].stem
+    image = lane.build(
+        tmp_path, name, "cortex-m4", "gcc", selftest=False, main=lane.FIRMWARE / "session.c",
+        optimise="-Os", defines=[f'SESSION_HEADER="{name}_train.h"'],
+    )  # fmt: skip
+    symbols = Elf(image).symbols
+    assert {f"{name}_session_begin", f"{name}_session_step", "odtplan_session_step"} <= set(symbols)
+    assert sum(s.bytes for n, s in symbols.items() if n.startswith("odtplan_session")) < 4096
+
+
+@pytest.mark.skipif(
+    not (lane.has_gcc() and lane.has_zig_lane()), reason="needs arm-none-eabi-gcc and unicorn"
+)
+def test_faults_on_a_board(tmp_path: Path) -> None:
+    """The same program on an emulated Cortex-M4 as on this machine, checksums included."""
+    plan, training = planned(nets.mlp(), ADAM2)
+    name = emit_c(plan, training, tmp_path)[0].stem
+    defines = [f'SESSION_HEADER="{name}_train.h"', "TELL_CHECKSUMS"]
+    options: Any = {"selftest": False, "main": lane.FIRMWARE / "session.c", "defines": defines}
+    here = lane.run_host(lane.build_host(tmp_path, name, **options), {})
+    image = lane.build(tmp_path, name, "cortex-m4", "gcc", **options)
+    there = lane.run(image, "cortex-m4", "unicorn")
+    assert there.exit_code == 0, there.stdout
+    assert there.stdout == here.stdout
+    assert here.stdout.count("checksum=0x") > 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import shutil
 import struct
 import subprocess
 import zlib
@@ -534,10 +535,11 @@ def test_a_model_whose_samples_do_not_lie_apart_has_no_session(tmp_path: Path) -
 
 
 @needs_gcc
-@pytest.mark.parametrize("case", ["mlp", "cnn-paged"])
+@pytest.mark.parametrize("case", ["mlp", "cnn-paged", "replay"])
 def test_faults_change_nothing(case: str, tmp_path: Path) -> None:
     """Samples, slots and pages that fail, calls that end too early: the same bits, or a status."""
-    plan, training = planned(nets.mlp(), ADAM2) if case == "mlp" else CASES[case]()
+    made = {"mlp": lambda: planned(nets.mlp(), ADAM2), "replay": test_replay.CASES["mlp-last"]}
+    plan, training = (made | CASES)[case]()
     name = emit_c(plan, training, tmp_path)[0].stem
     program = lane.build_host(
         tmp_path,
@@ -555,6 +557,7 @@ def test_faults_change_nothing(case: str, tmp_path: Path) -> None:
     ]  # fmt: skip
     kept = dict(got[:30])["kept"]
     assert int(kept) > 0
+    replay, paged = case == "replay", case == "cnn-paged"
     assert got == [
         ["begin_null", "1"], ["step_null", "1"], ["end_null", "1"],
         ["step_before", "2"], ["end_before", "2"],
@@ -565,17 +568,20 @@ def test_faults_change_nothing(case: str, tmp_path: Path) -> None:
         ["begin", "0"], ["not_ready", "2"],
         ["ram_slot_null", "1"], ["ram_slot_end", "1"], ["ram_slot_past", "1"],
         ["half_done", "1"],
-        ["kept", kept], ["differ", "1"],
+        ["kept", kept], ["differ", "0" if kept == "5" else "1"],
+        ["cached", "24" if replay else "0"],  # 6 entries, 4 times again
+        ["calls", "66" if case == "mlp" else "65"],  # the last update of two is filled
+        ["saves_more_than_better", "0"], ["slot_2", "0"], ["saves_unjudged", "4"],
         ["sample_fails", "1"], ["error_sample", "1"],
         *[["write_fails", "1"], ["error_storage", "1"]] * 6,
         ["reads", "1"],
-        *(pages if case == "cnn-paged" else []),
+        *(pages if paged else []),
         ["inference_between", "1"], ["after_the_end", "0"],
         ["order_matters", "1"], ["order_again", "1"],
         ["interrupted_wrong", "0"], ["interrupted", "30"],
         ["no_storage_wrong", "0"], ["no_storage_better", "1"],
-        ["no_storage_older", "1" if case == "cnn-paged" else "0"],  # an epoch that is not better
-        ["rolled_back", "1"], ["kept", "0"],
+        ["no_storage_older", "1" if paged else "0"],  # an epoch that is not better
+        ["rolled_back", "1"], ["slot_2", "79"], ["kept", "0"],
         ["not_finite", "12"], ["and_again", "12"], ["and_at_the_end", "12"], ["stopped", "1"],
     ]  # fmt: skip
 
@@ -662,3 +668,17 @@ def test_faults_on_a_board(tmp_path: Path) -> None:
     assert there.exit_code == 0, there.stdout
     assert there.stdout == here.stdout
     assert here.stdout.count("checksum=0x") > 20
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
+def test_cmake_builds_the_host_program(tmp_path: Path) -> None:
+    plan, training = planned(nets.mlp())
+    emit_c(plan, training, tmp_path / "src", host=True)
+    made = ["cmake", "-S", tmp_path / "src", "-B", tmp_path / "build"]
+    for word, there in (("OFF", False), ("ON", True)):
+        subprocess.run([*made, f"-DMLP_HOST={word}"], check=True)
+        subprocess.run(["cmake", "--build", tmp_path / "build"], check=True)
+        assert (tmp_path / "build" / "mlp_host").exists() == there
+    data, o = samples(training, 9), SessionOptions(lr=0.05, epochs=1)
+    host = Host(plan, training, tmp_path / "build" / "mlp_host")
+    compare(host, data, o, None, tmp_path)

@@ -40,8 +40,8 @@ typedef struct {
     ${model}_sample_t sample;
     odtplan_order_t order; /* of the training samples; NULL: that of the data */
     void *user;            /* handed to the two above */
-    /* Slots for states: where samples are judged by, or values that are not finite shall be come back
-     * from. Both NULL: there are none. */
+    /* Slots for states, for judging and for the way back from values that are not finite. Both NULL:
+     * there are none. */
     odtplan_keep_write_t keep_write;
     odtplan_keep_read_t keep_read;
     void *keep_user;

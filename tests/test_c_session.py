@@ -566,6 +566,7 @@ def test_faults_change_nothing(case: str, tmp_path: Path) -> None:
     got = [line.split("=") for line in result.stdout.splitlines()]
     pages = [
         ["pages_fail", "1"], ["error_pages", "1"], ["halved", "0"], ["pages_fail_unjudged", "1"],
+        ["pages_fail_anywhere", "0"],
         ["pages_fail_for_good", "5"], ["and_again", "5"], ["and_at_the_end", "5"],
     ]  # fmt: skip
     kept = dict(got[:40])["kept"]

@@ -252,8 +252,10 @@ static void evaluated(void) {
 
 static void faults(void) {
     float y[SIZE(_PREDICTION_SIZE)];
-    uint32_t plain, judged, i, steps, reads = 0u;
+    uint32_t plain, judged, two, i, steps, reads = 0u;
     int status;
+    prepare(2u, 0u, 0u);
+    two = run();
     prepare(5u, 0u, 0u);
     plain = run();
     prepare(5u, JUDGED, 0u);
@@ -311,6 +313,12 @@ static void faults(void) {
         page_in = 40u;
         again = 150u;
         same("pages_fail_unjudged", plain);
+        for (i = 0u, steps = 0u; i < 60u; i++) { /* in the second micro-step, too */
+            prepare(2u, 0u, 0u);
+            page_in = 20u + i;
+            steps += run() != two ? 1u : 0u;
+        }
+        board_value("pages_fail_anywhere", steps);
         prepare(5u, 0u, 0u); /* without slots there is no way back */
         session.keep_write = NULL;
         session.keep_read = NULL;

@@ -207,7 +207,7 @@ int odtplan_session_begin(odtplan_session_t *s, const odtplan_session_options_t 
     }
     s->options = *o;
     s->options.metric = metric;
-    s->trainee = trainee;
+    s->trainee = *trainee;
     s->model = model;
     s->keeps = keeps;
     s->total = s->end = total;
@@ -225,7 +225,7 @@ static void go_on(odtplan_session_t *s) {
 
 /* Between two updates: an epoch may have ended, in samples whether or not they fill its last one. */
 static void after_update(odtplan_session_t *s) {
-    const uint32_t group = s->trainee->batch * s->trainee->micro_batches, at = s->now.position;
+    const uint32_t group = s->trainee.batch * s->trainee.micro_batches, at = s->now.position;
     const int due =
         at > s->now.ended_at &&
         (at >= s->total || at * group / s->options.samples > (at - 1u) * group / s->options.samples);
@@ -238,7 +238,7 @@ static void after_update(odtplan_session_t *s) {
 
 static int keep_first(odtplan_session_t *s) {
     if (s->keeps && s->first_slot != ODTPLAN_INITIAL) {
-        const int status = s->trainee->save(s->model, s->first_slot);
+        const int status = s->trainee.save(s->model, s->first_slot);
         if (status != ODTPLAN_OK) {
             return status;
         }
@@ -254,7 +254,7 @@ static int keep_first(odtplan_session_t *s) {
 static int keep(odtplan_session_t *s) {
     const uint32_t slot =
         s->best_slot != ODTPLAN_NO_SLOT ? 1u - s->best_slot : s->milestone.slot == 0u ? 1u : 0u;
-    const int status = s->trainee->save(s->model, slot);
+    const int status = s->trainee.save(s->model, slot);
     if (status != ODTPLAN_OK) {
         return status;
     }
@@ -305,7 +305,7 @@ static int went_wrong(odtplan_session_t *s) {
 }
 
 static int go_back(odtplan_session_t *s) {
-    const int status = s->trainee->load(s->model, s->milestone.slot);
+    const int status = s->trainee.load(s->model, s->milestone.slot);
     if (status != ODTPLAN_OK) {
         return status;
     }
@@ -317,13 +317,13 @@ static int go_back(odtplan_session_t *s) {
 }
 
 static int train(odtplan_session_t *s) {
-    const uint32_t micro_batches = s->trainee->micro_batches;
+    const uint32_t micro_batches = s->trainee.micro_batches;
     const uint32_t number = s->now.position * micro_batches + s->micro;
     const double lr = rate_at(s, s->now.position);
     int status, all_finite = 0;
     float loss = 0.0f;
     double mean;
-    status = s->trainee->train(s->model, number, (float)lr, &loss);
+    status = s->trainee.train(s->model, number, (float)lr, &loss);
     if (status != ODTPLAN_OK) {
         return status == ODTPLAN_ERROR_STORAGE ? broken(s, status) : status;
     }
@@ -331,7 +331,7 @@ static int train(odtplan_session_t *s) {
     if (++s->micro < micro_batches) {
         return ODTPLAN_OK;
     }
-    status = s->trainee->check_finite(s->model, &all_finite);
+    status = s->trainee.check_finite(s->model, &all_finite);
     if (status != ODTPLAN_OK) {
         return broken(s, status);
     }
@@ -397,12 +397,12 @@ static void end_epoch(odtplan_session_t *s) {
 }
 
 static int judge(odtplan_session_t *s) {
-    const uint32_t judged = s->options.judged, batch = s->trainee->batch;
+    const uint32_t judged = s->options.judged, batch = s->trainee.batch;
     if (s->begin < judged) {
         const uint32_t left = judged - s->begin, rows = left < batch ? left : batch;
         odtplan_score_t *score = s->options.metric == ODTPLAN_METRIC_LOSS ? NULL : &s->score;
         float loss = 0.0f;
-        const int status = s->trainee->evaluate(s->model, s->begin, rows, score, &loss);
+        const int status = s->trainee.evaluate(s->model, s->begin, rows, score, &loss);
         if (status != ODTPLAN_OK) {
             return status;
         }
@@ -433,9 +433,9 @@ static int finish(odtplan_session_t *s) {
     if (s->better || s->best_slot != ODTPLAN_NO_SLOT) {
         const int worse = rank(s, s->best.value) < rank(s, s->first.value);
         if (worse) {
-            status = s->trainee->load(s->model, s->first_slot);
+            status = s->trainee.load(s->model, s->first_slot);
         } else if (!s->better) {
-            status = s->trainee->load(s->model, s->best_slot);
+            status = s->trainee.load(s->model, s->best_slot);
         }
         s->kept = worse ? 0 : (int32_t)s->best_number;
     }
@@ -477,12 +477,12 @@ int odtplan_session_end(odtplan_session_t *s) {
         return odtplan_session_step(s);
     }
     if (s->phase == RETURNING && s->best_slot == ODTPLAN_NO_SLOT) {
-        const int status = s->trainee->load(s->model, s->milestone.slot);
+        const int status = s->trainee.load(s->model, s->milestone.slot);
         if (status != ODTPLAN_OK) {
             return status;
         }
     } else if (s->micro != 0u) {
-        s->trainee->drop(s->model);
+        s->trainee.drop(s->model);
     }
     if (s->phase != ENDING && s->stopped == ODTPLAN_NOT_STOPPED) {
         s->stopped = ODTPLAN_STOP_INTERRUPTED;

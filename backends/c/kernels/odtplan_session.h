@@ -142,7 +142,7 @@ typedef struct {
     uint32_t best_number;
     /* Kept by the library. */
     odtplan_session_options_t options;
-    const odtplan_trainee_t *trainee;
+    odtplan_trainee_t trainee;
     void *model;
     odtplan_standing_t milestone;
     uint32_t best_slot, first_slot;

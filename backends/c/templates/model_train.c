@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-/* A sample to its row of the micro-batch; its target alone where a replay cache has the rest. */
+/* A sample to its row of the micro-batch; unless whole, its target alone. */
 static int fetch(${model}_session_t *s, odtplan_set_t set, uint32_t number, uint32_t row, int whole) {
     const int failed = s->sample(
         s->user, set, number,
@@ -66,11 +66,11 @@ static int load(void *session, uint32_t slot) {
     return ${model}_load(s->net, slot_read, s);
 }
 
-static const odtplan_trainee_t trainee = {
-    ${MODEL}_BATCH, ${MODEL}_MICRO_BATCHES, ${MODEL}_METRIC, train, evaluate, check_finite, drop, save, load,
-};
-
 int ${model}_session_begin(${model}_session_t *s) {
+    const odtplan_trainee_t trainee = {
+        ${MODEL}_BATCH, ${MODEL}_MICRO_BATCHES, ${MODEL}_METRIC, train, evaluate,
+        check_finite, drop, save, load,
+    };
     if (s == NULL || s->net == NULL || s->sample == NULL || s->net->progress.micro != 0u) {
         return ODTPLAN_ERROR_ARGUMENT;
     }

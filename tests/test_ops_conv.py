@@ -311,6 +311,14 @@ def test_c_equals_numpy_bit_for_bit(kernels: ctypes.CDLL, case: Case, rows: int)
         np.testing.assert_array_equal(call(kernels, node, inputs, rows), r.results[op], op)
 
 
+def test_one_tap_with_padding_at_the_end(kernels: ctypes.CDLL) -> None:
+    """Pixels without a source are no pixels of a matrix product."""
+    attrs: dict[str, Attr] = {"group": 2, "strides": (1,), "pads": (0, 1), "dilations": (1,)}
+    r = run(Case((1, 2, 3), (8, 1, 1), attrs, None, True, 0), "f32")
+    for op, (node, inputs) in r.nodes.items():
+        np.testing.assert_array_equal(call(kernels, node, inputs, 4), r.results[op], op)
+
+
 def test_c_equals_numpy_for_usual_layers(kernels: ctypes.CDLL) -> None:
     """Sizes at which all block kernels and depthwise windows run, with and without remainder."""
     small = product((4, 6), (1, 3), (1, 2), (9, 12), (False, True))

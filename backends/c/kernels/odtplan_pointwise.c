@@ -87,7 +87,8 @@ int32_t odtplan_is_pointwise(const odtplan_gather_t *g, int32_t channels)
 {
     const odtplan_axis_t *x = &g->x, *y = &g->y;
     const int32_t line = y->source == 1 && y->size == 1 && y->kernel == 1 && y->pad == 0;
-    return line && x->kernel == 1 && x->stride == 1 && x->pad == 0 && x->size >= 4 && channels >= 4;
+    const int32_t same = x->kernel == 1 && x->stride == 1 && x->pad == 0 && x->size == x->source;
+    return line && same && x->size >= 4 && channels >= 4;
 }
 
 void odtplan_pointwise(const odtplan_gather_t *g, const float *source, float *dest,

@@ -26,7 +26,10 @@ from odt_plan.ir.opdef import get_op, works
 
 KERNELS = Path(odt_plan.__file__).parent / "backends" / "c" / "kernels"
 CONV_FILES = ("conv", "conv_grad", "depthwise", "depthwise_grad", "gather", "margin")
-CONV_FILES += ("pointwise", "sums")
+CONV_FILES += ("pointwise", "simd", "sums", "wide_depthwise", "wide_grad")
+#: Vectors as the compiler has them for any processor and for this one, none, and those of others.
+OPTIMISE = ("-O2", "-O3 -march=native")
+OPTIMISE += tuple(f"-O2 -Wno-psabi -DODTPLAN_LANES={n}" for n in (0, 8, 16))
 Array = np.ndarray[Any, Any]
 FAST = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -264,14 +267,17 @@ def test_operands_that_do_not_fit(
 # -- C ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
+@pytest.fixture(scope="module", params=OPTIMISE)
+def kernels(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> ctypes.CDLL:
     """The convolution's sources as a shared object."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("needs a C compiler")
     out = tmp_path_factory.mktemp("conv") / "libconv.so"
-    flags = "-std=c99 -O2 -ffp-contract=off -Wall -Wextra -Wconversion -Wdouble-promotion -Werror"
+    flags = "-std=c99 -ffp-contract=off -Wall -Wextra -Wconversion -Wdouble-promotion -Werror"
+    flags += f" {request.param}"
     sources = [str(KERNELS / f"odtplan_{f}.c") for f in CONV_FILES]
     command = [compiler, *flags.split(), "-shared", "-fPIC", *sources]
     subprocess.run([*command, "-o", str(out)], check=True)
@@ -320,10 +326,15 @@ def test_one_tap_with_padding_at_the_end(kernels: ctypes.CDLL) -> None:
 
 
 def test_c_equals_numpy_for_usual_layers(kernels: ctypes.CDLL) -> None:
-    """Sizes at which all block kernels and depthwise windows run, with and without remainder."""
+    """Sizes at which all block kernels and depthwise windows run, with and without remainder.
+
+    Vectors have several parts of packed weights, and strips of lines.
+    """
     small = product((4, 6), (1, 3), (1, 2), (9, 12), (False, True))
     windows = product((4,), (3, 5, 7), (1, 2), (3, 4, 7, 16, 21), (True,))
-    for channels, k, stride, size, depthwise in chain(small, windows):
+    many = product((37, 150), (1, 2, 3), (1, 2), (8, 9), (False,))
+    large = ((19, 3, 1, 36, False), (19, 3, 2, 36, True), (3, 3, 1, 180, False))
+    for channels, k, stride, size, depthwise in chain(small, windows, many, large):
         p = k // 2
         attrs: dict[str, Attr] = {
             "group": channels if depthwise else 1,

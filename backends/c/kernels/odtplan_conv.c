@@ -5,12 +5,22 @@
 #include "odtplan_pointwise.h"
 #include "odtplan_sums.h"
 
+#if ODTPLAN_LANES
+/* Pixels of a block, floats of its sums, and of the weights that are packed at a time. */
+#define COLUMNS 8
+#define SUMS (COLUMNS * ODTPLAN_LANES < 16 ? 16 : COLUMNS * ODTPLAN_LANES)
+#define PACKED 8192
+#else
+#define SUMS 16
+#endif
+
 /* A block of destination channels of one image: rows of them (1 or 4) from row on. */
 typedef struct {
     const float *source;
     float *dest; /* of the first of them */
     const float *bias;
     int32_t row, rows;
+    int32_t wide, more; /* rows are lanes of a vector; sums go on from dest */
 } block_t;
 
 /* The sums of pixels with taps (ty, tx) over each part of the weight; across: of their sources. */
@@ -18,18 +28,30 @@ static void make_nests(const odtplan_gather_t *g, const block_t *b, odtplan_taps
                        odtplan_nest_t *nests)
 {
     const int32_t width = g->x.source, plane = g->y.source * width;
+    const int32_t tap = ODTPLAN_LANES && b->wide ? ODTPLAN_LANES : 1; /* distance of two */
     const float *source = b->source + ty.source * width + tx.source;
     for (int32_t i = 0; i < g->part_count; i++) {
         const odtplan_part_t *w = &g->parts[i];
         const odtplan_nest_t t = {
-            {w->w + b->row * w->row + ty.first * g->x.kernel + tx.first, w->row,
-             {w->channel, g->y.kernel_step * g->x.kernel, g->x.kernel_step}},
+            {w->w + b->row * w->row + (ty.first * g->x.kernel + tx.first) * tap, w->row,
+             {w->channel, g->y.kernel_step * g->x.kernel * tap, g->x.kernel_step * tap}},
             {source, across, {plane, g->y.source_step * width, g->x.source_step}},
             {w->channels, ty.count, tx.count},
         };
         nests[i] = t;
         odtplan_lengthen(&nests[i]);
         source += w->channels * plane;
+    }
+}
+
+static void start(const block_t *b, float *sums, int32_t columns)
+{
+    for (int32_t i = 0; i < b->rows; i++) {
+        float *s = sums + i * columns;
+        s[0] = b->bias ? b->bias[i] : 0.0f;
+        if (columns == 4) {
+            s[1] = s[2] = s[3] = s[0];
+        }
     }
 }
 
@@ -44,6 +66,40 @@ static void store(float *y, const float *sums, int32_t rows, int32_t columns, in
     }
 }
 
+#if ODTPLAN_LANES
+
+/* The same for vectors, stored column by column: y of the first result. */
+static void start_wide(const block_t *b, const float *y, float *sums, int32_t columns, int32_t row,
+                       int32_t column)
+{
+    for (int32_t j = 0; j < columns; j++, y += column) {
+        for (int32_t i = 0; i < ODTPLAN_LANES && !b->more; i++) {
+            sums[j * ODTPLAN_LANES + i] = b->bias[i];
+        }
+        for (int32_t i = 0; i < ODTPLAN_LANES && b->more; i++) {
+            sums[j * ODTPLAN_LANES + i] = i < b->rows ? y[i * row] : 0.0f;
+        }
+    }
+}
+
+static void store_wide(float *y, const float *sums, int32_t rows, int32_t columns, int32_t row,
+                       int32_t column)
+{
+    for (int32_t i = 0; i < rows; i++) {
+        for (int32_t j = 0; j < columns; j++) {
+            y[i * row + j * column] = sums[j * ODTPLAN_LANES + i];
+        }
+    }
+}
+
+/* So many of the pixels that are left that the last block has hardly fewer. */
+static int32_t wide_columns(int32_t left)
+{
+    return odtplan_ceil_div(left, odtplan_ceil_div(left, COLUMNS));
+}
+
+#endif
+
 /* Pixels begin, begin + period, ... < end along one axis (down: y), at one pixel of the other. */
 static void gather_line(const odtplan_gather_t *g, const block_t *b, int32_t down, int32_t at,
                         int32_t begin, int32_t end)
@@ -52,11 +108,12 @@ static void gather_line(const odtplan_gather_t *g, const block_t *b, int32_t dow
     const odtplan_taps_t none = {0, 0, 0}, other = odtplan_find_taps(down ? &g->x : &g->y, at);
     const int32_t period = along->period, step = down ? g->x.size : 1;
     const int32_t across = along->pixel_step * (down ? g->x.source : 1);
+    const int32_t plane = g->y.size * g->x.size;
     float *line = b->dest + at * (down ? 1 : g->x.size);
     odtplan_nest_t nests[2];
     int32_t columns, inside = 0; /* whether the taps of the pixels before were all inside */
     for (int32_t t = begin; t < end; t += columns * period) {
-        float sums[16];
+        float sums[SUMS];
         if (inside == 0 || t >= along->end) {
             odtplan_taps_t taps = odtplan_find_taps(along, t), rest = other;
             inside = t >= along->begin && t < along->end;
@@ -65,29 +122,35 @@ static void gather_line(const odtplan_gather_t *g, const block_t *b, int32_t dow
             }
             make_nests(g, b, down ? taps : rest, down ? rest : taps, across, nests);
         }
-        columns = inside && along->end - t > 3 * period ? 4 : 1;
-        for (int32_t i = 0; i < b->rows; i++) {
-            float *s = sums + i * columns;
-            s[0] = b->bias ? b->bias[i] : 0.0f;
-            if (columns == 4) {
-                s[1] = s[2] = s[3] = s[0];
-            }
+#if ODTPLAN_LANES
+        if (b->wide) {
+            float *y = line + t * step;
+            columns = inside ? wide_columns(odtplan_ceil_div(along->end - t, period)) : 1;
+            start_wide(b, y, sums, columns, plane, period * step);
+            odtplan_add_wide_products(nests, sums, columns);
+            nests->b.at += inside ? columns * across : 0;
+            store_wide(y, sums, b->rows, columns, plane, period * step);
+            continue;
         }
+#endif
+        columns = inside && along->end - t > 3 * period ? 4 : 1;
+        start(b, sums, columns);
         for (int32_t i = 0; i < g->part_count; i++) {
             odtplan_add_products(&nests[i], sums, b->rows, columns);
             nests[i].b.at += inside ? columns * across : 0;
         }
-        store(line + t * step, sums, b->rows, columns, g->y.size * g->x.size, period * step);
+        store(line + t * step, sums, b->rows, columns, plane, period * step);
     }
 }
 
-/* All pixels whose x is phase, phase + period, ...: fours along x where their taps are all inside,
- * the columns that are left along y. */
+/* All pixels whose x is phase, phase + period, ...: fours (wide: all) along x where their taps are all
+ * inside, the columns that are left along y. */
 static void gather_phase(const odtplan_gather_t *g, const block_t *b, int32_t phase)
 {
     const int32_t period = g->x.period;
     const int32_t first = phase + odtplan_ceil_div(g->x.begin - phase, period) * period;
-    const int32_t fours = odtplan_ceil_div(g->x.end - first, period) / 4 * 4;
+    const int32_t all = odtplan_ceil_div(g->x.end - first, period);
+    const int32_t fours = ODTPLAN_LANES && b->wide ? all : all / 4 * 4;
     for (int32_t y = 0; y < g->y.size; y++) {
         gather_line(g, b, 0, y, first, first + fours * period);
     }
@@ -102,11 +165,69 @@ static void gather_phase(const odtplan_gather_t *g, const block_t *b, int32_t ph
     }
 }
 
+#if ODTPLAN_LANES
+
+/* Weights of LANES rows side by side, channel by channel and tap by tap. */
+static void pack(const odtplan_part_t *w, int32_t row, int32_t rows, int32_t channel,
+                 int32_t channels, int32_t taps, float *packed)
+{
+    const float *from = w->w + row * w->row + channel * w->channel;
+    if (w->channel == taps) {
+        odtplan_turn(from, w->row, rows, channels * taps, taps, taps, packed);
+    } else {
+        for (int32_t c = 0; c < channels; c++) {
+            odtplan_turn(from + c * w->channel, w->row, rows, taps, taps, taps,
+                         packed + c * taps * ODTPLAN_LANES);
+        }
+    }
+}
+
+/* All destination channels of one image and group, LANES at a time, from as many source channels
+ * at a time as have room; 0: none has. */
+static int32_t gather_wide(const odtplan_gather_t *g, const float *source, float *dest,
+                           int32_t channels, const float *bias)
+{
+    const int32_t taps = g->y.kernel * g->x.kernel, most = PACKED / (taps * ODTPLAN_LANES);
+    float packed[PACKED], start[ODTPLAN_LANES] = {0.0f};
+    odtplan_gather_t one = *g;
+    block_t b = {source, dest, start, 0, 0, 1, 0};
+    one.part_count = 1;
+    for (int32_t row = 0; row < channels && most > 0; row += ODTPLAN_LANES) {
+        b.source = source, b.more = 0;
+        b.rows = channels - row < ODTPLAN_LANES ? channels - row : ODTPLAN_LANES;
+        b.dest = dest + row * g->y.size * g->x.size;
+        for (int32_t i = 0; i < b.rows && bias; i++) {
+            start[i] = bias[row + i];
+        }
+        for (const odtplan_part_t *w = g->parts; w < g->parts + g->part_count; w++) {
+            for (int32_t c = 0; c < w->channels; c += most) {
+                const int32_t n = w->channels - c < most ? w->channels - c : most;
+                const odtplan_part_t part = {packed, n, 1, taps * ODTPLAN_LANES};
+                pack(w, row, b.rows, c, n, taps, packed);
+                one.parts[0] = part;
+                for (int32_t phase = 0; phase < g->x.period; phase++) {
+                    gather_phase(&one, &b, phase);
+                }
+                b.source += n * g->y.source * g->x.source;
+                b.more = 1;
+            }
+        }
+    }
+    return most > 0;
+}
+
+#endif
+
 /* All destination channels of one image and group. */
 static void gather(const odtplan_gather_t *g, const float *source, float *dest, int32_t channels,
                    const float *bias)
 {
-    block_t b = {source, dest, bias, 0, 0};
+    block_t b = {source, dest, bias, 0, 0, 0, 0};
+#if ODTPLAN_LANES
+    if (gather_wide(g, source, dest, channels, bias)) {
+        return;
+    }
+#endif
     for (; b.row < channels; b.row += b.rows) {
         b.rows = channels - b.row >= 4 ? 4 : 1;
         b.dest = dest + b.row * g->y.size * g->x.size;

@@ -3,6 +3,7 @@
 
 #include "odtplan_depthwise_grad.h"
 #include "odtplan_sums.h"
+#include "odtplan_wide_grad.h"
 
 odtplan_tap_t odtplan_find_tap(const odtplan_conv_t *p, int32_t ky, int32_t kx)
 {
@@ -83,8 +84,14 @@ void odtplan_conv_grad_weight_f32(const odtplan_conv_t *p, const float *x, const
         const float *source = x + group * depth * p->in_size[0] * p->in_size[1];
         const float *gradient = dy + row * p->out_size[0] * p->out_size[1];
         rows = left < row_end - row ? left : row_end - row;
-        if (group_rows == 1 && depth == 1) {
-            rows = row_end - row;
+        const int32_t depthwise = group_rows == 1 && depth == 1;
+        rows = depthwise ? row_end - row : rows;
+#if ODTPLAN_LANES
+        if (odtplan_wide_grad_weight(p, source, gradient, rows, depthwise, dw)) {
+            continue;
+        }
+#endif
+        if (depthwise) {
             odtplan_depthwise_grad_weight(p, source, gradient, rows, dw);
         } else {
             group_gradient(p, source, gradient, rows, dw);
@@ -95,14 +102,24 @@ void odtplan_conv_grad_weight_f32(const odtplan_conv_t *p, const float *x, const
 void odtplan_conv_grad_bias_f32(const odtplan_conv_grad_bias_t *p, const float *dy, float *db,
                                 int32_t row_begin, int32_t row_end)
 {
-    for (int32_t row = row_begin; row < row_end; row++) {
-        float sum = 0.0f;
+    const int32_t count = row_end - row_begin, size = p->spatial;
+    const int32_t rows = ODTPLAN_LANES && count >= 4 ? 4 : 1; /* sums that need not wait for others */
+    for (int32_t i = 0; i < count; i += rows) {
+        const int32_t row = rows == 4 ? block_start(i, count) : i;
+        float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
         for (int32_t n = 0; n < p->batch; n++) {
-            const float *d = dy + (n * p->channels + row) * p->spatial;
-            for (int32_t i = 0; i < p->spatial; i++) {
-                sum += d[i];
+            const float *d = dy + (n * p->channels + row_begin + row) * size;
+            const float *d1 = d + size, *d2 = d1 + size, *d3 = d2 + size;
+            for (int32_t k = 0; k < size && rows == 1; k++) {
+                s0 += d[k];
+            }
+            for (int32_t k = 0; k < size && rows == 4; k++) {
+                s0 += d[k], s1 += d1[k], s2 += d2[k], s3 += d3[k];
             }
         }
-        db[row - row_begin] = sum;
+        db[row] = s0;
+        if (rows == 4) {
+            db[row + 1] = s1, db[row + 2] = s2, db[row + 3] = s3;
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 #include "odtplan_margin.h"
 #include "odtplan_mla.h"
+#include "odtplan_wide_depthwise.h"
 
 /* Patches that are kept for all channels: those of a stride of 2 in both directions. */
 #define PATCHES 4
@@ -231,6 +232,11 @@ static void channel(const odtplan_axis_t *y, const odtplan_axis_t *x, const odtp
 void odtplan_depthwise(const odtplan_gather_t *g, const float *source, float *dest,
                        int32_t channels, const float *bias)
 {
+#if ODTPLAN_LANES
+    if (odtplan_wide_depthwise(g, source, dest, channels, bias)) {
+        return;
+    }
+#endif
     odtplan_margin_t margin;
     odtplan_patch_t patches[PATCHES];
     odtplan_axis_t y = g->y, x = g->x;

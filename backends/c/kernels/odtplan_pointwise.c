@@ -3,6 +3,7 @@
 #include "odtplan_pointwise.h"
 
 #include "odtplan_mla.h"
+#include "odtplan_simd.h"
 
 /* A row of the block: the weight of its channel times the four pixels b0..b3. */
 #define ROW(i, weight)                     \
@@ -83,6 +84,83 @@ ODTPLAN_INLINE void rows(const odtplan_gather_t *g, int32_t row, const float *so
     }
 }
 
+#if ODTPLAN_LANES
+
+/* Channels row..row + 3 of so many vectors of pixels (1 or 2, a constant as the others). */
+ODTPLAN_INLINE void wide_block(const odtplan_part_t *w, int32_t row, const float *q, int32_t plane,
+                               const float *bias, float *dest, int32_t size, int32_t across,
+                               int32_t more, int32_t vectors)
+{
+    const odtplan_vector_t zero = {0.0f};
+    const float *a = w->w + row * w->row;
+    const ptrdiff_t down = across ? 1 : w->row, step = across ? w->channel : 1;
+    odtplan_vector_t s[8];
+    ODTPLAN_UNROLL
+    for (int32_t i = 0; i < 4; i++) {
+        ODTPLAN_UNROLL
+        for (int32_t j = 0; j < vectors; j++) {
+            const float *from = dest + i * size + j * ODTPLAN_LANES;
+            s[i * vectors + j] = more ? odtplan_vector_load(from) : bias[i] - zero;
+        }
+    }
+    for (int32_t n = w->channels; n > 0; n--, a += step, q += plane) {
+        odtplan_vector_t b[2];
+        ODTPLAN_UNROLL
+        for (int32_t j = 0; j < vectors; j++) {
+            b[j] = odtplan_vector_load(q + j * ODTPLAN_LANES);
+        }
+        ODTPLAN_UNROLL
+        for (int32_t i = 0; i < 4; i++) {
+            ODTPLAN_UNROLL
+            for (int32_t j = 0; j < vectors; j++) {
+                s[i * vectors + j] += a[i * down] * b[j];
+            }
+        }
+    }
+    ODTPLAN_UNROLL
+    for (int32_t i = 0; i < 4; i++) {
+        ODTPLAN_UNROLL
+        for (int32_t j = 0; j < vectors; j++) {
+            odtplan_vector_store(dest + i * size + j * ODTPLAN_LANES, s[i * vectors + j]);
+        }
+    }
+}
+
+/* All channels of so many vectors of pixels. */
+ODTPLAN_INLINE void wide_columns(const odtplan_gather_t *g, const float *source, float *dest,
+                                 int32_t channels, const float *bias, int32_t across, int32_t vectors)
+{
+    static const float zeros[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    const int32_t size = g->x.size, plane = g->x.source;
+    for (int32_t i = 0; i < channels; i += 4) {
+        const int32_t row = i + 4 <= channels ? i : channels - 4;
+        const float *start = bias ? bias + row : zeros;
+        float *d = dest + row * size;
+        wide_block(&g->parts[0], row, source, plane, start, d, size, across, 0, vectors);
+        if (g->part_count == 2) {
+            const float *rest = source + g->parts[0].channels * plane;
+            wide_block(&g->parts[1], row, rest, plane, start, d, size, across, 1, vectors);
+        }
+    }
+}
+
+/* All channels of all pixels, of which there are LANES or more. */
+ODTPLAN_INLINE void wide(const odtplan_gather_t *g, const float *source, float *dest,
+                         int32_t channels, const float *bias, int32_t across)
+{
+    const int32_t size = g->x.size, two = 2 * ODTPLAN_LANES;
+    for (int32_t i = 0; i < size && size >= two; i += two) {
+        const int32_t at = i + two <= size ? i : size - two;
+        wide_columns(g, source + at, dest + at, channels, bias, across, 2);
+    }
+    for (int32_t i = 0; i < size && size < two; i += ODTPLAN_LANES) {
+        const int32_t at = i + ODTPLAN_LANES <= size ? i : size - ODTPLAN_LANES;
+        wide_columns(g, source + at, dest + at, channels, bias, across, 1);
+    }
+}
+
+#endif
+
 int32_t odtplan_is_pointwise(const odtplan_gather_t *g, int32_t channels)
 {
     const odtplan_axis_t *x = &g->x, *y = &g->y;
@@ -95,6 +173,16 @@ void odtplan_pointwise(const odtplan_gather_t *g, const float *source, float *de
                        int32_t channels, const float *bias)
 {
     static const float zeros[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#if ODTPLAN_LANES
+    if (g->x.size >= ODTPLAN_LANES) {
+        if (g->parts[0].channel == 1) {
+            wide(g, source, dest, channels, bias, 0);
+        } else {
+            wide(g, source, dest, channels, bias, 1);
+        }
+        return;
+    }
+#endif
     for (int32_t i = 0; i < channels; i += 4) {
         const int32_t row = i + 4 <= channels ? i : channels - 4;
         const float *start = bias ? bias + row : zeros;

@@ -135,6 +135,61 @@ void odtplan_add_products(const odtplan_nest_t *t, float *sums, int32_t rows, in
     }
 }
 
+#if ODTPLAN_LANES
+
+/* Constants: columns, and across where it is not 0. */
+ODTPLAN_INLINE void wide_block(const odtplan_nest_t *t, float *sums, int32_t columns, int32_t across)
+{
+    const ptrdiff_t as = t->a.step[2], bs = t->b.step[2], column = across ? across : t->b.across;
+    odtplan_vector_t s[8];
+    ODTPLAN_UNROLL
+    for (int32_t c = 0; c < columns; c++) {
+        s[c] = odtplan_vector_load(sums + c * ODTPLAN_LANES);
+    }
+    for (int32_t i = 0; i < t->count[0]; i++) {
+        for (int32_t j = 0; j < t->count[1]; j++) {
+            const float *a = t->a.at + i * t->a.step[0] + j * t->a.step[1];
+            const float *b = t->b.at + i * t->b.step[0] + j * t->b.step[1];
+            for (int32_t k = t->count[2]; k > 0; k--, a += as, b += bs) {
+                const odtplan_vector_t v = odtplan_vector_load(a);
+                ODTPLAN_UNROLL
+                for (int32_t c = 0; c < columns; c++) {
+                    s[c] += v * b[c * column];
+                }
+            }
+        }
+    }
+    ODTPLAN_UNROLL
+    for (int32_t c = 0; c < columns; c++) {
+        odtplan_vector_store(sums + c * ODTPLAN_LANES, s[c]);
+    }
+}
+
+#define CASE(n)                          \
+    case n:                              \
+        if (t->b.across == 1) {          \
+            wide_block(t, sums, n, 1);   \
+        } else {                         \
+            wide_block(t, sums, n, 0);   \
+        }                                \
+        break
+
+void odtplan_add_wide_products(const odtplan_nest_t *t, float *sums, int32_t columns)
+{
+    switch (columns) {
+        CASE(1);
+        CASE(2);
+        CASE(3);
+        CASE(4);
+        CASE(5);
+        CASE(6);
+        CASE(7);
+        CASE(8);
+    }
+}
+
+#endif
+
 void odtplan_lengthen(odtplan_nest_t *t)
 {
     int32_t *n = t->count;

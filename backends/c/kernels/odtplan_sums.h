@@ -4,7 +4,7 @@
 #ifndef ODTPLAN_SUMS_H
 #define ODTPLAN_SUMS_H
 
-#include "odtplan_types.h"
+#include "odtplan_simd.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -26,6 +26,11 @@ typedef struct {
 
 /* Add the products to a block of rows x columns sums, 1 or 4 each, stored row by row. */
 void odtplan_add_products(const odtplan_nest_t *t, float *sums, int32_t rows, int32_t columns);
+
+#if ODTPLAN_LANES
+/* The same for a block of LANES rows, side by side in a, x 1 to 8 columns, stored column by column. */
+void odtplan_add_wide_products(const odtplan_nest_t *t, float *sums, int32_t columns);
+#endif
 
 /* Make the innermost loop long: join the two inner loops where each side is one run of memory, and
  * turn the outermost loop inwards where the others have one turn. The order of products stays. */

@@ -1,5 +1,10 @@
 #include "odtplan_activation.h"
 
+#include "odtplan_simd.h"
+
+/* Where there are vectors, no branch between the two keeps the compiler from using them. */
+#define BOTH(a, b) (ODTPLAN_LANES ? (a) & (b) : (a) && (b))
+
 /* The comparisons are written so that NaN passes through. */
 static float clip(float x, float min, float max)
 {
@@ -69,7 +74,7 @@ void odtplan_clip_mask_f32(const odtplan_clip_mask_t *p, const float *y, uint8_t
         uint32_t byte = 0;
         for (int32_t bit = 0; bit < end; ++bit) {
             const float v = y[i + bit];
-            byte |= (uint32_t)(v > p->min && v < p->max) << bit;
+            byte |= (uint32_t)BOTH(v > p->min, v < p->max) << bit;
         }
         *mask++ = (uint8_t)byte;
     }
@@ -78,7 +83,21 @@ void odtplan_clip_mask_f32(const odtplan_clip_mask_t *p, const float *y, uint8_t
 void odtplan_mask_mul_f32(const odtplan_mask_mul_t *p, const float *dy, const uint8_t *mask,
                           float *dx)
 {
-    for (int32_t i = 0; i < p->count; ++i) {
+    int32_t i = 0;
+#if ODTPLAN_LANES
+    const odtplan_integers_t places = {ODTPLAN_PLACES};
+    const odtplan_vector_t none = {0.0f};
+    for (; i + ODTPLAN_LANES <= p->count; i += ODTPLAN_LANES) {
+        const uint8_t *m = mask + (i >> 3);
+        const int32_t bits = ODTPLAN_LANES == 16 ? m[0] | m[1] << 8 : m[0] >> (i & 7);
+        const odtplan_integers_t set = (places & bits) != 0;
+        const odtplan_vector_t d = odtplan_vector_load(dy + i);
+        const odtplan_vector_t in = d * p->inside;
+        const odtplan_vector_t out = p->outside < 0.0f || p->outside > 0.0f ? d * p->outside : none;
+        odtplan_vector_store(dx + i, odtplan_vector_choose(set, in, out));
+    }
+#endif
+    for (; i < p->count; ++i) {
         if (((uint32_t)mask[i >> 3] >> (i & 7)) & 1u) {
             dx[i] = dy[i] * p->inside;
         } else {

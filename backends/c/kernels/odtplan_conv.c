@@ -5,14 +5,8 @@
 #include "odtplan_pointwise.h"
 #include "odtplan_sums.h"
 
-#if ODTPLAN_LANES
-/* Pixels of a block, floats of its sums, and of the weights that are packed at a time. */
-#define COLUMNS 8
-#define SUMS (COLUMNS * ODTPLAN_LANES < 16 ? 16 : COLUMNS * ODTPLAN_LANES)
+/* Floats of the weights that are packed at a time. */
 #define PACKED 8192
-#else
-#define SUMS 16
-#endif
 
 /* A block of destination channels of one image: rows of them (1 or 4) from row on. */
 typedef struct {
@@ -20,7 +14,7 @@ typedef struct {
     float *dest; /* of the first of them */
     const float *bias;
     int32_t row, rows;
-    int32_t wide, more; /* rows are lanes of a vector; sums go on from dest */
+    int32_t wide; /* rows are lanes of a vector; bias NULL: sums go on from dest */
 } block_t;
 
 /* The sums of pixels with taps (ty, tx) over each part of the weight; across: of their sources. */
@@ -68,34 +62,10 @@ static void store(float *y, const float *sums, int32_t rows, int32_t columns, in
 
 #if ODTPLAN_LANES
 
-/* The same for vectors, stored column by column: y of the first result. */
-static void start_wide(const block_t *b, const float *y, float *sums, int32_t columns, int32_t row,
-                       int32_t column)
-{
-    for (int32_t j = 0; j < columns; j++, y += column) {
-        for (int32_t i = 0; i < ODTPLAN_LANES && !b->more; i++) {
-            sums[j * ODTPLAN_LANES + i] = b->bias[i];
-        }
-        for (int32_t i = 0; i < ODTPLAN_LANES && b->more; i++) {
-            sums[j * ODTPLAN_LANES + i] = i < b->rows ? y[i * row] : 0.0f;
-        }
-    }
-}
-
-static void store_wide(float *y, const float *sums, int32_t rows, int32_t columns, int32_t row,
-                       int32_t column)
-{
-    for (int32_t i = 0; i < rows; i++) {
-        for (int32_t j = 0; j < columns; j++) {
-            y[i * row + j * column] = sums[j * ODTPLAN_LANES + i];
-        }
-    }
-}
-
 /* So many of the pixels that are left that the last block has hardly fewer. */
 static int32_t wide_columns(int32_t left)
 {
-    return odtplan_ceil_div(left, odtplan_ceil_div(left, COLUMNS));
+    return odtplan_ceil_div(left, odtplan_ceil_div(left, 8));
 }
 
 #endif
@@ -113,7 +83,7 @@ static void gather_line(const odtplan_gather_t *g, const block_t *b, int32_t dow
     odtplan_nest_t nests[2];
     int32_t columns, inside = 0; /* whether the taps of the pixels before were all inside */
     for (int32_t t = begin; t < end; t += columns * period) {
-        float sums[SUMS];
+        float sums[16];
         if (inside == 0 || t >= along->end) {
             odtplan_taps_t taps = odtplan_find_taps(along, t), rest = other;
             inside = t >= along->begin && t < along->end;
@@ -124,12 +94,10 @@ static void gather_line(const odtplan_gather_t *g, const block_t *b, int32_t dow
         }
 #if ODTPLAN_LANES
         if (b->wide) {
-            float *y = line + t * step;
+            const odtplan_results_t y = {line + t * step, b->bias, b->rows, plane, period * step};
             columns = inside ? wide_columns(odtplan_ceil_div(along->end - t, period)) : 1;
-            start_wide(b, y, sums, columns, plane, period * step);
-            odtplan_add_wide_products(nests, sums, columns);
+            odtplan_make_wide_sums(nests, &y, columns);
             nests->b.at += inside ? columns * across : 0;
-            store_wide(y, sums, b->rows, columns, plane, period * step);
             continue;
         }
 #endif
@@ -190,10 +158,10 @@ static int32_t gather_wide(const odtplan_gather_t *g, const float *source, float
     const int32_t taps = g->y.kernel * g->x.kernel, most = PACKED / (taps * ODTPLAN_LANES);
     float packed[PACKED], start[ODTPLAN_LANES] = {0.0f};
     odtplan_gather_t one = *g;
-    block_t b = {source, dest, start, 0, 0, 1, 0};
+    block_t b = {source, dest, start, 0, 0, 1};
     one.part_count = 1;
     for (int32_t row = 0; row < channels && most > 0; row += ODTPLAN_LANES) {
-        b.source = source, b.more = 0;
+        b.source = source, b.bias = start;
         b.rows = channels - row < ODTPLAN_LANES ? channels - row : ODTPLAN_LANES;
         b.dest = dest + row * g->y.size * g->x.size;
         for (int32_t i = 0; i < b.rows && bias; i++) {
@@ -209,7 +177,7 @@ static int32_t gather_wide(const odtplan_gather_t *g, const float *source, float
                     gather_phase(&one, &b, phase);
                 }
                 b.source += n * g->y.source * g->x.source;
-                b.more = 1;
+                b.bias = NULL;
             }
         }
     }
@@ -222,7 +190,7 @@ static int32_t gather_wide(const odtplan_gather_t *g, const float *source, float
 static void gather(const odtplan_gather_t *g, const float *source, float *dest, int32_t channels,
                    const float *bias)
 {
-    block_t b = {source, dest, bias, 0, 0, 0, 0};
+    block_t b = {source, dest, bias, 0, 0, 0};
 #if ODTPLAN_LANES
     if (gather_wide(g, source, dest, channels, bias)) {
         return;

@@ -137,14 +137,26 @@ void odtplan_add_products(const odtplan_nest_t *t, float *sums, int32_t rows, in
 
 #if ODTPLAN_LANES
 
+/* The sums of a block, from results that are there if there is no start. */
+ODTPLAN_INLINE odtplan_vector_t start_wide(const odtplan_results_t *y, int32_t column)
+{
+    float there[ODTPLAN_LANES] = {0.0f};
+    for (int32_t i = 0; i < y->rows; i++) {
+        there[i] = y->at[i * y->row + column * y->column];
+    }
+    return odtplan_vector_load(there);
+}
+
 /* Constants: columns, and across where it is not 0. */
-ODTPLAN_INLINE void wide_block(const odtplan_nest_t *t, float *sums, int32_t columns, int32_t across)
+ODTPLAN_INLINE void wide_block(const odtplan_nest_t *t, const odtplan_results_t *y, int32_t columns,
+                               int32_t across)
 {
     const ptrdiff_t as = t->a.step[2], bs = t->b.step[2], column = across ? across : t->b.across;
+    float sums[8 * ODTPLAN_LANES];
     odtplan_vector_t s[8];
     ODTPLAN_UNROLL
     for (int32_t c = 0; c < columns; c++) {
-        s[c] = odtplan_vector_load(sums + c * ODTPLAN_LANES);
+        s[c] = y->start ? odtplan_vector_load(y->start) : start_wide(y, c);
     }
     for (int32_t i = 0; i < t->count[0]; i++) {
         for (int32_t j = 0; j < t->count[1]; j++) {
@@ -163,18 +175,25 @@ ODTPLAN_INLINE void wide_block(const odtplan_nest_t *t, float *sums, int32_t col
     for (int32_t c = 0; c < columns; c++) {
         odtplan_vector_store(sums + c * ODTPLAN_LANES, s[c]);
     }
+    float *to = y->at;
+    for (int32_t i = 0; i < y->rows; i++, to += y->row) {
+        ODTPLAN_UNROLL
+        for (int32_t c = 0; c < columns; c++) {
+            to[c * y->column] = sums[c * ODTPLAN_LANES + i];
+        }
+    }
 }
 
-#define CASE(n)                          \
-    case n:                              \
-        if (t->b.across == 1) {          \
-            wide_block(t, sums, n, 1);   \
-        } else {                         \
-            wide_block(t, sums, n, 0);   \
-        }                                \
+#define CASE(n)                       \
+    case n:                           \
+        if (t->b.across == 1) {       \
+            wide_block(t, y, n, 1);   \
+        } else {                      \
+            wide_block(t, y, n, 0);   \
+        }                             \
         break
 
-void odtplan_add_wide_products(const odtplan_nest_t *t, float *sums, int32_t columns)
+void odtplan_make_wide_sums(const odtplan_nest_t *t, const odtplan_results_t *y, int32_t columns)
 {
     switch (columns) {
         CASE(1);

@@ -28,8 +28,15 @@ typedef struct {
 void odtplan_add_products(const odtplan_nest_t *t, float *sums, int32_t rows, int32_t columns);
 
 #if ODTPLAN_LANES
-/* The same for a block of LANES rows, side by side in a, x 1 to 8 columns, stored column by column. */
-void odtplan_add_wide_products(const odtplan_nest_t *t, float *sums, int32_t columns);
+/* Where a block of LANES rows x columns of results goes, of which so many rows are there. */
+typedef struct {
+    float *at;
+    const float *start; /* of LANES rows; NULL: the results that are there, are added to */
+    int32_t rows, row, column; /* distances */
+} odtplan_results_t;
+
+/* Make 1 to 8 columns of results. Rows lie side by side in a. */
+void odtplan_make_wide_sums(const odtplan_nest_t *t, const odtplan_results_t *y, int32_t columns);
 #endif
 
 /* Make the innermost loop long: join the two inner loops where each side is one run of memory, and

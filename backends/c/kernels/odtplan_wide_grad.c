@@ -256,9 +256,14 @@ int32_t odtplan_wide_grad_weight(const odtplan_conv_t *p, const float *x, const 
         w.conv.out_size[1] > ROOM / ODTPLAN_LANES) {
         return 0;
     }
-    const int32_t margins = w.width > w.conv.in_size[1];
-    for (int32_t i = 0; margins && i < blocks * w.lines * w.width * ODTPLAN_LANES; i++) {
-        w.x[i] = 0.0f;
+    for (int32_t i = 0; i < blocks * w.lines; i++) {
+        float *line = w.x + i * w.width * ODTPLAN_LANES;
+        for (int32_t k = 0; k < w.conv.pad[1] * ODTPLAN_LANES; k++) {
+            line[k] = 0.0f;
+        }
+        for (int32_t k = inside * ODTPLAN_LANES; k < w.width * ODTPLAN_LANES; k++) {
+            line[k] = 0.0f;
+        }
     }
     for (int32_t c = 0; c < depth; c += blocks * ODTPLAN_LANES) {
         const int32_t left = depth - c;

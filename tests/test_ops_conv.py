@@ -325,6 +325,39 @@ def test_one_tap_with_padding_at_the_end(kernels: ctypes.CDLL) -> None:
         np.testing.assert_array_equal(call(kernels, node, inputs, 4), r.results[op], op)
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_c_equals_numpy_for_partly_trained_layers(kernels: ctypes.CDLL, k: int) -> None:
+    """The channels that are trained lie apart from the others."""
+    attrs: dict[str, Attr] = {
+        "group": 1,
+        "strides": (1, 1),
+        "pads": (k // 2,) * 4,
+        "dilations": (1, 1),
+    }
+    r = run(Case((2, 12, 8, 9), (9, 12, k, k), attrs, 5, True, k), "f32")
+    for op, (node, inputs) in r.nodes.items():
+        np.testing.assert_array_equal(call(kernels, node, inputs, 4), r.results[op], op)
+
+
+@pytest.mark.parametrize(
+    ("x", "k", "pad", "stride"),
+    [((100, 100), 3, 1, 1), ((150, 120), 5, 2, 2), ((2, 200), 1, 1, 1)],
+)
+def test_c_equals_numpy_for_large_depthwise_planes(
+    kernels: ctypes.CDLL, x: tuple[int, int], k: int, pad: int, stride: int
+) -> None:
+    """Planes of which vectors take some lines at a time."""
+    attrs: dict[str, Attr] = {
+        "group": 3,
+        "strides": (stride, stride),
+        "pads": (pad,) * 4,
+        "dilations": (1, 1),
+    }
+    r = run(Case((2, 3, *x), (3, 1, k, k), attrs, None, True, k), "f32")
+    for op, (node, inputs) in r.nodes.items():
+        np.testing.assert_array_equal(call(kernels, node, inputs, 3), r.results[op], op)
+
+
 def test_c_equals_numpy_for_usual_layers(kernels: ctypes.CDLL) -> None:
     """Sizes at which all block kernels and depthwise windows run, with and without remainder.
 

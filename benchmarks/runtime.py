@@ -45,7 +45,8 @@ RATE = 1e-4
 TURNS, STEPS = 20, 5
 #: More RAM than any of the networks needs.
 ROOM = 1 << 30
-FLAGS = ("-O3", "-march=native")
+#: Every product is rounded: the bits are those of a board, and of NumPy's exact kernels.
+FLAGS = ("-O3", "-march=native", "-ffp-contract=off")
 #: One thread each.
 SINGLE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 

@@ -78,7 +78,6 @@ static void gather_line(const odtplan_gather_t *g, const block_t *b, int32_t dow
     const odtplan_taps_t none = {0, 0, 0}, other = odtplan_find_taps(down ? &g->x : &g->y, at);
     const int32_t period = along->period, step = down ? g->x.size : 1;
     const int32_t across = along->pixel_step * (down ? g->x.source : 1);
-    const int32_t plane = g->y.size * g->x.size;
     float *line = b->dest + at * (down ? 1 : g->x.size);
     odtplan_nest_t nests[2];
     int32_t columns, inside = 0; /* whether the taps of the pixels before were all inside */
@@ -94,7 +93,8 @@ static void gather_line(const odtplan_gather_t *g, const block_t *b, int32_t dow
         }
 #if ODTPLAN_LANES
         if (b->wide) {
-            const odtplan_results_t y = {line + t * step, b->bias, b->rows, plane, period * step};
+            const odtplan_results_t y = {line + t * step, b->bias, b->rows,
+                                         g->y.size * g->x.size, period * step};
             columns = inside ? wide_columns(odtplan_ceil_div(along->end - t, period)) : 1;
             odtplan_make_wide_sums(nests, &y, columns);
             nests->b.at += inside ? columns * across : 0;
@@ -107,7 +107,7 @@ static void gather_line(const odtplan_gather_t *g, const block_t *b, int32_t dow
             odtplan_add_products(&nests[i], sums, b->rows, columns);
             nests[i].b.at += inside ? columns * across : 0;
         }
-        store(line + t * step, sums, b->rows, columns, plane, period * step);
+        store(line + t * step, sums, b->rows, columns, g->y.size * g->x.size, period * step);
     }
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..ir.autodiff import build_training
@@ -14,6 +14,8 @@ from .greedy import blocks_to_stream, choose_updates, keeping
 from .objective import Goal, wants
 from .plan import ObjectiveName
 from .problem import Limits, Problem
+from .progress import Watch
+from .remakes import Found
 from .residency import Residency
 from .schedule import realize
 from .solution import Solution
@@ -38,7 +40,7 @@ class Effort:
 #: For a plan at once, and for any that fits.
 QUICK, FIT = Effort(0.1, 8), Effort(0.1, 40, gap=ANY)
 #: Told cuts of a problem, and tensors that are made at them, by which nothing fits.
-Miss = Callable[[Residency, Collection[int], Collection[tuple[int, int]]], None]
+Miss = Callable[[Residency, Found, Watch], None]
 #: Budgets that are tried where RAM is to be least.
 BISECTIONS = 8
 
@@ -90,7 +92,7 @@ def fitting(
         decided: All but what is kept, rebuilt and paged.
         goal: What its bound is of.
         loose: Blocks or precisions could have been chosen otherwise.
-        miss: Told the cuts of a search that has found nothing.
+        miss: Told what a search has proven that has found no plan.
     """
     return _placed(stages, lambda _: decided, goal, FIT, fixed=True, loose=loose, miss=miss)
 
@@ -203,7 +205,7 @@ def _keep_all_or_drop(
     best = residency.search(options, watch, effort.rounds)
     decided = residency.decided(best)
     if decided is None and miss is not None:
-        miss(residency, *residency.conflict(best, options, watch))
+        miss(residency, best, watch)
     return decided, residency.total(best.bound) if residency.priced else 0.0
 
 

@@ -18,6 +18,8 @@ from .decided import Decided, Scheduled
 from .milp import SolveResult
 from .objective import Goal
 from .problem import Problem
+from .progress import Watch
+from .remakes import Found
 from .residency import Residency
 from .stages import Stages
 
@@ -134,19 +136,14 @@ class Joint:
         updates = tuple(most.solution.candidates(p))
         streamed = tuple(b.name for b in p.streams if b.activity in active)
         decided = replace(self.start, updates=updates, streamed=streamed)
-        missed: set[Cut | Make] = set()
+        missed: frozenset[Cut | Make] = frozenset()
 
-        def miss(r: Residency, cuts: Collection[int], makes: Collection[tuple[int, int]]) -> None:
-            for k in cuts:
-                if (cut := self._place(r, k)) is not None:
-                    missed.add(cut)
-            for k, i in makes:
-                cut, before = self._place(r, k), self._place(r, r.remakes.before(k))
-                if cut is None or before is None:
-                    continue
-                # what is in place with these updates may have two buffers with others
-                written = {self.written.get(w.name) for w in r.remakes.tensors[i].writers}
-                missed.update(Make(cut, before, name) for name in written if name is not None)
+        def miss(r: Residency, best: Found, watch: Watch) -> None:
+            nonlocal missed
+            cuts, makes = r.conflict(best, self.stages.options, watch)
+            missed = self._everywhere(r, cuts, makes)
+            if cuts and missed <= self.cuts:  # not enough for the choice: all that there was
+                missed = self._everywhere(r, best.cuts, best.makes)
 
         found = fitting(
             self.stages,
@@ -155,7 +152,21 @@ class Joint:
             loose=bool(p.streams or p.mixed_layers),
             miss=miss,
         )
-        return found, frozenset(missed)
+        return found, missed
+
+    def _everywhere(
+        self, r: Residency, cuts: Collection[int], makes: Collection[tuple[int, int]]
+    ) -> frozenset[Cut | Make]:
+        """Cuts and makings of one choice of updates as those of all."""
+        places: set[Cut | Make | None] = {self._place(r, k) for k in cuts}
+        for k, i in makes:
+            cut, before = self._place(r, k), self._place(r, r.remakes.before(k))
+            if cut is None or before is None:
+                continue
+            # what is in place with these updates may have two buffers with others
+            written = {self.written.get(w.name) for w in r.remakes.tensors[i].writers}
+            places.update(Make(cut, before, name) for name in written if name is not None)
+        return frozenset(p for p in places if p is not None)
 
     def _place(self, residency: Residency, slot: int) -> Cut | None:
         """The cut at a slot of a problem with fixed updates; none where its node has changed."""

@@ -421,12 +421,13 @@ def test_headers_are_cpp(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES + HEADERS, ids=lambda p: p.name)
 def test_freestanding(path: Path) -> None:
-    """No libc beyond three headers, no heap, no double."""
+    """No libc beyond three headers, no heap; double in the session alone, as docs tell."""
     text = re.sub(r"/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     included = set(re.findall(r'#\s*include\s*[<"]([^>"]+)', text))
     allowed = {"stdint.h", "stddef.h", "string.h", "arm_acle.h", *(h.name for h in HEADERS)}
     assert included <= allowed
-    assert not re.findall(r"\b(?:double|malloc|calloc|free|printf)\b", text)
+    assert not re.findall(r"\b(?:malloc|calloc|free|printf)\b", text)
+    assert path.stem == "odtplan_session" or not re.findall(r"\bdouble\b", text)
 
 
 @given(st.floats(width=32))

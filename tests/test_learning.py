@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks import learning
-from benchmarks.learning import Bench, Draw
+from benchmarks.learning import RATES, Bench, Draw
 from onnx_files import export
 from test_compare import labelled
 from test_importance import small
@@ -16,7 +16,7 @@ from test_importance import small
 class Corner:
     """Classes that differ in a row of pixels."""
 
-    name, about, epochs = "corner", "A small network.", 2
+    name, about, epochs, rates = "corner", "A small network.", 2, RATES
 
     def __init__(self, model: Path) -> None:
         self._model = model

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from torch.nn import functional as f
 
 import odt_plan
+from odt_plan.backends.c.emit import kernel_files
 from odt_plan.ir.errors import GraphError
 from odt_plan.ir.graph import Attr, Graph, Node, TensorType
 from odt_plan.ir.opdef import get_op
 
 KERNELS = Path(odt_plan.__file__).parent / "backends" / "c" / "kernels"
-CONV_GRAD = ("conv_grad", "depthwise_grad", "gather", "margin", "sums")
 Array = np.ndarray[Any, Any]
 FAST = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -223,7 +223,8 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         pytest.skip("needs a C compiler")
     out = tmp_path_factory.mktemp("pool") / "libpool.so"
     flags = "-std=c99 -O2 -ffp-contract=off -Wall -Wextra -Wconversion -Wdouble-promotion -Werror"
-    sources = [str(KERNELS / f"odtplan_{f}.c") for f in ("pool", "norm", *CONV_GRAD)]
+    stems = [f"odtplan_{f}" for f in ("pool", "norm", "conv_grad")]
+    sources = [str(KERNELS / f) for f in kernel_files(stems) if f.endswith(".c")]
     command = [compiler, *flags.split(), "-shared", "-fPIC", *sources, "-o", str(out)]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(out))

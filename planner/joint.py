@@ -29,7 +29,9 @@ FIRST_STEP = 1 / 32
 #: The part of RAM that the bisection doesn't divide further.
 NARROWEST = 1 / 256
 #: Parts of the time left: for all of it, and what a solve may take if there are to be more cuts.
-SHARE, QUICK_SHARE = 0.6, 0.12
+SHARE, QUICK_SHARE = 0.6, 0.08
+#: Part of that time after which no cuts are added before there is a plan.
+CUTS_SHARE = 0.5
 #: Cuts that are added at once at most; with more the choice is rarely solved in time.
 MANY = 60
 
@@ -67,9 +69,10 @@ class Joint:
             InfeasibleError: No choice keeps the limits.
             OutOfTimeError: None was found in time.
         """
-        left_s = self.stages.watch.left_s
+        left_s, self._any = self.stages.watch.left_s, False
         self.watch = self.stages.watch.part(SHARE * left_s, lambda _: None)
         self.quick_s, self.places = QUICK_SHARE * left_s, cuts_of(self.problem)
+        self.late_s = (1 - CUTS_SHARE) * self.watch.left_s
         self.written = {w.name: t.name for t in self.problem.storage.tensors for w in t.writers}
         ram = self.problem.limits.ram_bytes
         if (yield from self._within(ram)):
@@ -105,11 +108,12 @@ class Joint:
                 return True
             found, missed = self._fitting(most)
             if found is not None:
-                self.reached = most.value
+                self.reached, self._any = most.value, True
                 yield found
                 return True
             known = missed <= self.cuts or len(missed) > MANY
-            if self.fewer is None or known or self.watch.over():
+            late = not self._any and self.watch.left_s < self.late_s
+            if self.fewer is None or known or late or self.watch.over():
                 return False
             self.fewer, self.cuts = self.cuts, self.cuts | missed
 

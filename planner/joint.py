@@ -69,7 +69,7 @@ class Joint:
             InfeasibleError: No choice keeps the limits.
             OutOfTimeError: None was found in time.
         """
-        left_s, self._any = self.stages.watch.left_s, False
+        left_s, self._planned = self.stages.watch.left_s, False
         self.watch = self.stages.watch.part(SHARE * left_s, lambda _: None)
         self.quick_s, self.places = QUICK_SHARE * left_s, cuts_of(self.problem)
         self.late_s = (1 - CUTS_SHARE) * self.watch.left_s
@@ -108,11 +108,11 @@ class Joint:
                 return True
             found, missed = self._fitting(most)
             if found is not None:
-                self.reached, self._any = most.value, True
+                self.reached, self._planned = most.value, True
                 yield found
                 return True
             known = missed <= self.cuts or len(missed) > MANY
-            late = not self._any and self.watch.left_s < self.late_s
+            late = not self._planned and self.watch.left_s < self.late_s
             if self.fewer is None or known or late or self.watch.over():
                 return False
             self.fewer, self.cuts = self.cuts, self.cuts | missed

@@ -27,6 +27,8 @@ _SOLVERS = {
 #: ``auto`` is CP-SAT up to so many columns, beyond HiGHS (benchmarks/RESULTS.md).
 LARGE = 1600
 INF = float("inf")
+#: Largest value of a column that CP-SAT looks at; left to itself it takes 10^7 for all there is.
+LARGEST = 1e13
 #: A linear expression: (column, coefficient) terms; columns may repeat.
 Terms = Iterable[tuple[int, float]]
 
@@ -175,6 +177,7 @@ class LinearProgram:
             # math_opt's HiGHS runs in one thread and refuses the parameter
             threads=None if solver == "highs" else options.threads,
         )
+        parameters.cp_sat.mip_max_bound = LARGEST
         if effort is not None:
             effort.tell(parameters, minimize=not maximize)
         start = None

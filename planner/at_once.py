@@ -39,7 +39,7 @@ class Effort:
 
 #: For a plan at once, and for any that fits.
 QUICK, FIT = Effort(0.1, 8), Effort(0.1, 40, gap=ANY)
-#: Told cuts of a problem, and tensors that are made at them, by which nothing fits.
+#: Told a problem, and what a search has found of it, where that is no plan.
 Miss = Callable[[Residency, Found, Watch], None]
 #: Budgets that are tried where RAM is to be least.
 BISECTIONS = 8

@@ -89,7 +89,7 @@ class Held:
         reads: Slots behind that which may read it, with their activities.
         operands: What it is made from.
         in_place: (Operand, result) that may share a buffer unless one of these activities holds.
-        taken: Slot -> the first of its operands for which that holds, the result, and these.
+        taken: Slot -> the first such pair of its: that shares a buffer where it may.
         changes: Slots after which it can't be made again if their updates are chosen.
     """
 
@@ -125,18 +125,14 @@ class Held:
             )
             for t in self.tensors
         ]
-        self.in_place = {
-            (self.at[o.operand], self.at[t]): o.unless
-            for o in p.overwrites
-            if o.operand in self.at
-            for t in p.slots[o.slot].writes
-            if t in self.at
-        }
-        self.taken: dict[int, tuple[int, int, tuple[int, ...]]] = {}
+        self.in_place: dict[tuple[int, int], tuple[int, ...]] = {}
+        self.taken: dict[int, tuple[int, int]] = {}
         for o in p.overwrites:
             for t in p.slots[o.slot].writes:
                 if o.operand in self.at and t in self.at:
-                    self.taken.setdefault(o.slot, (self.at[o.operand], self.at[t], o.unless))
+                    pair = self.at[o.operand], self.at[t]
+                    self.in_place[pair] = o.unless
+                    self.taken.setdefault(o.slot, pair)
         changed: dict[str, list[tuple[int, int]]] = {}
         for s in p.slots:
             if s.update is not None and s.node is s.update.apply_node:
@@ -215,10 +211,10 @@ class ChoiceByCuts(Milp):
                 self._page_columns(i, retention.get(tensor))
         for i in self.used:
             self._supply_at_cuts(i)
-        for s, taken in self.forward.taken.items():
-            self._taken(s, *taken)
+        for slot, pair in self.forward.taken.items():
+            self._taken(slot, *pair)
 
-    def _taken(self, slot: int, j: int, i: int, unless: Collection[int]) -> None:
+    def _taken(self, slot: int, j: int, i: int) -> None:
         """What is overwritten as soon as it is made is neither held nor made or loaded alone.
 
         A block by rows has other nodes, and with f32 weights a node may need its operand whole.
@@ -227,15 +223,14 @@ class ChoiceByCuts(Milp):
         others = [b.activity for b in p.streams if slot in b.slots or self._inside(b, j)]
         if (form := p.slots[slot].mixed) is not None:
             others.append(form.choice)
-        apart = [(self.a[a], -1.0) for a in (*self.weakest(unless), *others)]
-        for s in range(self.begin[j], len(self.cuts)):
-            self.c.row([(self.live[s, j], 1.0), *apart], upper=0.0)
-        for s in range(self.begin[j] + 1, len(self.cuts) + 1):
-            if (again := self.again.get((s, j))) is not None:
-                both = [(v, -1.0) for v in (self.again.get((s, i)),) if v is not None]
-                self.c.row([(again, 1.0), *both, *apart], upper=0.0)
-            if (load := self.paged.get((s, j))) is not None:
-                self.c.row([(load, 1.0), *apart], upper=0.0)
+        unless = self.weakest(self.forward.in_place[j, i])
+        apart = [(self.a[a], -1.0) for a in (*unless, *others)]
+        for known in (self.live, self.paged, self.again):
+            for (s, k), column in known.items():
+                if k == j:
+                    both = self.again.get((s, i)) if known is self.again else None
+                    with_result = [] if both is None else [(both, -1.0)]
+                    self.c.row([(column, 1.0), *with_result, *apart], upper=0.0)
 
     def _inside(self, block: StreamChoice, i: int) -> bool:
         """A block that runs by rows makes this tensor in another way, and nothing inside it."""

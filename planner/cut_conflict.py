@@ -81,8 +81,8 @@ class _Reduction:
         return result.status == "infeasible"
 
     def _within(self, cuts: Sequence[int]) -> list[tuple[int, int]]:
-        """Of what is made, that behind a cut right after another one."""
-        after = {k for before, k in pairwise(cuts) if before == self.remakes.before(k)}
+        """Of what is made, that behind a cut with no step between it and another one."""
+        after = {k for before, k in pairwise(cuts) if before >= self.remakes.before(k)}
         return [m for m in self.makes if m[0] in after]
 
     def _without_each_cut(self) -> None:

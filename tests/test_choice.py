@@ -102,12 +102,12 @@ def test_what_its_only_reader_overwrites_is_not_held(seed: int, tmp_path: Path) 
     problem = sample.problem
     choice = ChoiceByCuts(problem, cuts_of(problem).values(), "learn")
     assert choice.forward.taken
-    for j, _, unless in choice.forward.taken.values():
-        held = [(column, 1.0) for (_, i), column in choice.live.items() if i == j]
+    for j, i in choice.forward.taken.values():
+        held = [(column, 1.0) for (_, k), column in choice.live.items() if k == j]
         for read in (False, True):
             program = choice.c
             upper = list(program.upper)
-            for a in unless:
+            for a in choice.forward.in_place[j, i]:
                 upper[choice.a[a]] = float(read)
             found = replace(program, upper=upper).solve(held, EXACT, maximize=True)
             assert found.values is not None

@@ -31,7 +31,7 @@ NARROWEST = 1 / 256
 #: Parts of the time left: for all of it, and what a solve may take if there are to be more cuts.
 SHARE, QUICK_SHARE = 0.6, 0.08
 #: Part of that time after which no cuts are added before there is a plan.
-CUTS_SHARE = 0.5
+LATE_SHARE = 0.5
 #: Cuts that are added at once at most; with more the choice is rarely solved in time.
 MANY = 60
 
@@ -72,7 +72,7 @@ class Joint:
         left_s, self._planned = self.stages.watch.left_s, False
         self.watch = self.stages.watch.part(SHARE * left_s, lambda _: None)
         self.quick_s, self.places = QUICK_SHARE * left_s, cuts_of(self.problem)
-        self.late_s = (1 - CUTS_SHARE) * self.watch.left_s
+        self.late_s = (1 - LATE_SHARE) * self.watch.left_s
         self.written = {w.name: t.name for t in self.problem.storage.tensors for w in t.writers}
         ram = self.problem.limits.ram_bytes
         if (yield from self._within(ram)):

@@ -109,7 +109,8 @@ void odtplan_conv_grad_bias_f32(const odtplan_conv_grad_bias_t *p, const float *
         float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
         for (int32_t n = 0; n < p->batch; n++) {
             const float *d = dy + (n * p->channels + row_begin + row) * size;
-            const float *d1 = d + size, *d2 = d1 + size, *d3 = d2 + size;
+            const int32_t next = rows == 4 ? size : 0; /* no row behind the last one */
+            const float *d1 = d + next, *d2 = d1 + next, *d3 = d2 + next;
             for (int32_t k = 0; k < size && rows == 1; k++) {
                 s0 += d[k];
             }

@@ -90,11 +90,12 @@ static int open_session(const char *path) {
     const uint32_t plan[] = {$plan_low, $plan_high};
     odtplan_session_options_t *o = &session.options;
     const size_t size = read_file(path);
-    const uint8_t *at = file + HEADER_BYTES;
+    const uint8_t *at;
     uint64_t wanted;
     if (size == 0u) {
         return ODTPLAN_ERROR_STORAGE;
     }
+    at = file + HEADER_BYTES;
     if (size < HEADER_BYTES || memcmp(file, "ODTD", 4u) != 0 || word(file + 4) != 1u ||
         word(file + 8) != plan[0] || word(file + 12) != plan[1]) {
         return ODTPLAN_ERROR_FOREIGN;

@@ -6,15 +6,20 @@
 
 #include "odtplan_types.h"
 
-#if !defined(ODTPLAN_LANES) && defined(__has_builtin)
+#ifdef __has_builtin
 #if __has_builtin(__builtin_shufflevector)
+#define ODTPLAN_VECTORS
+#endif
+#endif
+#ifndef ODTPLAN_VECTORS
+#undef ODTPLAN_LANES
+#elif !defined(ODTPLAN_LANES)
 #if defined(__AVX512F__)
 #define ODTPLAN_LANES 16
 #elif defined(__AVX__)
 #define ODTPLAN_LANES 8
 #elif defined(__SSE2__) || defined(__aarch64__)
 #define ODTPLAN_LANES 4
-#endif
 #endif
 #endif
 #ifndef ODTPLAN_LANES

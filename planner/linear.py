@@ -178,6 +178,9 @@ class LinearProgram:
             threads=None if solver == "highs" else options.threads,
         )
         parameters.cp_sat.mip_max_bound = LARGEST
+        # its LP presolve replaces columns by fractions of others, and what is not an integer
+        # becomes one behind it: programs that have solutions were called infeasible (9.15)
+        parameters.cp_sat.mip_presolve_level = 0
         if effort is not None:
             effort.tell(parameters, minimize=not maximize)
         start = None

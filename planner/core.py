@@ -32,6 +32,30 @@ LOOSE = 0.03
 FRACTION = 1e-6
 
 
+@dataclass(frozen=True)
+class Part:
+    """All solutions with these values of some columns.
+
+    Attributes:
+        fixed: Column -> value.
+        bound: On what is minimized there.
+    """
+
+    fixed: Mapping[int, float]
+    bound: float
+
+
+@dataclass
+class Tree:
+    """Parts that a program was divided into; a tighter one begins with them.
+
+    Attributes:
+        parts: Together they hold all solutions.
+    """
+
+    parts: list[Part] = field(default_factory=lambda: [Part({}, -INF)])
+
+
 def optimize(
     program: LinearProgram,
     objective: Terms,
@@ -42,6 +66,7 @@ def optimize(
     watch: Watch | None = None,
     unit: float = 1.0,
     hint: Mapping[int, float] | None = None,
+    tree: Tree | None = None,
 ) -> LinearResult:
     """Optimize by branching and cores.
 
@@ -54,6 +79,8 @@ def optimize(
         watch: Told solutions and bounds of the whole program; carries the wish to stop.
         unit: What 1 of the objective is for those who watch.
         hint: Column -> value, of all integer columns: a solution to start from.
+        tree: Of a program with the same branched columns and objective of which each solution of
+            this one is one, too; becomes that of this program.
 
     Raises:
         OdtPlanError: The solver failed.
@@ -63,7 +90,7 @@ def optimize(
     search = _Search(program, cost, options, branch, watch or Watch(), sign * unit)
     if hint is not None:
         search.begin_from(hint)
-    result = search.run()
+    result = search.run(tree or Tree())
     return replace(result, bound=sign * result.bound)
 
 
@@ -79,8 +106,8 @@ class _Search:
     unit: float
     best: float = INF
     values: NDArray[np.float64] | None = None
-    closed: float = INF  # bound on what needs no more work
-    open: list[tuple[float, int, LinearProgram, LinearResult]] = field(default_factory=list)
+    closed: list[Part] = field(default_factory=list)  # what needs no more work
+    open: list[tuple[float, int, Part, LinearResult | None]] = field(default_factory=list)
     order: int = 0
 
     def __post_init__(self) -> None:
@@ -97,30 +124,32 @@ class _Search:
         integer = [False] * len(lower)
         self._take(self._solve(replace(self.program, lower=lower, upper=upper, integer=integer)))
 
-    def run(self) -> LinearResult:
-        proven = self._branch(self.program, -INF)
-        root = self.open[0][0] if self.open else -INF
+    def run(self, tree: Tree) -> LinearResult:
+        for part in tree.parts:
+            self._open(part, None)
+        proven = True
         while proven and self.open and not self._enough(self.open[0][0]):
             self._tell()
-            least, _, program, relaxed = heapq.heappop(self.open)
+            _, _, part, relaxed = heapq.heappop(self.open)
+            if relaxed is None:
+                proven = self._relax(part)
+                continue
             assert relaxed.values is not None
             x = relaxed.values
             fractional = [c for c in self.branch if FRACTION < x[c] < 1 - FRACTION]
             if fractional:  # by halves: mostly they are a range of one chain
                 split = fractional[len(fractional) // 2]
-                for name in ("lower", "upper"):
-                    bounds = list(getattr(program, name))
-                    bounds[split] = float(name == "lower")
-                    part = replace(program, **{name: bounds})
-                    proven = self._branch(part, least) and proven
+                for value in (1.0, 0.0):
+                    proven = self._relax(Part({**part.fixed, split: value}, part.bound)) and proven
                 continue
-            if self._loose(least):
-                self._first(program, relaxed)
-            if self._loose(least):
-                self.open, self.closed = [], INF
-                proven = self._whole(root)
+            if self._loose(part.bound):
+                self._first(part, relaxed)
+            if self._loose(part.bound):
+                self.closed.append(part)
+                proven = self._whole(self._bound())
             else:
-                proven = self._leaf(program, relaxed)
+                proven = self._leaf(part, relaxed)
+        tree.parts = [*self.closed, *(part for _, _, part, _ in self.open)]
         seconds = time.perf_counter() - self.begin
         bound = self._bound()
         if self.values is None:
@@ -130,17 +159,18 @@ class _Search:
         return LinearResult(status, bound, self.values, seconds)
 
     def _whole(self, root: float) -> bool:
-        """Leave all to the solver; the LP's bound holds in any case."""
+        """Leave all to the solver; the bound that is known holds in any case."""
         start = None if self.values is None else dict(enumerate(self.values.tolist()))
         result = self._solve(self.program, start, shown=True)
         self._take(result)
-        if result.status != "infeasible":
-            self.closed = max(root, result.bound)
+        bound = INF if result.status == "infeasible" else max(root, result.bound)
+        self.open, self.closed = [], [Part({}, bound)]
         return result.status in ("optimal", "infeasible")
 
     def _bound(self) -> float:
         """On the cost of all solutions."""
-        return float(min([self.closed, self.best, *(o[0] for o in self.open)]))
+        known = [*(p.bound for p in self.closed), *(o[0] for o in self.open)]
+        return float(min([self.best, *known]))
 
     def _tell(self) -> None:
         best = None if self.values is None else self.unit * self.best
@@ -183,40 +213,51 @@ class _Search:
             effort=effort,
         )
 
-    def _branch(self, program: LinearProgram, above: float) -> bool:
-        """Bound a part of the problem and keep it for later.
+    def _open(self, part: Part, relaxed: LinearResult | None) -> None:
+        self.order += 1
+        heapq.heappush(self.open, (part.bound, self.order, part, relaxed))
 
-        False: the time is over, and the bound ``above`` of the part around it is all that is known.
+    def _within(self, part: Part) -> LinearProgram:
+        lower, upper = list(self.program.lower), list(self.program.upper)
+        for column, value in part.fixed.items():
+            lower[column] = upper[column] = value
+        return replace(self.program, lower=lower, upper=upper)
+
+    def _relax(self, part: Part) -> bool:
+        """Bound a part by its LP and keep it for later.
+
+        False: the time is over, and the bound that it has is all that is known.
         """
-        relaxed = self._solve(replace(program, integer=[False] * len(program.integer)))
+        program = replace(self._within(part), integer=[False] * len(self.program.integer))
+        relaxed = self._solve(program)
         if relaxed.status == "optimal":
-            self.order += 1
-            heapq.heappush(self.open, (relaxed.bound, self.order, program, relaxed))
+            self._open(replace(part, bound=max(part.bound, relaxed.bound)), relaxed)
         elif relaxed.status != "infeasible":
-            self.closed = min(self.closed, above)
+            self.closed.append(part)
             return False
         return True
 
-    def _first(self, program: LinearProgram, relaxed: LinearResult) -> None:
+    def _first(self, part: Part, relaxed: LinearResult) -> None:
         """Look for solutions near the LP's, and if there are none as far away as cores reach."""
-        gap = self.options.gap or 1e-3
+        gap, program = self.options.gap or 1e-3, self._within(part)
         for delta in (*(gap * gaps for gaps in FIRST), LOOSE):
-            if delta < LOOSE or self._loose(relaxed.bound):
+            if delta < LOOSE or self._loose(part.bound):
                 core = _core(program, relaxed, delta * abs(relaxed.bound))
                 self._take(self._solve(core, effort=Effort(below=self.best, root_only=True)))
 
-    def _leaf(self, program: LinearProgram, relaxed: LinearResult) -> bool:
+    def _leaf(self, part: Part, relaxed: LinearResult) -> bool:
         """Prove that a part has nothing better by more than the gap, or find it.
 
         False: the time is over.
         """
         below = self.best - self.options.gap * abs(self.best)
         delta = max(0.0, below - relaxed.bound)
-        core = _core(program, relaxed, delta)
+        core = _core(self._within(part), relaxed, delta)
         result = self._solve(core, effort=Effort(below=below))
         self._take(result)
         within = below if result.status == "infeasible" else min(result.bound, below)
-        self.closed = min(self.closed, max(relaxed.bound, min(within, relaxed.bound + delta)))
+        bound = max(part.bound, min(within, relaxed.bound + delta))
+        self.closed.append(replace(part, bound=bound))
         return result.status in ("optimal", "infeasible")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bounds import most_gain
-from .core import optimize
+from .core import Tree, optimize
 from .flash_terms import flash_terms
 from .hint import hint
 from .linear import INF, LARGE, LinearProgram, SolverOptions, Status, Terms
@@ -66,7 +66,11 @@ def is_timed(goal: Goal, limits: Limits) -> bool:
 
 
 class Milp:
-    """The program of one problem; constraints are methods, one each."""
+    """The program of one problem; constraints are methods, one each.
+
+    Attributes:
+        tree: See ``core.optimize``.
+    """
 
     def __init__(
         self,
@@ -90,6 +94,7 @@ class Milp:
         self.problem = problem
         self.goal, self.shy = goal, shy
         self.relaxed = relaxed
+        self.tree: Tree | None = None
         self.c = LinearProgram()
         self.one = self.c.column(integer=False, lower=1.0)
         self.a = [
@@ -666,7 +671,7 @@ class Milp:
         cores = options.solver == "auto" and large and self._tight()
         needed = [self.a[a.index] for a in self.problem.activities if a.kind == "needed"]
 
-        solve = partial(optimize, self.c, branch=needed) if cores else self.c.solve
+        solve = partial(optimize, self.c, branch=needed, tree=self.tree) if cores else self.c.solve
         r = solve(objective, options, maximize=learns, watch=watch, unit=unit, hint=known)
         bound = unit * (min(r.bound, most_gain(self.problem)) if learns else max(r.bound, 0.0))
         if r.values is None:

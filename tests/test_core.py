@@ -13,7 +13,7 @@ from test_choices import WIDE, small
 
 from odt_plan.ir.autodiff import build_training
 from odt_plan.planner import milp, timeline
-from odt_plan.planner.core import optimize
+from odt_plan.planner.core import Tree, optimize
 from odt_plan.planner.linear import Effort, LinearProgram, LinearResult, SolverOptions
 from odt_plan.planner.milp import Milp
 from odt_plan.planner.occupancy import Occupancy
@@ -53,6 +53,35 @@ def test_cores_agree_with_the_solver_alone(gap: float, *, maximize: bool) -> Non
         assert sign * found.bound >= sign * best - 1e-6, "a bound"
         assert sign * found.bound <= sign * value + gap * abs(value) + 1e-6, "within the gap"
         assert found.status == "optimal"
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_a_tighter_program_begins_with_the_parts_of_a_looser_one(*, maximize: bool) -> None:
+    """It has the optimum that it has alone, and LPs of parts that are out of question are saved."""
+    parts = 0
+    for seed in range(12):
+        program, gain, links = knapsack(seed)
+        objective = [(c, a if maximize else -a) for c, a in gain]
+        options, tree = SolverOptions(gap=0.0, time_limit_s=60), Tree()
+        loose = optimize(
+            program, objective, options, maximize=maximize, branch=links, tree=tree
+        )
+        parts += len(tree.parts)
+        sign = -1 if maximize else 1
+        assert min(p.bound for p in tree.parts) >= sign * loose.bound - 1e-6
+        assert loose.values is not None
+        taken = [c for c, _ in gain if loose.values[c] > 0.5]
+        program.row([(c, 1.0) for c in taken], upper=len(taken) - 1.0)
+        alone, with_tree = (
+            optimize(program, objective, options, maximize=maximize, branch=links, tree=t)
+            for t in (None, tree)
+        )
+        assert alone.values is not None
+        assert with_tree.values is not None
+        best, value = (sum(a * r.values[c] for c, a in objective) for r in (alone, with_tree))
+        assert value == pytest.approx(best)
+        assert with_tree.bound == pytest.approx(best)
+    assert parts > 12, "something was branched on"
 
 
 def test_what_a_core_leaves_open_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,15 +30,17 @@ class Effort:
         share: Part of the time left.
         rounds: Programs that are solved.
         gap: Relative, what counts as none; None: that which was asked for.
+        thorough: A long search for a layout follows a short one that is over the limits.
     """
 
     share: float
     rounds: int
     gap: float | None = None
+    thorough: bool = False
 
 
 #: For a plan at once, and for any that fits.
-QUICK, FIT = Effort(0.1, 8), Effort(0.1, 40, gap=ANY)
+QUICK, FIT = Effort(0.1, 8), Effort(0.1, 40, gap=ANY, thorough=True)
 #: Told a problem, and what a search has found of it, where that is no plan.
 Miss = Callable[[Residency, Found, Watch], None]
 #: Budgets that are tried where RAM is to be least.
@@ -133,7 +135,7 @@ def _placed(
             solution,
             seed=stages.options.seed,
             enough_bytes=enough,
-            quick=True,
+            quick=not effort.thorough,
             hide_within=None if wants(goal, "ram") else stages.limits,
         )
         excess = Excess.of(schedule, kept, stages.limits)

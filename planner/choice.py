@@ -18,6 +18,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ir.graph import Node
 from ..ir.opdef import get_op
 from .milp import Milp
 from .objective import Goal
@@ -58,6 +59,26 @@ class Make:
     cut: Cut
     before: Cut
     tensor: str
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """Updates, precisions and blocks that don't fit: just these, neither fewer nor more.
+
+    Attributes:
+        on: Activities that hold.
+        off: Those that don't.
+    """
+
+    on: tuple[int, ...]
+    off: tuple[int, ...]
+
+    @classmethod
+    def of(cls, problem: Problem, active: Collection[int]) -> Unfit:
+        """What a solution has chosen."""
+        chosen = [a.index for a in problem.activities if a.kind in ("update", "mixed", "streamed")]
+        on = tuple(a for a in chosen if a in active)
+        return cls(on, tuple(a for a in chosen if a not in active))
 
 
 def cuts_of(problem: Problem) -> dict[str, Cut]:
@@ -169,6 +190,7 @@ class ChoiceByCuts(Milp):
         problem: Problem,
         where: Collection[Cut | Make] = (),
         goal: Goal | None = None,
+        unfit: Collection[Unfit] = (),
     ) -> None:
         """Build variables and constraints.
 
@@ -176,11 +198,13 @@ class ChoiceByCuts(Milp):
             problem: What to decide.
             where: Tensors are held or not, and may be made again; cuts don't overlap.
             goal: The only objective that will be asked for; None: any.
+            unfit: What is not to be chosen.
         """
         makes = sorted(m for m in where if isinstance(m, Make))
         cuts = {c for c in where if isinstance(c, Cut)}
         self.cuts = sorted(cuts.union(*({m.cut, m.before} for m in makes)))
         self.forward = Held(problem)
+        self.first_run = {s.node: s for s in reversed(problem.slots) if not s.rebuild}
         begins = [c.first for c in self.cuts]
         self.begin = np.searchsorted(begins, self.forward.made, side="right").tolist()
         self.used = [i for i in self.forward.used() if self.begin[i] < len(self.cuts)]
@@ -193,6 +217,9 @@ class ChoiceByCuts(Milp):
             {(s, m.tensor) for m in makes for s in range(first[m.before] + 1, first[m.cut] + 1)}
         ):
             self._make(s, tensor)
+        for u in unfit:
+            terms = [*((self.a[a], 1.0) for a in u.on), *((self.a[a], -1.0) for a in u.off)]
+            self.c.row(terms, upper=len(u.on) - 1.0)
 
     def _cut_columns(self) -> None:
         p, last = self.problem, len(self.cuts)
@@ -343,11 +370,25 @@ class ChoiceByCuts(Milp):
             own = float(aligned(get_op(w.op).workspace(w)))
             own += sum(known.tensors[j].bytes for j in beside if (j, i) not in known.in_place)
             terms = [(again, own), *((v, -own) for v in streamed), *around]
+            terms += self._as_mixed(again, w)
             terms += [(apart[j], float(known.tensors[j].bytes)) for j in beside if j in apart]
             for j in self.used:
                 if j not in beside and (v := there(j)) is not None:
                     terms.append((v, float(known.tensors[j].bytes)))
             self.c.row(terms, upper=p.limits.ram_bytes)
+
+    def _as_mixed(self, again: int, writer: Node) -> Iterator[tuple[int, float]]:
+        """Workspace that making a tensor again takes more if its layer is mixed."""
+        slot = self.first_run.get(writer)
+        if slot is None or slot.mixed is None:
+            return
+        mixed, more = self.a[slot.mixed.choice], slot.mixed.scratch_bytes - slot.scratch_bytes
+        if more <= 0:
+            yield mixed, float(more)
+            return
+        both = self.c.column(integer=False)
+        self.c.row([(both, 1.0), (again, -1.0), (mixed, -1.0)], lower=-1.0)
+        yield both, float(more)
 
     def _there(self, s: int, i: int, j: int, between: Sequence[int]) -> int | None:
         """1 where one tensor is there when another is made; None: it never has to be.

@@ -21,12 +21,16 @@ from .unsat_core import unsat_core
 Conflict = tuple[Sequence[int], Sequence[tuple[int, int]]]
 #: Times that a core of a core is asked for.
 CORES = 4
+#: Part of a core that the next one may be, for there to be another one.
+SMALLER = 0.7
+#: Makings in a core beyond which it is hardly made small.
+MANY = 60
 
 
 def conflict(
     remakes: Remakes, prices: Prices, found: Found, options: SolverOptions, watch: Watch
 ) -> Conflict:
-    """Few cuts with which there is no plan, and what is made again at them.
+    """Few cuts with which there is no plan, and what is made again at them, if few are enough.
 
     Args:
         remakes: The tensors.
@@ -58,6 +62,8 @@ class _Reduction:
             self._without_each_cut()
             return self.cuts, ()
         self._core_of_makes()
+        if len(self.makes) > MANY:
+            return self.cuts, self.makes
         self._shorten()
         self._without_each_tensor()
         return self.cuts, self.makes
@@ -101,7 +107,10 @@ class _Reduction:
             core = unsat_core(program.c, program.making, self._limited())
             if core is None or len(core) >= len(self.makes):
                 break
+            more = len(core) <= SMALLER * len(self.makes)
             self.makes = sorted(core)
+            if not more:
+                break
 
     def _shorten(self) -> None:
         """To the part of the timeline that begins as late as possible, and ends early."""

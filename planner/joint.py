@@ -13,7 +13,9 @@ from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass, field, replace
 
 from .at_once import fitting
-from .choice import Cut, Make, cuts_of
+from .choice import Cut, Make, Unfit, cuts_of
+from .core import Tree
+from .cut_conflict import MANY
 from .decided import Decided, Scheduled
 from .milp import SolveResult
 from .objective import Goal
@@ -21,6 +23,7 @@ from .problem import Problem
 from .progress import Watch
 from .remakes import Found
 from .residency import Residency
+from .solution import Solution
 from .stages import Stages
 
 #: Where the updates for all RAM don't fit: the part of RAM that is given up first; twice as much
@@ -29,11 +32,26 @@ FIRST_STEP = 1 / 32
 #: The part of RAM that the bisection doesn't divide further.
 NARROWEST = 1 / 256
 #: Parts of the time left: for all of it, and what a solve may take if there are to be more cuts.
-SHARE, QUICK_SHARE = 0.6, 0.08
+SHARE, QUICK_SHARE = 0.6, 0.2
 #: Part of that time after which no cuts are added before there is a plan.
-LATE_SHARE = 0.5
-#: Cuts that are added at once at most; with more the choice is rarely solved in time.
-MANY = 60
+LATE_SHARE = 0.6
+#: The largest gap of a choice, and the part of what is left between bound and plan that it takes.
+COARSE, PART = 0.01, 0.2
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What is known of the updates of a choice.
+
+    Attributes:
+        plan: With them.
+        missed: Cuts that tell why there may be none.
+        unfit: Proven: there is none.
+    """
+
+    plan: Scheduled | None
+    missed: frozenset[Cut | Make]
+    unfit: bool
 
 
 @dataclass
@@ -50,6 +68,8 @@ class Joint:
         bound: Proven for all plans.
         cuts: Where the choice counts what is held and made again.
         fewer: Those before the last ones; None: there are to be no more.
+        unfit: Choices that were proven not to fit, though no few cuts tell so.
+        tree: Of the choice for all RAM.
     """
 
     stages: Stages
@@ -61,6 +81,8 @@ class Joint:
     bound: float = field(default=float("inf"), init=False)
     cuts: frozenset[Cut | Make] = field(default=frozenset(), init=False)
     fewer: frozenset[Cut | Make] | None = field(default=None, init=False)
+    unfit: list[Unfit] = field(default_factory=list, init=False)
+    tree: Tree = field(default_factory=Tree, init=False)
 
     def run(self) -> Iterator[Scheduled]:
         """Plans, each of which learns more than the one before.
@@ -100,31 +122,55 @@ class Joint:
 
         False: nothing tells so, but no plan was found for it.
         """
+        fits, gap = False, COARSE
         while True:
-            most = self._choice(ram_bytes)
-            if most.solution is None and most.status != "infeasible":
-                return False
-            if most.solution is None or not self._better(most.value):
+            gap = self._coarse(gap)
+            most = self._choice(ram_bytes, gap)
+            if most.solution is None:
+                return fits or most.status == "infeasible"
+            if not self._better(most.bound):
                 return True
-            found, missed = self._fitting(most)
-            if found is not None:
-                self.reached, self._planned = most.value, True
-                yield found
-                return True
-            known = missed <= self.cuts or len(missed) > MANY
+            if not self._better(most.value):
+                if gap <= self.gap:
+                    return True
+                gap = self.gap
+                continue
+            whole = ram_bytes == self.problem.limits.ram_bytes
+            found = self._fitting(most.solution)
+            if found.plan is not None:
+                self.reached, self._planned, fits = most.value, True, True
+                yield found.plan
+                if gap <= self.gap or not whole:
+                    return True
+                continue
             late = not self._planned and self.watch.left_s < self.late_s
-            if self.fewer is None or known or late or self.watch.over():
+            if late or self.watch.over():
                 return False
-            self.fewer, self.cuts = self.cuts, self.cuts | missed
+            if found.missed <= self.cuts or len(found.missed) > MANY:
+                if not (found.unfit and whole):
+                    return False
+                self.unfit.append(Unfit.of(self.problem, most.solution.active))
+            elif self.fewer is None:
+                return False
+            else:
+                self.fewer, self.cuts = self.cuts, self.cuts | found.missed
 
-    def _choice(self, ram_bytes: int) -> SolveResult:
+    def _coarse(self, gap: float) -> float:
+        """A gap for the next choice: no finer than what is left between bound and plan asks for."""
+        left = self.bound / self.reached - 1 if self.reached > 0 else 1.0
+        return min(gap, max(self.gap, PART * left))
+
+    def _choice(self, ram_bytes: int, gap: float) -> SolveResult:
         """Solve; if that takes long, go back to the cuts before, and no further."""
         problem, limits = self.problem, self.problem.limits
         whole = ram_bytes == limits.ram_bytes
         if not whole:
             problem = replace(problem, limits=replace(limits, ram_bytes=ram_bytes))
+        tree = self.tree if whole else Tree(self.tree.parts)
         first = whole and self.bound == float("inf")
-        most = self.stages.choice(problem, "learn", self.cuts, fails=first)
+        most = self.stages.choice(
+            problem, "learn", self.cuts, self.unfit, gap=gap, tree=tree, fails=first
+        )
         if first:
             self.fewer = self.cuts
         if whole:
@@ -133,17 +179,17 @@ class Joint:
             self.cuts, self.fewer = self.fewer, None
         return most
 
-    def _fitting(self, most: SolveResult) -> tuple[Scheduled | None, frozenset[Cut | Make]]:
-        """A plan for the updates of a choice, or cuts that tell why there may be none."""
-        assert most.solution is not None
-        p, active = self.problem, most.solution.active
-        updates = tuple(most.solution.candidates(p))
+    def _fitting(self, chosen: Solution) -> _Fit:
+        """Try the updates of a choice."""
+        p, active = self.problem, chosen.active
+        updates = tuple(chosen.candidates(p))
         streamed = tuple(b.name for b in p.streams if b.activity in active)
         decided = replace(self.start, updates=updates, streamed=streamed)
-        missed: frozenset[Cut | Make] = frozenset()
+        missed, unfit = frozenset[Cut | Make](), False
 
         def miss(r: Residency, best: Found, watch: Watch) -> None:
-            nonlocal missed
+            nonlocal missed, unfit
+            unfit = best.bound == float("inf")
             cuts, makes = r.conflict(best, self.stages.options, watch)
             missed = self._everywhere(r, cuts, makes)
             if cuts and missed <= self.cuts:  # not enough for the choice: all that there was
@@ -151,12 +197,12 @@ class Joint:
 
         found = fitting(
             self.stages,
-            decided.taking(p, most.solution),
+            decided.taking(p, chosen),
             self.last,
             loose=bool(p.streams or p.mixed_layers),
             miss=miss,
         )
-        return found, missed
+        return _Fit(found, missed, unfit)
 
     def _everywhere(
         self, r: Residency, cuts: Collection[int], makes: Collection[tuple[int, int]]

@@ -18,8 +18,9 @@ from ..ir.precision import Precision, lower
 from ..ir.streaming import Block, blocks, stream
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from .bounds import bound
-from .choice import ChoiceByCuts, Cut, Make
+from .choice import ChoiceByCuts, Cut, Make, Unfit
 from .choices import Choices, score_of
+from .core import Tree
 from .cost import CostModel, code_bytes, flash_weights_bytes
 from .decided import (
     MIXED,
@@ -213,7 +214,10 @@ class Stages:
         problem: Problem,
         goal: Goal,
         cuts: Collection[Cut | Make] = (),
+        unfit: Collection[Unfit] = (),
         *,
+        gap: float | None = None,
+        tree: Tree | None = None,
         fails: bool = True,
     ) -> SolveResult:
         """The best updates over few cuts of the timeline; the bound is one of all plans.
@@ -222,6 +226,9 @@ class Stages:
             problem: The problem.
             goal: The objective.
             cuts: Where it counts what is held and made again.
+            unfit: What is not to be chosen.
+            gap: Relative, what counts as nothing; None: that which was asked for.
+            tree: Of fewer cuts and at least as much RAM; becomes that of these.
             fails: Raise errors.
 
         Raises:
@@ -231,7 +238,9 @@ class Stages:
         self.tell(f"choosing updates: {len(problem.slots)} slots, {len(cuts)} cuts", goal)
         if self.watch.over() and not fails:
             return SolveResult("unknown", nan, bound(problem, goal), None, "", 0.0)
-        result = self.solved(ChoiceByCuts(problem, cuts, goal), goal, CHOICE_SHARE)
+        program = ChoiceByCuts(problem, cuts, goal, unfit)
+        program.tree = tree
+        result = self.solved(program, goal, CHOICE_SHARE, gap=gap)
         self.cut_short |= result.status in ("feasible", "unknown")
         if fails and result.status == "infeasible":
             raise self.no_plan(problem.limits)

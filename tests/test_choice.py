@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from onnx_files import export
 from random_nets import random_net
+from test_choices import WIDE, Case, Combination, inverted
 from test_random_graphs import half_way
 
-from odt_plan.ir.autodiff import build_training
+from odt_plan.ir.autodiff import build_training, param_slots
 from odt_plan.ir.training import Candidate
-from odt_plan.planner.choice import ChoiceByCuts, Cut, Make, cuts_of
+from odt_plan.planner.choice import ChoiceByCuts, Cut, Make, Unfit, cuts_of
 from odt_plan.planner.footprint import measure
 from odt_plan.planner.imported import import_requested
 from odt_plan.planner.linear import SolverOptions
@@ -58,23 +59,11 @@ class Sample:
         assert least - 4 < proven <= least
         return least
 
-    def where(self, problem: Problem) -> set[Cut | Make]:
-        """All cuts, and all that may be made again between steps that run with these updates."""
-        places, alone = cuts_of(problem), self.alone(problem.limits.ram_bytes)
-        steps = [
-            places[s.node.name]
-            for s in alone.plain.slots[alone.remakes.backward - 1 :]
-            if s.node.name in places
-        ]
-        names = [t.name for t in problem.storage.tensors if t.rebuildable]
-        makes = {Make(cut, before, n) for before, cut in pairwise(steps) for n in names}
-        return {*places.values(), *makes}
-
     def fits(self, ram: int) -> bool:
         """By the choice, with its updates decided."""
         limits = replace(self.problem.limits, ram_bytes=ram)
         problem = replace(self.problem, limits=limits)
-        choice = ChoiceByCuts(problem, self.where(problem), "learn")
+        choice = ChoiceByCuts(problem, everywhere(problem, self.alone(ram)), "learn")
         for a in problem.activities:
             if a.update is not None:
                 column, holds = choice.a[a.index], a.update.candidate in self.updates
@@ -82,6 +71,19 @@ class Sample:
         status = choice.solve("learn", EXACT).status
         assert status in ("optimal", "infeasible")
         return status == "optimal"
+
+
+def everywhere(problem: Problem, alone: Residency) -> set[Cut | Make]:
+    """All cuts, and all that may be made again between steps that run with one choice's updates."""
+    places = cuts_of(problem)
+    steps = [
+        places[s.node.name]
+        for s in alone.plain.slots[alone.remakes.backward - 1 :]
+        if s.node.name in places
+    ]
+    names = [t.name for t in problem.storage.tensors if t.rebuildable]
+    makes = {Make(cut, before, n) for before, cut in pairwise(steps) for n in names}
+    return {*places.values(), *makes}
 
 
 @pytest.mark.parametrize("seed", [9, 23, 71])
@@ -93,6 +95,61 @@ def test_a_choice_over_all_cuts_takes_the_least_ram_that_its_updates_take(
     least = sample.least()
     assert sample.fits(least)
     assert not sample.fits(least - 4)
+
+
+@pytest.mark.parametrize("seed", [0, 3, 6, 22])
+def test_a_choice_over_all_cuts_takes_the_least_ram_where_layers_are_mixed(seed: int) -> None:
+    """Mixed layers have other workspaces, also when their results are made again."""
+    rng, forward = np.random.default_rng(seed), inverted()
+    every = [Candidate(p) for p in param_slots(forward)]
+    case = Case(forward, every, noise=0.02)
+    updates = tuple(u for u in every if rng.random() < 0.5)
+    mixed = tuple(n for n in case.free if rng.random() < 0.6)
+    training = case.graph(Combination(updates, mixed))
+    stages = case.stages()
+    alone = stages.residency(training, "latency", stages.limits)
+    _, decided = alone.least_ram(alone.remakes.over(Remade()) + WIDE.ram_bytes, EXACT, Watch())
+    assert decided is not None
+    least = measure(*decided).ram_bytes
+    every_choice = stages.learn_problem(case.start, fixed=False, free=case.free)
+    for ram, fits in ((least, True), (least - 4, False)):
+        problem = replace(every_choice, limits=replace(every_choice.limits, ram_bytes=ram))
+        choice = ChoiceByCuts(problem, everywhere(problem, alone), "learn")
+        holds = {m.activity: m.name in mixed for m in problem.mixed_layers}
+        holds |= {b.activity: False for b in problem.streams}
+        holds |= {
+            a.index: a.update.candidate in updates
+            for a in problem.activities
+            if a.update is not None
+        }
+        for a, yes in holds.items():
+            choice.c.lower[choice.a[a]] = choice.c.upper[choice.a[a]] = float(yes)
+        assert choice.solve("learn", EXACT).status == ("optimal" if fits else "infeasible")
+
+
+@pytest.mark.parametrize("seed", [9, 23])
+def test_what_did_not_fit_is_not_chosen_again_but_what_differs_is(
+    seed: int, tmp_path: Path
+) -> None:
+    sample = Sample(seed, tmp_path)
+    first = ChoiceByCuts(sample.problem, (), "learn").solve("learn", EXACT)
+    assert first.solution is not None
+    unfit = Unfit.of(sample.problem, first.solution.active)
+    second = ChoiceByCuts(sample.problem, (), "learn", [unfit]).solve("learn", EXACT)
+    assert second.solution is not None
+    assert Unfit.of(sample.problem, second.solution.active) != unfit
+    assert second.value <= first.value
+    for a in (*unfit.on, *unfit.off):  # any one decision taken otherwise
+        choice = ChoiceByCuts(sample.problem, (), "learn", [unfit])
+        for held, acts in ((True, unfit.on), (False, unfit.off)):
+            for b in acts:
+                value = float(held != (a == b))
+                choice.c.lower[choice.a[b]] = choice.c.upper[choice.a[b]] = value
+        free = ChoiceByCuts(sample.problem, (), "learn")
+        free.c.lower, free.c.upper = choice.c.lower, choice.c.upper
+        assert choice.solve("learn", EXACT).value == pytest.approx(
+            free.solve("learn", EXACT).value, nan_ok=True
+        )
 
 
 @pytest.mark.parametrize("seed", [9, 26])

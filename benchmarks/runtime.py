@@ -54,12 +54,12 @@ Step = Callable[[], float]
 
 
 def plan_of(network: str, batch: int, folder: Path) -> PlannedModel:
-    """A plan that keeps every activation."""
+    """A plan that keeps every activation, for a processor with caches and vectors."""
     model = folder / f"{network}.onnx"
     model.write_bytes(BUILDERS[network]().SerializeToString())
     request = Request(
         model,
-        load_device("stm32f746g-disco"),
+        load_device("raspberry-pi-4b"),
         importing=ImportOptions(batch=batch),
         ram_bytes=ROOM,
         flash_bytes=ROOM,

@@ -28,7 +28,6 @@ from .parameter_steps import part, steps
 from .predictions import check_predictions
 from .training import (
     STATE_SLOTS,
-    TILE_BYTES,
     Candidate,
     OptimizerName,
     TrainingGraph,
@@ -369,7 +368,7 @@ class _TrainingBuilder:
         rows = value.type.shape[0] if value.type.shape else 1
         tile = rows
         if grad_node is not None and get_op(grad_node.op).rows_kernel is not None:
-            tile = max(1, min(rows, TILE_BYTES // (grad.type.nbytes // rows)))
+            tile = max(1, min(rows, spec.tile_bytes // (grad.type.nbytes // rows)))
         self.updates.append(
             Update(
                 candidate,

@@ -24,9 +24,6 @@ STATE_SLOTS: dict[OptimizerName, tuple[str, ...]] = {
     "adagrad": ("sum",),
     "adam": ("m", "v"),
 }
-#: Bytes of a gradient tile: rows of a streamed weight gradient are computed into a scratch tile of
-#: at most this size (or one row, if a row is larger) and applied at once.
-TILE_BYTES = 512
 #: Of a loss: squares stay within f32.
 LARGEST_PARAMETER = 1e18
 
@@ -53,6 +50,9 @@ class TrainingSpec:
         rounding: Of the steps of integer parameters; ``stochastic`` is unbiased.
         delta: Where Huber's loss turns from squares to a straight line.
         margin: Of triplets, by which another label has to be farther away, in squared distance.
+        tile_bytes: Most bytes of a gradient tile: rows of a streamed weight gradient are computed
+            into a scratch tile of at most this size (or one row, if a row is larger) and applied at
+            once. The target's core says which suits it; what is trained does not depend on it.
         bptt: Gradients of recurrent layers stop every so many steps, counted from the last one, as
             if the state were a constant there. None: they pass all steps.
         losses: Those of single outputs, by name.
@@ -71,6 +71,7 @@ class TrainingSpec:
     rounding: RoundingName = "stochastic"
     delta: float = 1.0
     margin: float = 1.0
+    tile_bytes: int = 512
     bptt: int | None = None
     losses: Mapping[str, LossName] = field(default_factory=dict, hash=False)
     loss_weights: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -84,6 +85,8 @@ class TrainingSpec:
                 raise UsageError(f"{name} must be from 0 to below 1, not {getattr(self, name)}")
         if not 0 < self.epsilon < 1:
             raise UsageError(f"epsilon must be between 0 and 1, not {self.epsilon}")
+        if self.tile_bytes < 1:
+            raise UsageError(f"a gradient tile must have at least 1 byte, not {self.tile_bytes}")
         if self.bptt is not None and not 1 <= self.bptt < 2**31:
             raise UsageError(f"bptt must be at least 1 step, not {self.bptt}")
         for name in ("delta", "margin"):

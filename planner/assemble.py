@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from .. import __version__
@@ -113,22 +114,7 @@ def assemble(
         schema_version=SCHEMA_VERSION,
         odt_plan_version=__version__,
         model=source,
-        training=Training(
-            loss=spec.loss,
-            optimizer=spec.optimizer,
-            micro_batches=spec.micro_batches,
-            momentum=spec.momentum,
-            beta1=spec.beta1,
-            beta2=spec.beta2,
-            epsilon=spec.epsilon,
-            qas=spec.qas,
-            rounding=spec.rounding,
-            delta=spec.delta,
-            margin=spec.margin,
-            bptt=spec.bptt,
-            losses=dict(spec.losses),
-            loss_weights=dict(spec.loss_weights),
-        ),
+        training=Training(**asdict(spec)),
         device=device,
         status="optimal" if optimal else "feasible",
         objective=stages,

@@ -38,6 +38,14 @@ class Quantity(_Spec):
     source: str = Field(min_length=3)
 
 
+
+class Size(_Spec):
+    """Bytes, with their origin."""
+
+    value: PositiveInt
+    source: str = Field(min_length=3)
+
+
 #: Cost classes of integer kernels; gradients are computed in f32.
 I8_CLASSES: tuple[CostClass, ...] = (
     "pointwise",
@@ -81,13 +89,15 @@ class Core(_Spec):
     """A CPU core as our C kernels see it (specs/cores/<id>.yaml).
 
     ``instructions`` gives executed instructions by dtype and cost class, for operators that are not
-    in ``operators``; ``call`` the instructions around one kernel call.
+    in ``operators``; ``call`` the instructions around one kernel call. ``gradient_tile`` is the most
+    of a weight's gradient that an update computes at a time.
     """
 
     id: str
     name: str
     compiler: dict[str, str]  #: GCC flags (``gcc``) and zig's ``zig_target`` and ``zig_cpu``
     call: Quantity
+    gradient_tile: Size
     instructions: dict[str, dict[str, Rate]]
     operators: Measured | None = None
 

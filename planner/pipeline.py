@@ -255,13 +255,15 @@ class Planner:
 
     def __init__(self, request: Request, imported: Imported, watch: Watch) -> None:
         """Find limits and costs."""
-        self.request, self.watch, self.imported = request, watch, imported
+        core = load_core(request.device.core)
+        spec = replace(request.spec, tile_bytes=core.gradient_tile.value)
+        self.request, self.watch, self.imported = replace(request, spec=spec), watch, imported
         self.forward = imported.forward
         self.frozen = frozen_before(self.forward, request.freeze_before)
         self.stuck = untrainable(self.forward, self.frozen)
         device = request.device
         storage = None if request.storage is None else device.find_storage(request.storage)
-        self.cost = CostModel(device, load_core(device.core), storage)
+        self.cost = CostModel(device, core, storage)
         regions, flash = _regions(request), request.flash_bytes
         if flash is None:
             flash = device.flash_bytes - device.reserve.flash_bytes

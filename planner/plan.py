@@ -124,10 +124,13 @@ class Training(_Lean):
     rounding: RoundingName = "stochastic"
     delta: PositiveFloat = 1.0
     margin: PositiveFloat = 1.0
+    tile_bytes: PositiveInt = 512
     bptt: PositiveInt | None = None
     losses: dict[str, LossName] = {}
     loss_weights: dict[str, PositiveFloat] = {}
-    left_out: ClassVar[tuple[str, ...]] = ("delta", "margin", "bptt", "losses", "loss_weights")
+    left_out: ClassVar[tuple[str, ...]] = (
+        *("delta", "margin", "tile_bytes", "bptt", "losses", "loss_weights"),
+    )
 
 
 class Budget(_Record):

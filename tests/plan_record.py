@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from odt_plan.ir.ops.streamed import layers_of
 from odt_plan.ir.training import TrainingGraph
@@ -93,14 +94,7 @@ def finish(
             name=training.graph.name, file="model.onnx", sha256="0" * 64,
             batch=training.sample.type.shape[0], fold_batchnorm=True,
         ),
-        training=Training(
-            loss=spec.loss, optimizer=spec.optimizer, micro_batches=spec.micro_batches,
-            momentum=spec.momentum, beta1=spec.beta1, beta2=spec.beta2, epsilon=spec.epsilon,
-            qas=spec.qas, rounding=spec.rounding, delta=spec.delta, margin=spec.margin,
-            bptt=spec.bptt,
-            losses=dict(spec.losses),
-            loss_weights=dict(spec.loss_weights),
-        ),
+        training=Training(**asdict(spec)),
         device=DeviceInfo(
             id=device.id, storage=storage,
             budget=Budget(

@@ -91,6 +91,7 @@ CASES: dict[str, Callable[[], Planned]] = {
     "cnn-momentum-batch2": lambda: planned(nets.cnn(batch=2), TrainingSpec(optimizer="momentum")),
     "mlp-adagrad": lambda: planned(nets.mlp(), TrainingSpec(optimizer="adagrad")),
     "resnet-adam": lambda: planned(nets.resnet(), TrainingSpec(optimizer="adam")),
+    "resnet-large-tiles": lambda: planned(nets.resnet(), TrainingSpec(tile_bytes=1 << 14)),
     "transformer": lambda: planned(nets.transformer(rows=9, width=16)),
     "spatial": lambda: planned(nets.spatial(batch=2), TrainingSpec(optimizer="momentum")),
     "spatial-paged": lambda: paged(nets.spatial(size=8)),

@@ -25,7 +25,6 @@ from test_c_backend import Planned, reference, samples
 
 from odt_plan.backends.c import emit_c
 from odt_plan.backends.numpy import Runtime, save_learned, train
-from odt_plan.ir import autodiff
 from odt_plan.ir.autodiff import build_training, candidates, param_slots
 from odt_plan.ir.calibrate import calibrate
 from odt_plan.ir.errors import UsageError
@@ -642,10 +641,9 @@ def test_the_checker_finds(change: Callable[[dict[str, Any]], None], reason: str
 
 
 @pytest.mark.parametrize("tile", [4, 70, 1 << 20])
-def test_results_do_not_depend_on_tiles(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_tiles(tile: int) -> None:
     plan, training = CASES["i8-input"]()
-    monkeypatch.setattr(autodiff, "TILE_BYTES", tile)
-    other_plan, other = CASES["i8-input"]()
+    other_plan, other = plan_of("mobile", TrainingSpec(tile_bytes=tile), inputs=True)
     assert [u.tile_rows for u in other.updates] != [u.tile_rows for u in training.updates]
     one, two = Runtime(plan, training), Runtime(other_plan, other)
     for x, y in zip(*samples(training, 3), strict=True):

@@ -10,11 +10,10 @@ import plans
 import pytest
 from numpy.typing import NDArray
 from oracle import batch
-from test_int8_training import CASES
+from test_int8_training import CASES, plan_of
 from zoo import exhibit
 
 from odt_plan.backends.numpy import Regularization, Runtime, clipped_by
-from odt_plan.ir import autodiff
 from odt_plan.ir.errors import UsageError
 from odt_plan.ir.training import TrainingSpec
 
@@ -67,11 +66,10 @@ def test_a_clipped_step_is_as_long_as_the_limit(name: str, exact: bool) -> None:
             assert lengths[n] == pytest.approx(min(norms[n], 0.05), rel=1e-3, abs=1e-6)
 
 
-def test_the_norm_does_not_depend_on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_norm_does_not_depend_on_tiles() -> None:
     results = []
     for tile in (4, 70, 512, 1 << 20):
-        monkeypatch.setattr(autodiff, "TILE_BYTES", tile)
-        plan, training = CASES["i8-input"]()
+        plan, training = plan_of("mobile", TrainingSpec(tile_bytes=tile), inputs=True)
         runtime = Runtime(plan, training)
         stepped(runtime, Regularization(clip=0.01, weight_decay=0.1), 0.02)
         results.append(runtime.state_bytes())

@@ -26,8 +26,10 @@ from odt_plan.ir.training import TrainingSpec
 from odt_plan.planner.device import load_device
 from odt_plan.planner.pipeline import Request, make_plan
 from odt_plan.planner.plan import Plan
+from odt_plan.planner.rebuild import rebuild
 
 Array = NDArray[Any]
+DIGITS = Path(__file__).resolve().parent.parent / "examples" / "digits_cnn.onnx"
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -534,3 +536,29 @@ def test_samples_of_an_int8_input() -> None:
     assert np.array_equal(found, stored)
     with pytest.raises(UsageError, match="x is int64, the plan needs i8"):
         checked_samples(training, stored.astype(int))
+
+
+def test_gradient_tiles_are_those_of_the_device() -> None:
+    """Larger where the core's cache holds more; the plan counts them, and learns the same bits."""
+    states = []
+    for device, most in (("stm32f746g-disco", 512), ("raspberry-pi-4b", 16384)):
+        request = Request(
+            DIGITS,
+            load_device(device),
+            ram_bytes=1 << 20,
+            flash_bytes=1 << 20,
+            train=("all",),
+            with_baselines=False,
+        )
+        done = make_plan(request)
+        tiles = {b.value: b.bytes for b in done.plan.buffers if b.value.startswith("tile:")}
+        for u in (u for u in done.training.updates if u.grad_node is not None):
+            whole = u.grad.type.nbytes
+            row = whole // u.grad.type.shape[0]
+            assert tiles[f"tile:{u.grad_node.name}"] == min(whole, max(most // row, 1) * row)
+        again = rebuild(Plan.model_validate_json(done.plan.model_dump_json()), DIGITS, DIGITS)
+        runtime = Runtime(done.plan, again)
+        for x, y in (batch(again, np.random.default_rng(i)) for i in range(2)):
+            runtime.train_step(x, y, 0.1)
+        states.append({n: a.tobytes() for n, a in runtime.params().items()})
+    assert states[0] == states[1]

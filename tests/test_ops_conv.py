@@ -382,6 +382,32 @@ def test_c_equals_numpy_for_usual_layers(kernels: ctypes.CDLL) -> None:
             np.testing.assert_array_equal(got, r.results[op], op)
 
 
+@pytest.mark.parametrize("rows", [16, 64])
+@pytest.mark.parametrize(
+    ("x", "w", "stride", "pads"),
+    [
+        ((2, 3, 36, 37), (20, 3, 3, 3), (2, 2), (0, 0, 1, 1)),
+        ((2, 1, 49, 10), (64, 1, 10, 4), (2, 2), (4, 1, 5, 1)),
+        ((1, 2, 20, 21), (19, 2, 7, 7), (1, 1), (3, 3, 3, 3)),
+        ((1, 3, 180, 181), (16, 3, 3, 3), (1, 1), (1, 1, 1, 1)),
+        ((2, 3, 30, 40), (33, 3, 1, 1), (1, 1), (0, 0, 0, 0)),
+    ],
+)
+def test_c_equals_numpy_for_first_layers(
+    kernels: ctypes.CDLL,
+    x: tuple[int, ...],
+    w: tuple[int, ...],
+    stride: tuple[int, int],
+    pads: tuple[int, ...],
+    rows: int,
+) -> None:
+    """Few channels and many filters, in large tiles: lanes of the weight's gradient are filters."""
+    attrs: dict[str, Attr] = {"group": 1, "strides": stride, "pads": pads, "dilations": (1, 1)}
+    r = run(Case(x, w, attrs, None, True, 1), "f32")
+    for op, (node, inputs) in r.nodes.items():
+        np.testing.assert_array_equal(call(kernels, node, inputs, rows), r.results[op], op)
+
+
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [(3, 1), (1, 3), (5, 1), (1, 5), (3, 5), (2, 4)])
 @pytest.mark.parametrize("dilation", [1, 2, 5])

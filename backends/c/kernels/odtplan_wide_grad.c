@@ -1,6 +1,7 @@
 /* See odtplan_wide_grad.h. Lines of the input are turned, so that the channels of one pixel lie side
  * by side, and get zeros in place of the padding to their left and right, as in odtplan_margin.h. They
- * are made in strips that fit a buffer on the stack. */
+ * are made in strips that fit a buffer on the stack. Where there are fewer channels than rows, the
+ * gradient of the result is turned instead, and the lanes are rows. */
 #include "odtplan_wide_grad.h"
 
 #if ODTPLAN_LANES
@@ -10,15 +11,19 @@
 #define CHAINS 9
 #define SUMS 64
 
+/* What has lanes: channels of x; channels of both (depthwise); rows of dy. */
+enum { CHANNELS, BOTH, ROWS };
+
 typedef struct {
     odtplan_conv_t conv;
-    int32_t turned;       /* depthwise: dy has lanes, too */
-    int32_t blocks, rows; /* of LANES channels; of dw (depthwise: 1) */
-    int32_t width, lines; /* of the strip, with margins */
+    int32_t kind;
+    int32_t pixel, window; /* floats of x, of dy */
+    int32_t blocks, rows;  /* of channels that are one pixel of x; of dw, lanes are one (BOTH: 1) */
+    int32_t width, lines;  /* of the strip, with margins */
     int32_t count;        /* chains: where each begins in the strip, and its sums */
     int32_t begin[SUMS], sum[SUMS];
     float sums[SUMS * ODTPLAN_LANES]; /* [rows][blocks][taps][LANES] */
-    float x[ROOM];                    /* [blocks][lines][width][LANES] */
+    float x[ROOM];                    /* [blocks][lines][width][pixel] */
     float dy[ROOM];                   /* turned: [lines][windows][LANES] */
 } work_t;
 
@@ -34,9 +39,9 @@ static int32_t least(int32_t a, int32_t b)
     return a < b ? a : b;
 }
 
-/* Add windows to chains of neighbouring rows of sums, far apart. Constants: rows, chains, turned. */
+/* Add windows to chains of neighbouring rows of sums, far apart. Constants: rows, chains, kind. */
 ODTPLAN_INLINE void add_windows(const windows_t *t, const int32_t *begin, const int32_t *sum,
-                                float *sums, int32_t far, int32_t rows, int32_t chains, int32_t turned)
+                                float *sums, int32_t far, int32_t rows, int32_t chains, int32_t kind)
 {
     odtplan_vector_t s[CHAINS];
     const float *x[CHAINS];
@@ -52,14 +57,15 @@ ODTPLAN_INLINE void add_windows(const windows_t *t, const int32_t *begin, const 
     ptrdiff_t at = 0;
     const float *dy = t->dy;
     for (int32_t line = 0; line < t->lines; line++, at += t->x_skip) {
-        for (int32_t i = 0; i < t->windows; i++, at += t->x_step, dy += turned ? ODTPLAN_LANES : 1) {
+        for (int32_t i = 0; i < t->windows; i++, at += t->x_step, dy += kind == CHANNELS ? 1 : ODTPLAN_LANES) {
             ODTPLAN_UNROLL
             for (int32_t r = 0; r < rows; r++) {
                 const float *d = dy + r * t->dy_row;
-                const odtplan_vector_t g = turned ? odtplan_vector_load(d) : *d - zero;
+                const odtplan_vector_t g = kind == CHANNELS ? *d - zero : odtplan_vector_load(d);
                 ODTPLAN_UNROLL
                 for (int32_t k = 0; k < chains; k++) {
-                    s[r * chains + k] += g * odtplan_vector_load(x[k] + at);
+                    const float *from = x[k] + at;
+                    s[r * chains + k] += g * (kind == ROWS ? *from - zero : odtplan_vector_load(from));
                 }
             }
         }
@@ -73,13 +79,14 @@ ODTPLAN_INLINE void add_windows(const windows_t *t, const int32_t *begin, const 
     }
 }
 
-#define CASE(rows, chains, turned)                                   \
-    case 128 * (turned) + 16 * (rows) + (chains):                       \
-        add_windows(t, begin, sum, sums, far, rows, chains, turned); \
+#define CASE(rows, chains, kind)                                   \
+    case 128 * (kind) + 16 * (rows) + (chains):                    \
+        add_windows(t, begin, sum, sums, far, rows, chains, kind); \
         break
-#define ROW(chains)      \
-    CASE(1, chains, 0);  \
-    CASE(1, chains, 1)
+#define ROW(chains)            \
+    CASE(1, chains, CHANNELS); \
+    CASE(1, chains, BOTH);     \
+    CASE(1, chains, ROWS)
 
 /* Add windows to all chains of all rows. */
 static void add_chains(work_t *w, windows_t *t)
@@ -96,7 +103,7 @@ static void add_chains(work_t *w, windows_t *t)
             float *sums = w->sums + row * far;
             t->dy = dy + row * t->dy_row;
             rows = left >= 4 && chains <= 2 ? 4 : left >= 2 && chains <= 4 ? 2 : 1;
-            switch (128 * w->turned + 16 * rows + chains) {
+            switch (128 * w->kind + 16 * rows + chains) {
                 ROW(1);
                 ROW(2);
                 ROW(3);
@@ -106,12 +113,12 @@ static void add_chains(work_t *w, windows_t *t)
                 ROW(7);
                 ROW(8);
                 ROW(9);
-                CASE(2, 1, 0);
-                CASE(2, 2, 0);
-                CASE(2, 3, 0);
-                CASE(2, 4, 0);
-                CASE(4, 1, 0);
-                CASE(4, 2, 0);
+                CASE(2, 1, CHANNELS);
+                CASE(2, 2, CHANNELS);
+                CASE(2, 3, CHANNELS);
+                CASE(2, 4, CHANNELS);
+                CASE(4, 1, CHANNELS);
+                CASE(4, 2, CHANNELS);
             }
         }
     }
@@ -127,7 +134,7 @@ static void make_chains(work_t *w, int32_t first, int32_t last)
             for (int32_t kx = 0; kx < p->kernel[1]; kx++) {
                 const int32_t line = b * w->lines + (ky - first) * p->dilation[0];
                 const int32_t tap = (b * p->kernel[0] + ky) * p->kernel[1] + kx;
-                w->begin[w->count] = (line * w->width + kx * p->dilation[1]) * ODTPLAN_LANES;
+                w->begin[w->count] = (line * w->width + kx * p->dilation[1]) * w->pixel;
                 w->sum[w->count++] = tap * ODTPLAN_LANES;
             }
         }
@@ -139,7 +146,7 @@ static void add_strip(work_t *w, int32_t top, int32_t begin, int32_t end, const 
 {
     const odtplan_conv_t *p = &w->conv;
     const int32_t stride = p->stride[0], dilation = p->dilation[0];
-    const int32_t step = p->stride[1] * ODTPLAN_LANES;
+    const int32_t step = p->stride[1] * w->pixel;
     int32_t lines;
     for (int32_t oy = begin; oy < end; oy += lines) {
         const int32_t iy = oy * stride - p->pad[0];
@@ -147,12 +154,12 @@ static void add_strip(work_t *w, int32_t top, int32_t begin, int32_t end, const 
         const int32_t last = least(p->kernel[0], odtplan_ceil_div(p->in_size[0] - iy, dilation));
         windows_t t = {
             dy,
-            w->x + (iy + first * dilation - top) * w->width * ODTPLAN_LANES,
+            w->x + (iy + first * dilation - top) * w->width * w->pixel,
             1,
             p->out_size[1],
             p->out_size[0] * p->out_size[1],
             step,
-            stride * w->width * ODTPLAN_LANES - p->out_size[1] * step,
+            stride * w->width * w->pixel - p->out_size[1] * step,
         };
         if (first == 0 && last == p->kernel[0]) { /* so have the lines below */
             const int32_t lowest = p->in_size[0] - (p->kernel[0] - 1) * dilation - 1;
@@ -163,12 +170,31 @@ static void add_strip(work_t *w, int32_t top, int32_t begin, int32_t end, const 
             make_chains(w, first, last);
             add_chains(w, &t);
         }
-        dy += lines * p->out_size[1] * (w->turned ? ODTPLAN_LANES : 1);
+        dy += lines * p->out_size[1] * w->window;
     }
 }
 
-/* The sums of all samples; channels: of x, from the first block on. */
-static void add_samples(work_t *w, const float *x, const float *dy, int32_t channels)
+/* Lines of all blocks of x become the strip. */
+static void make_strip(work_t *w, const float *x, int32_t channels, int32_t lines)
+{
+    const int32_t width = w->conv.in_size[1], plane = w->conv.in_size[0] * width;
+    for (int32_t b = 0; b < w->blocks; b++) {
+        const float *from = x + b * w->pixel * plane;
+        float *to = w->x + (b * w->lines * w->width + w->conv.pad[1]) * w->pixel;
+        if (w->kind != ROWS) {
+            odtplan_turn(from, plane, channels - b * ODTPLAN_LANES, lines * width, width, w->width, to);
+            continue;
+        }
+        for (int32_t i = 0; i < lines; i++, from += width, to += w->width) {
+            for (int32_t j = 0; j < width; j++) {
+                to[j] = from[j];
+            }
+        }
+    }
+}
+
+/* The sums of all samples; channels: of x, from the first block on; lanes: planes of dy that are. */
+static void add_samples(work_t *w, const float *x, const float *dy, int32_t channels, int32_t lanes)
 {
     const odtplan_conv_t *p = &w->conv;
     const int32_t width = p->in_size[1], plane = p->in_size[0] * width;
@@ -184,15 +210,11 @@ static void add_samples(work_t *w, const float *x, const float *dy, int32_t chan
             if (top + lines < p->in_size[0]) {
                 end = least(end, (top + lines - reach + p->pad[0]) / p->stride[0] + 1);
             }
-            for (int32_t b = 0; b < w->blocks; b++) {
-                odtplan_turn(x + b * ODTPLAN_LANES * plane + top * width, plane,
-                             channels - b * ODTPLAN_LANES, lines * width, width, w->width,
-                             w->x + (b * w->lines * w->width + p->pad[1]) * ODTPLAN_LANES);
-            }
+            make_strip(w, x + top * width, channels, lines);
             const float *g = dy + begin * out_width;
-            if (w->turned) {
+            if (w->kind != CHANNELS) {
                 end = least(end, begin + ROOM / (out_width * ODTPLAN_LANES));
-                odtplan_turn(g, out_plane, channels, (end - begin) * out_width, out_width, out_width,
+                odtplan_turn(g, out_plane, lanes, (end - begin) * out_width, out_width, out_width,
                              w->dy);
                 g = w->dy;
             }
@@ -216,16 +238,24 @@ static void join_lines(odtplan_conv_t *p, int32_t most)
     }
 }
 
-/* Store the sums of rows x blocks, `channels` of which are there. */
-static void store(const work_t *w, int32_t channels, int32_t depth, float *dw)
+/* Store the sums of rows x blocks, `channels` and `lanes` of which are there. */
+static void store(const work_t *w, int32_t channels, int32_t lanes, int32_t depth, float *dw)
 {
     const int32_t taps = w->conv.kernel[0] * w->conv.kernel[1];
     const float *sums = w->sums;
+    if (w->kind == ROWS) {
+        for (int32_t k = 0; k < w->blocks * taps; k++, sums += ODTPLAN_LANES) {
+            for (int32_t i = 0; i < least(ODTPLAN_LANES, lanes); i++) {
+                dw[i * depth * taps + k] = sums[i];
+            }
+        }
+        return;
+    }
     for (int32_t row = 0; row < w->rows; row++, dw += depth * taps) {
         for (int32_t c = 0; c < w->blocks * ODTPLAN_LANES; c += ODTPLAN_LANES) {
-            const int32_t lanes = least(ODTPLAN_LANES, channels - c);
+            const int32_t there = least(ODTPLAN_LANES, channels - c);
             for (int32_t tap = 0; tap < taps; tap++, sums += ODTPLAN_LANES) {
-                for (int32_t i = 0; i < lanes; i++) {
+                for (int32_t i = 0; i < there; i++) {
                     dw[(c + i) * taps + tap] = sums[i];
                 }
             }
@@ -233,20 +263,22 @@ static void store(const work_t *w, int32_t channels, int32_t depth, float *dw)
     }
 }
 
-int32_t odtplan_wide_grad_weight(const odtplan_conv_t *p, const float *x, const float *dy,
-                                 int32_t rows, int32_t depthwise, float *dw)
+/* Rows of dw, lanes of a kind; 0: there is no room for a strip. */
+static int32_t grad_weight(const odtplan_conv_t *p, const float *x, const float *dy, int32_t rows,
+                           int32_t kind, float *dw)
 {
     work_t w;
-    const int32_t taps = p->kernel[0] * p->kernel[1], depth = depthwise ? rows : p->group_channels;
-    const int32_t all = odtplan_ceil_div(depth, ODTPLAN_LANES);
-    const int32_t most = depthwise || taps > CHAINS ? 1 : CHAINS / taps;
+    const int32_t taps = p->kernel[0] * p->kernel[1], depth = kind == BOTH ? rows : p->group_channels;
+    const int32_t wide = kind == ROWS ? 1 : ODTPLAN_LANES; /* channels of a block */
+    const int32_t all = odtplan_ceil_div(depth, wide), together = kind == ROWS ? SUMS : CHAINS;
+    const int32_t most = kind == BOTH || taps > together ? 1 : together / taps;
     const int32_t blocks = odtplan_ceil_div(all, odtplan_ceil_div(all, most));
     const int32_t plane = p->in_size[0] * p->in_size[1], out_plane = p->out_size[0] * p->out_size[1];
-    const int32_t lines = depthwise ? 1 : rows, pixels = ROOM / (blocks * ODTPLAN_LANES);
+    const int32_t lines = kind == BOTH ? 1 : rows, pixels = ROOM / (blocks * wide);
     const int32_t reach = (p->kernel[0] - 1) * p->dilation[0] + 1;
     w.conv = *p;
-    w.turned = depthwise;
-    join_lines(&w.conv, pixels);
+    w.kind = kind, w.pixel = wide, w.window = kind == CHANNELS ? 1 : ODTPLAN_LANES;
+    join_lines(&w.conv, least(pixels, ROOM / ODTPLAN_LANES));
     const int32_t inside = w.conv.pad[1] + w.conv.in_size[1];
     const int32_t last = (w.conv.out_size[1] - 1) * p->stride[1]; /* window, and what it needs */
     const int32_t needed = last + (p->kernel[1] - 1) * p->dilation[1] + 1;
@@ -257,27 +289,45 @@ int32_t odtplan_wide_grad_weight(const odtplan_conv_t *p, const float *x, const 
         return 0;
     }
     for (int32_t i = 0; i < blocks * w.lines; i++) {
-        float *line = w.x + i * w.width * ODTPLAN_LANES;
-        for (int32_t k = 0; k < w.conv.pad[1] * ODTPLAN_LANES; k++) {
+        float *line = w.x + i * w.width * wide;
+        for (int32_t k = 0; k < w.conv.pad[1] * wide; k++) {
             line[k] = 0.0f;
         }
-        for (int32_t k = inside * ODTPLAN_LANES; k < w.width * ODTPLAN_LANES; k++) {
+        for (int32_t k = inside * wide; k < w.width * wide; k++) {
             line[k] = 0.0f;
         }
     }
-    for (int32_t c = 0; c < depth; c += blocks * ODTPLAN_LANES) {
+    for (int32_t c = 0; c < depth; c += blocks * wide) {
         const int32_t left = depth - c;
-        w.blocks = least(blocks, odtplan_ceil_div(left, ODTPLAN_LANES));
-        for (int32_t row = 0; row < lines; row += w.rows) {
-            w.rows = least(SUMS / (w.blocks * taps), lines - row);
+        int32_t next;
+        w.blocks = least(blocks, odtplan_ceil_div(left, wide));
+        for (int32_t row = 0; row < lines; row += next) {
+            w.rows = kind == CHANNELS ? least(SUMS / (w.blocks * taps), lines - row) : 1;
+            next = kind == ROWS ? ODTPLAN_LANES : w.rows;
             for (int32_t i = 0; i < w.rows * w.blocks * taps * ODTPLAN_LANES; i++) {
                 w.sums[i] = 0.0f;
             }
-            add_samples(&w, x + c * plane, dy + (depthwise ? c : row) * out_plane, left);
-            store(&w, left, depth, dw + (row * depth + c) * taps);
+            const int32_t lanes = kind == ROWS ? lines - row : left;
+            add_samples(&w, x + c * plane, dy + (kind == BOTH ? c : row) * out_plane, left, lanes);
+            store(&w, left, lanes, depth, dw + (row * depth + c) * taps);
         }
     }
     return 1;
+}
+
+int32_t odtplan_wide_grad_weight(const odtplan_conv_t *p, const float *x, const float *dy,
+                                 int32_t rows, int32_t depthwise, float *dw)
+{
+    const int32_t depth = p->group_channels; /* vectors of sums per tap, either way: */
+    const int32_t by_channels = rows * odtplan_ceil_div(depth, ODTPLAN_LANES);
+    const int32_t by_rows = odtplan_ceil_div(rows, ODTPLAN_LANES) * depth;
+    if (depthwise) {
+        return grad_weight(p, x, dy, rows, BOTH, dw);
+    }
+    if (2 * by_rows <= by_channels && grad_weight(p, x, dy, rows, ROWS, dw)) {
+        return 1;
+    }
+    return grad_weight(p, x, dy, rows, CHANNELS, dw);
 }
 
 #endif

@@ -1,5 +1,5 @@
-/* Gradient of the weight of a convolution on processors with vectors: lanes are channels of the input
- * (depthwise: filters), so every result stays one chain of sums in order (n, oy, ox). */
+/* Gradient of the weight of a convolution on processors with vectors: lanes are channels of the input,
+ * or filters where there are more of them (or one of each, depthwise), so every result stays one chain of sums in order (n, oy, ox). */
 #ifndef ODTPLAN_WIDE_GRAD_H
 #define ODTPLAN_WIDE_GRAD_H
 

@@ -89,8 +89,8 @@ class Core(_Spec):
     """A CPU core as our C kernels see it (specs/cores/<id>.yaml).
 
     ``instructions`` gives executed instructions by dtype and cost class, for operators that are not
-    in ``operators``; ``call`` the instructions around one kernel call. ``gradient_tile`` is the most
-    of a weight's gradient that an update computes at a time.
+    in ``operators``; ``call`` the instructions around one kernel call. ``gradient_tile`` is the
+    most of a weight's gradient that an update computes at a time.
     """
 
     id: str

@@ -33,7 +33,8 @@ extern "C" {
 #endif
 
 /* A vector; floats at any address, read or written as one. The order of two vectors' lanes, one of
- * each in turn, from the first or from the middle on; a bit for each lane. */
+ * each in turn, from the first or from the middle on; every second of them, from the first or from the
+ * second on; a number and a bit for each lane. */
 typedef float odtplan_vector_t __attribute__((vector_size(4 * ODTPLAN_LANES)));
 typedef float odtplan_floats_t __attribute__((vector_size(4 * ODTPLAN_LANES), aligned(4), may_alias));
 #if ODTPLAN_LANES == 16
@@ -41,14 +42,23 @@ typedef float odtplan_floats_t __attribute__((vector_size(4 * ODTPLAN_LANES), al
 #define ODTPLAN_SECOND 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #define ODTPLAN_PLACES \
     1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768
+#define ODTPLAN_NUMBERS 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+#define ODTPLAN_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODTPLAN_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #elif ODTPLAN_LANES == 8
 #define ODTPLAN_FIRST 0, 8, 1, 9, 2, 10, 3, 11
 #define ODTPLAN_SECOND 4, 12, 5, 13, 6, 14, 7, 15
 #define ODTPLAN_PLACES 1, 2, 4, 8, 16, 32, 64, 128
+#define ODTPLAN_NUMBERS 0, 1, 2, 3, 4, 5, 6, 7
+#define ODTPLAN_EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define ODTPLAN_ODD 1, 3, 5, 7, 9, 11, 13, 15
 #else
 #define ODTPLAN_FIRST 0, 4, 1, 5
 #define ODTPLAN_SECOND 2, 6, 3, 7
 #define ODTPLAN_PLACES 1, 2, 4, 8
+#define ODTPLAN_NUMBERS 0, 1, 2, 3
+#define ODTPLAN_EVEN 0, 2, 4, 6
+#define ODTPLAN_ODD 1, 3, 5, 7
 #endif
 
 typedef int32_t odtplan_integers_t __attribute__((vector_size(4 * ODTPLAN_LANES)));

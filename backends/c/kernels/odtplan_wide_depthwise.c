@@ -41,22 +41,78 @@ static line_t make_line(const odtplan_axis_t *a)
     return l;
 }
 
-/* Elements of a line of the source, at a stride if the copy sorts or spreads them. */
-static void copy_line(const line_t *x, const float *from, int32_t begin, int32_t end, int32_t part,
-                      float *to)
+/* So many elements and zeros up to a whole vector; `room`: elements that may be read. */
+static void copy_vectors(const float *from, int32_t count, int32_t room, float *to)
 {
-    if (x->step == 1 && x->zoom == 1) {
-        to += x->before;
-        for (int32_t j = begin; j < end; j++) {
+    for (; count >= ODTPLAN_LANES; count -= ODTPLAN_LANES, room -= ODTPLAN_LANES) {
+        odtplan_vector_store(to, odtplan_vector_load(from));
+        from += ODTPLAN_LANES, to += ODTPLAN_LANES;
+    }
+    if (count > 0 && room >= ODTPLAN_LANES) {
+        const odtplan_integers_t lane = {ODTPLAN_NUMBERS};
+        const odtplan_vector_t zero = {0.0f};
+        odtplan_vector_store(to, odtplan_vector_choose(lane < count, odtplan_vector_load(from), zero));
+    } else {
+        for (int32_t j = 0; j < count; j++) {
             to[j] = from[j];
         }
-    } else {
-        for (int32_t k = 0; k < x->step && begin < end; k++, begin++) {
-            const int32_t at = begin * x->zoom + x->before;
-            float *t = to + at % x->step * part + at / x->step;
-            for (int32_t j = begin; j < end; j += x->step, t += x->zoom) {
-                *t = from[j];
-            }
+    }
+}
+
+/* Elements by turns to two places; returns how many. */
+static int32_t sort_vectors(const float *from, int32_t count, float *first, float *second)
+{
+    int32_t j = 0;
+    for (; j + 2 * ODTPLAN_LANES <= count; j += 2 * ODTPLAN_LANES) {
+        const odtplan_vector_t a = odtplan_vector_load(from + j);
+        const odtplan_vector_t b = odtplan_vector_load(from + j + ODTPLAN_LANES);
+        odtplan_vector_store(first + j / 2, __builtin_shufflevector(a, b, ODTPLAN_EVEN));
+        odtplan_vector_store(second + j / 2, __builtin_shufflevector(a, b, ODTPLAN_ODD));
+    }
+    return j;
+}
+
+/* Elements with a zero behind each; returns how many. */
+static int32_t spread_vectors(const float *from, int32_t count, float *to)
+{
+    const odtplan_vector_t zero = {0.0f};
+    int32_t j = 0;
+    for (; j + ODTPLAN_LANES <= count; j += ODTPLAN_LANES) {
+        const odtplan_vector_t a = odtplan_vector_load(from + j);
+        odtplan_vector_store(to + 2 * j, __builtin_shufflevector(a, zero, ODTPLAN_FIRST));
+        odtplan_vector_store(to + 2 * j + ODTPLAN_LANES,
+                             __builtin_shufflevector(a, zero, ODTPLAN_SECOND));
+    }
+    return j;
+}
+
+/* Where element i of a line of the source goes. */
+static float *place(const line_t *x, int32_t i, int32_t part, float *to)
+{
+    const int32_t at = i * x->zoom + x->before;
+    return to + at % x->step * part + at / x->step;
+}
+
+/* Elements begin..end of a line of the source, at a stride if the copy sorts or spreads them. What is
+ * behind them in the copy may become zeros: lines further down come later. `room`: elements of the
+ * source from the line's first on. */
+static void copy_line(const line_t *x, const float *from, int32_t begin, int32_t end, int32_t room,
+                      int32_t part, float *to)
+{
+    if (x->step == 1 && x->zoom == 1) {
+        copy_vectors(from + begin, end - begin, room - begin, to + begin + x->before);
+        return;
+    }
+    if (x->step == 2 && begin < end) {
+        begin += sort_vectors(from + begin, end - begin, place(x, begin, part, to),
+                              place(x, begin + 1, part, to));
+    } else if (x->zoom == 2 && begin < end) {
+        begin += spread_vectors(from + begin, end - begin, place(x, begin, part, to));
+    }
+    for (int32_t k = 0; k < x->step && begin < end; k++, begin++) {
+        float *t = place(x, begin, part, to);
+        for (int32_t j = begin; j < end; j += x->step, t += x->zoom) {
+            *t = from[j];
         }
     }
 }
@@ -72,7 +128,8 @@ static void copy_lines(work_t *w, const odtplan_gather_t *g, const float *source
     int32_t i = odtplan_ceil_div(top, y->zoom), row = i * y->zoom - top;
     const int32_t rows = least((w->lines - 1) * y->step + y->reach, (g->y.source - i) * y->zoom + row);
     for (; row < rows; row += y->zoom, i++) {
-        copy_line(x, source + i * g->x.source, begin, end, part,
+        const int32_t room = y->step == 1 ? (g->y.source - i) * g->x.source : 0;
+        copy_line(x, source + i * g->x.source, begin, end, room, part,
                   w->copy + row % y->step * x->step * part + row / y->step * x->size);
     }
 }

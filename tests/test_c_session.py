@@ -525,7 +525,7 @@ def test_what_the_c_session_can_not_do(tmp_path: Path) -> None:
 
     refused("neither clips nor decays", epochs=1, weight_decay=0.1)
     refused("neither clips nor decays", epochs=1, clip=1.0)
-    refused("has no checkpoints", epochs=1, checkpoint=tmp_path / "c.npz")
+    refused("takes its checkpoint as an argument", epochs=1, checkpoint=tmp_path / "c.npz")
     refused("judges this model by accuracy or loss", epochs=1, metric="mse")
     refused("judges this model by accuracy or loss", epochs=1, metric="auc")
     refused("--warmup: 23 of 23 updates", epochs=1, warmup=23)
@@ -538,6 +538,43 @@ def test_a_model_whose_samples_do_not_lie_apart_has_no_session(tmp_path: Path) -
     assert not any("_train" in f.name or "session" in f.name for f in files)
     with pytest.raises(GraphError, match="recurrent: samples or targets have no common first axis"):
         emit_c(plan, training, tmp_path, host=True)
+
+
+# ---- checkpoints
+
+
+@needs_gcc
+@pytest.mark.parametrize("case", ["resnet-adam", "cnn-paged", "replay mlp-last"])
+def test_a_checkpoint_is_gone_on_from(case: str, tmp_path: Path) -> None:
+    """The last one before the end: its last epoch again, to the bits of the run without a break."""
+    host = build(MADE[case](), tmp_path)
+    data, validation = batches(host.training, 13, 0), batches(host.training, 9, 1)
+    o = SessionOptions(lr=0.03, epochs=4, schedule="cosine", warmup=3, seed=5)
+    history = compare(host, data, o, validation, tmp_path)
+    whole = (tmp_path / "learned.bin").read_bytes()
+    names = [tmp_path / f for f in ("session.bin", "again.bin", "checkpoint.bin")]
+
+    def told() -> list[dict[str, Any]]:
+        done = subprocess.run([host.program, *names], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert names[1].read_bytes() == whole
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    first = told()
+    second = told()
+    assert first[-len(second) : -1] == second[:-1]
+    assert [line["epoch"] for line in second if "epoch" in line] == [4]
+    losses = [line["loss"] for line in second if "update" in line]
+    assert losses == list(history.losses[-len(losses) :])
+    assert not names[2].with_suffix(".bin.new").exists()
+    good = names[2].read_bytes()
+    for changed, status in ((good[:-1], 7), (good[:2], 6), (good[:90] + b"x" + good[91:], 7)):
+        names[2].write_bytes(changed)
+        done = subprocess.run([host.program, *names], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (status, "")
+    names[2].write_bytes(good)
+    names[0].write_bytes(session_file(host.plan, host.training, data, replace(o, seed=6), None))
+    assert subprocess.run([host.program, *names], capture_output=True).returncode == 6
 
 
 # ---- faults
@@ -601,6 +638,12 @@ def test_faults_change_nothing(case: str, tmp_path: Path) -> None:
         ["no_storage_older", "0" if replay else "1"],  # whose epochs all get better
         ["rolled_back", "1"], ["slot_2", "79"], ["kept", "0"],
         ["not_finite", "12"], ["and_again", "12"], ["and_at_the_end", "12"], ["stopped", "1"],
+        ["resumed_wrong", "0"], ["resumed", "1"],
+        ["save_null", "1"], ["save_nowhere", "1"], ["resume_null", "1"], ["resume_nowhere", "1"],
+        ["save_ended", "2"], ["resume_ended", "2"],
+        ["save_fails", "1"], ["foreign", "1"], ["damaged", "1"], ["cut", "1"],
+        ["other_options", "6"], ["not_begun", "2"], ["refused", "7"], ["begins_anew", "1"],
+        ["refused_wrong", "0"],
     ]  # fmt: skip
 
 

@@ -93,7 +93,10 @@ def _check_options(options: SessionOptions, training: TrainingGraph, metric: str
     if options.regularization != Regularization():
         raise UsageError("the emitted C neither clips nor decays; leave out --weight-decay, --clip")
     if options.checkpoint is not None or options.resume is not None:
-        raise UsageError("the emitted C has no checkpoints; leave out --checkpoint and --resume")
+        raise UsageError(
+            "the emitted program takes its checkpoint as an argument; leave out --checkpoint and"
+            " --resume"
+        )
     if metric not in ("loss", usual := metric_of(training)):
         known = "loss" if usual == "loss" else f"{usual} or loss"
         raise UsageError(f"--metric {metric}: the emitted C judges this model by {known}")

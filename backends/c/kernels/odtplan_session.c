@@ -1,5 +1,6 @@
 #include "odtplan_session.h"
 
+#include <stddef.h>
 #include <string.h>
 
 enum { NONE, FIRST, TRAINING, GUARDING, JUDGING, KEEPING, RETURNING, ENDING, DONE, FAILED };
@@ -489,4 +490,193 @@ int odtplan_session_end(odtplan_session_t *s) {
     }
     s->phase = ENDING;
     return finish(s);
+}
+
+/* ---- checkpoints */
+
+#define MAGIC 0x4354444fu /* "ODTC" */
+#define STATE ODTPLAN_SLOTS /* the part behind the slots */
+#define RUN_BYTES ((uint32_t)offsetof(odtplan_session_t, trainee))
+#define HEADER_BYTES 24u /* of a state, its checksum last */
+#define CHUNK_BYTES 64u
+
+/* A part of a checkpoint, and the checksum in its header. */
+typedef struct {
+    const odtplan_checkpoint_t *c;
+    uint32_t at, checksum;
+} part_t;
+
+static part_t part_of(const odtplan_checkpoint_t *c, uint32_t number) {
+    const uint32_t first = (uint32_t)sizeof(odtplan_checkpoint_head_t) + RUN_BYTES;
+    const part_t part = {c, first + number * c->saved_bytes, 0u};
+    return part;
+}
+
+static uint32_t checksum_of(const void *header) {
+    uint32_t words[HEADER_BYTES / 4u];
+    memcpy(words, header, sizeof words);
+    return words[HEADER_BYTES / 4u - 1u];
+}
+
+static int part_write(void *user, uint32_t offset, const void *data, uint32_t bytes) {
+    part_t *part = (part_t *)user;
+    if (offset == 0u) {
+        part->checksum = checksum_of(data);
+    }
+    return part->c->write(part->c->user, part->at + offset, data, bytes);
+}
+
+static int part_read(void *user, uint32_t offset, void *data, uint32_t bytes) {
+    const part_t *part = (const part_t *)user;
+    return part->c->read(part->c->user, part->at + offset, data, bytes);
+}
+
+/* Some bytes of a slot to its part, or back. */
+static int copy(part_t *part, uint32_t slot, uint32_t at, uint32_t bytes, int back) {
+    const odtplan_checkpoint_t *c = part->c;
+    uint8_t chunk[CHUNK_BYTES];
+    if (back) {
+        return part_read(part, at, chunk, bytes) != 0 ||
+               c->keep_write(c->keep_user, slot, at, chunk, bytes) != 0;
+    }
+    return c->keep_read(c->keep_user, slot, at, chunk, bytes) != 0 ||
+           part_write(part, at, chunk, bytes) != 0;
+}
+
+static uint32_t chunk_of(uint32_t left) {
+    return left < CHUNK_BYTES ? left : CHUNK_BYTES;
+}
+
+/* A slot to its part, or back; its header comes last. */
+static int copy_slot(part_t *part, uint32_t slot, int back) {
+    const uint32_t bytes = part->c->saved_bytes;
+    uint32_t at, n;
+    for (at = HEADER_BYTES; at < bytes; at += n) {
+        n = chunk_of(bytes - at);
+        if (copy(part, slot, at, n, back)) {
+            return ODTPLAN_ERROR_STORAGE;
+        }
+    }
+    return copy(part, slot, 0u, HEADER_BYTES, back) ? ODTPLAN_ERROR_STORAGE : ODTPLAN_OK;
+}
+
+/* Whether a part is whole, and the one that the checkpoint was made with. */
+static int check_part(part_t *part, uint32_t checksum) {
+    const uint32_t bytes = part->c->saved_bytes;
+    uint8_t chunk[CHUNK_BYTES];
+    uint32_t at, n, crc = 0u;
+    if (part_read(part, 0u, chunk, HEADER_BYTES) != 0 || checksum_of(chunk) != checksum) {
+        return ODTPLAN_ERROR_DAMAGED;
+    }
+    for (at = HEADER_BYTES; at < bytes; at += n) {
+        n = chunk_of(bytes - at);
+        if (part_read(part, at, chunk, n) != 0) {
+            return ODTPLAN_ERROR_DAMAGED;
+        }
+        crc = odtplan_crc32(crc, chunk, n);
+    }
+    return crc == checksum ? ODTPLAN_OK : ODTPLAN_ERROR_DAMAGED;
+}
+
+/* The slots that a session may load from, a bit for each. */
+static uint32_t slots_of(const odtplan_session_t *s) {
+    const uint32_t named = 1u << s->milestone.slot | 1u << s->best_slot | 1u << s->first_slot;
+    return s->keeps ? named & ((1u << ODTPLAN_SLOTS) - 1u) : 0u;
+}
+
+static odtplan_checkpoint_head_t head_of(const odtplan_checkpoint_t *c, uint32_t used) {
+    odtplan_checkpoint_head_t h = {
+        MAGIC, ODTPLAN_CHECKPOINT_VERSION, {c->plan[0], c->plan[1]}, RUN_BYTES, c->saved_bytes,
+        used, {0u}, 0u,
+    };
+    return h;
+}
+
+/* Of the session, and of the head but for its last word. */
+static uint32_t checksum_of_all(const odtplan_session_t *s, const odtplan_checkpoint_head_t *h) {
+    const uint32_t crc = odtplan_crc32(0u, s, RUN_BYTES);
+    return odtplan_crc32(crc, h, (uint32_t)offsetof(odtplan_checkpoint_head_t, checksum));
+}
+
+int odtplan_session_save(const odtplan_session_t *s, const odtplan_checkpoint_t *c) {
+    odtplan_checkpoint_head_t head = head_of(c, slots_of(s));
+    part_t part = part_of(c, STATE);
+    uint32_t i;
+    int status;
+    if (s->phase < TRAINING || s->phase > KEEPING || s->micro != 0u || s->begin != 0u) {
+        return ODTPLAN_ERROR_NOT_READY;
+    }
+    status = c->save(c->model, part_write, &part);
+    head.parts[STATE] = part.checksum;
+    for (i = 0u; i < ODTPLAN_SLOTS && status == ODTPLAN_OK; i++) {
+        if ((head.used >> i & 1u) != 0u) {
+            part = part_of(c, i);
+            status = copy_slot(&part, i, 0);
+            head.parts[i] = part.checksum;
+        }
+    }
+    if (status != ODTPLAN_OK) {
+        return status;
+    }
+    head.checksum = checksum_of_all(s, &head);
+    return c->write(c->user, (uint32_t)sizeof head, s, RUN_BYTES) != 0 ||
+                   c->write(c->user, 0u, &head, (uint32_t)sizeof head) != 0
+               ? ODTPLAN_ERROR_STORAGE
+               : ODTPLAN_OK;
+}
+
+/* Reads session and head, and checks that they and all parts are whole. */
+static int read_checkpoint(const odtplan_session_t *s, const odtplan_checkpoint_t *c,
+                           odtplan_session_t *found, odtplan_checkpoint_head_t *head) {
+    odtplan_checkpoint_head_t wanted;
+    part_t part;
+    uint32_t i;
+    if (c->read(c->user, 0u, head, (uint32_t)sizeof *head) != 0) {
+        return ODTPLAN_ERROR_STORAGE;
+    }
+    wanted = head_of(c, head->used);
+    if (memcmp(head, &wanted, offsetof(odtplan_checkpoint_head_t, parts)) != 0) {
+        return ODTPLAN_ERROR_FOREIGN;
+    }
+    memset(found, 0, sizeof *found);
+    if (c->read(c->user, (uint32_t)sizeof *head, found, RUN_BYTES) != 0 ||
+        checksum_of_all(found, head) != head->checksum) {
+        return ODTPLAN_ERROR_DAMAGED;
+    }
+    if (memcmp(&found->options, &s->options, sizeof s->options) != 0 || found->keeps != s->keeps) {
+        return ODTPLAN_ERROR_FOREIGN;
+    }
+    for (i = 0u; i <= STATE; i++) {
+        part = part_of(c, i);
+        if ((i == STATE || (head->used >> i & 1u) != 0u) && check_part(&part, head->parts[i]) != 0) {
+            return ODTPLAN_ERROR_DAMAGED;
+        }
+    }
+    return ODTPLAN_OK;
+}
+
+int odtplan_session_resume(odtplan_session_t *s, const odtplan_checkpoint_t *c) {
+    odtplan_session_t found;
+    odtplan_checkpoint_head_t head;
+    part_t part = part_of(c, STATE);
+    uint32_t i;
+    int status;
+    if (s->phase != FIRST) {
+        return ODTPLAN_ERROR_NOT_READY;
+    }
+    status = read_checkpoint(s, c, &found, &head);
+    for (i = 0u; i < ODTPLAN_SLOTS && status == ODTPLAN_OK; i++) {
+        if ((head.used >> i & 1u) != 0u) {
+            part_t slot = part_of(c, i);
+            status = copy_slot(&slot, i, 1);
+        }
+    }
+    if (status == ODTPLAN_OK) {
+        status = c->load(c->model, part_read, &part);
+    }
+    if (status == ODTPLAN_OK) {
+        memcpy(s, &found, RUN_BYTES);
+        s->event = ODTPLAN_NOTHING;
+    }
+    return status;
 }

@@ -142,15 +142,45 @@ typedef struct {
     uint32_t best_number;
     /* Kept by the library. */
     odtplan_session_options_t options;
-    odtplan_trainee_t trainee;
-    void *model;
     odtplan_standing_t milestone;
     uint32_t best_slot, first_slot;
     uint32_t end, micro, begin, phase;
     double sum;
     odtplan_score_t score, losses;
     int keeps, better, failed;
+    odtplan_trainee_t trainee; /* from here on not in a checkpoint */
+    void *model;
 } odtplan_session_t;
+
+/* A checkpoint: the session, the state of its model, and the slots that are in use, so that it does not
+ * depend on what is written to these later. */
+#define ODTPLAN_CHECKPOINT_VERSION 1u
+#define ODTPLAN_CHECKPOINT_BYTES(saved_bytes) \
+    ((uint32_t)(sizeof(odtplan_checkpoint_head_t) + sizeof(odtplan_session_t)) + \
+     (ODTPLAN_SLOTS + 1u) * (saved_bytes))
+
+/* Its first bytes, which are written last. */
+typedef struct {
+    uint32_t magic, version, plan[2], run_bytes, saved_bytes;
+    uint32_t used;                     /* a bit for each slot */
+    uint32_t parts[ODTPLAN_SLOTS + 1]; /* checksums in the headers of the slots and of the state */
+    uint32_t checksum;                 /* of the session, and of all above */
+} odtplan_checkpoint_head_t;
+
+/* What a checkpoint is made of, and where it is. */
+typedef struct {
+    uint32_t plan[2];
+    uint32_t saved_bytes; /* of a state */
+    void *model;
+    int (*save)(void *model, odtplan_write_t write, void *user); /* the state that is in RAM */
+    int (*load)(void *model, odtplan_read_t read, void *user);
+    odtplan_keep_write_t keep_write; /* slots */
+    odtplan_keep_read_t keep_read;
+    void *keep_user;
+    odtplan_write_t write; /* the checkpoint */
+    odtplan_read_t read;
+    void *user;
+} odtplan_checkpoint_t;
 
 /* Checks options and begins.
  * keeps: whether there are slots. fresh: whether the state is that of _init.
@@ -164,6 +194,16 @@ int odtplan_session_step(odtplan_session_t *s);
 
 /* Ends at once, between two steps: keeps what is best. */
 int odtplan_session_end(odtplan_session_t *s);
+
+/* Writes a checkpoint, its first bytes last; the session does not change. ODTPLAN_ERROR_NOT_READY: it
+ * stands within an update or a judging, on its way back, or at its end; step on. */
+int odtplan_session_save(const odtplan_session_t *s, const odtplan_checkpoint_t *c);
+
+/* Goes on from a checkpoint, right after odtplan_session_begin. Everything is read and checked before
+ * anything is written. ODTPLAN_ERROR_FOREIGN: it is none, or of another plan, options or data set size.
+ * ODTPLAN_ERROR_DAMAGED: it is cut or its checksums are wrong. ODTPLAN_ERROR_NOT_READY: no session has
+ * just begun. */
+int odtplan_session_resume(odtplan_session_t *s, const odtplan_checkpoint_t *c);
 
 /* Step size of an update from 0 on, without halvings. */
 double odtplan_rate(const odtplan_session_options_t *options, uint32_t total, uint32_t update);

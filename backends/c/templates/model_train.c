@@ -81,6 +81,44 @@ $begun    return odtplan_session_begin(&s->run, &s->options, &trainee, s, s->kee
                                  s->net->progress.updates == 0u);
 }
 
+static int save_state(void *session, odtplan_write_t write, void *user) {
+    return ${model}_save(((const ${model}_session_t *)session)->net, write, user);
+}
+
+static int load_state(void *session, odtplan_read_t read, void *user) {
+    return ${model}_load(((const ${model}_session_t *)session)->net, read, user);
+}
+
+static odtplan_checkpoint_t checkpoint(${model}_session_t *s) {
+    const odtplan_checkpoint_t c = {
+        {${plan_low}, ${plan_high}}, ${MODEL}_SAVED_BYTES, s, save_state, load_state,
+        s->keep_write, s->keep_read, s->keep_user, NULL, NULL, NULL,
+    };
+    return c;
+}
+
+int ${model}_session_save(${model}_session_t *s, odtplan_write_t write, void *user) {
+    odtplan_checkpoint_t c;
+    if (s == NULL || write == NULL) {
+        return ODTPLAN_ERROR_ARGUMENT;
+    }
+    c = checkpoint(s);
+    c.write = write;
+    c.user = user;
+    return odtplan_session_save(&s->run, &c);
+}
+
+int ${model}_session_resume(${model}_session_t *s, odtplan_read_t read, void *user) {
+    odtplan_checkpoint_t c;
+    if (s == NULL || read == NULL) {
+        return ODTPLAN_ERROR_ARGUMENT;
+    }
+    c = checkpoint(s);
+    c.read = read;
+    c.user = user;
+    return odtplan_session_resume(&s->run, &c);
+}
+
 int ${model}_session_step(${model}_session_t *s) {
     return s == NULL ? ODTPLAN_ERROR_ARGUMENT : odtplan_session_step(&s->run);
 }

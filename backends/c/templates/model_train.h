@@ -64,6 +64,17 @@ int ${model}_session_step(${model}_session_t *session);
 /* Ends at once, between two steps, and leaves in net what is best by then. */
 int ${model}_session_end(${model}_session_t *session);
 
+/* Writes the session between two updates: ${MODEL}_CHECKPOINT_BYTES, its first bytes last. Two areas by
+ * turns leave a whole one whatever happens. ODTPLAN_ERROR_NOT_READY: it stands within an update or a
+ * judging, on its way back, or at its end; nothing was written, step on. */
+#define ${MODEL}_CHECKPOINT_BYTES ODTPLAN_CHECKPOINT_BYTES(${MODEL}_SAVED_BYTES)
+int ${model}_session_save(${model}_session_t *session, odtplan_write_t write, void *user);
+
+/* Goes on from what ${model}_session_save wrote, to the same bits; after ${model}_init and
+ * ${model}_session_begin with the same options, samples and callbacks. Slots are written again.
+ * ODTPLAN_ERROR_FOREIGN, ODTPLAN_ERROR_DAMAGED: nothing has changed, the session begins anew. */
+int ${model}_session_resume(${model}_session_t *session, odtplan_read_t read, void *user);
+
 #ifdef __cplusplus
 }
 #endif

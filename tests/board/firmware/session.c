@@ -15,7 +15,8 @@ static FN(_t) net;
 static FN(_session_t) session;
 static uint8_t slots[ODTPLAN_SLOTS][SIZE(_SAVED_BYTES)], best[SIZE(_SAVED_BYTES)];
 static odtplan_memory_t kept[ODTPLAN_SLOTS];
-static uint8_t pages[SIZE(_STORAGE_BYTES) + 1u];
+static uint8_t pages[SIZE(_STORAGE_BYTES) + 1u], image[SIZE(_CHECKPOINT_BYTES)];
+static uint32_t image_bytes = sizeof image; /* that are there */
 static uint32_t calls, cached, saves, better, written, errors[16];
 /* How many calls are left until one fails, and which do after that: every n-th, or all. */
 static uint32_t sample_in, write_in, read_in, page_in, again = NEVER;
@@ -446,6 +447,156 @@ static void not_finite(void) {
     board_value("stopped", session.run.stopped);
 }
 
+static int image_write(void *user, uint32_t offset, const void *data, uint32_t bytes) {
+    (void)user;
+    if (fails(&write_in)) {
+        return 1;
+    }
+    memcpy(image + offset, data, bytes);
+    return 0;
+}
+
+static int image_read(void *user, uint32_t offset, void *data, uint32_t bytes) {
+    (void)user;
+    if (fails(&read_in) || offset > image_bytes || bytes > image_bytes - offset) {
+        return 1;
+    }
+    memcpy(data, image + offset, bytes);
+    return 0;
+}
+
+/* As prepare, of session `kind`: judged, not judged, with a way back, online, from a trained state. */
+static void prepare_kind(uint32_t kind) {
+    prepare(4u, kind == 1u ? 0u : JUDGED, 0u);
+    session.order = kind == 1u ? backwards : NULL;
+    if (kind == 2u) { /* some updates are not finite */
+        session.options.lr = 3e30;
+        session.options.halvings = 2u;
+    } else if (kind == 3u) {
+        session.options.epochs = 0u;
+        session.options.online = 1u;
+        session.options.schedule = ODTPLAN_LINEAR;
+    } else if (kind == 4u) {
+        session.options.epochs = 1u;
+        (void)run();
+        session.options.epochs = 3u;
+        session.options.lr = LARGE;
+        memset(&session.run, 0, sizeof session.run);
+    }
+}
+
+static uint32_t end_of(void) {
+    uint32_t steps = 0u;
+    while (session.run.event != ODTPLAN_ENDED && steps++ < 1000u) {
+        (void)FN(_session_step)(&session);
+    }
+    return checksum();
+}
+
+/* Saved after each number of steps, taken up by another session with nothing of the first. */
+static void resumed(void) {
+    uint32_t kind, end, i, wanted, wrong = 0u, ready = 0u, done = 0u;
+    int status;
+    for (kind = 0u; kind < 5u; kind++) {
+        prepare_kind(kind);
+        wanted = run();
+        done = 0u;
+        for (end = 0u; !done && end < 200u; end++) {
+            prepare_kind(kind);
+            (void)FN(_session_begin)(&session);
+            for (i = 0u; i < end; i++) {
+                (void)FN(_session_step)(&session);
+            }
+            done = session.run.event == ODTPLAN_ENDED;
+            memset(image, 0, sizeof image);
+            status = FN(_session_save)(&session, image_write, NULL);
+            if (status == ODTPLAN_ERROR_NOT_READY) {
+                continue;
+            }
+            ready++;
+            wrong += status != ODTPLAN_OK ? 1u : 0u;
+            prepare_kind(kind == 4u ? 0u : kind); /* the trained state is in the checkpoint */
+            session.options.epochs = kind == 4u ? 3u : session.options.epochs;
+            session.options.lr = kind == 4u ? LARGE : session.options.lr;
+            memset(slots, 0xa5, sizeof slots);
+            (void)FN(_session_begin)(&session);
+            wrong += FN(_session_resume)(&session, image_read, NULL) != ODTPLAN_OK ? 1u : 0u;
+            wrong += end_of() != wanted ? 1u : 0u;
+        }
+        wrong += !done;
+    }
+    board_value("resumed_wrong", wrong);
+    board_value("resumed", ready > 60u ? 1u : 0u);
+}
+
+/* A session that stands after an epoch, to be saved or gone on with. */
+static void stand(void) {
+    uint32_t i;
+    prepare(5u, JUDGED, 0u);
+    (void)FN(_session_begin)(&session);
+    for (i = 0u; i < 400u && session.run.now.epochs < 2u; i++) {
+        (void)FN(_session_step)(&session);
+    }
+}
+
+/* Checkpoints that can't be written, are damaged, or of another session: nothing is lost. */
+static void refused(void) {
+    uint32_t plain, i, wrong = 0u, statuses[16] = {0u};
+    int status;
+    prepare(5u, JUDGED, 0u);
+    plain = run();
+    result("save_null", FN(_session_save)(NULL, image_write, NULL));
+    result("save_nowhere", FN(_session_save)(&session, NULL, NULL));
+    result("resume_null", FN(_session_resume)(NULL, image_read, NULL));
+    result("resume_nowhere", FN(_session_resume)(&session, NULL, NULL));
+    result("save_ended", FN(_session_save)(&session, image_write, NULL));
+    result("resume_ended", FN(_session_resume)(&session, image_read, NULL));
+    for (i = 0u;; i += 1u + i / 4u) { /* each of some writes */
+        stand();
+        memset(image, 0, sizeof image);
+        write_in = i;
+        status = FN(_session_save)(&session, image_write, NULL);
+        if (status == ODTPLAN_OK) {
+            break;
+        }
+        write_in = NEVER;
+        wrong += status != ODTPLAN_ERROR_STORAGE || end_of() != plain ? 1u : 0u;
+        prepare(5u, JUDGED, 0u);
+        (void)FN(_session_begin)(&session);
+        wrong += FN(_session_resume)(&session, image_read, NULL) == ODTPLAN_OK ? 1u : 0u;
+    }
+    board_value("save_fails", i > 6u ? 1u : 0u);
+    for (i = 0u; i < sizeof image; i += 1u + i / 20u) { /* a bit, and where it ends */
+        const uint8_t was = image[i];
+        int cut;
+        for (cut = 0; cut < 2; cut++) {
+            prepare(5u, JUDGED, 0u);
+            (void)FN(_session_begin)(&session);
+            image[i] = (uint8_t)(cut ? was : was ^ 16u);
+            image_bytes = cut ? i : (uint32_t)sizeof image;
+            status = FN(_session_resume)(&session, image_read, NULL);
+            statuses[status]++;
+            wrong += status == ODTPLAN_OK && end_of() != plain ? 1u : 0u; /* a part that is not used */
+        }
+        image[i] = was;
+    }
+    image_bytes = sizeof image;
+    board_value("foreign", statuses[ODTPLAN_ERROR_FOREIGN] > 10u ? 1u : 0u);
+    board_value("damaged", statuses[ODTPLAN_ERROR_DAMAGED] > 20u ? 1u : 0u);
+    board_value("cut", statuses[ODTPLAN_ERROR_STORAGE] > 5u ? 1u : 0u);
+    prepare(5u, JUDGED, 0u);
+    session.options.lr = 0.06;
+    (void)FN(_session_begin)(&session);
+    result("other_options", FN(_session_resume)(&session, image_read, NULL));
+    prepare(5u, JUDGED, 0u);
+    result("not_begun", FN(_session_resume)(&session, image_read, NULL));
+    (void)FN(_session_begin)(&session);
+    image[sizeof(odtplan_checkpoint_head_t) - 1u] ^= 1u;
+    result("refused", FN(_session_resume)(&session, image_read, NULL));
+    board_value("begins_anew", end_of() == plain ? 1u : 0u);
+    board_value("refused_wrong", wrong);
+}
+
 int main(void) {
     arguments();
     half_done();
@@ -455,5 +606,7 @@ int main(void) {
     no_storage();
     rolled_back();
     not_finite();
+    resumed();
+    refused();
     return 0;
 }

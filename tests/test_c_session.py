@@ -42,6 +42,7 @@ from odt_plan.backends.numpy import (
     Runtime,
     SessionOptions,
     data_set,
+    reconstruction_set,
     train_session,
 )
 from odt_plan.backends.numpy.metrics import evaluate
@@ -328,6 +329,31 @@ def test_several_outputs_are_judged_by_their_loss(tmp_path: Path) -> None:
 
 
 @needs_gcc
+def test_autoencoders_are_judged_by_auc(tmp_path: Path) -> None:
+    """Also with the same samples twice, which tie, and ways back and a checkpoint between."""
+    training = plans.training_of(nets.mlp((8, 3, 8), batch=2), TrainingSpec(loss="mse"))
+    host = build((plans.keep_all(training), training), tmp_path)
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((60, 2)) @ rng.standard_normal((2, 8))
+    mixed = np.concatenate([x[:15], rng.standard_normal((11, 8)), x[:4]])
+    label = np.repeat([0, 1], [15, 15])
+    data = reconstruction_set(training, x[20:])
+    validation = reconstruction_set(training, mixed, label, suffix="_val")
+    o = SessionOptions(lr=0.05, epochs=6, metric="auc")
+    history = compare(host, data, o, validation, tmp_path)
+    assert history.before is not None
+    assert history.after is not None
+    assert history.before.value != history.after.value
+    for kind in (0, 1):
+        content = session_file(host.plan, training, data, o, validation)
+        assert host.run(signed(content, len(content) - 30, bytes([kind] * 30)), tmp_path)[0] == 1
+    assert compare(host, data, replace(o, metric="loss"), validation, tmp_path).kept is not None
+    compare(host, data, o, None, tmp_path)
+    wrong = replace(o, lr=1e25, halvings=1)
+    assert compare(host, data, wrong, validation, tmp_path).stopped == "not_finite"
+
+
+@needs_gcc
 @pytest.mark.parametrize("overlap", [True, False])
 def test_optimizer_tensors_in_storage(overlap: bool, tmp_path: Path) -> None:
     """They are saved and come back with the state, and are looked at for values not finite."""
@@ -450,7 +476,7 @@ def test_files_that_are_refused(hosts: Callable[[str], Host], tmp_path: Path) ->
         "nothing": (b"", 5),
         "cut header": (good[:23], foreign),
         "magic": (b"ODTP" + good[4:], foreign),
-        "version": (good[:4] + struct.pack("<I", 2) + good[8:], foreign),
+        "version": (good[:4] + struct.pack("<I", 1) + good[8:], foreign),
         "plan": (good[:8] + bytes(4) + good[12:], foreign),
         "plan, high": (good[:12] + bytes(4) + good[16:], foreign),
         "cut": (good[:-1], damaged),

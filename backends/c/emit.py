@@ -146,7 +146,7 @@ class _Library:
         session = session_values(
             self.plan, self.training, self.inputs, self.heads, self.parts, self.state, values
         )
-        session = host_values(self.plan, self.inputs, self.heads, session)
+        session = host_values(self.plan, self.training, self.inputs, self.heads, session)
         return {
             f"{self.model}{suffix}": Template(_template(f"model{suffix}")).substitute(session)
             for suffix in ("_train.h", "_train.c", *["_host.c"] * host)

@@ -10,6 +10,7 @@ from ...ir.errors import GraphError
 from ...ir.graph import DTYPES
 from ...ir.training import TrainingGraph
 from ...planner.plan import Buffer, Plan
+from ..numpy.data import reconstructs
 from ..numpy.metrics import class_axis, metric_of
 from .ctext import block
 from .head import Head
@@ -104,11 +105,24 @@ _TRANSFERS_SET = """\
     net.page_start_read = start_read;
     net.page_wait = wait_for;
 """
+_LABELLED = """\
+    session.anomalous =
+        samples_at + ((size_t)o->samples + o->judged) * (SAMPLE_BYTES + TARGET_BYTES);
+    session.errors = (double *)malloc((o->judged + (size_t)1) * sizeof(double));
+    if (session.errors == NULL) {
+        return ODTPLAN_ERROR_STORAGE;
+    }
+"""
 _USUAL = {
     "accuracy": ("ODTPLAN_METRIC_ACCURACY", "accuracy"),
     "mse": ("ODTPLAN_METRIC_MSE", "squared error"),
     "loss": ("ODTPLAN_METRIC_LOSS", "loss"),
 }
+
+
+def ranks_errors(training: TrainingGraph) -> bool:
+    """Whether the C session can judge by AUC: the model gives back its input."""
+    return metric_of(training) == "mse" and reconstructs(training)
 
 
 def takes_samples(plan: Plan, training: TrainingGraph) -> bool:
@@ -153,6 +167,12 @@ def session_values(
     fields = [f"{_target(h)} {h.param}[{h.macro('TARGET_SIZE')}];" for h in heads]
     if own is not None:
         fields.append(f"float {own.result}[{own.macro('PREDICTION_SIZE')}];")
+    ranked = ranks_errors(training)
+    if ranked:
+        fields += [
+            "const uint8_t *anomalous; /* for AUC, set by the caller: 0 or 1 per sample to judge by */",
+            "double *errors;           /* and room for an error of each */",
+        ]
     begun = ""
     if _homes(plan, training):
         begun = _NEED_PAGES
@@ -167,7 +187,9 @@ def session_values(
         **values,
         **names,
         "usual": usual,
-        "usual_note": f"What ODTPLAN_METRIC_USUAL stands for here: {words}. The other is the loss.",
+        "usual_note": f"What ODTPLAN_METRIC_USUAL stands for here: {words}."
+        f" {'Others are the loss and AUC' if ranked else 'The other is the loss'}.",
+        "ranked": "s->anomalous, s->errors" if ranked else "NULL, NULL",
         "sample_elements": "\n * ".join(
             f"{i.macro('SAMPLE_SIZE')} / {batch} elements to {i.param}" for i in inputs
         ),
@@ -191,12 +213,17 @@ def session_values(
 
 
 def host_values(
-    plan: Plan, inputs: Sequence[Input], heads: Sequence[Head], values: Mapping[str, str | int]
+    plan: Plan,
+    training: TrainingGraph,
+    inputs: Sequence[Input],
+    heads: Sequence[Head],
+    values: Mapping[str, str | int],
 ) -> dict[str, str | int]:
     """What the template of the host program says.
 
     Args:
         plan: The plan.
+        training: The training graph.
         inputs: The data inputs.
         heads: The outputs.
         values: What the templates of the session say.
@@ -222,6 +249,7 @@ def host_values(
         "sample_bytes": " + ".join(size for _, size in samples),
         "target_bytes": " + ".join(size for _, size in targets),
         "copied": copied,
+        "labelled": _LABELLED if ranks_errors(training) else "",
         "order_items": f"((session.options.samples + {batch - 1}u) / {batch}u)"
         if cached
         else "session.options.samples",

@@ -15,17 +15,18 @@ from ..numpy import DataSet, Regularization, SessionOptions
 from ..numpy.metrics import check_metric, metric_of
 from ..numpy.session import sampler_of, updates_of
 from .saved import plan_id
+from .session import ranks_errors
 
 #: First bytes of the file.
 MAGIC = b"ODTD"
-_VERSION = 1
+_VERSION = 2
 #: Magic, version, id of the plan, bytes of all that follows, their checksum; little endian.
 _HEADER = struct.Struct("<4s5I")
 #: Step size; epochs, updates, online; samples to train on and to judge by; schedule, warm-up,
 #: metric, patience, halvings; entries of the order; bytes of a sample and of its target.
 _OPTIONS = struct.Struct("<d13I")
 _SCHEDULES = ("constant", "linear", "cosine")
-_METRICS = ("usual", "loss", "accuracy", "mse")
+_METRICS = ("usual", "loss", "accuracy", "mse", "auc")
 _LARGEST = 2**32
 
 
@@ -81,6 +82,8 @@ def session_file(
         samples.shape[1],
         targets.shape[1],
     )
+    if metric == "auc" and validation is not None and validation.anomalous is not None:
+        rows.append(validation.anomalous.astype(np.uint8))
     content = b"".join([content, order.tobytes(), *(r.tobytes() for r in rows)])
     if len(content) >= _LARGEST:
         raise UsageError(f"the session takes {len(content)} B; its file must be below 4 GiB")
@@ -97,8 +100,10 @@ def _check_options(options: SessionOptions, training: TrainingGraph, metric: str
             "the emitted program takes its checkpoint as an argument; leave out --checkpoint and"
             " --resume"
         )
-    if metric not in ("loss", usual := metric_of(training)):
-        known = "loss" if usual == "loss" else f"{usual} or loss"
+    usual = metric_of(training)
+    offered = [*({usual} - {"loss"}), *(["auc"] if ranks_errors(training) else []), "loss"]
+    if metric not in offered:
+        known = " or ".join(offered)
         raise UsageError(f"--metric {metric}: the emitted C judges this model by {known}")
 
 

@@ -111,9 +111,54 @@ void odtplan_score_squares(odtplan_score_t *score, const float *y, const float *
             const double error = (double)(y[at] - target[at]);
             sum += error * error;
         }
-        score->sum += sum / (double)size;
+        sum /= (double)size;
+        if (score->errors != NULL && score->anomalous[score->count] != 0u) {
+            score->errors[score->found++] = sum;
+        } else if (score->errors != NULL) {
+            score->errors[score->judged - 1u - (score->count - score->found)] = sum;
+        }
+        score->sum += sum;
         score->count++;
     }
+}
+
+/* Shell's method. */
+static void sort(double *x, uint32_t n) {
+    uint32_t gap = 1u, i, j;
+    while (gap < n / 3u) {
+        gap = 3u * gap + 1u;
+    }
+    for (; gap > 0u; gap /= 3u) {
+        for (i = gap; i < n; i++) {
+            const double value = x[i];
+            for (j = i; j >= gap && x[j - gap] > value; j -= gap) {
+                x[j] = x[j - gap];
+            }
+            x[j] = value;
+        }
+    }
+}
+
+double odtplan_auc(const odtplan_score_t *score) {
+    const double *low = score->errors + score->found;
+    const uint32_t high = score->found, rest = score->judged - high;
+    uint32_t i, less = 0u, at_most = 0u;
+    double twice = 0.0; /* the pairs with the larger error on the anomalous side, and the others with none */
+    if (score->sum != score->sum) {
+        return score->sum;
+    }
+    sort(score->errors, high);
+    sort(score->errors + high, rest);
+    for (i = 0u; i < high; i++) {
+        while (less < rest && low[less] < score->errors[i]) {
+            less++;
+        }
+        while (at_most < rest && low[at_most] <= score->errors[i]) {
+            at_most++;
+        }
+        twice += (double)less + (double)at_most;
+    }
+    return twice / 2.0 / ((double)high * (double)rest);
 }
 
 int odtplan_all_finite(const void *data, uint32_t n) {
@@ -151,7 +196,9 @@ int odtplan_kept_in_ram(void *user, uint32_t slot, uint32_t offset, void *data, 
 
 /* More is better; a NaN is worst. */
 static double rank(const odtplan_session_t *s, double value) {
-    const double up = s->options.metric == ODTPLAN_METRIC_ACCURACY ? value : -value;
+    const uint32_t metric = s->options.metric;
+    const double up =
+        metric == ODTPLAN_METRIC_ACCURACY || metric == ODTPLAN_METRIC_AUC ? value : -value;
     return up >= -LARGEST ? up : -LARGEST;
 }
 
@@ -186,6 +233,18 @@ static int updates_of(const odtplan_session_options_t *o, uint32_t group, uint32
     return *total <= most / group ? ODTPLAN_OK : ODTPLAN_ERROR_ARGUMENT;
 }
 
+/* Whether the samples to judge by are of both kinds. */
+static int has_both(const odtplan_trainee_t *trainee, uint32_t judged) {
+    uint32_t i, found = 0u;
+    if (trainee->anomalous == NULL || trainee->errors == NULL) {
+        return 0;
+    }
+    for (i = 0u; i < judged; i++) {
+        found += trainee->anomalous[i] != 0u ? 1u : 0u;
+    }
+    return found != 0u && found != judged;
+}
+
 int odtplan_session_begin(odtplan_session_t *s, const odtplan_session_options_t *o,
                           const odtplan_trainee_t *trainee, void *model, int keeps, int fresh) {
     uint32_t total = 0u;
@@ -199,7 +258,9 @@ int odtplan_session_begin(odtplan_session_t *s, const odtplan_session_options_t 
         return ODTPLAN_ERROR_SAMPLES;
     }
     if (!(o->lr > 0.0 && o->lr <= 3.40282346638528860e+38) || o->schedule > ODTPLAN_COSINE ||
-        o->warmup >= total || (metric != ODTPLAN_METRIC_LOSS && metric != trainee->usual) ||
+        o->warmup >= total ||
+        (metric == ODTPLAN_METRIC_AUC ? o->judged != 0u && !has_both(trainee, o->judged)
+                                      : metric != ODTPLAN_METRIC_LOSS && metric != trainee->usual) ||
         (o->patience != 0u && o->judged == 0u)) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
@@ -373,8 +434,9 @@ static void end_epoch(odtplan_session_t *s) {
     }
     if (judged) {
         e->found.loss = s->losses.sum / (double)s->losses.count;
-        e->found.value = o->metric == ODTPLAN_METRIC_LOSS ? e->found.loss
-                                                          : s->score.sum / (double)s->score.count;
+        e->found.value = o->metric == ODTPLAN_METRIC_LOSS  ? e->found.loss
+                         : o->metric == ODTPLAN_METRIC_AUC ? odtplan_auc(&s->score)
+                                                           : s->score.sum / (double)s->score.count;
     }
     s->now.sum = 0.0;
     s->now.since = 0u;
@@ -403,7 +465,13 @@ static int judge(odtplan_session_t *s) {
         const uint32_t left = judged - s->begin, rows = left < batch ? left : batch;
         odtplan_score_t *score = s->options.metric == ODTPLAN_METRIC_LOSS ? NULL : &s->score;
         float loss = 0.0f;
-        const int status = s->trainee.evaluate(s->model, s->begin, rows, score, &loss);
+        int status;
+        if (s->options.metric == ODTPLAN_METRIC_AUC) {
+            s->score.errors = s->trainee.errors;
+            s->score.anomalous = s->trainee.anomalous;
+            s->score.judged = judged;
+        }
+        status = s->trainee.evaluate(s->model, s->begin, rows, score, &loss);
         if (status != ODTPLAN_OK) {
             return status;
         }

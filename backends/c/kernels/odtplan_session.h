@@ -20,7 +20,8 @@ typedef enum {
     ODTPLAN_METRIC_USUAL = 0,
     ODTPLAN_METRIC_LOSS = 1,
     ODTPLAN_METRIC_ACCURACY = 2,
-    ODTPLAN_METRIC_MSE = 3
+    ODTPLAN_METRIC_MSE = 3,
+    ODTPLAN_METRIC_AUC = 4 /* of autoencoders: how often an anomalous sample has the larger error */
 } odtplan_metric_t;
 
 /* Which samples a callback is asked for. */
@@ -79,15 +80,19 @@ typedef int (*odtplan_keep_read_t)(void *user, uint32_t slot, uint32_t offset, v
 int odtplan_keep_in_ram(void *user, uint32_t slot, uint32_t offset, const void *data, uint32_t bytes);
 int odtplan_kept_in_ram(void *user, uint32_t slot, uint32_t offset, void *data, uint32_t bytes);
 
-/* A sum, and what it is of. */
+/* A sum, and what it is of; for AUC also each error, those of anomalous samples from the front, those
+ * of others from the back. */
 typedef struct {
     double sum;
     uint32_t count;
+    double *errors; /* NULL: not wanted */
+    const uint8_t *anomalous;
+    uint32_t judged, found; /* samples in all; anomalous ones so far */
 } odtplan_score_t;
 
 /* What was reached on the samples to judge by. */
 typedef struct {
-    double value; /* of the metric: share of hits, squared error, or the loss */
+    double value; /* of the metric: share of hits, squared error, area under the ROC curve, or the loss */
     double loss;  /* mean over whole micro-batches */
 } odtplan_evaluation_t;
 
@@ -124,6 +129,9 @@ typedef struct {
     void (*drop)(void *model);                     /* micro-steps since the last update */
     int (*save)(void *model, uint32_t slot);
     int (*load)(void *model, uint32_t slot); /* or ODTPLAN_INITIAL */
+    /* For AUC, else NULL: whether each sample to judge by is anomalous (0 or 1), room for their errors. */
+    const uint8_t *anomalous;
+    double *errors;
 } odtplan_trainee_t;
 
 typedef struct {
@@ -217,9 +225,12 @@ int odtplan_item(odtplan_order_t order, void *user, uint32_t place, uint32_t cou
 void odtplan_score_classes(odtplan_score_t *score, const float *y, const int32_t *labels, uint32_t rows,
                            uint32_t classes, uint32_t inner, int32_t ignored);
 
-/* Adds the mean squared error of each of rows of size numbers. */
+/* Adds the mean squared error of each of rows of size numbers; keeps each, if wanted. */
 void odtplan_score_squares(odtplan_score_t *score, const float *y, const float *target, uint32_t rows,
                            uint32_t size);
+
+/* Area under the ROC curve of the errors that were kept, ties count one half; NaN if one is. Sorts them. */
+double odtplan_auc(const odtplan_score_t *score);
 
 /* 1 when n floats are finite. */
 int odtplan_all_finite(const void *data, uint32_t n);

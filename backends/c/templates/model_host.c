@@ -155,7 +155,7 @@ static int open_session(const char *path) {
         return ODTPLAN_ERROR_STORAGE;
     }
     at = file + HEADER_BYTES;
-    if (size < HEADER_BYTES || memcmp(file, "ODTD", 4u) != 0 || word(file + 4) != 1u ||
+    if (size < HEADER_BYTES || memcmp(file, "ODTD", 4u) != 0 || word(file + 4) != 2u ||
         word(file + 8) != plan[0] || word(file + 12) != plan[1]) {
         return ODTPLAN_ERROR_FOREIGN;
     }
@@ -177,6 +177,7 @@ static int open_session(const char *path) {
     o->halvings = word(at + 44);
     order_count = word(at + 48);
     wanted = ((uint64_t)o->samples + o->judged) * (SAMPLE_BYTES + TARGET_BYTES);
+    wanted += o->metric == ODTPLAN_METRIC_AUC ? o->judged : 0u;
     wanted += (uint64_t)order_count * 4u + HEADER_BYTES + OPTIONS_BYTES;
     if (word(at + 52) != SAMPLE_BYTES || word(at + 56) != TARGET_BYTES || wanted != size) {
         return ODTPLAN_ERROR_DAMAGED;
@@ -184,7 +185,7 @@ static int open_session(const char *path) {
     order_at = at + OPTIONS_BYTES;
     samples_at = order_at + (size_t)order_count * 4u;
     session.order = order_count != 0u ? order : NULL;
-    return ODTPLAN_OK;
+$labelled    return ODTPLAN_OK;
 }
 
 /* JSON has no numbers that are not finite. */
@@ -197,7 +198,7 @@ static void number(const char *key, double value) {
 }
 
 static void tell(void) {
-    static const char *const metrics[] = {"", "loss", "accuracy", "mse"};
+    static const char *const metrics[] = {"", "loss", "accuracy", "mse", "auc"};
     static const char *const stops[] = {"null", "\"not_finite\"", "\"patience\""};
     const odtplan_session_t *run = &session.run;
     const odtplan_epoch_t *e = &run->epoch;

@@ -69,7 +69,7 @@ static int load(void *session, uint32_t slot) {
 int ${model}_session_begin(${model}_session_t *s) {
     const odtplan_trainee_t trainee = {
         ${MODEL}_BATCH, ${MODEL}_MICRO_BATCHES, ${MODEL}_METRIC, train, evaluate,
-        check_finite, drop, save, load,
+        check_finite, drop, save, load, $ranked,
     };
     if (s == NULL || s->net == NULL || s->sample == NULL || s->net->progress.micro != 0u) {
         return ODTPLAN_ERROR_ARGUMENT;

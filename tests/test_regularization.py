@@ -14,6 +14,7 @@ from test_int8_training import CASES, plan_of
 from zoo import exhibit
 
 from odt_plan.backends.numpy import Regularization, Runtime, clipped_by
+from odt_plan.backends.numpy.regularization import Shaping
 from odt_plan.ir.errors import UsageError
 from odt_plan.ir.training import TrainingSpec
 
@@ -77,6 +78,27 @@ def test_the_norm_does_not_depend_on_tiles() -> None:
     free = Runtime(plan, training)
     stepped(free, Regularization(), 0.02)
     assert free.state_bytes() != results[0]
+
+
+def test_a_norm_has_the_same_bits_in_any_parts() -> None:
+    """Its last bit may decide how a factor is rounded."""
+    plan, training = CASES["i8-input"]()
+    norms: list[float] = []
+
+    class Told(Regularization):
+        def factor(self, norm: float) -> np.float32:
+            norms.append(norm)
+            return super().factor(norm)
+
+    shaping = Shaping(plan, training, {})
+    shaping.regularization = Told(clip=1.0)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        g = rng.standard_normal(999).astype(np.float32)
+        for parts in (1, 3, 27, 999):
+            shaping.factor(training.updates[0], np.split(g, parts))
+        assert len(set(norms)) == 1
+        norms.clear()
 
 
 @pytest.mark.parametrize("case", ["sgd", "momentum-accumulate", "adagrad"])

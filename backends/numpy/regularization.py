@@ -149,7 +149,9 @@ class Shaping:
             return self._common
         whole = self._whole
         parts = gradient if whole is None else (self._arrays[b] for b in whole)
-        squares = sum(_square(g) for g in parts if g is not None)
+        squares = 0.0
+        for g in parts:
+            squares = squares if g is None else _with_squares(squares, g)
         scale = update.apply_node.float_attr("gradient_scale", 1.0)
         factor = self.regularization.factor(float(np.sqrt(squares)) * scale)
         if whole is not None:
@@ -166,10 +168,13 @@ class Shaping:
         return self.regularization.shaped(update, operands, rate, factor)
 
 
-def _square(gradient: Array) -> float:
-    """Sum of squares, in double precision."""
+def _with_squares(total: float, gradient: Array) -> float:
+    """A sum and the squares of a gradient's elements, added in their order, in double precision.
+
+    So the bits are the same in tiles of whatever size.
+    """
     flat = gradient.reshape(-1).astype(np.float64)
-    return float(flat @ flat)
+    return float(np.add.accumulate(np.concatenate(([total], flat * flat)))[-1])
 
 
 def whole_gradients(plan: Plan, training: TrainingGraph) -> tuple[str, ...] | None:

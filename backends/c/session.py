@@ -170,7 +170,7 @@ def session_values(
     ranked = ranks_errors(training)
     if ranked:
         fields += [
-            "const uint8_t *anomalous; /* for AUC, set by the caller: 0 or 1 per sample to judge by */",
+            "const uint8_t *anomalous; /* for AUC, set by the caller: 0 or 1 per sample judged */",
             "double *errors;           /* and room for an error of each */",
         ]
     begun = ""

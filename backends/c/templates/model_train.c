@@ -89,33 +89,28 @@ static int load_state(void *session, odtplan_read_t read, void *user) {
     return ${model}_load(((const ${model}_session_t *)session)->net, read, user);
 }
 
-static odtplan_checkpoint_t checkpoint(${model}_session_t *s) {
+static odtplan_checkpoint_t checkpoint(${model}_session_t *s, odtplan_write_t write,
+                                       odtplan_read_t read, void *user) {
     const odtplan_checkpoint_t c = {
         {${plan_low}, ${plan_high}}, ${MODEL}_SAVED_BYTES, s, save_state, load_state,
-        s->keep_write, s->keep_read, s->keep_user, NULL, NULL, NULL,
+        s->keep_write, s->keep_read, s->keep_user, write, read, user,
     };
     return c;
 }
 
 int ${model}_session_save(${model}_session_t *s, odtplan_write_t write, void *user) {
-    odtplan_checkpoint_t c;
     if (s == NULL || write == NULL) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
-    c = checkpoint(s);
-    c.write = write;
-    c.user = user;
+    const odtplan_checkpoint_t c = checkpoint(s, write, NULL, user);
     return odtplan_session_save(&s->run, &c);
 }
 
 int ${model}_session_resume(${model}_session_t *s, odtplan_read_t read, void *user) {
-    odtplan_checkpoint_t c;
     if (s == NULL || read == NULL) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
-    c = checkpoint(s);
-    c.read = read;
-    c.user = user;
+    const odtplan_checkpoint_t c = checkpoint(s, NULL, read, user);
     return odtplan_session_resume(&s->run, &c);
 }
 

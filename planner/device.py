@@ -38,7 +38,6 @@ class Quantity(_Spec):
     source: str = Field(min_length=3)
 
 
-
 class Size(_Spec):
     """Bytes, with their origin."""
 

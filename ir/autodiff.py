@@ -21,6 +21,7 @@ from .candidates import candidates, param_slots, saves
 from .errors import UnsupportedModelError, UsageError
 from .grad_builder import GradBuilder
 from .graph import Attr, Graph, Node, TensorType, Value
+from .lora import without_unused
 from .losses import Ending, add_losses
 from .opdef import ParamSlot, get_op
 from .ops.qtypes import scales_constant
@@ -49,7 +50,8 @@ def build_training(
     """Forward + loss + backward + update, backward pruned to what the chosen candidates need.
 
     Args:
-        forward: Imported graph of data inputs and predictions; it is not modified.
+        forward: Imported graph of data inputs and predictions; it is not modified. Adapters of
+            which nothing is updated are left out.
         spec: Losses, optimizer, micro-batches.
         chosen: What to update. Several candidates of one parameter make the superset graph.
 
@@ -65,6 +67,7 @@ def build_training(
 class _TrainingBuilder:
     def __init__(self, forward: Graph, spec: TrainingSpec, chosen: Sequence[Candidate]) -> None:
         check_predictions(forward)
+        forward = without_unused(forward, {c.param for c in chosen})
         if spec.bptt is not None and not any(n.op in RECURRENT for n in forward.nodes):
             raise UsageError(f"--bptt: {forward.name} has no recurrent layer; leave it out")
         self.forward, self.spec, self.slots = forward, spec, param_slots(forward)
@@ -77,6 +80,7 @@ class _TrainingBuilder:
         self.superset = any(len(cs) > 1 for cs in self.chosen.values())
         self.graph = Graph(forward.name)
         self.graph.unchanged, self.graph.merged = forward.unchanged, forward.merged
+        self.graph.adapters = forward.adapters
         self.map: dict[Value, Value] = {}
         self.cold: dict[str, Value] = {}
         self.aux: dict[Node, list[Node]] = {}

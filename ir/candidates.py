@@ -6,6 +6,7 @@ from collections.abc import Container, Sequence
 from dataclasses import replace
 
 from .graph import Graph, Node
+from .lora import adapters_by_param
 from .opdef import ParamSlot, parameter_slots
 from .training import Candidate, Saved, StateForm
 
@@ -40,7 +41,8 @@ def candidates(graph: Graph, *, imported: Graph | None = None) -> list[Candidate
 
     A weight offers ``max(1, floor(ratio x channels))`` leading input channels for each ratio below
     1; equal counts are offered once. Parameters used twice (tied) are only updated whole. Large
-    parts of the weight of a float layer are offered with a compressed input as well.
+    parts of the weight of a float layer are offered with a compressed input as well. Adapters are
+    offered whole.
 
     Args:
         graph: A forward graph.
@@ -48,9 +50,13 @@ def candidates(graph: Graph, *, imported: Graph | None = None) -> list[Candidate
             in several forms here, of which none can be updated alone: these are left out.
     """
     result: list[Candidate] = []
+    adapters = adapters_by_param(graph)
     shared = None if imported is None else param_slots(imported)
     for name, uses in param_slots(graph).items():
         if shared is not None and len(shared.get(name, ())) != len(uses):
+            continue
+        if name in adapters:
+            result.append(Candidate(name))
             continue
         axis = channel_axis(uses)
         if axis is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from .errors import GraphError
 from .provenance import Origin
 from .quantization import Quantization
+
+if TYPE_CHECKING:
+    from .lora import Adapter
 
 Array = NDArray[Any]
 Attr = int | float | str | tuple[int, ...] | tuple[float, ...]
@@ -180,6 +183,7 @@ class Graph:
         unchanged: Layers that ``ir.precision`` found to do nothing in i8, and left out.
         merged: Nodes that ``ir.precision`` made no node of -> the one that made their results
             before them; None: a run-time input holds it.
+        adapters: What ``ir.lora`` has put beside layers.
     """
 
     def __init__(self, name: str) -> None:
@@ -196,6 +200,7 @@ class Graph:
         self.loss: Graph | None = None
         self.unchanged: frozenset[str] = frozenset()
         self.merged: dict[str, str | None] = {}
+        self.adapters: tuple[Adapter, ...] = ()
 
     def add_input(self, name: str, type_: TensorType) -> Value:
         """Declare a run-time input."""

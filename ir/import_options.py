@@ -12,6 +12,35 @@ _LONGEST = 2**31 - 1
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters beside the layers of a model; see ``ir.lora``.
+
+    Attributes:
+        rank: Channels between A and B.
+        alpha: ``alpha / rank`` is what an adapter's result is multiplied by.
+        seed: What A is drawn from.
+    """
+
+    rank: int
+    alpha: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Reject impossible numbers."""
+        if not 1 <= self.rank <= _LONGEST:
+            raise UsageError(f"--lora: the rank must be at least 1, not {self.rank}")
+        if not 0 < self.alpha <= _LONGEST:  # also rejects NaN
+            raise UsageError(f"--lora: ALPHA must be above 0 and finite, not {self.alpha:g}")
+        if not 0 <= self.seed <= _LONGEST:
+            raise UsageError(f"--lora: the seed must be from 0 to {_LONGEST}, not {self.seed}")
+
+    @property
+    def scale(self) -> float:
+        """``alpha / rank``."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
 class ImportOptions:
     """How a model file is imported.
 
@@ -22,6 +51,7 @@ class ImportOptions:
         head: Replace the last layer by a fresh one for so many classes; None: it stays.
         dims: Open dimensions beside the batch, by name or ``INPUT:AXIS``, and their values.
         outputs: Those that are kept; empty: all.
+        lora: Low-rank adapters beside its layers; None: none.
     """
 
     batch: int = 1
@@ -29,6 +59,7 @@ class ImportOptions:
     head: int | None = None
     dims: tuple[tuple[str, int], ...] = ()
     outputs: tuple[str, ...] = ()
+    lora: Lora | None = None
 
     @property
     def folds(self) -> bool:
@@ -54,3 +85,19 @@ def parse_dims(texts: Sequence[str]) -> tuple[tuple[str, int], ...]:
         if dims.setdefault(name, int(size)) != int(size):
             raise UsageError(f"--dim: {name} is given as {dims[name]} and as {int(size)}")
     return tuple(dims.items())
+
+
+def parse_lora(text: str) -> Lora:
+    """``RANK[:ALPHA[:SEED]]`` of ``--lora``; ALPHA is RANK where it is not given, SEED 0.
+
+    Raises:
+        UsageError: Another form.
+    """
+    rank, _, rest = text.partition(":")
+    alpha, _, seed = rest.partition(":")
+    try:
+        if text.endswith(":"):
+            raise ValueError
+        return Lora(int(rank), float(alpha or rank), int(seed or 0))
+    except ValueError:
+        raise UsageError(f"--lora: {text!r} is not RANK[:ALPHA[:SEED]], as 4 or 4:8") from None

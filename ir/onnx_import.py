@@ -16,6 +16,7 @@ from .file_loss import part_loss, take_head
 from .graph import Attr, Graph, TensorType, Value
 from .head import replace_head
 from .import_options import PLAIN, ImportOptions
+from .lora import add_adapters
 from .obstacles import Obstacle, report_obstacles
 from .onnx_convert import Conversion, RejectedError, Rule, Site
 from .onnx_file import SHAPING, FileNode, ModelFile, load_file
@@ -74,15 +75,19 @@ def graph_of(file: ModelFile, path: Path, options: ImportOptions = PLAIN) -> Gra
 
 
 def finish(graph: Graph, options: ImportOptions) -> None:
-    """Make a cleaned graph one that is trained: its loss apart, its head replaced.
+    """Make a cleaned graph one that is trained: its loss apart, its head replaced, with adapters.
 
     Raises:
-        UnsupportedModelError: The loss can't be parted off, or the head not replaced.
+        UnsupportedModelError: The loss can't be parted off, the head not replaced, or no layer can
+            have an adapter.
+        UsageError: The rank of adapters is too large.
     """
     part_loss(graph)
     if options.head is not None:
         replace_head(graph, options.head)
         take_head(graph)
+    if options.lora is not None:
+        add_adapters(graph, options.lora)
 
 
 def convert(file: ModelFile) -> Conversion:

@@ -137,6 +137,7 @@ class _Lowering:
         self.old = graph
         self.new = Graph(graph.name)
         self.new.loss = graph.loss
+        self.new.adapters = graph.adapters
         self.precision = precision
         self.readers = graph.consumers()
         self.real: dict[Value, Value] = {}

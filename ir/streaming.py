@@ -178,6 +178,6 @@ def stream(lowered: Graph, names: Collection[str]) -> Graph:
     result.outputs = [twin[v] for v in lowered.outputs]
     result.quantization = {k: q for k, q in lowered.quantization.items() if k in result.values}
     result.unchanged, result.merged = lowered.unchanged, lowered.merged
-    result.loss = lowered.loss
+    result.loss, result.adapters = lowered.loss, lowered.adapters
     result.verify()
     return result

@@ -57,6 +57,7 @@ def source_of(path: Path, options: ImportOptions) -> ModelInfo:
         head=options.head,
         dims=dict(options.dims),
         outputs=options.outputs,
+        lora=options.lora,
     )
 
 

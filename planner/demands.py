@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..ir.graph import Graph
+from ..ir.lora import adapters_by_param
 from ..ir.precision import Precision
 from ..ir.training import Candidate
 from .problem import Forced, Problem
@@ -41,8 +43,11 @@ def impose(problem: Problem, demands: Iterable[Demand]) -> Problem:
 
 
 def _forced(problem: Problem, d: Demand) -> Iterator[Forced]:
-    if d.kind in ("update", "freeze") and d.name in problem.choices:
-        yield Forced(problem.choices[d.name], d.kind == "update")
+    if d.kind in ("update", "freeze"):
+        mine = (a for a in problem.activities if d.name in {u.candidate.param for u in a.updates})
+        acts = tuple(a.index for a in mine) or problem.choices.get(d.name, ())
+        if acts:
+            yield Forced(acts, d.kind == "update")
     elif d.kind == "whole":
         yield Forced(tuple(b.activity for b in problem.streams if b.name == d.name), False)
     elif d.kind in ("mixed", "i8"):
@@ -76,11 +81,15 @@ def demanded_precision(demands: Iterable[Demand]) -> dict[str, Precision]:
     return {d.name: "f32" for d in demands if d.kind == "f32"}
 
 
-def demanded_updates(chosen: Sequence[Candidate], demands: Iterable[Demand]) -> list[Candidate]:
-    """A fixed update set with what is demanded."""
-    demands = tuple(demands)
-    frozen = {d.name for d in demands if d.kind == "freeze"}
+def demanded_updates(
+    forward: Graph, chosen: Sequence[Candidate], demands: Iterable[Demand]
+) -> list[Candidate]:
+    """A fixed update set with what is demanded; both of an adapter are updated, or none."""
+    adapters = adapters_by_param(forward)
+    own = {p: a.params for p, a in adapters.items()}
+    wanted = [(d.kind, p) for d in demands for p in own.get(d.name, (d.name,))]
+    frozen = {p for kind, p in wanted if kind == "freeze"}
     result = [c for c in chosen if c.param not in frozen]
     have = {c.param for c in result}
-    more = [d.name for d in demands if d.kind == "update" and d.name not in have]
-    return [*result, *map(Candidate, more)]
+    more = [p for kind, p in wanted if kind == "update" and p not in have]
+    return [*result, *map(Candidate, dict.fromkeys(more))]

@@ -39,7 +39,7 @@ def keeping(
     acts = {
         a.index
         for a in problem.activities
-        if a.update is not None and a.update.candidate in wanted
+        if any(u.candidate in wanted for u in a.updates)
     }
     acts |= {b.activity for b in problem.streams if b.name in streamed}
     acts |= {m.activity for m in problem.mixed_layers if m.name in mixed}
@@ -95,7 +95,7 @@ class _Chooser:
         for s in problem.slots:
             if s.update is not None and not s.last_micro:
                 self.at[s.activity] = s.index
-                saved[s.activity] = _saved_bytes(s)
+                saved[s.activity] = saved.get(s.activity, 0) + _saved_bytes(s)
         self.param = {a: name for name, acts in problem.choices.items() for a in acts}
         self.order = sorted(
             self.at, key=lambda a: (-problem.gain[a] / (1 + problem.state_bytes[a] + saved[a]), a)
@@ -120,9 +120,10 @@ class _Chooser:
         streamed = [b.name for b in self.problem.streams if active[b.activity]]
         chosen_acts = set(best.values())
         return [
-            a.update.candidate
+            u.candidate
             for a in self.problem.activities
-            if a.update is not None and a.index in chosen_acts
+            if a.index in chosen_acts
+            for u in a.updates
         ], streamed
 
     def _gain(self, chosen: dict[str, int]) -> int:

@@ -18,6 +18,7 @@ from math import sqrt
 
 from ..ir.autodiff import param_slots
 from ..ir.graph import Graph, Node
+from ..ir.lora import adapters_by_param
 from ..ir.opdef import ParamSlot
 from ..ir.training import Candidate, Saved, StateForm
 from .plan import ImportanceTable
@@ -111,16 +112,18 @@ def _prior(
     candidates: Sequence[Candidate],
     slots: Mapping[str, Sequence[tuple[Node, ParamSlot]]],
 ) -> dict[Candidate, float]:
-    order = {n: i for i, n in enumerate(forward.nodes)}
-    owners = sorted({uses[0][0] for uses in slots.values()}, key=order.__getitem__)
+    order = {n.name: i for i, n in enumerate(forward.nodes)}
+    layer = {p: uses[0][0].name for p, uses in slots.items()}
+    layer |= {p: a.layer for p, a in adapters_by_param(forward).items()}  # beside which it stands
+    owners = sorted(set(layer.values()), key=order.__getitem__)
     depth = {n: 0.5 + 0.5 * i / max(1, len(owners) - 1) for i, n in enumerate(owners)}
     raw: dict[Candidate, float] = {}
     for c in candidates:
-        node, slot = slots[c.param][0]
+        slot = slots[c.param][0][1]
         size = forward.values[c.param].type.size
         role = 1.0 if slot.role == "weight" else 0.5
         part = ratio(forward, c, slots)
-        raw[c] = role * depth[node] * sqrt(size * part) * KEPT[c.saved]
+        raw[c] = role * depth[layer[c.param]] * sqrt(size * part) * KEPT[c.saved]
     return raw
 
 

@@ -14,6 +14,7 @@ from ..ir.candidates import with_states
 from ..ir.errors import InfeasibleError, UnsupportedModelError, UsageError
 from ..ir.freezing import frozen_before, stop_reasons, untrainable, way_out
 from ..ir.import_options import PLAIN, ImportOptions
+from ..ir.lora import without_unused
 from ..ir.obstacles import report_obstacles
 from ..ir.precision import lower
 from ..ir.ranges import Method
@@ -344,7 +345,7 @@ class Planner:
         whole = chosen if chosen is not None else choose(lowered, ("all",), every)
         assert whole
         goals = self._goals(stages, Decided(tuple(whole), precision), fixed=fixed, free=free)
-        offered = every if chosen is None else demanded_updates(chosen, r.demands)
+        offered = every if chosen is None else demanded_updates(self.forward, chosen, r.demands)
         decided = Decided(tuple(with_states(offered, states.forms, averages)), precision)
         return stages, Start(decided, tuple(every), tuple(free), fixed, goals, r.known)
 
@@ -452,7 +453,9 @@ class Planner:
         r, decided, (stages, _) = self.request, done.decided, self.prepared
         plan = assemble(
             self.forward,
-            stages.lowered(replace(decided, streamed=())),
+            without_unused(
+                stages.lowered(replace(decided, streamed=())), {c.param for c in decided.updates}
+            ),
             done.training,
             done.schedule,
             self.cost,

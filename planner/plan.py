@@ -39,7 +39,7 @@ from pydantic import (
 )
 
 from ..ir.errors import UsageError
-from ..ir.import_options import ImportOptions
+from ..ir.import_options import ImportOptions, Lora
 from ..ir.precision import Precision
 from ..ir.training import LossName, OptimizerName, RoundingName, Saved, StateForm
 
@@ -90,7 +90,8 @@ class ModelInfo(_Lean):
     """The model file; ``file`` is relative to the plan's folder.
 
     ``head`` is the number of classes that its last layer was replaced for, if it was; ``dims`` are
-    the values of open dimensions beside the batch; ``outputs`` those that were kept, if not all.
+    the values of open dimensions beside the batch; ``outputs`` those that were kept, if not all;
+    ``lora`` is what adapters beside its layers were made by.
     """
 
     name: str
@@ -101,13 +102,16 @@ class ModelInfo(_Lean):
     head: PositiveInt | None = None
     dims: dict[str, PositiveInt] = {}
     outputs: tuple[str, ...] = ()
-    left_out: ClassVar[tuple[str, ...]] = ("head", "dims", "outputs")
+    lora: Lora | None = None
+    left_out: ClassVar[tuple[str, ...]] = ("head", "dims", "outputs", "lora")
 
     @property
     def importing(self) -> ImportOptions:
         """How the file was imported."""
         dims = tuple(self.dims.items())
-        return ImportOptions(self.batch, self.fold_batchnorm, self.head, dims, self.outputs)
+        return ImportOptions(
+            self.batch, self.fold_batchnorm, self.head, dims, self.outputs, self.lora
+        )
 
 
 class Training(_Lean):

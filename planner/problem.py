@@ -35,14 +35,14 @@ class Activity:
             ``implied_by`` is active); ``auxiliary`` (run in forward, or left to a rebuild);
             ``rebuild``; ``mixed`` (a layer has f32 weights); ``streamed`` (a block runs by rows).
         implied_by: Activities that force a ``needed`` activity.
-        update: The update of an ``update`` activity.
+        updates: Those of an ``update`` activity: one, or both of an adapter.
         tensor: The tensor that an ``auxiliary`` or ``rebuild`` activity writes.
     """
 
     index: int
     kind: ActivityKind
     implied_by: tuple[int, ...] = ()
-    update: Update | None = None
+    updates: tuple[Update, ...] = ()
     tensor: Tensor | None = None
 
 
@@ -392,7 +392,8 @@ class Problem:
         fixed: (first slot, last slot, tensor) of forward tensors that backward never reads.
         overwrites: Results that may take over their operand's bytes; at most one per slot does.
         limits: Budgets.
-        choices: Parameter -> activities of its candidates (at most one may hold).
+        choices: Parameter -> activities of its candidates, those of a weight's adapter included
+            (at most one may hold).
         gain: Activity of an update -> importance.
         state_bytes: Activity of an update -> RAM kept for good.
         flash_bytes: Activity of an update -> flash that splitting its weight adds (padding).

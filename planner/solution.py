@@ -46,7 +46,7 @@ class Solution:
             u.candidate
             for u in problem.training.updates
             for a in problem.activities
-            if a.update is u and a.index in self.active
+            if u in a.updates and a.index in self.active
         ]
 
     def gain(self, problem: Problem) -> int:

@@ -293,10 +293,17 @@ class Stages:
 
     def most_gain(self, free: Sequence[str]) -> float:
         """Score without any limit, with these layers mixed."""
+        return sum(self._most().values()) + sum(self._noise_gain(free).values())
+
+    def _most(self) -> dict[str, int]:
+        """Parameter -> the best score of its candidates, or of its adapter's."""
         most: dict[str, int] = {}
         for c, score in self.importance.items():
             most[c.param] = max(most.get(c.param, 0), score)
-        return sum(most.values()) + sum(self._noise_gain(free).values())
+        for a in self.forward.adapters:
+            of_adapter = sum(most.pop(p, 0) for p in a.params)
+            most[a.weight] = max(most.get(a.weight, 0), of_adapter)
+        return most
 
     def streaming_choices(self, start: Decided, free: Sequence[str]) -> Choices | None:
         """Blocks and precisions that are left to choose, if there are any."""
@@ -337,10 +344,7 @@ class Stages:
 
     def _noise_gain(self, layers: Sequence[str]) -> dict[str, int]:
         """What it is worth that a layer is mixed: the noise of its i8 weights."""
-        most: dict[str, int] = {}
-        for c, score in self.importance.items():
-            most[c.param] = max(most.get(c.param, 0), score)
-        unit = NOISE_WEIGHT * sum(most.values())
+        unit = NOISE_WEIGHT * sum(self._most().values())
         return {n: round(unit * self.noise.get(n, 0.0)) for n in layers}
 
     def tell(self, text: str, goal: Goal) -> None:

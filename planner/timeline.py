@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..ir.graph import Node
+from ..ir.lora import Adapter, adapters_by_param
 from ..ir.opdef import get_op
 from ..ir.training import Candidate, TrainingGraph, Update
+from .adapters import AdapterSteps, together
 from .choices import (
     Choices,
     MixedForms,
@@ -100,13 +102,20 @@ class _Builder:
         self.order = {n: i for i, n in enumerate(self.training.graph.nodes)}
         self.consumers = self.training.graph.consumers()
         self.update_activity: dict[Update, int] = {}
-        for u in self.training.updates:
-            self.update_activity[u] = (
-                ALWAYS if self.fixed_updates else self._activity("update", update=u)
-            )
+        self.adapter_activities: dict[Adapter, list[int]] = {}
+        graph = self.training.graph
+        self.adapters = AdapterSteps(self.training, () if self.fixed_updates else graph.adapters)
+        adapter_of = adapters_by_param(graph)
+        for updates in together(self.training):
+            a = ALWAYS if self.fixed_updates else self._activity("update", updates=tuple(updates))
+            self.update_activity |= dict.fromkeys(updates, a)
+            if (adapter := adapter_of.get(updates[0].candidate.param)) is not None:
+                self.adapter_activities.setdefault(adapter, []).append(a)
         self.node_activity = self._node_activities()
         self.forms = MixedForms(self.choices, self.cost, lambda _: self._activity("mixed"))
         self.split = split_costs(self.choices, self.training, self.cost, self.update_activity)
+        for name, added in self.adapters.cycles(self.cost, self.adapter_activities):
+            self.split[name] = (*self.split.get(name, ()), added)
         self._lay_out()
         slots = tuple(self._slots())
         retentions, transients, fixed = self._tensors(slots)
@@ -125,7 +134,10 @@ class _Builder:
         mixed = []
         paged = []
         for u, a in self.update_activity.items():
-            choices.setdefault(u.candidate.param, []).append(a)
+            adapter = adapter_of.get(u.candidate.param)
+            param = u.candidate.param if adapter is None else adapter.weight
+            if a not in choices.setdefault(param, []):
+                choices[param].append(a)
             score = self.importance[u.candidate]
             gain[a] = gain.get(a, 0) + score_of(u, score)
             state[a] = state.get(a, 0) + sum(aligned(v.type.nbytes) for v in u.resident)
@@ -191,29 +203,39 @@ class _Builder:
         self,
         kind: ActivityKind,
         implied_by: tuple[int, ...] = (),
-        update: Update | None = None,
+        updates: tuple[Update, ...] = (),
         tensor: Tensor | None = None,
     ) -> int:
-        self.activities.append(Activity(len(self.activities), kind, implied_by, update, tensor))
+        self.activities.append(Activity(len(self.activities), kind, implied_by, updates, tensor))
         return len(self.activities) - 1
 
     def _node_activities(self) -> dict[Node, int]:
         """Activity of every node; a backward node runs if one of its readers does."""
         result: dict[Node, int] = {}
         needed: dict[tuple[int, ...], int] = {}
+
+        def any_of(acts: Iterable[int]) -> int:
+            key = tuple(sorted(acts))
+            if len(key) == 1 or ALWAYS in key:
+                return ALWAYS if ALWAYS in key else key[0]
+            if key not in needed:
+                needed[key] = self._activity("needed", key)
+            return needed[key]
+
         for node in reversed(self.training.graph.nodes):
             update = self.storage.update_of.get(node)
             if update is not None:
                 result[node] = self.update_activity[update]
             elif node.phase == "backward":
-                readers = {result[c] for v in node.outputs for c in self.consumers[v]}
-                key = tuple(sorted(readers))
-                if len(key) == 1 or ALWAYS in key:
-                    result[node] = ALWAYS if ALWAYS in key else key[0]
-                else:
-                    if key not in needed:
-                        needed[key] = self._activity("needed", key)
-                    result[node] = needed[key]
+                readers = {
+                    result[c]
+                    for v in node.outputs
+                    for c in self.consumers[v]
+                    if c not in self.adapters.entries
+                }
+                result[node] = any_of(readers)
+            elif node in self.adapters.forward:
+                result[node] = any_of(self.adapter_activities[self.adapters.forward[node]])
             elif self._auxiliary(node):
                 result[node] = self._activity("auxiliary", tensor=self.storage.of[node.out])
             else:
@@ -260,9 +282,15 @@ class _Builder:
             update = self.storage.update_of.get(node)
             if update is not None and node is update.grad_node:
                 continue  # part of the update step
+            if node in self.adapters.passing:
+                continue  # part of the layer's own gradient
             for tensor in rebuilds.get(node, ()):
                 activity = self._activity("rebuild", tensor=tensor)
-                self.drafts += [_Draft(w, None, activity, tensor) for w in tensor.writers]
+                self.drafts += [
+                    _Draft(w, None, activity, tensor)
+                    for w in tensor.writers
+                    if w not in self.adapters.forward
+                ]
             last = (
                 update is not None and node is update.apply_node and update.accumulator is not None
             )
@@ -275,7 +303,7 @@ class _Builder:
         updated: set[str] = set()
         for i, node in enumerate(backward):
             update = self.storage.update_of.get(node)
-            if update is not None and node is update.grad_node:
+            if node in self.adapters.passing or (update and node is update.grad_node):
                 continue
             uses = self._forward_reads(node)
             if uses - covered:
@@ -336,7 +364,8 @@ class _Builder:
         return node is (update.accumulate_node or update.apply_node)
 
     def _inputs_of(self, tensor: Tensor) -> list[Tensor]:
-        reads = (t for w in tensor.writers for t in self._reads(w))
+        writers = (w for w in tensor.writers if w not in self.adapters.forward)
+        reads = (t for w in writers for t in self._reads(w))
         return [t for t in dict.fromkeys(reads) if t is not tensor]
 
     def _rebuildable(self, uses: set[Tensor], updated: set[str]) -> list[Tensor]:
@@ -347,7 +376,7 @@ class _Builder:
             t = stack.pop()
             if not self.rebuild and not self._kept_for_backward(t):
                 continue
-            if t in found or not t.rebuildable:
+            if t in found or not t.rebuildable or self._of_adapter(t):
                 continue
             if any(v.name in updated for w in t.writers for v in w.operands()):
                 continue  # its parameters have changed: it can't be made again
@@ -420,6 +449,9 @@ class _Builder:
         transients: list[Transient] = []
         fixed: list[tuple[int, int, Tensor]] = []
         for t in self.storage.tensors:
+            if self._of_adapter(t):
+                transients += self._of_steps(t, writes[t], reads[t])
+                continue
             if not t.is_forward:
                 transients.append(self._transient(t, writes[t], reads[t], len(slots) - 1))
                 continue
@@ -436,6 +468,19 @@ class _Builder:
             elif window is not None:
                 fixed.append((*window, t))
         return tuple(retentions), tuple(transients), tuple(fixed)
+
+    def _of_adapter(self, tensor: Tensor) -> bool:
+        """Whether a tensor is there for an adapter alone."""
+        steps = (self.adapters.forward, self.adapters.passing)
+        return bool(tensor.writers) and any(tensor.writers[0] in nodes for nodes in steps)
+
+    def _of_steps(self, tensor: Tensor, writes: list[Slot], reads: list[Slot]) -> list[Transient]:
+        """An adapter's tensor in forward; none of its others, see ``planner.adapters``."""
+        early = [s for s in (*writes, *reads) if self._early(s)]
+        if not early:
+            return []
+        segment = (max(s.index for s in early), (early[0].activity,))
+        return [Transient(tensor, min(s.index for s in early), (segment,))]
 
     @staticmethod
     def _early(slot: Slot) -> bool:

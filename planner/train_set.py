@@ -10,6 +10,7 @@ from types import MappingProxyType
 from ..ir.autodiff import param_slots
 from ..ir.errors import UsageError
 from ..ir.graph import Graph
+from ..ir.lora import adapters_by_param
 from ..ir.training import Candidate
 
 
@@ -23,34 +24,44 @@ def choose(
 
     Args:
         forward: Imported graph.
-        train: ``auto``, ``all`` (every parameter whole), ``last`` (the last layer with a weight),
-            ``bias`` (biases and scales), or items ``PARAM`` and ``PARAM=RATIO``.
+        train: ``auto``, ``all`` (every parameter of the model whole), or items: ``last`` (the last
+            layer with a weight), ``bias`` (biases and scales), ``lora`` (adapters, but for those of
+            weights that are updated themselves), ``PARAM`` and ``PARAM=RATIO``.
         every: All candidates.
         frozen: Parameters that are none because of ``--freeze-before``, each with its node.
 
     Raises:
         UsageError: An unknown name (the nearest ones are told), a parameter that is frozen or
-            stored in several forms, or a ratio outside (0, 1].
+            stored in several forms, a ratio outside (0, 1], or nothing of a kind to train.
     """
     items = [i.strip() for t in train for i in t.split(",") if i.strip()]
     if items in ([], ["auto"]):
         return None
-    slots = param_slots(forward)
-    whole = [c for c in every if c == Candidate(c.param)]
+    adapters = adapters_by_param(forward)
+    whole = [c for c in every if c == Candidate(c.param) and c.param not in adapters]
     if items == ["all"]:
         return whole
-    if items == ["bias"]:
-        chosen = [c for c in whole if slots[c.param][0][1].role != "weight"]
-        if not chosen:
-            raise UsageError(f"{forward.name} has no biases to train; use --train all or last")
-        return chosen
-    if items == ["last"]:
+    slots = param_slots(forward)
+    kinds = [i for i in ("last", "bias", "lora") if i in items and i not in slots]
+    found = [_candidate(forward, item) for item in items if item not in kinds]
+    if "last" in kinds:
         order = {n: i for i, n in enumerate(forward.nodes)}
         weights = [c for c in whole if slots[c.param][0][1].role == "weight"]
         last = max((slots[c.param][0][0] for c in weights or whole), key=order.__getitem__)
-        after = [c for c in whole if order[slots[c.param][0][0]] >= order[last]]
-        return after
-    found = [_candidate(forward, item) for item in items]
+        found += [c for c in whole if order[slots[c.param][0][0]] >= order[last]]
+    if "bias" in kinds:
+        biases = [c for c in whole if slots[c.param][0][1].role != "weight"]
+        if not biases:
+            raise UsageError(f"{forward.name} has no biases to train; use --train all or last")
+        found += biases
+    if "lora" in kinds:
+        if not adapters:
+            raise UsageError("--train lora: there are no adapters; give --lora RANK, too")
+        own = {c.param for c in found}
+        known = {c.param for c in every}
+        found += [Candidate(p) for p, a in adapters.items() if p in known and a.weight not in own]
+    if kinds:  # one parameter, of several kinds
+        found = [*{c.param: c for c in reversed(found)}.values()][::-1]
     for c in found:
         if c.param in frozen:
             raise UsageError(

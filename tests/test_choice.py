@@ -65,8 +65,8 @@ class Sample:
         problem = replace(self.problem, limits=limits)
         choice = ChoiceByCuts(problem, everywhere(problem, self.alone(ram)), "learn")
         for a in problem.activities:
-            if a.update is not None:
-                column, holds = choice.a[a.index], a.update.candidate in self.updates
+            if a.updates:
+                column, holds = choice.a[a.index], a.updates[0].candidate in self.updates
                 choice.c.lower[column] = choice.c.upper[column] = float(holds)
         status = choice.solve("learn", EXACT).status
         assert status in ("optimal", "infeasible")

@@ -167,8 +167,8 @@ class Case:
         holds = {m.activity: m.name in c.mixed for m in problem.mixed_layers}
         holds |= {b.activity: b.name in c.streamed for b in problem.streams}
         for a in problem.activities:
-            if a.update is not None:
-                holds[a.index] = a.update.candidate in c.updates
+            if a.updates:
+                holds[a.index] = a.updates[0].candidate in c.updates
         for a, yes in holds.items():
             column = program.a[a]
             program.c.lower[column] = program.c.upper[column] = float(yes)

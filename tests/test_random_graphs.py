@@ -154,9 +154,9 @@ def test_updates_take_the_same_ram_among_all_and_alone(seed: int) -> None:
             alone[c.updates] = min(least, alone.get(c.updates, least))
     for updates, least in alone.items():
         forced = tuple(
-            Forced((a.index,), holds=a.update.candidate in updates)
+            Forced((a.index,), holds=a.updates[0].candidate in updates)
             for a in every.activities
-            if a.update is not None
+            if a.updates
         )
         among = Milp(replace(every, forced=forced), "ram").solve("ram", options).value
         assert round(among) == round(least), updates

@@ -17,6 +17,8 @@ from .ir.autodiff import build_training
 from .ir.errors import OdtPlanError, UnsupportedModelError, UsageError
 from .ir.graph import Array, Graph
 from .ir.interpreter import run
+from .ir.lora import adapters_by_param
+from .ir.lowered_layers import out_axis
 from .ir.onnx_external import external_files
 from .ir.onnx_write import OriginalFile
 from .ir.provenance import ProvenanceError, write_back
@@ -164,16 +166,25 @@ def _load(runtime: Runtime, path: Path) -> None:
 def _learned(
     plan: Plan, source: Path, lowered: Graph, before: dict[str, Array], runtime: Runtime
 ) -> dict[str, tuple[Array, Array]]:
-    """Each learned constant as it was and is, and those of a fresh head."""
+    """Each learned constant as it was and is, adapters merged, and those of a fresh head."""
     after = runtime.params()
     names = {u.candidate.param for u in runtime.training.updates}
     learned = {n: (before[n], after[n]) for n in after if n in names}
+    layers = {n.name: n for n in lowered.nodes}
+    for a in runtime.training.graph.adapters:
+        axis = out_axis(layers[a.layer])
+        new = a.merged(after[a.weight], after[a.down], after[a.up], axis)
+        learned[a.weight] = (before[a.weight], new)
+        for p in a.params:
+            learned.pop(p, None)
     if bad := [n for n, (_, a) in learned.items() if not np.isfinite(a).all()]:
         raise UsageError(f"{bad[0]} has learned NaN or infinite numbers; train with a smaller --lr")
     if plan.model.head is not None:
         old = as_planned(plan, imported(plan, source))
+        known = {name: now for name, (_, now) in learned.items()}
+        names |= adapters_by_param(lowered).keys()
         for name in (n for n in lowered.constants if n not in names):
-            was, now = old.constants.get(name), lowered.constants[name]
+            was, now = old.constants.get(name), known.get(name, lowered.constants[name])
             if was is not None and not np.array_equal(was, now):
                 learned[name] = (was, now)
     return learned

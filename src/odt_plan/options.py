@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from .ir.import_options import ImportOptions, parse_dims
+from .ir.import_options import ImportOptions, parse_dims, parse_lora
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of the report.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
@@ -62,11 +62,21 @@ class Importing:
         ),
     ] = None
 
+    lora: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RANK[:ALPHA[:SEED]]",
+            help="Offer a low-rank adapter beside each frozen weight of a MatMul, Gemm or Conv,"
+            " times ALPHA / RANK; see --train lora.  [default: ALPHA is RANK]",
+        ),
+    ] = None
+
     @property
     def options(self) -> ImportOptions:
         """What they say."""
         dims, kept = parse_dims(self.dim or ()), tuple(dict.fromkeys(self.keep_output or ()))
-        return ImportOptions(self.batch, self.fold_batchnorm, self.head, dims, kept)
+        lora = None if self.lora is None else parse_lora(self.lora)
+        return ImportOptions(self.batch, self.fold_batchnorm, self.head, dims, kept, lora)
 
 
 # -- what is trained, and how ----------------------------------------------------------------------
@@ -94,9 +104,10 @@ class Training:
     train: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="auto|all|last|bias|NAME[=RATIO],...",
-            help="What to train; auto lets the solver choose.  [default: auto; pareto: auto for"
-            " learn, else all]",
+            metavar="auto|all|last|bias|lora|NAME[=RATIO],...",
+            help="What to train; auto lets the solver choose; lora: the adapters of --lora, beside"
+            " which last, bias and names may stand.  [default: auto; pareto: auto for learn, else"
+            " all]",
         ),
     ] = None
     freeze_before: FreezeBefore = None

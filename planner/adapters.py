@@ -1,0 +1,75 @@
+"""What adapters add to the timeline of a problem in which updates are chosen.
+
+A plan has no adapter that it does not update (``ir.lora``), but the superset graph has all of them.
+Here is what that graph does for their sake alone, so that it counts for those that are chosen:
+
+- In forward an adapter's steps have the activity of its update, and its tensors are live for these
+  steps only.
+- In backward the gradient that passes through an adapter into the layer's input is no slot. Its
+  cycles belong to the slot of the layer's own gradient, where the adapter is chosen.
+
+The bytes that the gradients in between take are left out, and so is what an adapter adds where its
+layer's result is made again. So the problem asks for no more than plans do, and bounds hold for all
+of them; a choice that fits by these bytes alone is made again, with less RAM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ..ir.graph import Node
+from ..ir.lora import Adapter, adapters_by_param
+from ..ir.training import TrainingGraph, Update
+from .cost import CostModel
+from .problem import SplitCost
+
+
+class AdapterSteps:
+    """The steps of a training graph that are there for one adapter each.
+
+    Attributes:
+        forward: Node -> the adapter.
+        passing: Backward nodes through which the gradient of a layer's input passes an adapter:
+            from A on, and its sum with the layer's own.
+        entries: Those that read A.
+    """
+
+    def __init__(self, training: TrainingGraph, adapters: Sequence[Adapter]) -> None:
+        """Find them by the names that the adapters know; none where updates are no choice."""
+        nodes = {n.name: n for n in training.graph.nodes}
+        self.forward = {nodes[name]: a for a in adapters for name in a.nodes}
+        downs = {f"{a.nodes[0]}/": a for a in adapters}
+        updated = {u.grad_node for u in training.updates}
+        self.passing: dict[Node, Adapter] = {}
+        for n in training.graph.nodes:
+            adapter = downs.get(n.name.partition("/lora_A/")[0] + "/lora_A/")
+            if adapter is not None and n.phase == "backward" and n not in updated:
+                self.passing[n] = adapter
+        self.entries = {
+            n for n, a in self.passing.items() if a.down in {v.name for v in n.operands()}
+        }
+
+    def cycles(
+        self, cost: CostModel, activities: Mapping[Adapter, Sequence[int]]
+    ) -> Iterator[tuple[str, SplitCost]]:
+        """Name of a layer's own input gradient, and what an adapter adds to it.
+
+        Args:
+            cost: Predicted costs.
+            activities: Of an adapter's updates, in each form.
+        """
+        for node, adapter in self.passing.items():
+            more = cost.node_cycles(node)
+            for a in activities[adapter]:
+                yield f"{adapter.layer}/grad_input", SplitCost(a, more, more)
+
+
+def together(training: TrainingGraph) -> list[list[Update]]:
+    """Updates that are one decision: both of an adapter in one form, any other alone."""
+    adapters = adapters_by_param(training.graph)
+    found: dict[object, list[Update]] = {}
+    for u in training.updates:
+        adapter = adapters.get(u.candidate.param)
+        key = (adapter, u.candidate.saved, u.candidate.state) if adapter else u.candidate
+        found.setdefault(key, []).append(u)
+    return list(found.values())

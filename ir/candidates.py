@@ -87,7 +87,7 @@ def counts(total: int) -> list[int]:
 def parts(graph: Graph, param: str) -> list[float]:
     """The same as parts of a parameter of a forward graph; none where it is updated whole."""
     axis = channel_axis(param_slots(graph)[param])
-    if axis is None:
+    if axis is None or param in adapters_by_param(graph):
         return []
     total = graph.values[param].type.shape[axis]
     return [k / total for k in counts(total)]

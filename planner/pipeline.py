@@ -16,7 +16,7 @@ from ..ir.freezing import frozen_before, stop_reasons, untrainable, way_out
 from ..ir.import_options import PLAIN, ImportOptions
 from ..ir.lora import without_unused
 from ..ir.obstacles import report_obstacles
-from ..ir.precision import lower
+from ..ir.precision import Precision, lower, quantizable
 from ..ir.ranges import Method
 from ..ir.training import Candidate, TrainingGraph, TrainingSpec
 from . import baselines
@@ -295,6 +295,7 @@ class Planner:
         """Everything before the first solve."""
         r = self.request
         pins = pinned(self.forward, r.precision) | demanded_precision(r.demands)
+        self._check_adapters(pins)
         annotated = bool(self.forward.quantization)
         precision = unchosen(self.forward, pins) if annotated else {}
         free = choosable(self.forward, pins) if annotated else []
@@ -348,6 +349,18 @@ class Planner:
         offered = every if chosen is None else demanded_updates(self.forward, chosen, r.demands)
         decided = Decided(tuple(with_states(offered, states.forms, averages)), precision)
         return stages, Start(decided, tuple(every), tuple(free), fixed, goals, r.known)
+
+    def _check_adapters(self, pins: Mapping[str, Precision]) -> None:
+        """Adapters and the layers beside them are float ones."""
+        layers = quantizable(self.forward) if self.forward.quantization else {}
+        for adapter in self.forward.adapters:
+            for name in (adapter.layer, *adapter.nodes):
+                if layers.get(name, "f32") is None and pins.get(name) != "f32":
+                    raise UsageError(
+                        f"--lora: {name} has scales, with which it might become an integer layer;"
+                        f" adapters are for float ones: give --precision '{adapter.layer}*=f32', or"
+                        " '*=f32' for all layers, or leave --calib out"
+                    )
 
     def _goals(
         self, stages: Stages, plain: Decided, *, fixed: bool, free: Sequence[str]
@@ -451,6 +464,8 @@ class Planner:
     def _checked(self, done: Scheduled, bounds: Bounds, stopped: Stopped | None) -> Found:
         """Assemble the plan of a schedule and have it checked."""
         r, decided, (stages, _) = self.request, done.decided, self.prepared
+        unused = set(self.forward.adapters).difference(done.training.graph.adapters)
+        gone = {name for a in unused for name in a.nodes}
         plan = assemble(
             self.forward,
             without_unused(
@@ -474,7 +489,7 @@ class Planner:
             calibrated={
                 n: q for n, q in self.forward.quantization.items() if n not in self.imported.in_file
             },
-            precision=decided.precision,
+            precision={n: p for n, p in decided.precision.items() if n not in gone},
             streamed=decided.streamed,
             noise_avoided=stages.noise_avoided(decided),
             asked=Asked(

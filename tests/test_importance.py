@@ -405,7 +405,7 @@ def test_contribution_is_what_torch_gains_by_the_same_steps() -> None:
 
     graph, (x, y) = small(), data(12)
     batches = feeds(build_training(graph, plain(SPEC), [Candidate("c2.weight")]), x, y)
-    got = module.contribution(graph, SPEC, Candidate("c2.weight"), batches[:8], batches[4:])
+    got = module.contribution(graph, SPEC, [Candidate("c2.weight")], batches[:8], batches[4:])
     f = torch.nn.functional
 
     def loss(w: dict[str, Any], i: int) -> Any:

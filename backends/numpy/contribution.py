@@ -29,34 +29,37 @@ Feeds = Sequence[Mapping[str, Array]]
 
 
 def contribution(
-    forward: Graph, spec: TrainingSpec, candidate: Candidate, learned: Feeds, held_out: Feeds
+    forward: Graph,
+    spec: TrainingSpec,
+    candidates: Sequence[Candidate],
+    learned: Feeds,
+    held_out: Feeds,
 ) -> float:
     """What the mean loss of the held-out samples falls by, 0 where it rises.
 
     Args:
         forward: Imported graph; integer layers are trained as the float ones that they stand for.
         spec: The loss.
-        candidate: What is trained alone.
+        candidates: What is trained alone: a tensor, or both of an adapter.
         learned: Micro-batches that it is trained on, see ``micro_batches.feeds``.
         held_out: Those that the gain is measured on.
     """
-    training = build_training(forward, plain(spec), [candidate])
+    training = build_training(forward, plain(spec), candidates)
     before = _loss(training, {}, held_out)
     after = min(_loss(training, _trained(training, learned, rate), held_out) for rate in RATES)
     return max(0.0, before - after)
 
 
 def _trained(training: TrainingGraph, learned: Feeds, rate: float) -> dict[str, Array]:
-    """The updated parameter after one pass."""
-    (update,) = training.updates
-    name, result = update.value.name, update.apply_node.out.name
-    value = training.graph.constants[name]
+    """The updated parameters after one pass."""
+    results = {u.apply_node.out.name: u.value.name for u in training.updates}
+    values = {name: training.graph.constants[name] for name in results.values()}
     with np.errstate(all="ignore"):  # too large a step ends in NaN, and gains nothing
         for i, fed in enumerate(learned[:UPDATES], 1):
             hyper = np.array([rate, 1.0, i], np.float32)
-            env = run(training.graph, {**fed, training.hyper.name: hyper, name: value}, {result})
-            value = env[result]
-    return {name: value}
+            env = run(training.graph, {**fed, training.hyper.name: hyper, **values}, {*results})
+            values = {name: env[result] for result, name in results.items()}
+    return values
 
 
 def _loss(training: TrainingGraph, state: Mapping[str, Array], held_out: Feeds) -> float:

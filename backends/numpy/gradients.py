@@ -9,14 +9,18 @@ gradient of micro-batch n with respect to a parameter ``w`` and ``N`` their numb
     that is linear in its parameters the inner sum is that of ``w g_n`` over the parameters of
     channel o, which is how it is found here. The parameters of a layer share it in proportion to
     their ``sum_n |g_n|^2``, so that a bias of zeros has its part. An input channel counts by its
-    own potential, ``sum_n (sum x_nc dL/dx_nc)^2`` with ``x`` the input of this layer alone.
+    own potential, ``sum_n (sum x_nc dL/dx_nc)^2`` with ``x`` the input of this layer alone. B of an
+    adapter, which is zero, has the share of its gradient beside those of the layer's own.
 ``magnitude``
-    ``|g| |w|`` of the mean gradient, by input channel.
+    ``|g| |w|`` of the mean gradient, by input channel; for B of an adapter ``|w|`` is that of the
+    weight that it stands beside.
 ``gradient``
     What a step on one sample takes off the loss of another one, to first order and per unit of the
     step size: the mean of ``g_n . g_m`` over all pairs of two micro-batches, at least 0. The square
     of the mean gradient, ElasticTrainer's importance (MobiSys'23), would count the noise of single
     samples as gain.
+
+A of an adapter has no gradient, because B is zero: the score of both is that of B.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from ...ir.candidates import channel_axis, counts
 from ...ir.errors import UsageError
 from ...ir.graph import Array, Graph, Node
 from ...ir.interpreter import run
+from ...ir.lora import adapters_by_param
 from ...ir.lowered_layers import out_axis
 from ...ir.opdef import ParamSlot
 from ...ir.sample import Samples
@@ -79,16 +84,24 @@ class GradientScores:
     def __post_init__(self) -> None:
         """Nothing is added yet."""
         self._slots = {p: u for p, u in param_slots(self.forward).items() if p in set(self.params)}
-        self._axis = {p: channel_axis(uses) for p, uses in self._slots.items()}
+        self._adapters = adapters_by_param(self.forward)
+        self._axis = {
+            p: None if p in self._adapters else channel_axis(uses)
+            for p, uses in self._slots.items()
+        }
         self._data = {p: self.forward.constants[p].astype(np.float64) for p in self._slots}
         self._sums: dict[str, _Sums] = {}
         for p, w in self._data.items():
             channels = 1 if self._axis[p] is None else w.shape[self._axis[p] or 0]
             self._sums[p] = _Sums(np.zeros(w.shape), np.zeros(channels), np.zeros(channels))
         self._layers: dict[str, list[str]] = {}
-        for p, uses in self._slots.items():
-            self._layers.setdefault(uses[0][0].name, []).append(p)
+        for p in self._slots:
+            self._layers.setdefault(self._layer(p), []).append(p)
         self._potential = dict.fromkeys(self._layers, 0.0)
+
+    def _layer(self, p: str) -> str:
+        """The layer of a parameter; of an adapter that beside which it stands."""
+        return self._adapters[p].layer if p in self._adapters else self._slots[p][0][0].name
 
     def add(self, grads: Mapping[str, Array]) -> None:
         """Add the gradients of one micro-batch, by parameter."""
@@ -137,7 +150,8 @@ class GradientScores:
         n, sums = self.count, self._sums[p]
         of_mean = self._by_channel(p, (sums.grad / n) ** 2)
         if method == "magnitude":
-            size = self._by_channel(p, self._data[p] ** 2)
+            beside = self._adapters[p].weight if p in self._adapters else p
+            size = self._by_channel(p, self.forward.constants[beside].astype(np.float64) ** 2)
             each = np.sqrt(of_mean * size)
             return float(each.sum()), each
         if method == "gradient":
@@ -145,9 +159,9 @@ class GradientScores:
                 return float(of_mean.sum()), of_mean
             pairs = (n * n * of_mean - sums.squares) / (n * (n - 1))
             return max(0.0, float(pairs.sum())), np.maximum(pairs, 0.0)
-        layer = self._slots[p][0][0].name
+        layer = self._layer(p)
         energy = {q: float(self._sums[q].squares.sum()) for q in self._layers[layer]}
-        whole = sum(energy.values())
+        whole = sum(e for q, e in energy.items() if q not in self._adapters)
         share = energy[p] / whole if whole else 0.0
         return share * self._potential[layer] / n, sums.products
 

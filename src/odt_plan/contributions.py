@@ -23,6 +23,7 @@ from .ir.candidates import param_slots, parts
 from .ir.errors import OdtPlanError, UsageError
 from .ir.graph import Array, Graph
 from .ir.import_options import ImportOptions
+from .ir.lora import adapters_by_param
 from .ir.onnx_external import external_files
 from .ir.onnx_import import import_model
 from .ir.training import Candidate, TrainingSpec
@@ -53,7 +54,7 @@ class Trial:
         name: For messages.
         source: The model, on this machine.
         spec: The loss.
-        candidate: What is trained.
+        candidate: What is trained; of an adapter B, and A with it.
         learned: Micro-batches that it is trained on.
         held_out: Those that the gain is measured on.
     """
@@ -69,7 +70,9 @@ class Trial:
         """The gain, or what is wrong."""
         try:
             forward = _imported(self.source)
-            return contribution(forward, self.spec, self.candidate, self.learned, self.held_out)
+            adapter = adapters_by_param(forward).get(self.candidate.param)
+            trained = [self.candidate] if adapter is None else list(map(Candidate, adapter.params))
+            return contribution(forward, self.spec, trained, self.learned, self.held_out)
         except OdtPlanError as e:
             return str(e)
 
@@ -101,7 +104,8 @@ def contributions(
         source: Model file.
         forward: The same, imported.
         spec: The loss.
-        params: Parameters to score; those that learn without a gradient score 0.
+        params: Parameters to score; those that learn without a gradient score 0, and so does A of
+            an adapter, whose score is that of B.
         x: Samples.
         y: Labels or targets.
         watch: Told what goes on.
@@ -110,7 +114,8 @@ def contributions(
         UsageError: The data do not fit the model or are too few, nothing gains, or a run failed.
     """
     slots = param_slots(forward)
-    learn = [p for p in params if slots[p][0][1].role != "statistic"]
+    downs = {a.down for a in forward.adapters}
+    learn = [p for p in params if slots[p][0][1].role != "statistic" and p not in downs]
     batches = feeds(build_training(forward, plain(spec), [Candidate(learn[0])]), x, y)
     if len(batches) < HELD_OUT:
         raise UsageError(

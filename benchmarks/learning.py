@@ -27,7 +27,7 @@ from odt_plan.contributions import Source
 from odt_plan.ir.autodiff import build_training, param_slots
 from odt_plan.ir.errors import InfeasibleError
 from odt_plan.ir.graph import Array, Graph
-from odt_plan.ir.import_options import ImportOptions
+from odt_plan.ir.import_options import ImportOptions, Lora
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.training import Candidate, TrainingSpec
 from odt_plan.measuring import Wanted, importance_of
@@ -66,23 +66,25 @@ Updates = tuple[Candidate, ...]
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """A model, samples that it learns from, and samples that it is tested with."""
+    """A model, maybe with adapters, samples that it learns from, and samples to test it with."""
 
     model: Path
     x: Array
     y: Array
     tested_x: Array
     tested_y: Array
+    lora: Lora | None = None
 
     @cached_property
     def forward(self) -> Graph:
         """At batch 1."""
-        return import_model(self.model)
+        return import_model(self.model, ImportOptions(lora=self.lora))
 
     @cached_property
     def tested(self) -> Graph:
         """The same at a larger batch."""
-        return import_model(self.model, ImportOptions(batch=TESTED, fold_batchnorm=True))
+        options = ImportOptions(batch=TESTED, fold_batchnorm=True, lora=self.lora)
+        return import_model(self.model, options)
 
 
 class Task(Protocol):
@@ -278,8 +280,9 @@ class Bench:
             draw.model, device, ram_bytes=ram, train=tuple(train), with_baselines=False
         )
         return replace(
-            request, flash_bytes=PLENTY, with_relaxations=False, gap=GAP, time_limit_s=SECONDS
-        )
+            request, flash_bytes=PLENTY, with_relaxations=False, gap=GAP, time_limit_s=SECONDS,
+            importing=ImportOptions(lora=draw.lora),
+        )  # fmt: skip
 
     def _plan(self, draw: Draw, ram: int, *train: str) -> tuple[Updates, int]:
         """Updates and RAM of a plan.
@@ -297,7 +300,7 @@ class Bench:
                 samples = Path(folder) / "samples.npz"
                 np.savez(samples, x=draw.x, y=draw.y)
                 self._tables[draw, method] = importance_of(
-                    Source(draw.model, ImportOptions()),
+                    Source(draw.model, ImportOptions(lora=draw.lora)),
                     draw.forward,
                     TrainingSpec(),
                     Wanted(method, samples),

@@ -18,7 +18,6 @@ from math import sqrt
 
 from ..ir.autodiff import param_slots
 from ..ir.graph import Graph, Node
-from ..ir.lora import adapters_by_param
 from ..ir.opdef import ParamSlot
 from ..ir.training import Candidate, Saved, StateForm
 from .plan import ImportanceTable
@@ -79,7 +78,8 @@ def prior(
     quarter of the channels keeps half of the gain) and depth rising linearly from 0.5 at the first
     trainable layer to 1 at the last; biases and scales count half of that, and ``KEPT`` of it is
     left where the input is compressed, ``PAGED_WORTH`` where the optimizer's state is paged, and
-    ``sgd_worth`` where it is given up.
+    ``sgd_worth`` where it is given up. An adapter is one tensor of its A and B, and of no more
+    parameters than the weight beside it; each has its share of the score.
 
     Args:
         forward: Forward graph.
@@ -114,16 +114,20 @@ def _prior(
 ) -> dict[Candidate, float]:
     order = {n.name: i for i, n in enumerate(forward.nodes)}
     layer = {p: uses[0][0].name for p, uses in slots.items()}
-    layer |= {p: a.layer for p, a in adapters_by_param(forward).items()}  # beside which it stands
+    size = {p: float(forward.values[p].type.size) for p in slots}
+    for a in forward.adapters:
+        layer |= dict.fromkeys(a.params, a.layer)  # beside which it stands
+        both = sum(size[p] for p in a.params)
+        root = sqrt(min(both, size[a.weight]))  # of both together, which learn no more than that
+        size |= {p: (root * size[p] / both) ** 2 for p in a.params}
     owners = sorted(set(layer.values()), key=order.__getitem__)
     depth = {n: 0.5 + 0.5 * i / max(1, len(owners) - 1) for i, n in enumerate(owners)}
     raw: dict[Candidate, float] = {}
     for c in candidates:
         slot = slots[c.param][0][1]
-        size = forward.values[c.param].type.size
         role = 1.0 if slot.role == "weight" else 0.5
         part = ratio(forward, c, slots)
-        raw[c] = role * depth[layer[c.param]] * sqrt(size * part) * KEPT[c.saved]
+        raw[c] = role * depth[layer[c.param]] * sqrt(size[c.param] * part) * KEPT[c.saved]
     return raw
 
 

@@ -22,6 +22,8 @@ from odt_plan.ir.autodiff import build_training, candidates
 from odt_plan.ir.calibrate import calibrate
 from odt_plan.ir.errors import OdtPlanError
 from odt_plan.ir.graph import Graph
+from odt_plan.ir.import_options import Lora
+from odt_plan.ir.lora import add_adapters
 from odt_plan.ir.precision import all_i8, lower
 from odt_plan.ir.targets import random_target
 from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec
@@ -83,6 +85,14 @@ def quantized(forward: Graph, *, i8_input: bool, trained: tuple[str, ...] = ("fc
     return plans.keep_all(training), training
 
 
+def adapted(forward: Graph) -> Planned:
+    """Low-rank adapters beside frozen weights, with a scale of their own."""
+    add_adapters(forward, Lora(2, 3.0))
+    params = [Candidate(p) for a in forward.adapters for p in a.params]
+    training = build_training(forward, TrainingSpec(optimizer="momentum"), params)
+    return plans.within(forward, training, 0.9, None), training
+
+
 CASES: dict[str, Callable[[], Planned]] = {
     "mlp-sgd": lambda: planned(nets.mlp()),
     "mlp-mse": lambda: planned(nets.mlp(), TrainingSpec(loss="mse")),
@@ -104,6 +114,8 @@ CASES: dict[str, Callable[[], Planned]] = {
     "recurrent-bptt": lambda: planned(nets.recurrent(9, 16, batch=2), TrainingSpec(bptt=4)),
     "cnn-micro": lambda: planned(nets.cnn(), TrainingSpec(optimizer="adam", micro_batches=2)),
     "cnn-partly": lambda: partly(nets.cnn(channels=8)),
+    "cnn-adapters": lambda: adapted(nets.cnn(channels=8)),
+    "transformer-adapters": lambda: adapted(nets.transformer(rows=9, width=16)),
     "cnn-paged": lambda: paged(nets.cnn(size=8)),
     "cnn-overlapped": lambda: paged(nets.cnn(size=8), storage="sdram"),
     "resnet-overlapped-micro": lambda: paged(

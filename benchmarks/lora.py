@@ -1,0 +1,141 @@
+"""Low-rank adapters against whole weights at the same RAM: what they take and what they learn.
+
+Every set of updates is that of a checked plan. Accuracies are measured as in
+``benchmarks.learning``: each set has the step size that suits it on other draws of the data.
+
+    python -m benchmarks.lora [TASK ...]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from odt_plan.ir.errors import InfeasibleError
+from odt_plan.ir.import_options import ImportOptions, Lora
+from odt_plan.planner.device import load_device
+from odt_plan.planner.pipeline import Request, make_plan
+
+from . import learning
+from .learning import PLENTY, Bench, Draw, Task, _told
+from .models import shared
+from .results import put
+
+#: Ranks whose RAM, with every adapter and the biases updated, is the budget of a column.
+RANKS = (1, 4)
+#: Larger step sizes that adapters are tried with, too: B begins at zero, and few numbers move.
+FASTER = (3.0, 10.0, 30.0)
+TASKS = ("activity", "lstm", "usps")
+#: KWT-1: what is trained, and with which adapters.
+KWT = (
+    ("everything", None, "all"),
+    ("last layer", None, "last"),
+    ("adapters of rank 1, last layer", 1, "lora,last"),
+    ("adapters of rank 4, last layer", 4, "lora,last"),
+)
+
+
+def _with(draw: Draw, rank: int) -> Draw:
+    return replace(draw, lora=Lora(rank, rank))
+
+
+class _Adapted(Bench):
+    """A bench that all draws have adapters of one rank in."""
+
+    def __init__(self, task: Task, rank: int) -> None:
+        self.task = task
+        self._draws = [_with(d, rank) for d in task.draws()]
+        self._others = [_with(d, rank) for d in task.others()]
+        self._tables, self._learned, self._updates = {}, {}, {}
+        self.ram = self._plan(self._others[0], PLENTY, "lora", "bias")[1]
+
+    def _find_updates(self, draw: Draw, strategy: str, ram: int) -> learning.Updates:
+        if strategy == "adapters":
+            return self._plan(draw, PLENTY, "lora", "bias")[0]
+        return super()._find_updates(draw, strategy, ram)
+
+
+def _learning_rows(task: Task) -> Iterator[str]:
+    """A row per update set, a column per budget."""
+    plain = Bench(task)
+    benches = [_Adapted(_faster(task), rank) for rank in RANKS]
+    yield f"{task.about} Accuracy in %, mean ± standard deviation over the draws."
+    yield ""
+    yield "| update set | " + " | ".join(f"{b.ram:,} B (rank {r})" for r, b in zip(RANKS, benches, strict=True)) + " |"  # noqa: E501
+    yield "|---" * (len(RANKS) + 1) + "|"
+    rows = {
+        "all adapters and biases": lambda b: b.accuracies("adapters", b.ram),
+        "plan, adapters offered (prior)": lambda b: b.accuracies("prior", b.ram),
+        "plan, none offered (prior)": lambda b: plain.accuracies("prior", b.ram),
+        "the most last layers that fit": lambda b: plain.accuracies("last layers", b.ram),
+    }
+    for name, measured in rows.items():
+        cells = []
+        for b in benches:
+            try:
+                cells.append(_told(measured(b)))
+            except InfeasibleError:
+                cells.append("no plan")
+            print(f"{task.name}: {name} in {b.ram:,} B: {cells[-1]}", file=sys.stderr, flush=True)
+        yield f"| {name} | {' | '.join(cells)} |"
+    yield ""
+    told = [
+        f"{s} {_told(plain.accuracies(s, PLENTY))} ({ram:,} B)"
+        for s, ram in (("last layer", plain.least), ("all", plain.most))
+    ]
+    yield f"Whatever the budget: {'; '.join(told)}; nothing {_told(plain.untouched())}."
+
+
+def _faster(task: Task) -> Task:
+    """The task with larger step sizes as well."""
+    more = tuple(task.rates[-1] * factor for factor in FASTER)
+    return replace(task, rates=(*task.rates, *more))  # type: ignore[type-var]
+
+
+def _kwt_rows(folder: Path) -> Iterator[str]:
+    """RAM and latency of KWT-1, everything kept, plain SGD."""
+    device = load_device("stm32h743")
+    yield "| KWT-1, everything kept | updated | RAM | of it weights | latency | flash |"
+    yield "|---|---|---|---|---|---|"
+    for name, rank, train in KWT:
+        request = Request(
+            folder / "models" / "kwt1_op17.onnx", device, ram_bytes=PLENTY, flash_bytes=PLENTY,
+            train=(train,), importing=ImportOptions(lora=rank and Lora(rank, rank)),
+            with_baselines=False,
+        )  # fmt: skip
+        plan = make_plan(request).plan
+        ram = plan.claims.ram_bytes
+        numbers = sum(u.ratio > 0 for u in plan.decisions.updates)
+        yield (
+            f"| {name} | {numbers} tensors | {ram.total:,} B | {ram.weights:,} B |"
+            f" {plan.claims.latency_s:.3g} s | {plan.claims.flash_bytes.total:,} B |"
+        )
+
+
+def lora_table(names: tuple[str, ...] = TASKS) -> Iterator[str]:
+    """Markdown rows."""
+    yield "### Low-rank adapters (measured)"
+    yield ""
+    if (found := shared()) is None:
+        yield "No models are at hand."
+        return
+    yield from _kwt_rows(found)
+    with tempfile.TemporaryDirectory() as folder:
+        known = learning.tasks(Path(folder))
+        for name in names:
+            yield ""
+            yield from _learning_rows(known[name])
+
+
+def main() -> None:
+    """Print the table and put it into benchmarks/RESULTS.md."""
+    table = list(lora_table(tuple(sys.argv[1:]) or TASKS))
+    print("\n".join(table), flush=True)
+    put(table[0], table)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,14 +3,14 @@
 A plan has no adapter that it does not update (``ir.lora``), but the superset graph has all of them.
 Here is what that graph does for their sake alone, so that it counts for those that are chosen:
 
-- In forward an adapter's steps have the activity of its update, and its tensors are live for these
-  steps only.
+- In forward an adapter's steps have the activity of its update, and its tensors have no window:
+  they are made and read under that activity.
 - In backward the gradient that passes through an adapter into the layer's input is no slot. Its
   cycles belong to the slot of the layer's own gradient, where the adapter is chosen.
 
-The bytes that the gradients in between take are left out, and so is what an adapter adds where its
-layer's result is made again. So the problem asks for no more than plans do, and bounds hold for all
-of them; a choice that fits by these bytes alone is made again, with less RAM.
+The bytes that this gradient takes are left out, and so is what an adapter adds where its layer's
+result is made again. So the problem asks for no more than plans do, and bounds hold for all of
+them; a choice that does not fit for these bytes is made again, with less RAM.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..ir.lora import Adapter, adapters_by_param
 from ..ir.training import TrainingGraph, Update
 from .cost import CostModel
 from .problem import SplitCost
+from .tensors import aligned
 
 
 class AdapterSteps:
@@ -62,6 +63,12 @@ class AdapterSteps:
             more = cost.node_cycles(node)
             for a in activities[adapter]:
                 yield f"{adapter.layer}/grad_input", SplitCost(a, more, more)
+
+
+def uncounted_bytes(training: TrainingGraph) -> int:
+    """The most that a plan of these adapters takes at a step beyond what the choice has counted."""
+    passing = AdapterSteps(training, training.graph.adapters).passing
+    return max((aligned(v.type.nbytes) for n in passing for v in n.outputs), default=0)
 
 
 def together(training: TrainingGraph) -> list[list[Update]]:

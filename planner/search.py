@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from ..ir.autodiff import build_training
 from ..ir.errors import InfeasibleError
 from ..ir.training import Candidate
+from .adapters import uncounted_bytes
 from .assemble import ROUNDING
 from .at_once import at_once, bound_of_all, tightened
 from .check import CheckReport
@@ -232,6 +233,18 @@ class Search:
                     raise
                 self.watch.stage(f"no layout, {e.excess}: choosing updates again")
                 limits = e.excess.off(limits)
+            except InfeasibleError:
+                training = build_training(stages.lowered(decided), stages.spec, decided.updates)
+                more = uncounted_bytes(training)
+                if not more:
+                    raise
+                if is_last:
+                    raise InfeasibleError(
+                        "no plan was found for any choice of adapters that was made; allow"
+                        f" {more:,} B more with --ram"
+                    ) from None
+                self.watch.stage(f"adapters take up to {more:,} B more: choosing updates again")
+                limits = replace(limits, ram_bytes=limits.ram_bytes - more)
 
     def _jointly(self) -> bool:
         """Choose updates together with what is made again, in a large model.

@@ -289,7 +289,7 @@ class _Builder:
                 self.drafts += [
                     _Draft(w, None, activity, tensor)
                     for w in tensor.writers
-                    if w not in self.adapters.forward
+                    if w not in self.adapters.forward or self._of_adapter(tensor)
                 ]
             last = (
                 update is not None and node is update.apply_node and update.accumulator is not None
@@ -364,7 +364,8 @@ class _Builder:
         return node is (update.accumulate_node or update.apply_node)
 
     def _inputs_of(self, tensor: Tensor) -> list[Tensor]:
-        writers = (w for w in tensor.writers if w not in self.adapters.forward)
+        own = self._of_adapter(tensor)
+        writers = (w for w in tensor.writers if own or w not in self.adapters.forward)
         reads = (t for w in writers for t in self._reads(w))
         return [t for t in dict.fromkeys(reads) if t is not tensor]
 
@@ -376,7 +377,7 @@ class _Builder:
             t = stack.pop()
             if not self.rebuild and not self._kept_for_backward(t):
                 continue
-            if t in found or not t.rebuildable or self._of_adapter(t):
+            if t in found or not t.rebuildable:
                 continue
             if any(v.name in updated for w in t.writers for v in w.operands()):
                 continue  # its parameters have changed: it can't be made again
@@ -449,21 +450,21 @@ class _Builder:
         transients: list[Transient] = []
         fixed: list[tuple[int, int, Tensor]] = []
         for t in self.storage.tensors:
-            if self._of_adapter(t):
-                transients += self._of_steps(t, writes[t], reads[t])
-                continue
+            own = self._of_adapter(t)
+            if own and not writes[t]:
+                continue  # a gradient on its way through an adapter
             if not t.is_forward:
                 transients.append(self._transient(t, writes[t], reads[t], len(slots) - 1))
                 continue
             auxiliary = self._kept_for_backward(t)
             window = None
-            if not auxiliary:
+            if not auxiliary and not own:
                 first = [s.index for s in writes[t] if not s.rebuild]
                 always = [s.index for s in reads[t] if s.activity == ALWAYS and self._early(s)]
                 window = (min(first, default=0), max([*first, *always], default=0))
             events = self._events(t, writes[t], reads[t], window)
             if any(not e.writes for e in events):
-                out = writes[t][0].activity if auxiliary else ALWAYS
+                out = writes[t][0].activity if auxiliary or own else ALWAYS
                 retentions.append(Retention(t, window, events, out))
             elif window is not None:
                 fixed.append((*window, t))
@@ -473,14 +474,6 @@ class _Builder:
         """Whether a tensor is there for an adapter alone."""
         steps = (self.adapters.forward, self.adapters.passing)
         return bool(tensor.writers) and any(tensor.writers[0] in nodes for nodes in steps)
-
-    def _of_steps(self, tensor: Tensor, writes: list[Slot], reads: list[Slot]) -> list[Transient]:
-        """An adapter's tensor in forward; none of its others, see ``planner.adapters``."""
-        early = [s for s in (*writes, *reads) if self._early(s)]
-        if not early:
-            return []
-        segment = (max(s.index for s in early), (early[0].activity,))
-        return [Transient(tensor, min(s.index for s in early), (segment,))]
 
     @staticmethod
     def _early(slot: Slot) -> bool:

@@ -27,10 +27,13 @@ from odt_plan.ir.interpreter import run
 from odt_plan.ir.lora import add_adapters, without_unused
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec
+from odt_plan.planner import search
+from odt_plan.planner.decided import ProvenInfeasibleError
 from odt_plan.planner.device import load_device
 from odt_plan.planner.pipeline import Request, make_plan
 from odt_plan.planner.plan import Plan, load_plan
 from odt_plan.planner.rebuild import rebuild, updates_of
+from odt_plan.planner.stages import Stages
 from odt_plan.planner.train_set import choose
 
 Array = NDArray[Any]
@@ -548,3 +551,31 @@ def test_a_plan_is_rebuilt_with_its_adapters_alone(odt: Cli, tmp_path: Path) -> 
     assert updates(training) == {c.param for c in updates_of(plan)} == wanted
     assert [a.weight for a in training.graph.adapters] == ["n"]
     assert not {n for n in training.graph.constants if "lora" in n} - {"n.lora_A", "n.lora_B"}
+
+
+def test_a_choice_that_does_not_fit_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choice leaves some bytes of adapters out; where a plan lacks them, it takes less RAM."""
+    path = export(nets.mlp((24, 32, 8)), tmp_path)
+    limits: list[int] = []
+    choose_again, schedule = Stages.learn, search.schedule
+
+    def learn(stages: Stages, *args: Any, **options: Any) -> Any:
+        limits.append(options["limits"].ram_bytes)
+        return choose_again(stages, *args, **options)
+
+    def fails_once(*args: Any) -> Any:
+        if len(limits) == 1:
+            raise ProvenInfeasibleError("no plan fits")
+        return schedule(*args)
+
+    monkeypatch.setattr(Stages, "learn", learn)
+    monkeypatch.setattr(search, "schedule", fails_once)
+    monkeypatch.setattr(search, "at_once", lambda *_, **__: None)
+    monkeypatch.setattr(search.Search, "_jointly", lambda _: False)
+    plan = planned(path, 1600, "auto")
+    first, second = limits
+    assert first == 1600
+    assert first - second == 128  # the gradient of 32 numbers that passes the adapter of fc1
+    assert adapters_of(plan)

@@ -440,6 +440,29 @@ def test_a_fresh_head_and_adapters(odt: Cli, tmp_path: Path) -> None:
     assert_close(runtime(Path("tuned.onnx"), given)[0], trained.infer(given), 1e-5)
 
 
+def test_weights_that_a_file_holds_in_half_floats(odt: Cli, tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    weights = {"h": floats(rng, 6, 8).astype(np.float16), "w": floats(rng, 8, 3)}
+    nodes = [
+        node("Cast", "h", "c", "cast", to=1),
+        node("MatMul", "x c", "p", "first"),
+        node("Relu", "p", "r", "relu"),
+        node("MatMul", "r w", "y", "fc"),
+    ]
+    path = save(model(nodes, {"x": [1, 6]}, ["y"], weights), tmp_path)
+    assert odt(path, *LIMITS, "--lora", "2", "--train", "lora", "-q", "-o", "out").code == 0
+    trained = Runtime(plan := load_plan(PLAN), rebuild(plan, PLAN))
+    values = {u.candidate.param: floats(rng, *u.value.type.shape) for u in trained.training.updates}
+    trained.set_params(values)
+    np.savez("w.npz", **values)
+    done = odt("export", PLAN, "w.npz", "-o", "tuned.onnx", "--json")
+    assert done.code == 0, done.err
+    assert done.json["rounded"]
+    assert done.json["rounding_difference"] > 1e-5
+    given = random_samples(trained.training, rng)
+    assert_close(runtime(Path("tuned.onnx"), given)[0], trained.infer(given), 1e-2)
+
+
 def test_rank_and_seed_are_part_of_the_plan(odt: Cli, tmp_path: Path) -> None:
     path = file_of(tmp_path)
     assert odt(path, *LIMITS, "--lora", "2", "--train", "lora", "-q", "-o", "out").code == 0

@@ -17,7 +17,7 @@ from .ir.autodiff import build_training
 from .ir.errors import OdtPlanError, UnsupportedModelError, UsageError
 from .ir.graph import Array, Graph
 from .ir.interpreter import run
-from .ir.lora import adapters_by_param
+from .ir.lora import adapters_by_param, without_unused
 from .ir.lowered_layers import out_axis
 from .ir.onnx_external import external_files
 from .ir.onnx_write import OriginalFile
@@ -217,7 +217,12 @@ def _write(
     rng = np.random.default_rng(0)
     samples = [random_samples(runtime.training, rng) for _ in range(_SAMPLES)]
     predictions = trained = _predicted(runtime, samples)
-    if rounded:
+    adapters = runtime.training.graph.adapters
+    if any(a.weight in rounded for a in adapters):  # which the runtime has in two parts
+        merged = without_unused(lowered, ())
+        merged.constants |= {n: a for n, a in held.items() if n in merged.constants}
+        predictions = _computed(merged, samples)
+    elif rounded:
         updated = {u.candidate.param for u in runtime.training.updates}
         runtime.set_params({n: a for n, a in held.items() if n in updated})
         predictions = _predicted(runtime, samples)
@@ -231,6 +236,13 @@ def _predicted(runtime: Runtime, samples: list[dict[str, Array]]) -> dict[str, A
     return {name: np.stack([each[name] for each in found]) for name in found[0]}
 
 
+def _computed(graph: Graph, samples: list[dict[str, Array]]) -> dict[str, Array]:
+    """Each prediction of a forward graph, for all samples."""
+    inputs = [v.name for v in graph.inputs]
+    results = [run(graph, dict(zip(inputs, x.values(), strict=True))) for x in samples]
+    return {v.name: np.stack([values[v.name] for values in results]) for v in graph.outputs}
+
+
 def _compare(plan: Plan, path: Path, written: _Written) -> float:
     """Import the written file; its predictions must be those of the plan's runtime.
 
@@ -238,12 +250,7 @@ def _compare(plan: Plan, path: Path, written: _Written) -> float:
         OdtPlanError: They are not.
     """
     try:
-        again = as_planned(plan, imported(plan, path))
-        names = [v.name for v in again.outputs]
-        inputs = [v.name for v in again.inputs]
-        given = [dict(zip(inputs, x.values(), strict=True)) for x in written.samples]
-        results = [run(again, each) for each in given]
-        found = {name: np.stack([values[name] for values in results]) for name in names}
+        found = _computed(as_planned(plan, imported(plan, path)), written.samples)
     except OdtPlanError as e:
         raise OdtPlanError(f"the written model can't be read as it should: {e}") from None
     difference = _difference(written.predictions, found)

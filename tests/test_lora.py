@@ -31,7 +31,7 @@ from odt_plan.planner import search
 from odt_plan.planner.decided import ProvenInfeasibleError
 from odt_plan.planner.device import load_device
 from odt_plan.planner.pipeline import Request, make_plan
-from odt_plan.planner.plan import Plan, load_plan
+from odt_plan.planner.plan import ImportanceTable, Plan, load_plan
 from odt_plan.planner.rebuild import rebuild, updates_of
 from odt_plan.planner.stages import Stages
 from odt_plan.planner.train_set import choose
@@ -243,13 +243,13 @@ def test_kinds_of_updates_stand_beside_each_other() -> None:
         choose(nets.mlp(), ("lora",), candidates(nets.mlp()))
 
 
-def planned(path: Path, ram: int, train: str, **options: Any) -> Plan:
+def planned(path: Path, ram: int, train: str, flash: int = 1 << 24, **options: Any) -> Plan:
     request = Request(
         path,
         load_device(plans.BOARD),
         ImportOptions(lora=Lora(2, 2.0)),
         ram_bytes=ram,
-        flash_bytes=1 << 24,
+        flash_bytes=flash,
         train=(train,),
         gap=0.0,
         with_baselines=False,
@@ -309,6 +309,32 @@ def test_the_best_of_weights_and_adapters(
         assert learns(plan) <= auto.objective[0].bound * (1 + 1e-9)
     assert 1 < fitting < 9
     assert adapters_of(auto) or latency is not None
+
+
+@pytest.mark.parametrize("train", ["bias", "last", "all", "lora", "fc1.weight,fc0.bias"])
+def test_what_a_plan_takes_is_enough_for_the_choice(tmp_path: Path, train: str) -> None:
+    """Steps, tensors and constants of adapters that are not chosen count for nothing."""
+    path = export(nets.mlp((24, 32, 8)), tmp_path)
+    given = planned(path, 1 << 20, train)
+    took = given.claims
+    latency = (took.cycles + 1) / load_device(plans.BOARD).clock_hz.value
+    ram, flash = took.ram_bytes.total, took.flash_bytes.total
+    auto = planned(path, ram, "auto", flash, latency_s=latency)
+    assert learns(auto) >= learns(given)
+    assert auto.objective[0].bound >= learns(given)
+
+
+def test_the_way_through_an_adapter_takes_its_time(tmp_path: Path) -> None:
+    """Where both adapters take a cycle too many, no bound says that both can be updated."""
+    path = export(nets.mlp((24, 32, 8)), tmp_path)
+    gains = {f"fc{i}.weight.lora_B": ((1.0, 1.0),) for i in (0, 1)}
+    table = ImportanceTable(method="table", file="t.csv", sha256="0" * 64, gains=gains)
+    took = planned(path, 1 << 20, "lora", importance=table)
+    clock = load_device(plans.BOARD).clock_hz.value
+    for cycles, both in ((took.claims.cycles + 1, True), (took.claims.cycles - 1, False)):
+        auto = planned(path, 1 << 20, "auto", latency_s=cycles / clock, importance=table)
+        assert (adapters_of(auto) == {"fc0", "fc1"}) is both
+        assert (auto.objective[0].bound >= learns(took)) is both
 
 
 def test_an_adapter_that_is_not_chosen_costs_nothing(tmp_path: Path) -> None:

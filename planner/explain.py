@@ -401,12 +401,12 @@ def _changes(plan: Plan, other: Plan) -> tuple[tuple[str, ...], tuple[str, ...]]
     """Updates that are less, and those that are more, in another plan."""
     less: list[str] = []
     more: list[str] = []
-    now = {u.param: u.ratio for u in plan.decisions.updates}
-    for u in other.decisions.updates:
-        was = now.get(u.param, 0.0)
-        if u.ratio != was:
-            told = f"{u.param} {_part(was)} -> {_part(u.ratio)}"
-            (less if u.ratio < was else more).append(told)
+    now, then = ({u.param: u.ratio for u in p.decisions.updates} for p in (plan, other))
+    for param in now | then:  # an adapter that is not updated is in no plan
+        was, will = now.get(param, 0.0), then.get(param, 0.0)
+        if will != was:
+            told = f"{param} {_part(was)} -> {_part(will)}"
+            (less if will < was else more).append(told)
     return tuple(less), tuple(more)
 
 

@@ -19,6 +19,7 @@ from oracle import Unconstrained, batch
 from odt_plan.backends.c.golden import random_samples
 from odt_plan.backends.numpy import Runtime
 from odt_plan.backends.numpy.gradients import measure_gradients
+from odt_plan.comparing import last_layers
 from odt_plan.ir.autodiff import build_training, candidates
 from odt_plan.ir.errors import InfeasibleError, UsageError
 from odt_plan.ir.graph import Graph
@@ -30,8 +31,10 @@ from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec
 from odt_plan.planner import search
 from odt_plan.planner.decided import ProvenInfeasibleError
 from odt_plan.planner.device import load_device
+from odt_plan.planner.imported import import_requested
 from odt_plan.planner.pipeline import Request, make_plan
 from odt_plan.planner.plan import ImportanceTable, Plan, load_plan
+from odt_plan.planner.progress import Watch
 from odt_plan.planner.rebuild import rebuild, updates_of
 from odt_plan.planner.stages import Stages
 from odt_plan.planner.train_set import choose
@@ -489,6 +492,17 @@ def test_weights_that_a_file_holds_in_half_floats(odt: Cli, tmp_path: Path) -> N
     assert_close(runtime(Path("tuned.onnx"), given)[0], trained.infer(given), 1e-2)
 
 
+def test_last_layers_are_those_of_the_model(tmp_path: Path) -> None:
+    def layers(lora: Lora | None) -> list[tuple[str, ...]]:
+        request = Request(
+            file_of(tmp_path), load_device(plans.BOARD), ImportOptions(lora=lora),
+            ram_bytes=1 << 20, flash_bytes=1 << 24,
+        )  # fmt: skip
+        return last_layers(import_requested(request, Watch()), request)
+
+    assert layers(Lora(2, 2.0)) == layers(None)
+
+
 def test_rank_and_seed_are_part_of_the_plan(odt: Cli, tmp_path: Path) -> None:
     path = file_of(tmp_path)
     assert odt(path, *LIMITS, "--lora", "2", "--train", "lora", "-q", "-o", "out").code == 0
@@ -507,6 +521,8 @@ def test_explaining_an_adapter_is_about_both(odt: Cli, tmp_path: Path) -> None:
     assert told["chosen"] == "100.0% updated"
     (other,) = told["others"]
     assert other["status"] == "planned"
+    frozen = {f"n.lora_{x} 100.0% -> frozen" for x in "AB"}
+    assert frozen <= set(other["less"])
     both = [u for u in load_plan(PLAN).decisions.updates if u.param in ("n.lora_A", "n.lora_B")]
     assert other["score_change"] == pytest.approx(-sum(u.importance for u in both))
 

@@ -20,6 +20,7 @@ from .ir.candidates import param_slots
 from .ir.errors import InfeasibleError, OdtPlanError, UsageError
 from .ir.freezing import frozen_before, untrainable
 from .ir.graph import Array
+from .ir.lora import adapters_by_param
 from .local_pool import InProcess, LocalPool
 from .planner.imported import Imported, import_requested
 from .planner.pipeline import PlannedModel, Request, make_plan
@@ -249,7 +250,7 @@ def last_layers(imported: Imported, request: Request) -> list[tuple[str, ...]]:
     """Parameters of the last layer with a weight, of the last two, and so on to all layers."""
     forward = imported.forward
     frozen = frozen_before(forward, request.freeze_before)
-    out = {*frozen, *untrainable(forward, frozen)}
+    out = {*frozen, *untrainable(forward, frozen), *adapters_by_param(forward)}
     order = {n: i for i, n in enumerate(forward.nodes)}
     uses = {p: u[0] for p, u in param_slots(forward).items() if p not in out}
     begins = {order[node] for node, slot in uses.values() if slot.role == "weight"}

@@ -143,6 +143,7 @@ def _head(out: Console, planned: PlannedModel, budgeted: Budgeted) -> None:
     batches = f"batch {m.batch}" + (f" x {t.micro_batches}" if t.micro_batches > 1 else "")
     fold = ", BatchNormalization folded" if m.fold_batchnorm else ""
     fold += f", a fresh head for {m.head} classes" if m.head else ""
+    fold += f", adapters of rank {m.lora.rank} times {m.lora.scale:g} offered" if m.lora else ""
     if plan.asked is not None and plan.asked.freeze_before:
         fold += f", nothing before {', '.join(plan.asked.freeze_before)}"
     loss = _losses(planned.training)

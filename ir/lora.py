@@ -71,7 +71,7 @@ def adapters_by_param(graph: Graph) -> dict[str, Adapter]:
 
 
 def add_adapters(graph: Graph, lora: Lora) -> None:
-    """Put an adapter beside every float layer that can have one, in place.
+    """Put an adapter beside every float layer that can have one, in place; note which have none.
 
     A is normal with the deviation ``1 / sqrt(inputs of a result)``, drawn from the seed in the
     order of the layers.
@@ -100,6 +100,11 @@ def add_adapters(graph: Graph, lora: Lora) -> None:
             f" {' x '.join(map(str, operand_of(widest, 1).type.shape))} weights, takes up to"
             f" {_most(widest)}"
         )
+    reasons = {n.name: f"takes up to rank {_most(n)}" for n in floats if n not in bearing}
+    reasons |= {n.name: "has integer weights" for n in layers if n not in floats}
+    if reasons:
+        told = ", ".join(f"{name} {reason}" for name, reason in reasons.items())
+        graph.notes += (f"no adapter is offered beside some layers: {told}",)
     rng = np.random.default_rng(lora.seed)
     graph.adapters = tuple(_add(graph, node, lora, rng) for node in bearing)
     graph.verify()

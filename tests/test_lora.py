@@ -561,6 +561,8 @@ def test_numbers_of_an_adapter() -> None:
 def test_layers_that_bear_a_smaller_rank_have_none(tmp_path: Path) -> None:
     graph = import_model(file_of(tmp_path), ImportOptions(lora=Lora(4, 4.0)))
     assert {a.weight for a in graph.adapters} == {"k", "n"}
+    told = "no adapter is offered beside some layers: rows takes up to rank 3, fc takes up to rank 3"
+    assert graph.notes == (told,)
 
 
 def test_a_model_without_a_layer_for_them(odt: Cli, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ bench-planner: $(VENV)/.test ## addresses (ODT_PLAN_LAYOUT_INSTANCES, own plans)
 
 bench-learning: $(VENV)/.test ## what plans learn on real data, by update set, budget and measure of importance
 	$(BIN)/python -m benchmarks.learning
+	$(BIN)/python -m benchmarks.lora
 
 lint: style types imports ## ruff, mypy strict, import contracts
 style: $(VENV)/.lint

@@ -18,6 +18,7 @@ from . import (
     kernels_int8,
     layout,
     learning,
+    lora,
     orders,
     peers,
     planning,
@@ -54,6 +55,7 @@ TABLES = (
     adaptation.adaptation_table,
     runtime.runtime_table,
     learning.learning_table,
+    lora.lora_table,
 )
 
 

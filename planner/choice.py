@@ -126,6 +126,11 @@ class Held:
             for t in s.writes
         }
         windows |= self.auxiliary
+        for r in p.retentions:  # of adapters, made if they are chosen
+            early = [e.slot for e in r.events if p.slots[e.slot].node.phase == "forward"]
+            early = [k for k in early if not p.slots[k].rebuild]
+            if r.tensor not in windows and r.events[-1].slot not in early:
+                windows[r.tensor] = early[-1]
         events = {r.tensor: r.events for r in p.retentions}
         self.tensors = [t for t in storage.tensors if t in windows]
         self.at = {t: i for i, t in enumerate(self.tensors)}

@@ -118,9 +118,7 @@ def test_a_choice_over_all_cuts_takes_the_least_ram_where_layers_are_mixed(seed:
         holds = {m.activity: m.name in mixed for m in problem.mixed_layers}
         holds |= {b.activity: False for b in problem.streams}
         holds |= {
-            a.index: a.update.candidate in updates
-            for a in problem.activities
-            if a.update is not None
+            a.index: a.updates[0].candidate in updates for a in problem.activities if a.updates
         }
         for a, yes in holds.items():
             choice.c.lower[choice.a[a]] = choice.c.upper[choice.a[a]] = float(yes)

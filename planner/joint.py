@@ -37,6 +37,10 @@ SHARE, QUICK_SHARE = 0.6, 0.2
 LATE_SHARE = 0.6
 #: The largest gap of a choice, and the part of what is left between bound and plan that it takes.
 COARSE, PART = 0.01, 0.2
+#: Part of the gap that a choice may leave that is hardly better than the plan.
+FINE = 0.25
+#: Relative, what is better at all.
+LEAST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -130,10 +134,12 @@ class Joint:
                 return fits or most.status == "infeasible"
             if not self._better(most.bound):
                 return True
-            if not self._better(most.value):
-                if gap <= self.gap:
+            slightly = gap <= self.gap and most.value > self.reached * (1 + LEAST)
+            if not (slightly or self._better(most.value)):
+                finer = self.gap if gap > self.gap else FINE * self.gap
+                if finer >= gap:
                     return True
-                gap = self.gap
+                gap = finer
                 continue
             whole = ram_bytes == self.problem.limits.ram_bytes
             found = self._fitting(most.solution)

@@ -18,7 +18,6 @@ import nets
 import numpy as np
 import plans
 import pytest
-import test_autodiff
 import test_file_loss
 import test_int8_training
 import test_optimizer_state
@@ -35,7 +34,7 @@ from test_replay import DATA, DIGITS
 from test_session import samples
 from zoo import exhibit
 
-from odt_plan.backends.c import decays, emit_c, session_file
+from odt_plan.backends.c import emit_c, session_file
 from odt_plan.backends.c.golden import random_samples
 from odt_plan.backends.c.saved import load_saved
 from odt_plan.backends.numpy import (
@@ -203,7 +202,6 @@ DECAYED: dict[str, Callable[[], Planned]] = {
         "mlp-adagrad", "resnet-adam", "cnn-momentum-batch2", "cnn-micro", "cnn-partly", "cnn-paged",
         "cnn-i8-input", "functions-i8", "transformer", "resnet-large-tiles",
     )},
-    "tied": lambda: planned(test_autodiff.tied_net()),
     **{f"i8 {n}": test_int8_training.CASES[n] for n in (
         "sgd", "momentum-accumulate", "adagrad", "i8-input", "recompute", "paged",
     )},
@@ -221,28 +219,6 @@ def test_weights_decay_bit_for_bit(case: str, tmp_path: Path) -> None:
     decayed = compare(host, data, o, validation, tmp_path)
     free = compare(host, data, replace(o, weight_decay=0.0), validation, tmp_path)
     assert decayed.losses != free.losses
-
-
-@needs_gcc
-def test_decay_that_c_can_not_do(tmp_path: Path) -> None:
-    """Of integers by Adam; of a gradient that is read after its update."""
-    plan, training = test_int8_training.CASES["f32-classifier"]()
-    data, o = batches(training, 5, 0), SessionOptions(lr=0.03, epochs=1)
-    host = build((plan, training), tmp_path)
-    content = session_file(plan, training, data, o)
-    assert host.run(signed(content, HEADER + 60, struct.pack("<d", 0.1)), tmp_path)[0] == 1
-    with pytest.raises(UsageError, match="stored in i8 and trained by Adam"):
-        session_file(plan, training, data, replace(o, weight_decay=0.1))
-    plan, training = DECAYED["tied"]()
-    (step,) = (s for s in plan.steps if s.kind == "update" and s.nodes == ("w/update",))
-    later = [
-        b.model_copy(update={"last": len(plan.steps)}) if b.id == step.reads[1] else b
-        for b in plan.buffers
-    ]
-    assert decays(plan, training)
-    plan = plan.model_copy(update={"buffers": tuple(later)})
-    with pytest.raises(UsageError, match="uses a weight's gradient elsewhere"):
-        session_file(plan, training, batches(training, 5, 0), replace(o, weight_decay=0.1))
 
 
 @needs_gcc

@@ -19,7 +19,6 @@ import numpy as np
 import plans
 import pytest
 import test_file_loss
-import test_int8_training
 import test_optimizer_state
 import test_replay
 import test_several_outputs
@@ -195,30 +194,6 @@ def test_equals_numpy_bit_for_bit(case: str, tmp_path: Path) -> None:
     assert (history.replayed > 0) == case.startswith("replay")
     online = replace(o, epochs=None, online=True, schedule="linear", warmup=1)
     compare(host, data, online, None, tmp_path)
-
-
-DECAYED: dict[str, Callable[[], Planned]] = {
-    **{n: CASES[n] for n in (
-        "mlp-adagrad", "resnet-adam", "cnn-momentum-batch2", "cnn-micro", "cnn-partly", "cnn-paged",
-        "cnn-i8-input", "functions-i8", "transformer", "resnet-large-tiles",
-    )},
-    **{f"i8 {n}": test_int8_training.CASES[n] for n in (
-        "sgd", "momentum-accumulate", "adagrad", "i8-input", "recompute", "paged",
-    )},
-}  # fmt: skip
-
-
-@needs_gcc
-@pytest.mark.parametrize("case", DECAYED)
-def test_weights_decay_bit_for_bit(case: str, tmp_path: Path) -> None:
-    """Floats and integers, streamed, accumulated and whole gradients, of every optimizer."""
-    plan, training = DECAYED[case]()
-    o = SessionOptions(lr=0.03, epochs=2, seed=5, weight_decay=2.0)
-    data, validation = batches(training, 13, 0), batches(training, 9, 1)
-    host = build((plan, training), tmp_path)
-    decayed = compare(host, data, o, validation, tmp_path)
-    free = compare(host, data, replace(o, weight_decay=0.0), validation, tmp_path)
-    assert decayed.losses != free.losses
 
 
 @needs_gcc
@@ -475,7 +450,7 @@ def test_what_is_not_finite_is_found_at_every_place(library: ctypes.CDLL) -> Non
 
 
 #: Bytes of the header, of the options behind it, and what these hold after the step size.
-HEADER, OPTIONS = 24, 68
+HEADER, OPTIONS = 24, 60
 WORDS = ["epochs", "updates", "online", "samples", "judged", "schedule", "warmup", "metric",
          "patience", "halvings", "order", "sample_bytes", "target_bytes"]  # fmt: skip
 
@@ -514,8 +489,6 @@ def test_files_that_are_refused(hosts: Callable[[str], Host], tmp_path: Path) ->
         "step size": (signed(good, 24, struct.pack("<d", np.nan)), 1),
         "negative step size": (signed(good, 24, struct.pack("<d", -0.1)), 1),
         "large step size": (signed(good, 24, struct.pack("<d", 1e39)), 1),
-        "decay": (signed(good, HEADER + 60, struct.pack("<d", -0.1)), 1),
-        "decay, no number": (signed(good, HEADER + 60, struct.pack("<d", np.nan)), 1),
         "two amounts": (word("updates", 3), 1),
         "no amount": (word("epochs", 0), 1),
         "too many epochs": (word("epochs", 2**29 + 1), 1),
@@ -535,8 +508,7 @@ def edited(content: bytes, *, drop: int = 0, **values: int) -> bytes:
     for name, value in values.items():
         words[WORDS.index(name)] = value
     rest = content[HEADER + OPTIONS + drop :]
-    decay = content[HEADER + 60 : HEADER + OPTIONS]
-    changed = content[: HEADER + 8] + struct.pack("<13I", *words) + decay + rest
+    changed = content[: HEADER + 8] + struct.pack("<13I", *words) + rest
     return signed(changed, 16, struct.pack("<I", len(changed) - HEADER))
 
 
@@ -577,7 +549,8 @@ def test_what_the_c_session_can_not_do(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=told):
             session_file(e.plan, e.training, data, SessionOptions(**{"lr": 0.1, **options}), data)
 
-    refused("does not clip", epochs=1, clip=1.0)
+    refused("neither clips nor decays", epochs=1, weight_decay=0.1)
+    refused("neither clips nor decays", epochs=1, clip=1.0)
     refused("takes its checkpoint as an argument", epochs=1, checkpoint=tmp_path / "c.npz")
     refused("judges this model by accuracy or loss", epochs=1, metric="mse")
     refused("judges this model by accuracy or loss", epochs=1, metric="auc")
@@ -743,7 +716,7 @@ def test_command_line_refuses(odt: Cli, tmp_path: Path) -> None:
     assert odt(DIGITS, "--ram", "320KB", "--flash", "1MB", "-o", "out").code == 0
     given = ("run", "out/plan.json", "--data", DATA, "--c-session")
     assert odt(*given, "s.bin", "--save", "w.npz").error.startswith("--c-session trains nothing")
-    assert odt(*given, "s.bin", "--clip", "1").error.startswith("the emitted C does not clip")
+    assert odt(*given, "s.bin", "--clip", "1").error.startswith("the emitted C neither clips nor")
     assert odt(*given, "no/s.bin").error == "no/s.bin: can't write: no is no folder"
     told = odt(*given, "out", "--quiet")
     assert told.code == 1

@@ -20,17 +20,13 @@ from .parts import Part, Parts
 from .replay import replay_sizes, replay_values
 from .sample import inputs_of
 from .saved import plan_id
-from .schedule import decays, emit_schedule
+from .schedule import emit_schedule
 from .session import host_values, session_values, takes_samples
 
 _INCLUDE = re.compile(r'^#include "(odtplan_\w+)\.h"', re.MULTILINE)
 
 #: Files that are no part of the library as such.
 _PROGRAMS = ("_selftest.c", "_host.c")
-_DECAY_FIELD = """\
-    /* Of weights in training steps, as odt-plan run --weight-decay; a session sets it. 0: none. */
-    double weight_decay;
-"""
 _OVERLAP_FIELDS = """\
     /* Pages are started and waited for later; the two above serve a replay cache, save and load. */
     odtplan_start_write_t page_start_write;
@@ -176,7 +172,6 @@ class _Library:
             **self._memory(),
             **head_values(self.heads, self.parts.pointer(schedule.prediction)),
             "micro_note": "" if micro == 1 else f" of {micro} micro-steps",
-            "decay_field": _DECAY_FIELD if decays(self.plan, self.training) else "",
             "includes": "".join(f'#include "{s}.h"\n' for s in self._kernel_sources()),
             "plan_low": f"0x{low:08x}u",
             "plan_high": f"0x{high:08x}u",

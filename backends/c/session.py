@@ -16,7 +16,6 @@ from .ctext import block
 from .head import Head
 from .parts import Parts
 from .sample import Input
-from .schedule import decays
 
 _TRAIN = Template("""\
     uint32_t row, sample = 0u;
@@ -81,14 +80,6 @@ _STORED_FINITE = """\
 _NEED_PAGES = """\
     if (s->net->page_write == NULL || s->net->page_read == NULL) {
         return ODTPLAN_ERROR_CALLBACK;
-    }
-"""
-_DECAYED = """\
-    s->net->weight_decay = s->options.weight_decay;
-"""
-_NO_DECAY = """\
-    if (s->options.weight_decay > 0.0) {
-        return ODTPLAN_ERROR_ARGUMENT;
     }
 """
 _TRANSFERS = """
@@ -218,7 +209,6 @@ def session_values(
         "finite": _finite(training, parts, state) + _stored_finite(plan, training, parts, values),
         "dropped": _dropped(training, parts, state),
         "begun": begun,
-        "decayed": _DECAYED if decays(plan, training) else _NO_DECAY,
     }
 
 

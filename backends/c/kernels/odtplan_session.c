@@ -258,7 +258,7 @@ int odtplan_session_begin(odtplan_session_t *s, const odtplan_session_options_t 
         return ODTPLAN_ERROR_SAMPLES;
     }
     if (!(o->lr > 0.0 && o->lr <= 3.40282346638528860e+38) || o->schedule > ODTPLAN_COSINE ||
-        o->warmup >= total || !(o->weight_decay >= 0.0 && o->weight_decay <= LARGEST) ||
+        o->warmup >= total ||
         (metric == ODTPLAN_METRIC_AUC ? o->judged != 0u && !has_both(trainee, o->judged)
                                       : metric != ODTPLAN_METRIC_LOSS && metric != trainee->usual) ||
         (o->patience != 0u && o->judged == 0u)) {

@@ -33,7 +33,7 @@ $fields    /* Paging of tensors; needed when ${MODEL}_STORAGE_BYTES is not 0. */
     odtplan_write_t page_write;
     odtplan_read_t page_read;
 $overlap_fields    void *user; /* handed to the page callbacks */
-$decay_field    /* Kept by the library. */
+    /* Kept by the library. */
     odtplan_progress_t progress;
 $captured    float hyper[4];
     uint32_t ready;

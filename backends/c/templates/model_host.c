@@ -14,7 +14,7 @@
 #include "${model}_train.h"
 
 #define HEADER_BYTES 24u
-#define OPTIONS_BYTES 68u
+#define OPTIONS_BYTES 60u
 #define SAMPLE_BYTES ((uint32_t)($sample_bytes))
 #define TARGET_BYTES ((uint32_t)($target_bytes))
 
@@ -176,7 +176,6 @@ static int open_session(const char *path) {
     o->patience = word(at + 40);
     o->halvings = word(at + 44);
     order_count = word(at + 48);
-    memcpy(&o->weight_decay, at + 60, 8u);
     wanted = ((uint64_t)o->samples + o->judged) * (SAMPLE_BYTES + TARGET_BYTES);
     wanted += o->metric == ODTPLAN_METRIC_AUC ? o->judged : 0u;
     wanted += (uint64_t)order_count * 4u + HEADER_BYTES + OPTIONS_BYTES;

@@ -77,7 +77,7 @@ int ${model}_session_begin(${model}_session_t *s) {
     if ((s->keep_write == NULL) != (s->keep_read == NULL)) {
         return ODTPLAN_ERROR_CALLBACK;
     }
-$begun$decayed    return odtplan_session_begin(&s->run, &s->options, &trainee, s, s->keep_write != NULL,
+$begun    return odtplan_session_begin(&s->run, &s->options, &trainee, s, s->keep_write != NULL,
                                  s->net->progress.updates == 0u);
 }
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from math import ceil, floor
 from typing import Literal
 
 import numpy as np
@@ -29,6 +30,8 @@ LARGE = 1600
 INF = float("inf")
 #: Largest value of a column that CP-SAT looks at; left to itself it takes 10^7 for all there is.
 LARGEST = 1e13
+#: What a bound of whole numbers may be off.
+ROUNDING = 1e-6
 #: A linear expression: (column, coefficient) terms; columns may repeat.
 Terms = Iterable[tuple[int, float]]
 
@@ -169,7 +172,8 @@ class LinearProgram:
             solver = "cp-sat" if len(self.lower) <= LARGE else "highs"
         watch = watch or Watch()
         total = summed(objective)
-        model = mathopt.Model.from_model_proto(self._proto(total, maximize))
+        program = self._in_integers() if solver == "cp-sat" else self
+        model = mathopt.Model.from_model_proto(program._proto(total, maximize))
         parameters = mathopt.SolveParameters(
             relative_gap_tolerance=options.gap,
             time_limit=timedelta(seconds=options.time_limit_s),
@@ -178,9 +182,10 @@ class LinearProgram:
             threads=None if solver == "highs" else options.threads,
         )
         parameters.cp_sat.mip_max_bound = LARGEST
-        # its LP presolve replaces columns by fractions of others, and what is not an integer
-        # becomes one behind it: programs that have solutions were called infeasible (9.15)
+        # its LP presolve replaces columns by fractions of others, whether they are integers or
+        # not: it called programs infeasible that have solutions, and made halves of 0 or 1 (9.15)
         parameters.cp_sat.mip_presolve_level = 0
+        parameters.cp_sat.mip_compute_true_objective_bound = False  # forgets columns that are fixed
         if effort is not None:
             effort.tell(parameters, minimize=not maximize)
         start = None
@@ -198,6 +203,8 @@ class LinearProgram:
             return LinearResult(status, tighter(logged.bound, limit), result.values, result.time_s)
         seconds = result.solve_stats.solve_time.total_seconds()
         bound = tighter(result.termination.objective_bounds.dual_bound, limit)
+        if abs(bound) < INF and all(program.integer) and all(a == round(a) for a in total.values()):
+            bound = floor(bound + ROUNDING) if maximize else ceil(bound - ROUNDING)
         reason = result.termination.reason
         if not result.has_primal_feasible_solution():
             proven = reason == mathopt.TerminationReason.INFEASIBLE
@@ -208,6 +215,13 @@ class LinearProgram:
             costs = self._per_column(result.reduced_costs())
         optimal = reason == mathopt.TerminationReason.OPTIMAL
         return LinearResult("optimal" if optimal else "feasible", bound, values, seconds, costs)
+
+    def _in_integers(self) -> LinearProgram:
+        """The program as CP-SAT takes it: all columns are integers, if the rows are of such."""
+        bounds = [*self.lower, *self.upper, *self.row_lower, *self.row_upper]
+        data = np.array([b for b in bounds if abs(b) < INF] + self.coefficients)
+        whole = bool((data == np.round(data)).all())
+        return replace(self, integer=[True] * len(self.integer)) if whole else self
 
     def _per_column(self, found: Mapping[mathopt.Variable, float]) -> NDArray[np.float64]:
         values = np.zeros(len(self.lower))

@@ -388,9 +388,9 @@ class COptions(ctypes.Structure):
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("library")
     target = folder / "session.so"
-    source = KERNELS / "odtplan_session.c"
+    sources = [str(KERNELS / f"odtplan_{name}.c") for name in ("session", "runtime")]
     command = ["gcc", *lane.STRICT, "-O2", "-ffp-contract=off", "-shared", "-fPIC"]
-    subprocess.run([*command, str(source), "-o", str(target)], check=True)
+    subprocess.run([*command, *sources, "-o", str(target)], check=True)
     found = ctypes.CDLL(str(target))
     found.odtplan_rate.restype = ctypes.c_double
     return found

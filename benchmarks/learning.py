@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odt_plan.backends.numpy.parameters import merged
-from odt_plan.comparing import last_layers
 from odt_plan.contributions import Source
 from odt_plan.ir.autodiff import build_training, param_slots
 from odt_plan.ir.errors import InfeasibleError

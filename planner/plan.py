@@ -36,6 +36,7 @@ from pydantic import (
     ValidationError,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 from ..ir.errors import UsageError
@@ -350,7 +351,61 @@ class ActivationDecision(_Record):
     action: Action
 
 
-class Decisions(_Record):
+class TriedSet(_Record):
+    """An update set that was tried, trained by its plan.
+
+    Attributes:
+        names: The scores and usual sets that lead to it.
+        updated: Number of updated tensors.
+        ram_bytes: Of its plan.
+        lr: Step size that did best.
+        loss: Mean over all samples, each judged while it was held out; None: not finite.
+        more: Mean of ``loss`` less that of the set with the least, over pairs; None: not finite.
+        error: Standard error of ``more``; 0 for the set with the least.
+    """
+
+    names: tuple[str, ...] = Field(min_length=1)
+    updated: PositiveInt
+    ram_bytes: NonNegativeInt
+    lr: PositiveFloat
+    loss: float | None
+    more: NonNegativeFloat | None
+    error: NonNegativeFloat | None
+
+
+class Trial(_Record):
+    """Measured: what update sets learned in short trainings, on samples that were held out.
+
+    Attributes:
+        file: Of the samples.
+        sha256: Of that file.
+        samples: Number of samples.
+        folds: Parts of the samples; each is held out once, while the others are trained on.
+        epochs: Passes over the samples in each training.
+        seed: Of the folds and of the order of the samples, the same for all sets.
+        before: Mean loss without any training.
+        chosen: The set of this plan, one of the names of ``tried``.
+        tried: All sets.
+    """
+
+    file: str
+    sha256: Sha256
+    samples: PositiveInt
+    folds: int = Field(ge=2)
+    epochs: PositiveInt
+    seed: NonNegativeInt
+    before: float | None
+    chosen: str
+    tried: tuple[TriedSet, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _knows_chosen(self) -> Trial:
+        if not any(self.chosen in t.names for t in self.tried):
+            raise ValueError(f"{self.chosen} is none of the sets that were tried")
+        return self
+
+
+class Decisions(_Lean):
     """The decisions.
 
     Attributes:
@@ -360,6 +415,7 @@ class Decisions(_Record):
         precision: Forward node or run-time input -> precision.
         streamed: Blocks of layers that run by rows.
         noise_avoided: Score of the quantization noise that mixed layers avoid.
+        trial: What chose the update set by measurement; None: nothing did.
     """
 
     importance_source: str
@@ -368,6 +424,8 @@ class Decisions(_Record):
     precision: dict[str, Precision]
     streamed: tuple[str, ...] = ()
     noise_avoided: NonNegativeFloat = 0.0
+    trial: Trial | None = None
+    left_out: ClassVar[tuple[str, ...]] = ("trial",)
 
 
 class Buffer(_Record):

@@ -13,10 +13,10 @@ from test_importance import CLASSES, SIZE, Array, small
 
 from odt_plan.backends.numpy import Runtime, SessionOptions, data_set, train_session
 from odt_plan.backends.numpy.metrics import evaluate
-from odt_plan.comparing import last_layers
 from odt_plan.planner.device import load_device
 from odt_plan.planner.imported import Imported
 from odt_plan.planner.pipeline import Request, make_plan
+from odt_plan.usual_sets import last_layers
 
 NAMES = ["auto", "last layer", "biases", "last layers that fit", "all"]
 #: Less than all tensors need.

@@ -182,6 +182,21 @@ def evaluate(runtime: Runtime, data: DataSet, metric: MetricName) -> Evaluation:
     return Evaluation(metric, value, mean_loss, scores if len(names) > 1 else ())
 
 
+def batch_losses(runtime: Runtime, data: DataSet) -> Array:
+    """Loss of each whole micro-batch, f64; nothing of the state changes.
+
+    Args:
+        runtime: Between two updates.
+        data: Samples; a rest that fills no micro-batch is left out.
+    """
+    size = runtime.plan.model.batch
+    losses = []
+    for begin in range(0, data.count - size + 1, size):
+        chosen = np.arange(begin, begin + size)
+        losses.append(runtime.evaluate(chosen_of(data.x, chosen), chosen_of(data.y, chosen))[1])
+    return np.array(losses, np.float64)
+
+
 def _scored(training: TrainingGraph, metric: MetricName) -> Mapping[int, MetricName]:
     """Numbers of the outputs that get a score of their own, and which."""
     outputs = range(len(training.targets))

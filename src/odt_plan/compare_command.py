@@ -61,12 +61,13 @@ def compare(
     """
     from .backends.numpy.data_files import load_data
     from .backends.numpy.micro_batches import array_names_of
-    from .comparing import Course, Labelled
+    from .comparing import Course
     from .comparing import compare as run
     from .ir.onnx_import import import_model
     from .live import shown
     from .local_pool import cores
     from .planning import PlanOptions, make_request
+    from .sessions import Labelled
 
     if training.train:
         raise UsageError("--train: compare trains the usual sets beside auto; leave it out")

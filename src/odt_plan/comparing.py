@@ -7,84 +7,52 @@ data, so that the validation data choose nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from .backends.numpy import Runtime, SessionOptions, data_set, train_session
-from .backends.numpy.data import chosen_of
+from .backends.numpy import data_set
 from .backends.numpy.metrics import MetricName, evaluate, metric_of
-from .ir.candidates import param_slots
 from .ir.errors import InfeasibleError, OdtPlanError, UsageError
-from .ir.freezing import frozen_before, untrainable
-from .ir.graph import Array
-from .ir.lora import adapters_by_param
-from .local_pool import InProcess, LocalPool
-from .planner.imported import Imported, import_requested
+from .planner.imported import import_requested
 from .planner.pipeline import PlannedModel, Request, make_plan
-from .planner.plan import Plan
 from .planner.progress import Watch
-from .planner.rebuild import rebuild
 from .planner.sizes import LARGEST_BYTES
+from .sessions import Labelled, Session, train_all, workers
+from .usual_sets import usual_plans
 
 #: Every so many samples one is held out while step sizes are tried.
 HELD_OUT = 4
-AUTO, LAST, BIASES, LAYERS, ALL = "auto", "last layer", "biases", "last layers that fit", "all"
+AUTO, ALL = "auto", "all"
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Samples, and labels or targets, by the names of their arrays."""
-
-    x: dict[str, Array]
-    y: dict[str, Array]
-
-    @property
-    def count(self) -> int:
-        """Samples."""
-        return len(next(iter(self.y.values())))
-
-    def part(self, chosen: Array) -> Labelled:
-        """Some of them."""
-        return Labelled(chosen_of(self.x, chosen), chosen_of(self.y, chosen))
-
-
-@dataclass(frozen=True)
-class Session:
-    """One training by a plan; picklable.
+class Judged:
+    """A training that is judged by a metric; picklable.
 
     Attributes:
-        name: For messages.
-        plan: The plan.
-        model: Its model file, on this machine.
-        data: What is trained on.
+        session: The training.
         tested: What is judged on.
-        epochs: Passes over the data.
-        lr: Step size at its largest; it falls as half a cosine.
-        seed: Of the order of the samples.
     """
 
-    name: str
-    plan: Plan
-    model: Path
-    data: Labelled
+    session: Session
     tested: Labelled
-    epochs: int
-    lr: float
-    seed: int
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.session.name
 
     def run(self) -> tuple[float, float] | str:
         """The metric before and after training, or what is wrong."""
         try:
-            training = rebuild(self.plan, self.model, self.model)
-            runtime, metric = Runtime(self.plan, training), metric_of(training)
-            tested = data_set(training, self.tested.x, self.tested.y, suffix="_val")
+            runtime = self.session.runtime()
+            metric = metric_of(runtime.training)
+            tested = data_set(runtime.training, self.tested.x, self.tested.y, suffix="_val")
             before = evaluate(runtime, tested, metric).value
-            options = SessionOptions(self.lr, epochs=self.epochs, seed=self.seed, schedule="cosine")
-            data = data_set(training, self.data.x, self.data.y)
-            train_session(runtime, data, options)
+            self.session.train(runtime)
             return before, evaluate(runtime, tested, metric).value
         except OdtPlanError as e:
             return str(e)
@@ -226,38 +194,9 @@ def _plans(request: Request, watch: Watch) -> Iterator[tuple[str, PlannedModel |
 
     watch.stage(f"planning: {AUTO}")
     yield AUTO, make_plan(request, watch.part(request.time_limit_s), imported)
-    yield LAST, made(LAST, ("last",))
-    yield BIASES, made(BIASES, ("bias",))
-    yield LAYERS, _last_layers(imported, request, lambda names: made(LAYERS, names))
+    yield from usual_plans(imported, request, made)
     free = replace(request, ram_bytes=LARGEST_BYTES, ram_regions=())
     yield ALL, made(ALL, ("all",), free)
-
-
-def _last_layers(
-    imported: Imported, request: Request, made: Callable[[tuple[str, ...]], PlannedModel | str]
-) -> PlannedModel | str:
-    """The plan of the most last layers, with all their parameters, that has one."""
-    best: PlannedModel | str = "the last layer does not fit"
-    for names in last_layers(imported, request):
-        tried = made(names)
-        if isinstance(tried, str):
-            return tried if isinstance(best, str) else best
-        best = tried
-    return best
-
-
-def last_layers(imported: Imported, request: Request) -> list[tuple[str, ...]]:
-    """Parameters of the last layer with a weight, of the last two, and so on to all layers."""
-    forward = imported.forward
-    frozen = frozen_before(forward, request.freeze_before)
-    out = {*frozen, *untrainable(forward, frozen), *adapters_by_param(forward)}
-    order = {n: i for i, n in enumerate(forward.nodes)}
-    uses = {p: u[0] for p, u in param_slots(forward).items() if p not in out}
-    begins = {order[node] for node, slot in uses.values() if slot.role == "weight"}
-    return [
-        tuple(p for p, (node, _) in uses.items() if order[node] >= begin)
-        for begin in sorted(begins, reverse=True)
-    ]
 
 
 class _Trainer:
@@ -315,32 +254,16 @@ class _Trainer:
         tested: Labelled,
         rate: float,
         seed: int,
-    ) -> Session:
+    ) -> Judged:
         told = f"{name}, step size {rate:g}, seed {seed}"
         plan, epochs = made[name].plan, self._course.epochs
-        return Session(told, plan, self._model, data, tested, epochs, rate, seed)
+        return Judged(Session(told, plan, self._model, data, epochs, rate, seed), tested)
 
-    def _run(self, what: str, sessions: Sequence[Session]) -> list[tuple[float, float]]:
-        """Results in the order of the sessions.
+    def _run(self, what: str, todo: Sequence[Judged]) -> list[tuple[float, float]]:
+        """Results in the order of the trainings.
 
         Raises:
             UsageError: One failed.
         """
-        found: dict[int, tuple[float, float]] = {}
-
-        def done(i: int, result: tuple[float, float] | str) -> None:
-            if isinstance(result, str):
-                raise UsageError(f"{sessions[i].name}: {result}")
-            found[i] = result
-            self._watch.stage(f"{what}: {len(found)} of {len(sessions)} ({sessions[i].name})")
-
-        self._watch.stage(f"{what}: 0 of {len(sessions)}")
-        if self._course.jobs == 1:
-            InProcess().run(sessions, done)
-        else:
-            pool = LocalPool(self._course.jobs)
-            try:
-                pool.run(sessions, done)
-            finally:
-                pool.close()
-        return [found[i] for i in range(len(sessions))]
+        with workers(self._course.jobs) as pool:
+            return train_all(todo, pool, what, self._watch)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import accumulate
+from math import inf
 from pathlib import Path
 
 from . import __version__
 from .backends.numpy.contribution import HELD_OUT, RATES, UPDATES, contribution
 from .backends.numpy.gradients import Gains
 from .backends.numpy.micro_batches import feeds, plain
-from .backends.viz.files import write_whole
 from .ir.autodiff import build_training
 from .ir.candidates import param_slots, parts
 from .ir.errors import OdtPlanError, UsageError
@@ -27,11 +25,10 @@ from .ir.lora import adapters_by_param
 from .ir.onnx_external import external_files
 from .ir.onnx_import import import_model
 from .ir.training import Candidate, TrainingSpec
+from .kept_runs import KeptRuns
 from .local_pool import InProcess, LocalPool, cores
 from .planner.progress import Watch
 
-#: Folder of finished runs; ``$XDG_CACHE_HOME/odt-plan`` or ``~/.cache/odt-plan`` where unset.
-CACHE_VARIABLE = "ODT_PLAN_CACHE"
 #: Trials that are not worth the start of processes.
 _FEW = 4
 
@@ -141,8 +138,9 @@ def contributions(
 
 def _results(trials: Sequence[Trial], digest: str, watch: Watch) -> list[float]:
     """The gain of each trial, from the cache or of a run now."""
-    cache = _Cache(digest)
-    gains = {i: gain for i, t in enumerate(trials) if (gain := cache.read(t.candidate)) is not None}
+    kept = KeptRuns("contribution", digest)
+    keys = [[t.candidate.param, t.candidate.channels] for t in trials]
+    gains = {i: gain for i, k in enumerate(keys) if (gain := _gain(kept.read(k))) is not None}
     todo = [i for i in range(len(trials)) if i not in gains]
 
     def done(j: int, result: float | str) -> None:
@@ -150,7 +148,7 @@ def _results(trials: Sequence[Trial], digest: str, watch: Watch) -> list[float]:
         if isinstance(result, str):
             raise UsageError(f"contribution of {trials[i].name}: {result}")
         gains[i] = result
-        cache.write(trials[i].candidate, result)
+        kept.write(keys[i], result)
         told = f"{len(gains)} of {len(trials)} runs ({trials[i].name})"
         watch.stage(f"measuring importance: contribution, {told}")
 
@@ -161,38 +159,9 @@ def _results(trials: Sequence[Trial], digest: str, watch: Watch) -> list[float]:
     return [gains[i] for i in range(len(trials))]
 
 
-class _Cache:
-    """Finished runs of one model, data set and setting, a file each."""
-
-    def __init__(self, digest: str) -> None:
-        base = os.environ.get(CACHE_VARIABLE) or os.environ.get("XDG_CACHE_HOME")
-        folder = Path(base) if base else Path.home() / ".cache"
-        if not os.environ.get(CACHE_VARIABLE):
-            folder /= "odt-plan"
-        self._folder, self._told = folder / "contribution" / digest[:32], False
-
-    def _path(self, candidate: Candidate) -> Path:
-        key = json.dumps([candidate.param, candidate.channels])
-        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-
-    def read(self, candidate: Candidate) -> float | None:
-        """The gain; None: not there, or the file is damaged."""
-        try:
-            gain = json.loads(self._path(candidate).read_text(encoding="utf-8"))["gain"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return float(gain) if isinstance(gain, int | float) and 0 <= gain < float("inf") else None
-
-    def write(self, candidate: Candidate, gain: float) -> None:
-        """Keep a gain; that it can't be kept is told once."""
-        record = {"param": candidate.param, "channels": candidate.channels, "gain": gain}
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._path(candidate), json.dumps(record) + "\n")
-        except (OSError, OdtPlanError) as e:
-            if not self._told:
-                print(f"note: runs of the contribution analysis are not kept: {e}", file=sys.stderr)
-            self._told = True
+def _gain(result: object) -> float | None:
+    """A kept gain; None where it is none."""
+    return float(result) if isinstance(result, int | float) and 0 <= result < inf else None
 
 
 def _digest(source: Source, spec: TrainingSpec, batches: Sequence[Mapping[str, Array]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,7 +12,7 @@ import numpy as np
 
 from .backends.numpy.data import chosen_of
 from .backends.numpy.data_files import load_data
-from .backends.numpy.gradients import measure_gradients
+from .backends.numpy.gradients import GradientMethod, measure_gradients
 from .backends.numpy.micro_batches import array_names_of
 from .contributions import Source, contributions
 from .ir.array_file import array_file
@@ -28,6 +29,8 @@ from .planner.progress import Watch
 
 Method = Literal["prior", "gradient", "fisher", "magnitude", "contribution"]
 METHODS: tuple[Method, ...] = get_args(Method)
+#: Those that take one pass of gradients.
+GRADIENT_METHODS: tuple[GradientMethod, ...] = get_args(GradientMethod)
 #: Measured by it where samples with labels are there and nothing else is asked for.
 DEFAULT: Method = "gradient"
 #: Samples that are measured at most, spread evenly over those of the file.
@@ -86,34 +89,69 @@ def importance_of(
     method = next((m for m in METHODS if m == asked), DEFAULT if labelled else "prior")
     if method == "prior":
         return None
-    if not labelled or wanted.samples is None:
+    return _measured(source, forward, spec, wanted, (method,), watch)[method]
+
+
+def gradient_tables(
+    source: Source, forward: Graph, spec: TrainingSpec, wanted: Wanted, watch: Watch
+) -> dict[str, ImportanceTable]:
+    """The scores of all methods that take one pass of gradients together, by method.
+
+    Raises:
+        UsageError: As ``importance_of``.
+    """
+    return _measured(source, forward, spec, wanted, GRADIENT_METHODS, watch)
+
+
+def labelled_samples(
+    forward: Graph, spec: TrainingSpec, wanted: Wanted
+) -> tuple[dict[str, Array], dict[str, Array], int]:
+    """Samples, labels or targets, and how many: at most ``MOST_SAMPLES``, evenly spread.
+
+    Raises:
+        UsageError: There are no labels, or they can't be read.
+    """
+    if wanted.samples is None or not has_labels(wanted.samples):
         raise UsageError(
-            f"--importance {method}: needs labelled samples; give --calib FILE.npz with"
+            f"--importance {wanted.importance}: needs labelled samples; give --calib FILE.npz with"
             f" {', '.join(array_names(forward.inputs))} and y"
         )
+    return _some(*load_data(wanted.samples, *array_names_of(forward, spec)))
+
+
+def _measured(
+    source: Source,
+    forward: Graph,
+    spec: TrainingSpec,
+    wanted: Wanted,
+    methods: Sequence[Method],
+    watch: Watch,
+) -> dict[str, ImportanceTable]:
     frozen = frozen_before(forward, wanted.freeze_before)
     out = {*frozen, *untrainable(forward, frozen)}
     params = [p for p in param_slots(forward) if p not in out]
-    x, y, count = _some(*load_data(wanted.samples, *array_names_of(forward, spec)))
+    x, y, count = labelled_samples(forward, spec, wanted)
+    assert wanted.samples is not None
+
+    def told(done: int, of: int) -> None:
+        watch.stage(f"measuring importance: {', '.join(methods)}, sample {done} of {of}")
+
     try:
-        if method == "contribution":
-            gains = contributions(source, forward, spec, params, x, y, watch)
+        if methods == ("contribution",):
+            gains = {"contribution": contributions(source, forward, spec, params, x, y, watch)}
         else:
-            gains = measure_gradients(
-                forward,
-                spec,
-                params,
-                x,
-                y,
-                lambda i, of: watch.stage(f"measuring importance: {method}, sample {i} of {of}"),
-            ).gains(method)
+            found = measure_gradients(forward, spec, params, x, y, told)
+            gains = {m: found.gains(m) for m in GRADIENT_METHODS if m in methods}
     except UsageError as e:
-        hint = "" if asked else "; --importance prior measures nothing"
+        hint = "" if wanted.importance else "; --importance prior measures nothing"
         raise UsageError(f"{wanted.samples}: {e}{hint}") from None
     digest = hashlib.sha256(wanted.samples.read_bytes()).hexdigest()
-    return ImportanceTable(
-        method=method, file=wanted.samples.name, sha256=digest, samples=count, gains=gains
-    )
+    return {
+        method: ImportanceTable(
+            method=method, file=wanted.samples.name, sha256=digest, samples=count, gains=each
+        )
+        for method, each in gains.items()
+    }
 
 
 def _some(

@@ -21,7 +21,7 @@ from .ir.onnx_external import external_files
 from .ir.onnx_import import import_model
 from .ir.training import LossName, TrainingSpec
 from .live import shown
-from .measuring import Wanted, has_labels, importance_of
+from .measuring import DEFAULT, Wanted, has_labels, importance_of
 from .options import Training
 from .output import PLAN_FILE, OutputFolder
 from .planner.device import GENERIC_DEVICE, Device, load_device
@@ -33,6 +33,7 @@ from .planner.progress import Watch
 from .planner.replay import Wanted as WantedReplay
 from .planner.sizes import parse_bytes, parse_joules, parse_seconds
 from .report import Budgeted, print_plan
+from .trials import TRIAL, plan_by_trial
 
 #: Where --emit writes without -o.
 DEFAULT_OUTPUT = Path("out")
@@ -86,7 +87,7 @@ def run_plan(options: PlanOptions) -> None:
         OdtPlanError: Everything that can go wrong, with its exit code; no file is left behind.
     """
     with shown(options.quiet) as watch:
-        request = make_request(options, watch)
+        request = make_request(options, watch, trial=True)
     emitted = split_list(options.emit)
     if unknown := [e for e in emitted if e not in EMITTED]:
         raise UsageError(f"--emit: {unknown[0]!r} is not one of {', '.join(EMITTED)}")
@@ -94,8 +95,7 @@ def run_plan(options: PlanOptions) -> None:
     place = OutputFolder(folder, force=options.force) if folder else nullcontext()
     with place as output:
         with shown(options.quiet) as watch:
-            every = options.micro_batches == "auto"
-            planned = (plan_every_split if every else make_plan)(request, watch)
+            planned = _planned(options, request, watch)
             if output is not None:
                 watch.stage("writing")
                 _write(planned, request, options.device, emitted, output)
@@ -109,12 +109,21 @@ def run_plan(options: PlanOptions) -> None:
         print_plan(planned, given, files)
 
 
-def make_request(options: PlanOptions, watch: Watch | None = None) -> Request:
+def _planned(options: PlanOptions, request: Request, watch: Watch) -> PlannedModel:
+    if options.training.importance == TRIAL:
+        return plan_by_trial(request, options.training.calib, watch)
+    return (plan_every_split if options.micro_batches == "auto" else make_plan)(request, watch)
+
+
+def make_request(
+    options: PlanOptions, watch: Watch | None = None, *, trial: bool = False
+) -> Request:
     """Check the options and turn them into a request; importance is measured here.
 
     Args:
         options: As they were typed.
         watch: Told what goes on.
+        trial: The caller knows ``--importance trial``, which is left to it.
 
     Raises:
         UsageError: An option is missing, malformed or contradicts another.
@@ -133,13 +142,16 @@ def make_request(options: PlanOptions, watch: Watch | None = None) -> Request:
         raise UsageError("--gap: nan is no gap; give for example 0.001")
     imported = cache(partial(import_model, options.model, options.importing))
     spec, labelled = _spec(options, imported), options.labelled or training.calib
-    calibration, importance = training.calib, None
-    if training.importance or has_labels(labelled):
+    calibration, importance, measured = training.calib, None, training.importance == TRIAL
+    if measured:
+        _check_trial(options, known=trial)
+    elif training.importance or has_labels(labelled):
         source = Source(options.model, options.importing)
         wanted = Wanted(training.importance, labelled, tuple(training.freeze_before or ()))
         importance = importance_of(source, imported(), spec, wanted, watch or Watch())
-        if importance is not None and importance.samples and knows_activations(imported()):
-            calibration = None  # the file brings its own scales: the samples were for importance
+        measured = importance is not None and importance.samples > 0
+    if measured and knows_activations(imported()):
+        calibration = None  # the file brings its own scales: the samples were for importance
     return Request(
         model=options.model,
         device=device,
@@ -168,6 +180,19 @@ def make_request(options: PlanOptions, watch: Watch | None = None) -> Request:
         threads=options.threads,
         with_baselines=not (options.quiet or options.as_json),
     )
+
+
+def _check_trial(options: PlanOptions, *, known: bool) -> None:
+    if not known:
+        raise UsageError(
+            f"--importance {TRIAL}: chooses one plan, and here are many; give a measure for all of"
+            f" them, {DEFAULT} say"
+        )
+    if options.micro_batches == "auto":
+        raise UsageError(
+            f"--micro-batches auto: a trial compares update sets in one split; give a number with"
+            f" --importance {TRIAL}"
+        )
 
 
 def _spec(options: PlanOptions, imported: Callable[[], Graph]) -> TrainingSpec:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Protocol
 
@@ -22,14 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odt_plan.backends.numpy.parameters import merged
-from odt_plan.contributions import Source
 from odt_plan.ir.autodiff import build_training, param_slots
-from odt_plan.ir.errors import InfeasibleError
+from odt_plan.ir.candidates import parts
 from odt_plan.ir.graph import Array, Graph
 from odt_plan.ir.import_options import ImportOptions, Lora
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.training import Candidate, TrainingSpec
-from odt_plan.measuring import Wanted, importance_of
 from odt_plan.planner.device import load_device
 from odt_plan.planner.greedy import choose_updates
 from odt_plan.planner.importance import scores
@@ -38,6 +38,8 @@ from odt_plan.planner.pipeline import Planner, Request, make_plan
 from odt_plan.planner.plan import ImportanceTable
 from odt_plan.planner.progress import Watch
 from odt_plan.planner.rebuild import updates_of
+from odt_plan.trials import TRIAL, Trials
+from odt_plan.usual_sets import BIASES, LAST, LAYERS
 
 from . import adaptation
 from .adaptation import RISING, TESTED, Learner, accuracy, cautious
@@ -55,10 +57,15 @@ SEEDS, GRID_SEEDS = 5, 2
 METHODS = ("prior", "gradient", "fisher", "magnitude")
 #: Relative gap that plans are proven within, if it is closed in so many seconds.
 GAP, SECONDS = 0.01, 4.0
-#: Update sets that the samples do not change.
-GIVEN = ("prior", "last layers", "last layer", "biases", "all")
-#: What the tables call our plan; the command line measures by it, too.
+#: Of all plans of a trial together.
+TRIAL_SECONDS = 60.0
+#: Table of the greedy choice.
 CHOSEN = "gradient"
+GREEDY = "greedy"
+#: Update sets that no budget changes, as ``--train`` names them.
+FIXED = {LAST: "last", BIASES: "bias", "all": "all"}
+#: Samples per update where everything is updated on a larger machine.
+BATCHED = 8
 Floats = NDArray[np.float64]
 Updates = tuple[Candidate, ...]
 
@@ -72,6 +79,8 @@ class Draw:
     y: Array
     tested_x: Array
     tested_y: Array
+    #: Recording of each sample that is learned from; None: each is one of its own.
+    group: Array | None = None
     lora: Lora | None = None
 
     @cached_property
@@ -233,7 +242,8 @@ class Activity:
         known = np.isin(of, shuffled[: len(shuffled) // 3])
         mine = _balanced(rng, np.flatnonzero(known), y, self.samples)
         rest = _balanced(rng, np.flatnonzero(~known), y, self.tested)
-        return Draw(folder / "models" / "st_har.onnx", x[mine], y[mine], x[rest], y[rest])
+        path = folder / "models" / "st_har.onnx"
+        return Draw(path, x[mine], y[mine], x[rest], y[rest], of[mine])
 
     def draws(self) -> list[Draw]:
         return [self._draw(seed) for seed in range(SEEDS)]
@@ -260,15 +270,16 @@ class Bench:
     Attributes:
         task: The task.
         budgets: RAM in bytes.
-        learned: Accuracy by draw, update set and step size; each is trained once.
+        least: RAM that the last layer needs.
+        most: RAM that all tensors need.
     """
 
     def __init__(self, task: Task) -> None:
         """Prepare data; find the budgets on a draw that no result is measured on."""
         self.task, self._draws, self._others = task, task.draws(), task.others()
-        self._tables: dict[tuple[Draw, str], ImportanceTable | None] = {}
         self._learned: dict[tuple[Draw, Updates, float], float] = {}
-        self._updates: dict[tuple[Draw, str, int], Updates] = {}
+        self._rates: dict[tuple[str, int], float] = {}
+        self._trials: dict[tuple[Draw, int], _Tried] = {}
         low, high = (self._plan(self._others[0], PLENTY, train)[1] for train in ("last", "all"))
         self.budgets = tuple(round(low + s * (high - low)) // 4 * 4 for s in SHARES)
         self.least, self.most = low, high
@@ -292,50 +303,26 @@ class Bench:
         plan = make_plan(self._request(draw, ram, train)).plan
         return tuple(updates_of(plan)), plan.claims.ram_bytes.total
 
-    def table(self, draw: Draw, method: str) -> ImportanceTable | None:
-        """Importance, measured on the samples that are learned from."""
-        if (draw, method) not in self._tables:
-            with tempfile.TemporaryDirectory() as folder:
-                samples = Path(folder) / "samples.npz"
-                np.savez(samples, x=draw.x, y=draw.y)
-                self._tables[draw, method] = importance_of(
-                    Source(draw.model, ImportOptions(lora=draw.lora)),
-                    draw.forward,
-                    TrainingSpec(),
-                    Wanted(method, samples),
-                    Watch(),
-                )
-        return self._tables[draw, method]
-
-    def chosen(self, draw: Draw, ram: int, method: str) -> tuple[Updates, float]:
-        """What the solver updates, and its score."""
-        request = replace(self._request(draw, ram), importance=self.table(draw, method))
-        plan = make_plan(request).plan
-        return tuple(updates_of(plan)), sum(u.importance for u in plan.decisions.updates)
+    def tried(self, draw: Draw, ram: int) -> _Tried:
+        """The trial on the samples that are learned from; its sets are planned at once."""
+        if (draw, ram) not in self._trials:
+            request = replace(self._request(draw, ram), time_limit_s=TRIAL_SECONDS)
+            self._trials[draw, ram] = _Tried(draw, request)
+        return self._trials[draw, ram]
 
     def greedy(self, draw: Draw, ram: int, method: str) -> tuple[Updates, float]:
         """What the most important candidates per byte are, as long as they fit; and the score."""
-        request = replace(self._request(draw, ram), importance=self.table(draw, method))
+        table = self.tried(draw, ram).table(method)
+        request = replace(self._request(draw, ram), importance=table)
         planner = Planner(request, import_requested(request, Watch()), Watch())
         found = choose_updates(planner.problem())
         assert found is not None, ram
         return tuple(found[0]), sum(planner.prepared[0].importance[c] for c in found[0])
 
-    def last_layers(self, draw: Draw, ram: int) -> Updates:
-        """The most last layers with their biases that fit; the last one in any case."""
-        best, _ = self._plan(draw, PLENTY, "last")
-        request = self._request(draw, ram)
-        for names in last_layers(import_requested(request, Watch()), request):
-            try:
-                best, _ = self._plan(draw, ram, *names)
-            except InfeasibleError:
-                break
-        return best
-
-    def _total(self, draw: Draw) -> int:
+    def _total(self, draw: Draw, ram: int) -> int:
         """Score of all tensors, whole."""
         whole = [Candidate(p) for p in param_slots(draw.forward)]
-        return sum(scores(draw.forward, whole, self.table(draw, CHOSEN)).values())
+        return sum(scores(draw.forward, whole, self.tried(draw, ram).table(CHOSEN)).values())
 
     # ---- learning
 
@@ -367,31 +354,36 @@ class Bench:
 
     def accuracies(self, strategy: str, ram: int) -> Floats:
         """Of every draw, with the step size that suits the strategy on other draws."""
-        tried = np.array(
-            [
+        return np.array([self._accuracy(d, strategy, ram) for d in self._draws])
+
+    def _accuracy(self, draw: Draw, strategy: str, ram: int) -> float:
+        if strategy == TRIAL:
+            strategy = self.tried(draw, ram).chosen
+        ram = PLENTY if strategy in FIXED else ram
+        rate = self._rate(strategy, ram)
+        return self.learn(draw, self.updates(draw, strategy, ram), rate)
+
+    def _rate(self, strategy: str, ram: int) -> float:
+        if (strategy, ram) not in self._rates:
+            tried = [
                 [self.learn(d, self.updates(d, strategy, ram), r) for d in self._others]
                 for r in self.task.rates
             ]
-        )
-        rate = self.task.rates[cautious(tried)]
-        return np.array([self.learn(d, self.updates(d, strategy, ram), rate) for d in self._draws])
+            self._rates[strategy, ram] = self.task.rates[cautious(np.array(tried))]
+        return self._rates[strategy, ram]
 
     def updates(self, draw: Draw, strategy: str, ram: int) -> Updates:
         """The update set of a strategy."""
-        if strategy in GIVEN:
-            draw = self._others[0]
-        key = draw, strategy, ram
-        if key not in self._updates:
-            self._updates[key] = self._find_updates(draw, strategy, ram)
-        return self._updates[key]
+        if strategy in FIXED:
+            return self._fixed[strategy][0]
+        if strategy == GREEDY:
+            return self.greedy(draw, ram, CHOSEN)[0]
+        return tuple(updates_of(self.tried(draw, ram).plans[strategy]))
 
-    def _find_updates(self, draw: Draw, strategy: str, ram: int) -> Updates:
-        if strategy in METHODS:
-            return self.chosen(draw, ram, strategy)[0]
-        if strategy == "last layers":
-            return self.last_layers(draw, ram)
-        train = {"last layer": "last", "biases": "bias", "all": "all"}[strategy]
-        return self._plan(draw, PLENTY, train)[0]
+    @cached_property
+    def _fixed(self) -> dict[str, tuple[Updates, int]]:
+        """Updates and RAM of the sets that no budget changes."""
+        return {s: self._plan(self._others[0], PLENTY, t) for s, t in FIXED.items()}
 
     # ---- tables
 
@@ -401,40 +393,131 @@ class Bench:
         yield ""
         yield (
             "Accuracy in %, mean ± standard deviation over the draws; in brackets the mean of"
-            f" paired differences from the prior ± standard error. Plans within {SECONDS:g} s each."
+            f" paired differences from the prior ± standard error. Plans of one trial within"
+            f" {TRIAL_SECONDS:g} s together."
         )
         yield ""
         yield self.task.about
         yield ""
         yield f"| update set | {' | '.join(f'{b:,} B' for b in self.budgets)} |"
         yield "|---" * (len(self.budgets) + 1) + "|"
-        base: dict[int, Floats] = {}
-        for s in (*METHODS, "last layers"):
-            name = f"plan, importance: {s}" if s in METHODS else "the most last layers that fit"
+        names = {m: f"plan, importance: {m}" for m in METHODS} | {
+            LAYERS: "the most last layers that fit",
+            GREEDY: f"greedy, importance: {CHOSEN}",
+            TRIAL: "**plan by trial**",
+        }
+        for s, name in names.items():
             cells = []
             for b in self.budgets:
                 found = self.accuracies(s, b)
-                less = found - base.setdefault(b, found)
-                error = 100 * less.std(ddof=1) / np.sqrt(less.size)
-                paired = f" ({100 * less.mean():+.1f} ± {error:.1f})" if s != METHODS[0] else ""
+                base = self.accuracies(METHODS[0], b)
+                paired = "" if s == METHODS[0] else f" ({_paired(found - base)})"
                 cells.append(_told(found) + paired)
                 print(f"{self.task.name}: {name} in {b:,} B: {cells[-1]}", file=sys.stderr)
             yield f"| {name} | {' | '.join(cells)} |"
-        for name, choose in (("solver", self.chosen), ("greedy", self.greedy)):
+        for s in (*METHODS, LAYERS, LAST, BIASES, "all"):
+            cells = [self._less(s, b) for b in self.budgets]
+            yield f"| trial less {s} | {' | '.join(cells)} |"
+        for name, score in (
+            ("solver", lambda d, b: self.score(d, b, CHOSEN)),
+            ("greedy", lambda d, b: self.greedy(d, b, CHOSEN)[1]),
+        ):
             shares = [
-                np.mean([choose(d, b, CHOSEN)[1] / self._total(d) for d in self._draws])
+                np.mean([score(d, b) / self._total(d, b) for d in self._draws])
                 for b in self.budgets
             ]
             cells = [f"{share:.2%}" for share in shares]
             yield f"| score of the {name}'s choice, of all ({CHOSEN}) | {' | '.join(cells)} |"
+        chosen = [Counter(self.tried(d, b).chosen for d in self._draws) for b in self.budgets]
+        told = [", ".join(f"{n} {s}" for s, n in c.most_common()) for c in chosen]
+        yield f"| chosen by trial | {' | '.join(told)} |"
         yield ""
-        fixed = {s: self.accuracies(s, PLENTY) for s in ("last layer", "biases", "all")}
-        ram = {
-            s: self._plan(self._others[0], PLENTY, t)[1]
-            for s, t in (("last layer", "last"), ("biases", "bias"), ("all", "all"))
-        }
-        told = [f"{s} {_told(a)} ({ram[s]:,} B)" for s, a in fixed.items()]
-        yield f"Whatever the budget: {'; '.join(told)}; nothing {_told(self.untouched())}."
+        yield self._quarter()
+        yield ""
+        yield self._whatever()
+
+    def score(self, draw: Draw, ram: int, method: str) -> float:
+        """Of the solver's choice."""
+        return sum(u.importance for u in self.tried(draw, ram).plans[method].decisions.updates)
+
+    def _less(self, strategy: str, ram: int) -> str:
+        """The trial's plan against another that fits."""
+        if strategy != "all" and any(strategy not in self.tried(d, ram).plans for d in self._draws):
+            return "does not fit"
+        return _paired(self.accuracies(TRIAL, ram) - self.accuracies(strategy, ram))
+
+    def _whatever(self) -> str:
+        told = [
+            f"{s} {_told(self.accuracies(s, PLENTY))} ({ram:,} B)"
+            for s, (_, ram) in self._fixed.items()
+        ]
+        return f"Whatever the budget: {'; '.join(told)}; nothing {_told(self.untouched())}."
+
+    def _quarter(self) -> str:
+        """What can be trained in a quarter of the RAM that everything takes."""
+        quarter, (least, bound) = self.most // 4, self._smallest()
+        batched = replace(
+            self._request(self._others[0], PLENTY, ("all",)), importing=ImportOptions(batch=BATCHED)
+        )
+        many = make_plan(batched).plan.claims.ram_bytes.total
+        told = (
+            f"Updating everything takes {self.most:,} B at batch 1 and {many:,} B at batch"
+            f" {BATCHED}. The least that any update takes is {least:,} B (proven: {bound:,} B or"
+            f" more), {least / self.most:.1%} and {least / many:.1%} of it."
+        )
+        if bound > quarter:
+            return f"{told} So no update fits a quarter of it, {quarter:,} B, at batch 1."
+        found, whole = self.accuracies(TRIAL, quarter), self.accuracies("all", PLENTY)
+        return (
+            f"{told} In a quarter of it, {quarter:,} B, the plan by trial learns {_told(found)};"
+            f" all less that: {_paired(whole - found)}."
+        )
+
+    def _smallest(self) -> tuple[int, int]:
+        """RAM of the plan that needs the least of all that update anything, and its bound.
+
+        More updates need no less, so one tensor, or the smallest part of it, is enough to look at.
+        """
+        forward = self._others[0].forward
+        found = []
+        for p in param_slots(forward):
+            part = next(iter(parts(forward, p)), 1.0)
+            request = self._request(self._others[0], PLENTY, (f"{p}={part}" if part < 1 else p,))
+            plan = make_plan(replace(request, objective="ram")).plan
+            found.append((plan.claims.ram_bytes.total, ceil(plan.objective[0].bound)))
+        return min(total for total, _ in found), min(bound for _, bound in found)
+
+
+class _Tried:
+    """The sets of a trial, and the one that it chooses.
+
+    Attributes:
+        plans: By the name of a table or a usual set.
+    """
+
+    def __init__(self, draw: Draw, request: Request) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            samples = Path(folder) / "samples.npz"
+            group = {} if draw.group is None else {"group": draw.group}
+            np.savez(samples, x=draw.x, y=draw.y, **group)
+            self._trials = Trials(request, samples, Watch())
+            self._entries = self._trials.entries()
+        self.plans = {n: e.planned.plan for e in self._entries for n in e.names}
+
+    def table(self, method: str) -> ImportanceTable | None:
+        """Scores."""
+        asked = self.plans[method].asked
+        assert asked is not None
+        return asked.importance
+
+    @cached_property
+    def chosen(self) -> str:
+        """Name of the set."""
+        return self._entries[self._trials.run(self._entries, 1).best].names[0]
+
+
+def _paired(less: Floats) -> str:
+    return f"{100 * less.mean():+.1f} ± {100 * less.std(ddof=1) / np.sqrt(less.size):.1f}"
 
 
 def _told(found: Floats) -> str:

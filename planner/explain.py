@@ -210,7 +210,10 @@ class Explainer:
     def _update(self, s: Subject) -> Decision:
         u = next(u for u in self.plan.decisions.updates if u.param == s.name)
         auto = self.asked.train in ((), ("auto",))
+        trial = self.plan.decisions.trial
         given = "" if auto else f"--train {','.join(self.asked.train)}"
+        if trial is not None and not auto:
+            given = f"the trial, which chose the {trial.chosen}"
         if (node := self._planner.frozen.get(s.name)) is not None:
             given = f"--freeze-before {node}"
             return Decision(s.name, "update", "frozen", given, None, (), Flip(searched=False))

@@ -384,7 +384,8 @@ class Trial(_Record):
         epochs: Passes over the samples in each training.
         seed: Of the folds and of the order of the samples, the same for all sets.
         before: Mean loss without any training.
-        chosen: The set of this plan, one of the names of ``tried``.
+        chosen: The set of this plan, one of the names of ``tried``: of those whose ``more`` is no
+            larger than its ``error`` that of least RAM.
         tried: All sets.
     """
 

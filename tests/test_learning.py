@@ -12,6 +12,8 @@ from onnx_files import export
 from test_compare import labelled
 from test_importance import small
 
+from odt_plan.usual_sets import LAYERS
+
 
 class Corner:
     """Classes that differ in a row of pixels."""
@@ -37,7 +39,8 @@ class Corner:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(learning, "TESTED", 1)  # the file has a fixed batch
+    for batch in ("TESTED", "BATCHED"):
+        monkeypatch.setattr(learning, batch, 1)  # the file has a fixed batch
     monkeypatch.setattr(learning, "SHARES", (0.1, 0.5))
     monkeypatch.setattr(learning, "RATES", (0.01,))
     return Bench(Corner(export(small(), tmp_path)))
@@ -48,10 +51,10 @@ def test_choices_keep_their_budgets_and_the_solver_is_no_worse_than_greedy(bench
     assert bench.least < bench.budgets[0] < bench.budgets[-1] < bench.most
     for ram in bench.budgets:
         for method in ("prior", "fisher"):
-            _, score = bench.chosen(draw, ram, method)
+            score = bench.score(draw, ram, method)
             _, greedy = bench.greedy(draw, ram, method)
             assert score >= greedy * (1 - learning.GAP)
-        fitting = [c.param for c in bench.last_layers(draw, ram)]
+        fitting = [c.param for c in bench.updates(draw, LAYERS, ram)]
         assert bench._plan(draw, ram, *fitting)[1] <= ram
 
 

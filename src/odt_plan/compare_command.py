@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,8 +67,10 @@ def compare(
     from .ir.onnx_import import import_model
     from .live import shown
     from .local_pool import cores
+    from .planner.pipeline import make_plan
     from .planning import PlanOptions, make_request
     from .sessions import Labelled
+    from .trials import TRIAL, plan_by_trial
 
     if training.train:
         raise UsageError("--train: compare trains the usual sets beside auto; leave it out")
@@ -84,11 +87,13 @@ def compare(
         time_limit_s=time_limit,
     )
     with shown(quiet) as watch:
-        request = make_request(options, watch)
+        request = make_request(options, watch, trial=True)
         names = array_names_of(import_model(model, request.importing), request.spec)
         train, tested = (Labelled(*load_data(path, *names)) for path in (data, val))
         course = Course(epochs, rates, seeds, jobs or cores())
-        found = run(request, train, tested, course, watch)
+        trial = partial(plan_by_trial, samples=data, jobs=course.jobs)
+        plan = trial if training.importance == TRIAL else make_plan
+        found = run(request, train, tested, course, watch, plan)
     if as_json:
         print_json(asdict(found))
     elif not quiet:

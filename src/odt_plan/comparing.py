@@ -7,7 +7,7 @@ data, so that the validation data choose nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -134,7 +134,12 @@ class Course:
 
 
 def compare(
-    request: Request, train: Labelled, tested: Labelled, course: Course, watch: Watch
+    request: Request,
+    train: Labelled,
+    tested: Labelled,
+    course: Course,
+    watch: Watch,
+    plan: Callable[[Request, Watch], PlannedModel] = make_plan,
 ) -> Comparison:
     """Plan and train all update sets.
 
@@ -144,6 +149,7 @@ def compare(
         tested: Labelled samples to judge on.
         course: How.
         watch: Told what goes on.
+        plan: Makes the plan of ``auto``.
 
     Raises:
         InfeasibleError: ``auto`` has no plan.
@@ -151,7 +157,7 @@ def compare(
     """
     if train.count < HELD_OUT:
         raise UsageError(f"--data: {train.count} samples are too few; give {HELD_OUT} or more")
-    plans = dict(_plans(request, watch))
+    plans = dict(_plans(request, watch, plan))
     made = {name: p for name, p in plans.items() if isinstance(p, PlannedModel)}
     trainer = _Trainer(request.model, train, tested, course, watch)
     rates = trainer.rates(made)
@@ -179,7 +185,9 @@ def compare(
     return Comparison(tuple(rows), metric, decisions.importance_source, len(decisions.updates))
 
 
-def _plans(request: Request, watch: Watch) -> Iterator[tuple[str, PlannedModel | str]]:
+def _plans(
+    request: Request, watch: Watch, plan: Callable[[Request, Watch], PlannedModel]
+) -> Iterator[tuple[str, PlannedModel | str]]:
     """The plan of each update set, or why it has none."""
     request = replace(request, with_baselines=False)
     imported = import_requested(request, watch)
@@ -193,7 +201,7 @@ def _plans(request: Request, watch: Watch) -> Iterator[tuple[str, PlannedModel |
             return str(e)
 
     watch.stage(f"planning: {AUTO}")
-    yield AUTO, make_plan(request, watch.part(request.time_limit_s), imported)
+    yield AUTO, plan(request, watch.part(request.time_limit_s))
     yield from usual_plans(imported, request, made)
     free = replace(request, ram_bytes=LARGEST_BYTES, ram_regions=())
     yield ALL, made(ALL, ("all",), free)

@@ -35,6 +35,8 @@ GRADIENT_METHODS: tuple[GradientMethod, ...] = get_args(GradientMethod)
 DEFAULT: Method = "gradient"
 #: Samples that are measured at most, spread evenly over those of the file.
 MOST_SAMPLES = 256
+#: Array of a file that tells which samples belong together.
+GROUP = "group"
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,14 @@ def has_labels(path: Path | None) -> bool:
     """
     if path is None or path == Path(SYNTHETIC):
         return False
+    return any(n == "y" or (n.startswith("y_") and n != "y_val") for n in _held(path))
+
+
+def _held(path: Path) -> Sequence[str]:
+    """Names of the arrays of a file."""
     with array_file(path) as file:
         data = np.load(file, allow_pickle=False)
-        held = data.files if isinstance(data, np.lib.npyio.NpzFile) else ()
-        return any(n == "y" or (n.startswith("y_") and n != "y_val") for n in held)
+        return data.files if isinstance(data, np.lib.npyio.NpzFile) else ()
 
 
 def importance_of(
@@ -105,8 +111,10 @@ def gradient_tables(
 
 def labelled_samples(
     forward: Graph, spec: TrainingSpec, wanted: Wanted
-) -> tuple[dict[str, Array], dict[str, Array], int]:
-    """Samples, labels or targets, and how many: at most ``MOST_SAMPLES``, evenly spread.
+) -> tuple[dict[str, Array], dict[str, Array], Array | None]:
+    """Samples, labels or targets, and groups: at most ``MOST_SAMPLES``, evenly spread.
+
+    Groups, the array ``group``, tell which samples belong together: to one recording or person.
 
     Raises:
         UsageError: There are no labels, or they can't be read.
@@ -116,7 +124,11 @@ def labelled_samples(
             f"--importance {wanted.importance}: needs labelled samples; give --calib FILE.npz with"
             f" {', '.join(array_names(forward.inputs))} and y"
         )
-    return _some(*load_data(wanted.samples, *array_names_of(forward, spec)))
+    inputs, targets = array_names_of(forward, spec)
+    grouped = GROUP in _held(wanted.samples) and GROUP not in (*inputs, *targets)
+    more = (GROUP,) if grouped else ()
+    x, y = _some(*load_data(wanted.samples, inputs, (*targets, *more)))
+    return x, y, y.pop(GROUP) if grouped else None
 
 
 def _measured(
@@ -130,7 +142,7 @@ def _measured(
     frozen = frozen_before(forward, wanted.freeze_before)
     out = {*frozen, *untrainable(forward, frozen)}
     params = [p for p in param_slots(forward) if p not in out]
-    x, y, count = labelled_samples(forward, spec, wanted)
+    x, y, _ = labelled_samples(forward, spec, wanted)
     assert wanted.samples is not None
 
     def told(done: int, of: int) -> None:
@@ -146,6 +158,7 @@ def _measured(
         hint = "" if wanted.importance else "; --importance prior measures nothing"
         raise UsageError(f"{wanted.samples}: {e}{hint}") from None
     digest = hashlib.sha256(wanted.samples.read_bytes()).hexdigest()
+    count = len(next(iter(y.values())))
     return {
         method: ImportanceTable(
             method=method, file=wanted.samples.name, sha256=digest, samples=count, gains=each
@@ -154,13 +167,11 @@ def _measured(
     }
 
 
-def _some(
-    x: dict[str, Array], y: dict[str, Array]
-) -> tuple[dict[str, Array], dict[str, Array], int]:
+def _some(x: dict[str, Array], y: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
     """At most ``MOST_SAMPLES``, evenly spread; counts that differ are left for the check."""
     counts = {len(a) if a.ndim else 0 for a in (*x.values(), *y.values())}
     count = min(counts)
     if count <= MOST_SAMPLES or len(counts) > 1:
-        return x, y, count
+        return x, y
     chosen = np.linspace(0, count - 1, MOST_SAMPLES).round().astype(int)
-    return chosen_of(x, chosen), chosen_of(y, chosen), MOST_SAMPLES
+    return chosen_of(x, chosen), chosen_of(y, chosen)

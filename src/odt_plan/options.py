@@ -136,7 +136,8 @@ class Training:
         typer.Option(
             metavar="METHOD|FILE",
             help="Score of updates: gradient, fisher, magnitude or contribution, measured on"
-            " --calib with labels y; prior; or a table name,score[,ratio] as CSV or JSON."
+            " --calib with labels y; prior; or a table name,score[,ratio] as CSV or JSON; trial:"
+            " the set that learns best of those by the cheap scores and the usual ones."
             "  [default: gradient if --calib has y, else prior]",
         ),
     ] = None

@@ -309,6 +309,32 @@ def _updates(out: Console, plan: Plan) -> None:
     trained = f"{len(chosen)} of {len(updates)} tensors"
     _line(out, "trained", f"{trained}; importance: {plan.decisions.importance_source}")
     out.print(table)
+    _trial(out, plan)
+
+
+def _trial(out: Console, plan: Plan) -> None:
+    """What the update sets learned that were tried."""
+    trial = plan.decisions.trial
+    if trial is None:
+        return
+    table = Table("tried", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("loss", "more than the least", "RAM", "tensors", "step size"):
+        table.add_column(name, justify="right")
+    for t in trial.tried:
+        mark = " (chosen)" if trial.chosen in t.names else ""
+        more = "-" if t.more is None else f"{t.more:.4f} ± {t.error or 0:.4f}"
+        cells = (_loss(t.loss), more, f"{t.ram_bytes:,} B", str(t.updated), f"{t.lr:g}")
+        table.add_row(*map(Text, (", ".join(t.names) + mark, *cells)))
+    how = (
+        f"{trial.samples:,} samples of {trial.file}, each held out of one of {trial.folds}"
+        f" trainings of {trial.epochs} passes, seed {trial.seed}"
+    )
+    _line(out, "trial", f"loss measured on {how}; before training {_loss(trial.before)}")
+    out.print(table)
+
+
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def _activations(out: Console, plan: Plan) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf, isfinite
+from math import ceil, inf, isfinite, nan
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,13 @@ from .backends.numpy import data_set
 from .backends.numpy.metrics import batch_losses
 from .contributions import Source
 from .ir.errors import InfeasibleError, OdtPlanError, UsageError
-from .ir.import_options import ImportOptions
+from .ir.graph import Array
 from .kept_runs import KeptRuns
 from .local_pool import cores
-from .measuring import DEFAULT, Wanted, gradient_tables, labelled_samples
+from .measuring import DEFAULT, GROUP, Wanted, gradient_tables, labelled_samples
 from .planner.imported import Imported, import_requested
 from .planner.pipeline import PlannedModel, Request, make_plan
-from .planner.plan import Plan, Trial, TriedSet
+from .planner.plan import ImportanceTable, Plan, Trial, TriedSet
 from .planner.progress import Watch
 from .planner.rebuild import file_sha256
 from .sessions import Labelled, Pool, Session, train_all, workers
@@ -43,7 +43,7 @@ LEAST_SAMPLES = 16
 #: A training has this many updates and passes at least.
 UPDATES, PASSES = 200, 2
 #: Step sizes: each set begins with the middle ones and goes on while the outermost does best.
-RATES = tuple(m * 10.0**e for e in range(-6, 1) for m in (1, 3))
+RATES = tuple(float(f"{m}e{e}") for e in range(-6, 1) for m in (1, 3))
 FIRST_RATES = (0.001, 0.003, 0.01)
 #: So many step sizes go on from the first fold to the others.
 KEPT_RATES = 2
@@ -120,6 +120,21 @@ class Result:
         return mean if isfinite(mean) else inf
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """A whole trial.
+
+    Attributes:
+        entries: The sets.
+        results: What came of each.
+        best: Index of the one that is chosen.
+    """
+
+    entries: Sequence[Entry]
+    results: Sequence[Result]
+    best: int
+
+
 def plan_by_trial(
     request: Request, samples: Path | None, watch: Watch, jobs: int | None = None
 ) -> PlannedModel:
@@ -139,71 +154,145 @@ def plan_by_trial(
         InfeasibleError: There is no plan.
         KeyboardInterrupt: Stopped before there was any plan.
     """
-    if request.train != ("auto",):
-        raise UsageError(
-            f"--importance {TRIAL}: chooses the update set; leave --train {','.join(request.train)}"
-            " out"
-        )
-    watch.begin(request.time_limit_s)
-    imported = import_requested(request, watch)
-    wanted = Wanted(TRIAL, samples, request.freeze_before)
-    data = _labelled(request, imported, wanted)
-    assert samples is not None
-    found = entries(request, imported, wanted, watch)
-    digest = file_sha256(samples)
+    trial = Trials(request, samples, watch)
+    found = trial.entries()
     try:
-        results = tried(found, request.model, data, request.seed, watch, jobs)
-        before = _before(found[0].planned.plan, request.model, data)
+        return trial.planned(trial.run(found, jobs))
     except _InterruptedError:
         note = f"; stopped before {len(found)} update sets were tried"
         return _with_source(found[0].planned, note, None)
-    best = chosen(found, results)
-    record = Trial(
-        file=samples.name,
-        sha256=digest,
-        samples=data.count,
-        folds=FOLDS,
-        epochs=_passes(request, data.count),
-        seed=request.seed,
-        before=_finite(before),
-        chosen=found[best].names[0],
-        tried=_told(found, results),
-    )
-    note = f"; update set chosen by trial: {record.chosen}, of {len(found)} that were trained"
-    return _with_source(found[best].planned, note, record)
 
 
-def _labelled(request: Request, imported: Imported, wanted: Wanted) -> Labelled:
-    """The samples; there are enough for whole micro-batches in each part.
+class Trials:
+    """Trials of one request."""
+
+    def __init__(self, request: Request, samples: Path | None, watch: Watch) -> None:
+        """Read the samples.
+
+        Raises:
+            UsageError: As ``plan_by_trial``.
+        """
+        if request.train != ("auto",):
+            raise UsageError(
+                f"--importance {TRIAL}: chooses the update set; leave --train"
+                f" {','.join(request.train)} out"
+            )
+        watch.begin(request.time_limit_s)
+        self._request, self._watch = request, watch
+        self._imported = import_requested(request, watch)
+        self._wanted = Wanted(TRIAL, samples, request.freeze_before)
+        self._course = _course(request, self._imported, self._wanted)
+        assert samples is not None
+        self._file, self._digest = samples.name, file_sha256(samples)
+
+    def entries(self) -> list[Entry]:
+        """The update sets of all tables and the usual ones that fit, equal ones once.
+
+        The first is that of the measured default.
+
+        Raises:
+            UsageError, InfeasibleError, KeyboardInterrupt: As ``plan_by_trial``.
+        """
+        return _distinct(_plans(self._request, self._imported, self._wanted, self._watch))
+
+    def run(self, found: Sequence[Entry], jobs: int | None = None) -> Outcome:
+        """Train all sets; the same folds and orders for each.
+
+        Raises:
+            UsageError: The data do not fit the model, or a training failed.
+        """
+        with workers(jobs or cores()) as pool:
+            results = _Trainer(found, self._request.model, self._course, self._watch, pool).run()
+        return Outcome(found, results, _chosen(found, results))
+
+    def planned(self, outcome: Outcome) -> PlannedModel:
+        """The plan that is chosen; it tells of the trial."""
+        course, best = self._course, outcome.entries[outcome.best]
+        record = Trial(
+            file=self._file,
+            sha256=self._digest,
+            samples=course.data.count,
+            folds=FOLDS,
+            epochs=course.epochs,
+            seed=course.seed,
+            before=_finite(_before(best.planned.plan, self._request.model, course.data)),
+            chosen=best.names[0],
+            tried=_told(outcome),
+        )
+        note = f"; update set chosen by trial: {best.names[0]}, of {len(outcome.entries)} sets"
+        return _with_source(best.planned, note, record)
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Course:
+    """What all sets are trained on, and how.
+
+    Attributes:
+        data: Labelled samples.
+        folds: Indices of the samples of each part.
+        epochs: Passes over what is not held out.
+        seed: Of the order of the samples.
+    """
+
+    data: Labelled
+    folds: tuple[NDArray[np.int64], ...]
+    epochs: int
+    seed: int
+
+
+def _course(request: Request, imported: Imported, wanted: Wanted) -> Course:
+    """The samples of a file in folds; there are enough for whole micro-batches in each.
 
     Raises:
-        UsageError: There are not.
+        UsageError: There are not, or groups are wrong.
     """
-    x, y, count = labelled_samples(imported.forward, request.spec, wanted)
-    group = request.importing.batch * request.spec.micro_batches
+    x, y, groups = labelled_samples(imported.forward, request.spec, wanted)
+    data, batch = Labelled(x, y), request.importing.batch
+    group = batch * request.spec.micro_batches
     least = max(LEAST_SAMPLES, FOLDS * group)
-    if count < least:
+    if data.count < least:
         raise UsageError(
-            f"{wanted.samples}: {count} samples are too few for a trial, in which a part of them"
-            f" is held out; give {least} or more, or another --importance"
+            f"{wanted.samples}: {data.count} samples are too few for a trial, in which a part of"
+            f" them is held out; give {least} or more, or another --importance"
         )
-    return Labelled(x, y)
+    each = np.arange(data.count) if groups is None else groups
+    if each.shape != (data.count,):
+        raise UsageError(
+            f"{wanted.samples}: {GROUP} has shape {list(each.shape)}, but there are {data.count}"
+            " samples; it takes the number of a recording, say, for each"
+        )
+    folds = _folds(each, request.seed)
+    most = max(map(len, folds))
+    if min(map(len, folds)) < batch or data.count - most < group:
+        raise UsageError(
+            f"{wanted.samples}: {len(np.unique(each))} groups of {data.count} samples are too few"
+            f" for a trial, in which a part of them is held out; give {FOLDS} or more of one size"
+        )
+    epochs = max(PASSES, ceil(UPDATES * group / (data.count - most)))
+    return Course(data, folds, epochs, request.seed)
+
+
+def _folds(groups: Array, seed: int) -> tuple[NDArray[np.int64], ...]:
+    """Indices of the samples of each fold; a group is in one of them, whole."""
+    unique, of = np.unique(groups, return_inverse=True)
+    fold = np.random.default_rng(seed).permutation(len(unique))[of] % FOLDS
+    return tuple(np.flatnonzero(fold == f) for f in range(FOLDS))
 
 
 # --- plans ----------------------------------------------------------------------------------------
 
 
-def entries(request: Request, imported: Imported, wanted: Wanted, watch: Watch) -> list[Entry]:
-    """The update sets of all tables and the usual ones that fit, equal ones once.
-
-    The first is that of the measured default.
-
-    Raises:
-        UsageError, InfeasibleError, KeyboardInterrupt: As ``plan_by_trial``.
-    """
+def _plans(
+    request: Request, imported: Imported, wanted: Wanted, watch: Watch
+) -> dict[str, PlannedModel]:
+    """By name of the table or usual set, that of the measured default first."""
     source = Source(request.model, request.importing)
     tables = gradient_tables(source, imported.forward, request.spec, wanted, watch)
-    first = {DEFAULT: tables.pop(DEFAULT)}
+    first = tables.pop(DEFAULT)
+    every: dict[str, ImportanceTable | None] = {DEFAULT: first, "prior": None, **tables}
     made: dict[str, PlannedModel] = {}
     left = 5 + len(last_layers(imported, request)).bit_length()  # plans that are still to be made
 
@@ -215,7 +304,7 @@ def entries(request: Request, imported: Imported, wanted: Wanted, watch: Watch) 
         asked = replace(asked, time_limit_s=share)
         return make_plan(asked, watch.part(share), imported)
 
-    for name, table in {**first, "prior": None, **tables}.items():
+    for name, table in every.items():
         if made and watch.interrupted:
             break
         asked = replace(request, importance=table)
@@ -238,7 +327,7 @@ def entries(request: Request, imported: Imported, wanted: Wanted, watch: Watch) 
     for name, planned in usual_plans(imported, request, usual):
         if isinstance(planned, PlannedModel):
             made[name] = planned
-    return _distinct(made)
+    return made
 
 
 def _distinct(made: dict[str, PlannedModel]) -> list[Entry]:
@@ -255,52 +344,25 @@ def _distinct(made: dict[str, PlannedModel]) -> list[Entry]:
 
 def _learned(plan: Plan) -> dict[str, object]:
     """All of a plan that decides what is learned: another layout or schedule changes nothing."""
-    include = {"model", "training", "quantization"}
-    decided = plan.decisions
-    return plan.model_dump(mode="json", include=include) | {
-        "updates": sorted((u.param, u.channels, u.saved, u.state) for u in decided.updates if u.ratio),
-        "precision": dict(sorted(decided.precision.items())),
-    }
+    found: dict[str, object] = plan.model_dump(
+        mode="json", include={"model", "training", "quantization"}
+    )
+    updates = [u for u in plan.decisions.updates if u.ratio]
+    found["updates"] = sorted([u.param, u.channels or 0, u.saved, u.state] for u in updates)
+    found["precision"] = dict(sorted(plan.decisions.precision.items()))
+    return found
 
 
 # --- trainings ------------------------------------------------------------------------------------
 
 
-def tried(
-    found: Sequence[Entry],
-    model: Path,
-    data: Labelled,
-    seed: int,
-    watch: Watch,
-    jobs: int | None = None,
-) -> list[Result]:
-    """Train all sets; the same folds and orders for each.
-
-    Raises:
-        UsageError: The data do not fit the model, or a training failed.
-    """
-    with workers(jobs or cores()) as pool:
-        return _Trials(found, model, data, seed, watch, pool).run()
-
-
-class _Trials:
+class _Trainer:
     def __init__(
-        self,
-        found: Sequence[Entry],
-        model: Path,
-        data: Labelled,
-        seed: int,
-        watch: Watch,
-        pool: Pool,
+        self, found: Sequence[Entry], model: Path, course: Course, watch: Watch, pool: Pool
     ) -> None:
-        self._found, self._model, self._data = found, model, data
-        self._seed, self._watch, self._pool = seed, watch, pool
-        spec, batch = found[0].planned.training.spec, found[0].planned.plan.model.batch
-        self._passes = _epochs(data.count, batch * spec.micro_batches)
-        order = np.random.default_rng(seed).permutation(data.count)
-        self._folds = [np.sort(order[i::FOLDS]) for i in range(FOLDS)]
-        setting = [__version__, np.__version__, seed, FOLDS, self._passes]
-        self._kept = KeptRuns(TRIAL, _digest(data, setting))
+        self._found, self._model, self._course = found, model, course
+        self._watch, self._pool = watch, pool
+        self._kept = KeptRuns(TRIAL, _digest(course))
         self._losses: dict[tuple[int, float, int], tuple[float, ...]] = {}
 
     def run(self) -> list[Result]:
@@ -314,10 +376,12 @@ class _Trials:
                 if (more := self._further(e, rates[e])) is not None:
                     rates[e].append(more)
                     todo.append((e, more, 0))
-        kept = {e: sorted(rates[e], key=lambda r: self._mean(e, r, 1))[:KEPT_RATES] for e in entries}
-        self._train([(e, r, f) for f in range(1, FOLDS) for e in entries for r in kept[e]])
-        best = {e: min(kept[e], key=lambda r: self._mean(e, r, FOLDS)) for e in entries}
-        return [Result(best[e], self._all(e, best[e], FOLDS)) for e in entries]
+        for e in entries:
+            rates[e].sort(key=lambda r: self._mean(e, r, 1))
+            del rates[e][KEPT_RATES:]
+        self._train([(e, r, f) for f in range(1, FOLDS) for e in entries for r in rates[e]])
+        best = [min(rates[e], key=lambda r: self._mean(e, r, FOLDS)) for e in entries]
+        return [Result(r, self._all(e, r, FOLDS)) for e, r in enumerate(best)]
 
     def _further(self, e: int, known: Sequence[float]) -> float | None:
         """A step size beyond the outermost one, where that does best."""
@@ -359,21 +423,11 @@ class _Trials:
         train_all(jobs, self._pool, f"trial of {len(self._found)} update sets", self._watch, done)
 
     def _job(self, e: int, rate: float, fold: int) -> HeldOut:
-        rest = np.concatenate([part for i, part in enumerate(self._folds) if i != fold])
+        c, plan = self._course, self._found[e].planned.plan.without_replay()
+        learned = np.sort(np.concatenate([p for f, p in enumerate(c.folds) if f != fold]))
         told = f"{self._found[e].names[0]}, step size {rate:g}, fold {fold + 1}"
-        plan, learned = self._found[e].planned.plan.without_replay(), self._data.part(rest)
-        session = Session(told, plan, self._model, learned, self._passes, rate, self._seed)
-        return HeldOut(session, self._data.part(self._folds[fold]))
-
-
-def _epochs(count: int, group: int) -> int:
-    """Passes of each training."""
-    learned = count - ceil(count / FOLDS)
-    return max(PASSES, ceil(UPDATES * group / learned))
-
-
-def _passes(request: Request, count: int) -> int:
-    return _epochs(count, request.importing.batch * request.spec.micro_batches)
+        session = Session(told, plan, self._model, c.data.part(learned), c.epochs, rate, c.seed)
+        return HeldOut(session, c.data.part(c.folds[fold]))
 
 
 def _losses_of(kept: object) -> tuple[float, ...] | None:
@@ -383,12 +437,13 @@ def _losses_of(kept: object) -> tuple[float, ...] | None:
     return tuple(map(float, kept)) or None
 
 
-def _digest(data: Labelled, setting: object) -> str:
+def _digest(course: Course) -> str:
     """SHA-256 of all that decides a training but the set and its step size."""
+    setting = [__version__, np.__version__, course.epochs, course.seed]
     found = hashlib.sha256(repr(setting).encode())
-    for arrays in (data.x, data.y):
-        for name, a in arrays.items():
-            found.update(f"{name} {a.dtype} {a.shape}".encode() + a.tobytes())
+    arrays = [*course.data.x.items(), *course.data.y.items()]
+    for name, a in (*arrays, *((f"fold {i}", f) for i, f in enumerate(course.folds))):
+        found.update(f"{name} {a.dtype} {a.shape}".encode() + a.tobytes())
     return found.hexdigest()
 
 
@@ -401,15 +456,30 @@ def _before(plan: Plan, model: Path, data: Labelled) -> float:
 # --- the choice -----------------------------------------------------------------------------------
 
 
-def chosen(found: Sequence[Entry], results: Sequence[Result]) -> int:
-    """The set with the least loss."""
-    return min(range(len(found)), key=lambda i: results[i].loss)
+def _chosen(found: Sequence[Entry], results: Sequence[Result]) -> int:
+    """Of the sets that the trial can't tell from the one with the least loss, that of least RAM.
 
+    It can't where the mean of paired differences is no more than its standard error. On draws of
+    the benchmark that no result is measured on, that learns as much as the least loss itself.
 
-def _told(found: Sequence[Entry], results: Sequence[Result]) -> tuple[TriedSet, ...]:
+    Raises:
+        UsageError: No set has a finite loss.
+    """
     least = min(results, key=lambda r: r.loss)
+    if not isfinite(least.loss):
+        raise UsageError("trial: no training ends in a finite loss; scale the samples")
+    alike = [i for i, r in enumerate(results) if _alike(r.losses - least.losses)]
+    return min(alike, key=lambda i: found[i].planned.plan.claims.ram_bytes.total)
+
+
+def _alike(more: Losses) -> bool:
+    return bool(more.mean() <= _standard_error(more))  # never of what is not finite
+
+
+def _told(outcome: Outcome) -> tuple[TriedSet, ...]:
+    least = min(outcome.results, key=lambda r: r.loss)
     told = []
-    for entry, r in zip(found, results, strict=True):
+    for entry, r in zip(outcome.entries, outcome.results, strict=True):
         claims, updates = entry.planned.plan.claims, entry.planned.plan.decisions.updates
         more = r.losses - least.losses
         told.append(
@@ -427,7 +497,7 @@ def _told(found: Sequence[Entry], results: Sequence[Result]) -> tuple[TriedSet, 
 
 
 def _standard_error(a: Losses) -> float:
-    return float(a.std(ddof=1) / np.sqrt(a.size))
+    return float(a.std(ddof=1) / np.sqrt(a.size)) if np.isfinite(a).all() else nan
 
 
 def _finite(x: float) -> float | None:

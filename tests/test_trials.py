@@ -1,0 +1,346 @@
+"""``--importance trial``: update sets that are planned, trained on folds, and the one chosen."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_run import Cli
+from onnx_files import export
+from pydantic import ValidationError
+from test_compare import labelled
+from test_importance import SIZE, Array, small
+
+from odt_plan import trials
+from odt_plan.backends.numpy import Runtime, SessionOptions, data_set, train_session
+from odt_plan.ir.errors import UsageError
+from odt_plan.local_pool import InProcess
+from odt_plan.planner.device import load_device
+from odt_plan.planner.pipeline import Request, make_plan
+from odt_plan.planner.plan import Plan
+from odt_plan.planner.progress import Watch
+from odt_plan.sessions import train_all
+from odt_plan.trials import FOLDS, HeldOut, Trials, plan_by_trial
+
+COUNT, RAM = 24, 9000
+SETS = {"gradient", "prior", "fisher", "magnitude", "last layer", "biases", "last layers that fit"}
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ODT_PLAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(trials, "cores", lambda: 1)
+    monkeypatch.setattr(trials, "UPDATES", 20)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    x, y = labelled(COUNT, 0)
+    np.savez(tmp_path / "labelled.npz", x=x, y=y)
+    return export(small(), tmp_path), tmp_path / "labelled.npz"
+
+
+def words(files: tuple[Path, Path], *more: object) -> tuple[Any, ...]:
+    model, samples = files
+    common = ("--ram", RAM, "--flash", "1MB", "--precision", "*=f32", "--calib", samples)
+    return (model, *common, "--importance", "trial", *more)
+
+
+def request(files: tuple[Path, Path], **more: Any) -> Request:
+    device = load_device("nrf52840")
+    return Request(files[0], device, ram_bytes=RAM, with_baselines=False, **more)
+
+
+def without_times(plan: Any) -> Any:
+    plan["solver"].pop("time_s")
+    return plan
+
+
+# ---- the plan ------------------------------------------------------------------------------------
+
+
+def test_the_plan_tells_all_sets_and_is_the_same_again(
+    odt: Cli, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    ran = odt(*words(files, "-o", out))
+    assert ran.code == 0, ran.err
+    assert f"loss measured on {COUNT} samples of labelled.npz" in ran.out
+    assert "(chosen)" in ran.out
+    written = json.loads((out / "plan.json").read_text())
+    trial = Plan.model_validate(written).decisions.trial
+    assert trial is not None
+    names = [n for t in trial.tried for n in t.names]
+    assert sorted(names) == sorted(SETS)
+    assert all(t.ram_bytes <= RAM for t in trial.tried)
+    assert (trial.samples, trial.folds, trial.seed) == (COUNT, FOLDS, 0)
+    least = min(t.loss for t in trial.tried if t.loss is not None)
+    assert trial.before is not None
+    assert least < trial.before
+    assert [t.more for t in trial.tried if t.loss == least] == [0.0]
+    assert trial.chosen in written["decisions"]["importance_source"]
+    assert odt("verify", out / "plan.json").code == 0
+    monkeypatch.setenv("ODT_PLAN_CACHE", str(tmp_path / "other"))  # nothing of it is kept
+    again = odt(*words(files, "--json")).json
+    assert without_times(again) == without_times(written)
+    assert odt(*words(files, "--seed", 1, "--json")).json["decisions"]["trial"]["seed"] == 1
+
+
+def test_losses_are_those_of_sessions_by_the_plans(files: tuple[Path, Path]) -> None:
+    trial = Trials(request(files), files[1], Watch())
+    outcome = trial.run(trial.entries())
+    told = trial.planned(outcome).plan.decisions.trial
+    assert told is not None
+    at = next(i for i, e in enumerate(outcome.entries) if "last layer" in e.names)
+    planned = make_plan(request(files, train=("last",)))
+    x, y = labelled(COUNT, 0)
+    losses = []
+    groups = np.random.default_rng(0).permutation(COUNT) % FOLDS
+    for fold in range(FOLDS):
+        runtime = Runtime(planned.plan, planned.training, exact=False)
+        rest = groups != fold
+        options = SessionOptions(told.tried[at].lr, epochs=told.epochs, seed=0, schedule="cosine")
+        train_session(runtime, data_set(planned.training, x[rest], y[rest]), options)
+        pairs = zip(x[~rest], y[~rest], strict=True)
+        losses += [runtime.evaluate(a[None], b[None])[1] for a, b in pairs]
+    assert told.tried[at].loss == pytest.approx(np.mean(losses), rel=1e-6)
+    np.testing.assert_allclose(outcome.results[at].losses, losses, rtol=1e-6)
+    base = min(outcome.results, key=lambda r: r.loss).losses
+    more = np.array(losses) - base
+    assert told.tried[at].more == pytest.approx(more.mean(), abs=1e-6)
+    assert told.tried[at].error == pytest.approx(more.std(ddof=1) / np.sqrt(COUNT), rel=1e-4)
+
+
+def test_equal_sets_are_trained_once_and_kept(
+    odt: Cli, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, ...]] = []
+    run = HeldOut.run
+
+    def counting(self: HeldOut) -> tuple[float, ...] | str:
+        calls.append((self.session.name, str(sorted(self.session.data.y["y"]))))
+        return run(self)
+
+    monkeypatch.setattr(HeldOut, "run", counting)
+    first = odt(*words(files, "--json")).json
+    sets = len(first["decisions"]["trial"]["tried"])
+    assert len(set(calls)) == len(calls)
+    assert len(calls) >= sets * (len(trials.FIRST_RATES) + trials.KEPT_RATES * (FOLDS - 1))
+    assert len({n.split(",")[0] for n, _ in calls}) == sets < len(SETS)
+    calls.clear()
+    assert without_times(odt(*words(files, "--json")).json) == without_times(first)
+    assert not calls
+
+
+def by_fixed_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last layer is said to be best."""
+
+    def best(found: Any, results: Any) -> int:
+        return next(i for i, e in enumerate(found) if "last layer" in e.names)
+
+    monkeypatch.setattr(trials, "_chosen", best)
+
+
+def test_a_set_without_scores_has_no_bound_on_learning(
+    odt: Cli, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_fixed_set(monkeypatch)
+    out = tmp_path / "out"
+    ran = odt(*words(files, "-o", out))
+    assert ran.code == 0, ran.err
+    plan = Plan.model_validate_json((out / "plan.json").read_text())
+    assert [o.name for o in plan.objective] == ["latency"]
+    assert {u.param for u in plan.decisions.updates if u.ratio} == {"fc.weight", "fc.bias"}
+    assert "objective learn" not in ran.out
+    told = odt("explain", out / "plan.json", "fc.weight").out
+    assert "as given by the trial, which chose the last layer" in told
+    assert "set chosen by trial: last layer, of" in told
+    assert odt("verify", out / "plan.json").code == 0
+
+
+def test_a_chosen_set_is_one_of_those_tried(odt: Cli, files: tuple[Path, Path]) -> None:
+    plan = odt(*words(files, "--json")).json
+    plan["decisions"]["trial"]["chosen"] = "a guess"
+    with pytest.raises(ValidationError, match="a guess is none of the sets"):
+        Plan.model_validate(plan)
+
+
+# ---- samples -------------------------------------------------------------------------------------
+
+
+def test_samples_of_a_group_are_held_out_together(files: tuple[Path, Path]) -> None:
+    x, y = labelled(COUNT, 0)
+    group = np.repeat(np.arange(6), 4)[np.random.default_rng(3).permutation(COUNT)]
+    np.savez(files[1], x=x, y=y, group=group)
+    course = Trials(request(files), files[1], Watch())._course
+    assert sorted(np.concatenate(course.folds)) == list(range(COUNT))
+    parts = [set(group[f]) for f in course.folds]
+    assert sum(map(len, parts)) == 6
+    alone = Trials(request(files, seed=1), files[1], Watch())._course
+    assert [set(group[f]) for f in alone.folds] != parts
+
+
+def refused(odt: Cli, files: tuple[Path, Path], *more: object) -> str:
+    ran = odt(*words(files, *more))
+    assert ran.code == 2
+    return ran.error
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": None}, "--importance trial: needs labelled samples; give --calib FILE.npz with x"),
+        ({"x": np.zeros((15, 3, SIZE, SIZE), np.float32), "y": np.zeros(15, int)}, "15 samples are"
+         " too few for a trial, in which a part of them is held out; give 16 or more"),
+        ({"group": np.zeros(COUNT, int)}, "1 groups of 24 samples are too few for a trial"),
+        ({"group": np.zeros((COUNT, 2), int)}, "group has shape [24, 2], but there are 24 samples"),
+        ({"y": np.full(COUNT, 9)}, "classes 0 to 4"),
+    ],
+)  # fmt: skip
+def test_samples_that_no_trial_can_use(
+    odt: Cli, files: tuple[Path, Path], change: dict[str, Array | None], message: str
+) -> None:
+    x, y = labelled(COUNT, 0)
+    given = {k: a for k, a in ({"x": x, "y": y} | change).items() if a is not None}
+    np.savez(files[1], **given)
+    assert message in refused(odt, files)
+
+
+def test_too_few_samples_for_batches(odt: Cli, files: tuple[Path, Path]) -> None:
+    told = refused(odt, files, "--micro-batches", 7)
+    assert "24 samples are too few" in told
+    assert "give 28 or more" in told
+
+
+def test_options_that_contradict_a_trial(odt: Cli, files: tuple[Path, Path]) -> None:
+    assert "leave --train last out" in refused(odt, files, "--train", "last")
+    assert "a trial compares update sets in one split" in refused(
+        odt, files, "--micro-batches", "auto"
+    )
+    model, samples = files
+    for command in ("pareto", "fit"):
+        ran = odt(
+            command, model, "--device", "nrf52840", "--calib", samples, "--importance", "trial"
+        )
+        assert ran.code == 2
+        assert ran.error.startswith("--importance trial: chooses one plan, and here are many")
+
+
+def test_no_plan_is_explained_once(odt: Cli, files: tuple[Path, Path]) -> None:
+    model, samples = files
+    ran = odt(
+        model, "--ram", 100, "--flash", "1MB", "--calib", samples, "--precision", "*=f32",
+        "--importance", "trial",
+    )  # fmt: skip
+    assert ran.refusal
+
+
+# ---- the end of a run ----------------------------------------------------------------------------
+
+
+def test_ctrl_c_takes_the_plan_of_the_measured_default(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch()
+    run = HeldOut.run
+
+    def stopping(self: HeldOut) -> tuple[float, ...] | str:
+        watch.stop()
+        return run(self)
+
+    monkeypatch.setattr(HeldOut, "run", stopping)
+    planned = plan_by_trial(request(files), files[1], watch)
+    decided = planned.plan.decisions
+    assert decided.trial is None
+    assert decided.importance_source.startswith("gradient, measured on 24 samples")
+    assert "; stopped before " in decided.importance_source
+
+
+def test_the_time_limit_is_shared(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+    make = make_plan
+
+    def noting(asked: Request, *rest: Any) -> Any:
+        limits.append(asked.time_limit_s)
+        return make(replace(asked, time_limit_s=60.0), *rest)
+
+    monkeypatch.setattr(trials, "make_plan", noting)
+    Trials(request(files, time_limit_s=30.0), files[1], Watch()).entries()
+    assert len(limits) >= 6
+    assert limits[0] <= 30.0 / 6
+    assert sum(limits) < 40.0
+
+
+def test_a_training_that_fails_is_told_by_its_name(files: tuple[Path, Path]) -> None:
+    class Failing:
+        name = "biases, step size 0.1"
+
+        def run(self) -> float | str:
+            return "went wrong"
+
+        def lost(self, reason: str) -> float | str:
+            return reason
+
+    with pytest.raises(UsageError, match=r"biases, step size 0\.1: went wrong"):
+        train_all([Failing()], InProcess(), "trial", Watch())
+
+
+# ---- beside other sets ---------------------------------------------------------------------------
+
+
+def test_compare_trains_what_the_trial_chose(
+    odt: Cli, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_fixed_set(monkeypatch)
+    x, y = labelled(20, 1)
+    np.savez(tmp_path / "val.npz", x=x, y=y)
+    ran = odt(
+        "compare", files[0], "--device", "nrf52840", "--ram", RAM, "--data", files[1],
+        "--val", tmp_path / "val.npz", "--importance", "trial", "--lr", "0.01", "--seeds", 1,
+        "--epochs", 1, "--jobs", 1, "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    rows = {r["name"]: r for r in ran.json["rows"]}
+    for figure in ("ram_bytes", "values", "updated"):
+        assert rows["auto"][figure] == rows["last layer"][figure]
+    assert "set chosen by trial: last layer, of" in ran.json["importance"]
+
+
+# ---- the choice ----------------------------------------------------------------------------------
+
+
+class Fake:
+    """An entry of which only RAM counts."""
+
+    def __init__(self, ram: int) -> None:
+        claims = SimpleNamespace(ram_bytes=SimpleNamespace(total=ram))
+        self.planned = SimpleNamespace(plan=SimpleNamespace(claims=claims))
+
+
+def pick(*sets: tuple[int, list[float]]) -> int:
+    """Which of the sets (RAM, losses) is chosen."""
+    results = [trials.Result(0.01, np.array(losses)) for _, losses in sets]
+    return trials._chosen([Fake(ram) for ram, _ in sets], results)  # type: ignore[misc]
+
+
+def test_of_sets_that_are_alike_the_one_with_less_ram_is_chosen() -> None:
+    best = [1.0, 2.0, 3.0, 4.0]
+    unsure = [1.3, 1.7, 3.4, 3.8]  # more by 0.05 ± 0.18
+    worse = [1.3, 2.3, 3.2, 4.2]  # more by 0.25 ± 0.03
+    assert pick((500, best), (400, unsure)) == 1
+    assert pick((500, best), (600, unsure)) == 0
+    assert pick((500, best), (400, worse)) == 0
+    assert pick((500, worse), (450, best), (400, unsure), (300, worse)) == 2
+
+
+def test_a_loss_that_is_not_finite_is_never_chosen() -> None:
+    assert pick((100, [float("nan"), 1.0]), (200, [2.0, 3.0]), (50, [float("inf"), 0.0])) == 1
+    with pytest.raises(UsageError, match="no training ends in a finite loss"):
+        pick((100, [float("nan"), 1.0]))

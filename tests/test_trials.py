@@ -22,7 +22,7 @@ from odt_plan.ir.errors import UsageError
 from odt_plan.local_pool import InProcess
 from odt_plan.planner.device import load_device
 from odt_plan.planner.pipeline import Request, make_plan
-from odt_plan.planner.plan import Plan
+from odt_plan.planner.plan import Plan, Trial, TriedSet
 from odt_plan.planner.progress import Watch
 from odt_plan.sessions import train_all
 from odt_plan.trials import FOLDS, HeldOut, Trials, plan_by_trial
@@ -138,10 +138,10 @@ def test_equal_sets_are_trained_once_and_kept(
 
 
 def by_fixed_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last layer is said to be best."""
+    """Biases are said to be best."""
 
     def best(found: Any, results: Any) -> int:
-        return next(i for i, e in enumerate(found) if "last layer" in e.names)
+        return next(i for i, e in enumerate(found) if "biases" in e.names)
 
     monkeypatch.setattr(trials, "_chosen", best)
 
@@ -155,19 +155,24 @@ def test_a_set_without_scores_has_no_bound_on_learning(
     assert ran.code == 0, ran.err
     plan = Plan.model_validate_json((out / "plan.json").read_text())
     assert [o.name for o in plan.objective] == ["latency"]
-    assert {u.param for u in plan.decisions.updates if u.ratio} == {"fc.weight", "fc.bias"}
+    assert {u.role for u in plan.decisions.updates if u.ratio} == {"bias"}
     assert "objective learn" not in ran.out
-    told = odt("explain", out / "plan.json", "fc.weight").out
-    assert "as given by the trial, which chose the last layer" in told
-    assert "set chosen by trial: last layer, of" in told
+    told = odt("explain", out / "plan.json", "fc.bias").out
+    assert "as given by the trial, which chose the biases" in told
+    assert "set chosen by trial: biases, of" in told
     assert odt("verify", out / "plan.json").code == 0
 
 
-def test_a_chosen_set_is_one_of_those_tried(odt: Cli, files: tuple[Path, Path]) -> None:
-    plan = odt(*words(files, "--json")).json
-    plan["decisions"]["trial"]["chosen"] = "a guess"
+def test_a_chosen_set_is_one_of_those_tried() -> None:
+    one = TriedSet(
+        names=("prior",), updated=1, ram_bytes=4, lr=0.1, loss=1.0, more=0.0, error=0.0
+    )
+    record = Trial(
+        file="x.npz", sha256="0" * 64, samples=16, folds=4, epochs=2, seed=0, before=2.0,
+        chosen="prior", tried=(one,),
+    )  # fmt: skip
     with pytest.raises(ValidationError, match="a guess is none of the sets"):
-        Plan.model_validate(plan)
+        Trial.model_validate(record.model_dump() | {"chosen": "a guess"})
 
 
 # ---- samples -------------------------------------------------------------------------------------
@@ -254,7 +259,7 @@ def test_ctrl_c_takes_the_plan_of_the_measured_default(
         return run(self)
 
     monkeypatch.setattr(HeldOut, "run", stopping)
-    planned = plan_by_trial(request(files), files[1], watch)
+    planned = plan_by_trial(request(files), watch, files[1])
     decided = planned.plan.decisions
     assert decided.trial is None
     assert decided.importance_source.startswith("gradient, measured on 24 samples")
@@ -265,17 +270,20 @@ def test_the_time_limit_is_shared(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: list[float] = []
-    make = make_plan
+    watch, make = Watch(), make_plan
 
-    def noting(asked: Request, *rest: Any) -> Any:
+    def taking_all_its_time(asked: Request, *rest: Any) -> Any:
         limits.append(asked.time_limit_s)
-        return make(replace(asked, time_limit_s=60.0), *rest)
+        try:
+            return make(replace(asked, time_limit_s=60.0), *rest)
+        finally:
+            watch._begin -= asked.time_limit_s
 
-    monkeypatch.setattr(trials, "make_plan", noting)
-    Trials(request(files, time_limit_s=30.0), files[1], Watch()).entries()
+    monkeypatch.setattr(trials, "make_plan", taking_all_its_time)
+    Trials(request(files, time_limit_s=1000.0), files[1], watch).entries()
     assert len(limits) >= 6
-    assert limits[0] <= 30.0 / 6
-    assert sum(limits) < 40.0
+    assert 900.0 / 8 < limits[0] <= 1000.0 / 8
+    assert sum(limits) <= 1000.0
 
 
 def test_a_training_that_fails_is_told_by_its_name(files: tuple[Path, Path]) -> None:
@@ -309,8 +317,8 @@ def test_compare_trains_what_the_trial_chose(
     assert ran.code == 0, ran.err
     rows = {r["name"]: r for r in ran.json["rows"]}
     for figure in ("ram_bytes", "values", "updated"):
-        assert rows["auto"][figure] == rows["last layer"][figure]
-    assert "set chosen by trial: last layer, of" in ran.json["importance"]
+        assert rows["auto"][figure] == rows["biases"][figure]
+    assert "set chosen by trial: biases, of" in ran.json["importance"]
 
 
 # ---- the choice ----------------------------------------------------------------------------------

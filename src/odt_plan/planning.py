@@ -111,7 +111,7 @@ def run_plan(options: PlanOptions) -> None:
 
 def _planned(options: PlanOptions, request: Request, watch: Watch) -> PlannedModel:
     if options.training.importance == TRIAL:
-        return plan_by_trial(request, options.training.calib, watch)
+        return plan_by_trial(request, watch, options.training.calib)
     return (plan_every_split if options.micro_batches == "auto" else make_plan)(request, watch)
 
 

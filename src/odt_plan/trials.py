@@ -136,7 +136,7 @@ class Outcome:
 
 
 def plan_by_trial(
-    request: Request, samples: Path | None, watch: Watch, jobs: int | None = None
+    request: Request, watch: Watch, samples: Path | None, jobs: int | None = None
 ) -> PlannedModel:
     """The plan of the update set that learns best in a trial.
 
@@ -145,8 +145,8 @@ def plan_by_trial(
 
     Args:
         request: Leaves the update set open; its importance is not used.
-        samples: File of labelled samples.
         watch: Told what goes on.
+        samples: File of labelled samples.
         jobs: Processes; None: one per core.
 
     Raises:
@@ -294,12 +294,13 @@ def _plans(
     first = tables.pop(DEFAULT)
     every: dict[str, ImportanceTable | None] = {DEFAULT: first, "prior": None, **tables}
     made: dict[str, PlannedModel] = {}
-    left = 5 + len(last_layers(imported, request)).bit_length()  # plans that are still to be made
+    more = len(last_layers(imported, request)) - 1
+    left = len(every) + 2 + more.bit_length()  # plans that may still have to be made
 
     def plan(name: str, asked: Request) -> PlannedModel:
         nonlocal left
         watch.stage(f"planning: {name}")
-        share = watch.left_s / max(1, left)
+        share = watch.left_s / left
         left -= 1
         asked = replace(asked, time_limit_s=share)
         return make_plan(asked, watch.part(share), imported)

@@ -16,16 +16,17 @@ from pydantic import ValidationError
 from test_compare import labelled
 from test_importance import SIZE, Array, small
 
-from odt_plan import trials
+from odt_plan import held_out, trials
 from odt_plan.backends.numpy import Runtime, SessionOptions, data_set, train_session
+from odt_plan.held_out import FOLDS
 from odt_plan.ir.errors import UsageError
 from odt_plan.local_pool import InProcess
 from odt_plan.planner.device import load_device
 from odt_plan.planner.pipeline import Request, make_plan
 from odt_plan.planner.plan import Plan, Trial, TriedSet
 from odt_plan.planner.progress import Watch
-from odt_plan.sessions import train_all
-from odt_plan.trials import FOLDS, HeldOut, Trials, plan_by_trial
+from odt_plan.sessions import Judged, train_all
+from odt_plan.trials import Trials, plan_by_trial
 
 COUNT, RAM = 24, 9000
 SETS = {"gradient", "prior", "fisher", "magnitude", "last layer", "biases", "last layers that fit"}
@@ -35,7 +36,7 @@ SETS = {"gradient", "prior", "fisher", "magnitude", "last layer", "biases", "las
 def one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ODT_PLAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(trials, "cores", lambda: 1)
-    monkeypatch.setattr(trials, "UPDATES", 20)
+    monkeypatch.setattr(held_out, "UPDATES", 20)
 
 
 @pytest.fixture
@@ -120,17 +121,17 @@ def test_equal_sets_are_trained_once_and_kept(
     odt: Cli, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[str, ...]] = []
-    run = HeldOut.run
+    run = Judged.run
 
-    def counting(self: HeldOut) -> tuple[float, ...] | str:
+    def counting(self: Judged[Any]) -> object:
         calls.append((self.session.name, str(sorted(self.session.data.y["y"]))))
         return run(self)
 
-    monkeypatch.setattr(HeldOut, "run", counting)
+    monkeypatch.setattr(Judged, "run", counting)
     first = odt(*words(files, "--json")).json
     sets = len(first["decisions"]["trial"]["tried"])
     assert len(set(calls)) == len(calls)
-    assert len(calls) >= sets * (len(trials.FIRST_RATES) + trials.KEPT_RATES * (FOLDS - 1))
+    assert len(calls) >= sets * (len(held_out.FIRST_RATES) + held_out.KEPT_RATES * (FOLDS - 1))
     assert len({n.split(",")[0] for n, _ in calls}) == sets < len(SETS)
     calls.clear()
     assert without_times(odt(*words(files, "--json")).json) == without_times(first)
@@ -252,13 +253,13 @@ def test_ctrl_c_takes_the_plan_of_the_measured_default(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Watch()
-    run = HeldOut.run
+    run = Judged.run
 
-    def stopping(self: HeldOut) -> tuple[float, ...] | str:
+    def stopping(self: Judged[Any]) -> object:
         watch.stop()
         return run(self)
 
-    monkeypatch.setattr(HeldOut, "run", stopping)
+    monkeypatch.setattr(Judged, "run", stopping)
     planned = plan_by_trial(request(files), watch, files[1])
     decided = planned.plan.decisions
     assert decided.trial is None
@@ -334,7 +335,7 @@ class Fake:
 
 def pick(*sets: tuple[int, list[float]]) -> int:
     """Which of the sets (RAM, losses) is chosen."""
-    results = [trials.Result(0.01, np.array(losses)) for _, losses in sets]
+    results = [held_out.Result(0.01, np.array(losses)) for _, losses in sets]
     return trials._chosen([Fake(ram) for ram, _ in sets], results)  # type: ignore[misc]
 
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from .backends.numpy import data_set
 from .backends.numpy.metrics import MetricName, evaluate, metric_of
-from .ir.errors import InfeasibleError, OdtPlanError, UsageError
+from .ir.errors import InfeasibleError, UsageError
 from .planner.imported import import_requested
 from .planner.pipeline import PlannedModel, Request, make_plan
 from .planner.progress import Watch
 from .planner.sizes import LARGEST_BYTES
-from .sessions import Labelled, Session, train_all, workers
+from .sessions import Judged, Labelled, Session, train_all, workers
 from .usual_sets import usual_plans
 
 #: Every so many samples one is held out while step sizes are tried.
@@ -28,38 +28,14 @@ HELD_OUT = 4
 AUTO, ALL = "auto", "all"
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A training that is judged by a metric; picklable.
-
-    Attributes:
-        session: The training.
-        tested: What is judged on.
-    """
-
-    session: Session
-    tested: Labelled
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return self.session.name
-
-    def run(self) -> tuple[float, float] | str:
-        """The metric before and after training, or what is wrong."""
-        try:
-            runtime = self.session.runtime()
-            metric = metric_of(runtime.training)
-            tested = data_set(runtime.training, self.tested.x, self.tested.y, suffix="_val")
-            before = evaluate(runtime, tested, metric).value
-            self.session.train(runtime)
-            return before, evaluate(runtime, tested, metric).value
-        except OdtPlanError as e:
-            return str(e)
-
-    def lost(self, reason: str) -> tuple[float, float] | str:
-        """Its worker died time and again."""
-        return reason
+def _before_and_after(session: Session, tested: Labelled) -> tuple[float, float]:
+    """The metric before and after training."""
+    runtime = session.runtime()
+    metric = metric_of(runtime.training)
+    data = data_set(runtime.training, tested.x, tested.y, suffix="_val")
+    before = evaluate(runtime, data, metric).value
+    session.train(runtime)
+    return before, evaluate(runtime, data, metric).value
 
 
 @dataclass(frozen=True)
@@ -262,12 +238,15 @@ class _Trainer:
         tested: Labelled,
         rate: float,
         seed: int,
-    ) -> Judged:
+    ) -> Judged[tuple[float, float]]:
         told = f"{name}, step size {rate:g}, seed {seed}"
         plan, epochs = made[name].plan, self._course.epochs
-        return Judged(Session(told, plan, self._model, data, epochs, rate, seed), tested)
+        session = Session(told, plan, self._model, data, epochs, rate, seed)
+        return Judged(session, tested, _before_and_after)
 
-    def _run(self, what: str, todo: Sequence[Judged]) -> list[tuple[float, float]]:
+    def _run(
+        self, what: str, todo: Sequence[Judged[tuple[float, float]]]
+    ) -> list[tuple[float, float]]:
         """Results in the order of the trainings.
 
         Raises:

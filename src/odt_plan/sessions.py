@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from .backends.numpy import Runtime, SessionOptions, data_set, train_session
 from .backends.numpy.data import chosen_of
-from .ir.errors import UsageError
+from .ir.errors import OdtPlanError, UsageError
 from .ir.graph import Array
 from .local_pool import InProcess, Job, LocalPool
 from .planner.plan import Plan
@@ -76,6 +76,37 @@ class Session:
         """
         options = SessionOptions(self.lr, epochs=self.epochs, seed=self.seed, schedule="cosine")
         train_session(runtime, data_set(runtime.training, self.data.x, self.data.y), options)
+
+
+@dataclass(frozen=True)
+class Judged(Generic[_T]):
+    """A training, and what comes of it; picklable.
+
+    Attributes:
+        session: The training.
+        tested: What is judged on.
+        judge: Trains and judges; a function of a module.
+    """
+
+    session: Session
+    tested: Labelled
+    judge: Callable[[Session, Labelled], _T]
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.session.name
+
+    def run(self) -> _T | str:
+        """What is judged, or what is wrong."""
+        try:
+            return self.judge(self.session, self.tested)
+        except OdtPlanError as e:
+            return str(e)
+
+    def lost(self, reason: str) -> _T | str:
+        """Its worker died time and again."""
+        return reason
 
 
 @contextmanager

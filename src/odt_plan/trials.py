@@ -8,51 +8,38 @@ samples that were held out. Folds and orders are the same for all sets, so diffe
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf, isfinite, nan
+from math import isfinite, nan
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from . import __version__
-from .backends.numpy import data_set
-from .backends.numpy.metrics import batch_losses
 from .contributions import Source
-from .ir.errors import InfeasibleError, OdtPlanError, UsageError
-from .ir.graph import Array
-from .kept_runs import KeptRuns
+from .held_out import (
+    FOLDS,
+    Losses,
+    Result,
+    StoppedTrialError,
+    Trainer,
+    course_of,
+    learned_by,
+    loss_before,
+)
+from .ir.errors import InfeasibleError, UsageError
 from .local_pool import cores
-from .measuring import DEFAULT, GROUP, Wanted, gradient_tables, labelled_samples
+from .measuring import DEFAULT, Wanted, gradient_tables, labelled_samples
 from .planner.imported import Imported, import_requested
 from .planner.pipeline import PlannedModel, Request, make_plan
-from .planner.plan import ImportanceTable, Plan, Trial, TriedSet
+from .planner.plan import ImportanceTable, Trial, TriedSet
 from .planner.progress import Watch
 from .planner.rebuild import file_sha256
-from .sessions import Labelled, Pool, Session, train_all, workers
+from .planner.search import StoppedEarlyError
+from .sessions import Labelled, workers
 from .usual_sets import last_layers, usual_plans
 
 #: What ``--importance`` calls it.
 TRIAL = "trial"
-#: Parts of the samples, each held out once.
-FOLDS = 4
-#: Samples at least; fewer say nothing about which set learns better.
-LEAST_SAMPLES = 16
-#: A training has this many updates and passes at least.
-UPDATES, PASSES = 200, 2
-#: Step sizes: each set begins with the middle ones and goes on while the outermost does best.
-RATES = tuple(float(f"{m}e{e}") for e in range(-6, 1) for m in (1, 3))
-FIRST_RATES = (0.001, 0.003, 0.01)
-#: So many step sizes go on from the first fold to the others.
-KEPT_RATES = 2
-
-Losses = NDArray[np.float64]
-
-
-class _InterruptedError(Exception):
-    """The trial was asked to end."""
 
 
 @dataclass(frozen=True)
@@ -66,58 +53,6 @@ class Entry:
 
     names: tuple[str, ...]
     planned: PlannedModel
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """A training that is judged by its loss on samples that it has not seen; picklable.
-
-    Attributes:
-        session: The training.
-        tested: What is judged on.
-    """
-
-    session: Session
-    tested: Labelled
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return self.session.name
-
-    def run(self) -> tuple[float, ...] | str:
-        """The loss of each micro-batch after training, or what is wrong."""
-        try:
-            runtime = self.session.runtime()
-            with np.errstate(all="ignore"):  # too large a step size ends in NaN, and is not chosen
-                self.session.train(runtime)
-                tested = data_set(runtime.training, self.tested.x, self.tested.y)
-                return tuple(batch_losses(runtime, tested).tolist())
-        except OdtPlanError as e:
-            return str(e)
-
-    def lost(self, reason: str) -> tuple[float, ...] | str:
-        """Its worker died time and again."""
-        return reason
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a set.
-
-    Attributes:
-        lr: Step size that did best.
-        losses: Of each micro-batch, held out; not finite where training went wrong.
-    """
-
-    lr: float
-    losses: Losses
-
-    @property
-    def loss(self) -> float:
-        """Mean; infinite where it is none."""
-        mean = float(self.losses.mean())
-        return mean if isfinite(mean) else inf
 
 
 @dataclass(frozen=True)
@@ -158,7 +93,7 @@ def plan_by_trial(
     found = trial.entries()
     try:
         return trial.planned(trial.run(found, jobs))
-    except _InterruptedError:
+    except StoppedTrialError:
         note = f"; stopped before {len(found)} update sets were tried"
         return _with_source(found[0].planned, note, None)
 
@@ -181,8 +116,13 @@ class Trials:
         self._request, self._watch = request, watch
         self._imported = import_requested(request, watch)
         self._wanted = Wanted(TRIAL, samples, request.freeze_before)
-        self._course = _course(request, self._imported, self._wanted)
+        x, y, groups = labelled_samples(self._imported.forward, request.spec, self._wanted)
         assert samples is not None
+        batch, micro_batches = request.importing.batch, request.spec.micro_batches
+        try:
+            self._course = course_of(Labelled(x, y), groups, batch, micro_batches, request.seed)
+        except UsageError as e:
+            raise UsageError(f"{samples}: {e}") from None
         self._file, self._digest = samples.name, file_sha256(samples)
 
     def entries(self) -> list[Entry]:
@@ -202,7 +142,9 @@ class Trials:
             UsageError: The data do not fit the model, or a training failed.
         """
         with workers(jobs or cores()) as pool:
-            results = _Trainer(found, self._request.model, self._course, self._watch, pool).run()
+            plans = [(e.names[0], e.planned.plan) for e in found]
+            trainer = Trainer(plans, self._request.model, self._course, self._watch, pool)
+            results = trainer.run()
         return Outcome(found, results, _chosen(found, results))
 
     def planned(self, outcome: Outcome) -> PlannedModel:
@@ -215,71 +157,14 @@ class Trials:
             folds=FOLDS,
             epochs=course.epochs,
             seed=course.seed,
-            before=_finite(_before(best.planned.plan, self._request.model, course.data)),
+            before=_finite(
+                loss_before(best.planned.plan, self._request.model, course.data)
+            ),
             chosen=best.names[0],
             tried=_told(outcome),
         )
         note = f"; update set chosen by trial: {best.names[0]}, of {len(outcome.entries)} sets"
         return _with_source(best.planned, note, record)
-
-
-# --- samples --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Course:
-    """What all sets are trained on, and how.
-
-    Attributes:
-        data: Labelled samples.
-        folds: Indices of the samples of each part.
-        epochs: Passes over what is not held out.
-        seed: Of the order of the samples.
-    """
-
-    data: Labelled
-    folds: tuple[NDArray[np.int64], ...]
-    epochs: int
-    seed: int
-
-
-def _course(request: Request, imported: Imported, wanted: Wanted) -> Course:
-    """The samples of a file in folds; there are enough for whole micro-batches in each.
-
-    Raises:
-        UsageError: There are not, or groups are wrong.
-    """
-    x, y, groups = labelled_samples(imported.forward, request.spec, wanted)
-    data, batch = Labelled(x, y), request.importing.batch
-    group = batch * request.spec.micro_batches
-    least = max(LEAST_SAMPLES, FOLDS * group)
-    if data.count < least:
-        raise UsageError(
-            f"{wanted.samples}: {data.count} samples are too few for a trial, in which a part of"
-            f" them is held out; give {least} or more, or another --importance"
-        )
-    each = np.arange(data.count) if groups is None else groups
-    if each.shape != (data.count,):
-        raise UsageError(
-            f"{wanted.samples}: {GROUP} has shape {list(each.shape)}, but there are {data.count}"
-            " samples; it takes the number of a recording, say, for each"
-        )
-    folds = _folds(each, request.seed)
-    most = max(map(len, folds))
-    if min(map(len, folds)) < batch or data.count - most < group:
-        raise UsageError(
-            f"{wanted.samples}: {len(np.unique(each))} groups of {data.count} samples are too few"
-            f" for a trial, in which a part of them is held out; give {FOLDS} or more of one size"
-        )
-    epochs = max(PASSES, ceil(UPDATES * group / (data.count - most)))
-    return Course(data, folds, epochs, request.seed)
-
-
-def _folds(groups: Array, seed: int) -> tuple[NDArray[np.int64], ...]:
-    """Indices of the samples of each fold; a group is in one of them, whole."""
-    unique, of = np.unique(groups, return_inverse=True)
-    fold = np.random.default_rng(seed).permutation(len(unique))[of] % FOLDS
-    return tuple(np.flatnonzero(fold == f) for f in range(FOLDS))
 
 
 # --- plans ----------------------------------------------------------------------------------------
@@ -311,7 +196,7 @@ def _plans(
         asked = replace(request, importance=table)
         try:
             made[name] = plan(name, replace(asked, with_relaxations=not made))
-        except InfeasibleError:
+        except (InfeasibleError, StoppedEarlyError):
             if not made:
                 raise
         watch.has_plan = bool(made)
@@ -322,7 +207,7 @@ def _plans(
         fixed = replace(request, train=train, importance=None, with_relaxations=False)
         try:
             return plan(name, fixed)
-        except (InfeasibleError, UsageError) as e:
+        except (InfeasibleError, UsageError, StoppedEarlyError) as e:
             return str(e)
 
     for name, planned in usual_plans(imported, request, usual):
@@ -334,124 +219,13 @@ def _plans(
 def _distinct(made: dict[str, PlannedModel]) -> list[Entry]:
     found: dict[str, Entry] = {}
     for name, planned in made.items():
-        key = repr(_learned(planned.plan))
+        key = repr(learned_by(planned.plan))
         before = found.get(key)
         if before is None:
             found[key] = Entry((name,), planned)
         else:
             found[key] = Entry((*before.names, name), before.planned)
     return list(found.values())
-
-
-def _learned(plan: Plan) -> dict[str, object]:
-    """All of a plan that decides what is learned: another layout or schedule changes nothing."""
-    found: dict[str, object] = plan.model_dump(
-        mode="json", include={"model", "training", "quantization"}
-    )
-    updates = [u for u in plan.decisions.updates if u.ratio]
-    found["updates"] = sorted([u.param, u.channels or 0, u.saved, u.state] for u in updates)
-    found["precision"] = dict(sorted(plan.decisions.precision.items()))
-    return found
-
-
-# --- trainings ------------------------------------------------------------------------------------
-
-
-class _Trainer:
-    def __init__(
-        self, found: Sequence[Entry], model: Path, course: Course, watch: Watch, pool: Pool
-    ) -> None:
-        self._found, self._model, self._course = found, model, course
-        self._watch, self._pool = watch, pool
-        self._kept = KeptRuns(TRIAL, _digest(course))
-        self._losses: dict[tuple[int, float, int], tuple[float, ...]] = {}
-
-    def run(self) -> list[Result]:
-        entries = range(len(self._found))
-        rates = {e: list(FIRST_RATES) for e in entries}
-        todo = [(e, r, 0) for e in entries for r in FIRST_RATES]
-        while todo:
-            self._train(todo)
-            todo = []
-            for e in entries:
-                if (more := self._further(e, rates[e])) is not None:
-                    rates[e].append(more)
-                    todo.append((e, more, 0))
-        for e in entries:
-            rates[e].sort(key=lambda r: self._mean(e, r, 1))
-            del rates[e][KEPT_RATES:]
-        self._train([(e, r, f) for f in range(1, FOLDS) for e in entries for r in rates[e]])
-        best = [min(rates[e], key=lambda r: self._mean(e, r, FOLDS)) for e in entries]
-        return [Result(r, self._all(e, r, FOLDS)) for e, r in enumerate(best)]
-
-    def _further(self, e: int, known: Sequence[float]) -> float | None:
-        """A step size beyond the outermost one, where that does best."""
-        best = min(known, key=lambda r: self._mean(e, r, 1))
-        at = RATES.index(best)
-        for end, next_ in ((min(known), at - 1), (max(known), at + 1)):
-            if best == end and 0 <= next_ < len(RATES) and RATES[next_] not in known:
-                return RATES[next_]
-        return None
-
-    def _all(self, e: int, rate: float, folds: int) -> Losses:
-        """Losses over the first folds."""
-        return np.concatenate([self._losses[e, rate, f] for f in range(folds)])
-
-    def _mean(self, e: int, rate: float, folds: int) -> float:
-        return Result(rate, self._all(e, rate, folds)).loss
-
-    def _train(self, todo: Sequence[tuple[int, float, int]]) -> None:
-        """Train what is not kept from before."""
-        jobs: list[HeldOut] = []
-        keys: list[list[object]] = []
-        missing: list[tuple[int, float, int]] = []
-        for e, rate, fold in todo:
-            key: list[object] = [_learned(self._found[e].planned.plan), rate, fold]
-            known = _losses_of(self._kept.read(key))
-            if known is not None:
-                self._losses[e, rate, fold] = known
-                continue
-            jobs.append(self._job(e, rate, fold))
-            keys.append(key)
-            missing.append((e, rate, fold))
-
-        def done(i: int, losses: tuple[float, ...]) -> None:
-            self._losses[missing[i]] = losses
-            self._kept.write(keys[i], list(losses))
-            if self._watch.interrupted:
-                raise _InterruptedError
-
-        train_all(jobs, self._pool, f"trial of {len(self._found)} update sets", self._watch, done)
-
-    def _job(self, e: int, rate: float, fold: int) -> HeldOut:
-        c, plan = self._course, self._found[e].planned.plan.without_replay()
-        learned = np.sort(np.concatenate([p for f, p in enumerate(c.folds) if f != fold]))
-        told = f"{self._found[e].names[0]}, step size {rate:g}, fold {fold + 1}"
-        session = Session(told, plan, self._model, c.data.part(learned), c.epochs, rate, c.seed)
-        return HeldOut(session, c.data.part(c.folds[fold]))
-
-
-def _losses_of(kept: object) -> tuple[float, ...] | None:
-    """Losses as they were kept; None where they are none."""
-    if not isinstance(kept, list) or not all(isinstance(x, int | float) for x in kept):
-        return None
-    return tuple(map(float, kept)) or None
-
-
-def _digest(course: Course) -> str:
-    """SHA-256 of all that decides a training but the set and its step size."""
-    setting = [__version__, np.__version__, course.epochs, course.seed]
-    found = hashlib.sha256(repr(setting).encode())
-    arrays = [*course.data.x.items(), *course.data.y.items()]
-    for name, a in (*arrays, *((f"fold {i}", f) for i, f in enumerate(course.folds))):
-        found.update(f"{name} {a.dtype} {a.shape}".encode() + a.tobytes())
-    return found.hexdigest()
-
-
-def _before(plan: Plan, model: Path, data: Labelled) -> float:
-    """Mean loss without any training."""
-    runtime = Session("", plan.without_replay(), model, data, 1, 1.0, 0).runtime()
-    return float(batch_losses(runtime, data_set(runtime.training, data.x, data.y)).mean())
 
 
 # --- the choice -----------------------------------------------------------------------------------

@@ -7,13 +7,15 @@ fp32 rounding. Layers in ``i8`` stay exact, because their sums are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
 
 from odt_plan.ir.graph import Array, Graph, Node
 from odt_plan.ir.opdef import array, get_op, operand
+from odt_plan.ir.ops import lstm, recurrent
 from odt_plan.ir.ops.conv import join
 from odt_plan.ir.ops.qconv_grad import dequantized, real_steps
 from odt_plan.ir.ops.qtypes import activation
@@ -31,6 +33,28 @@ def execute(graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
         for v, result in zip(node.outputs, results, strict=True):
             env[v.name] = result
     return env
+
+
+@contextmanager
+def plain_recurrence() -> Iterator[None]:
+    """Recurrent layers by BLAS and NumPy's functions in this process, wherever a graph runs."""
+
+    def sum_of(start: Array, left: Array, right: Array) -> Array:
+        return start + left @ right
+
+    def sigmoid(x: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return 1 / (1 + np.exp(-x))
+
+    own = [(m, n, getattr(m, n)) for m, n in ((lstm, "chain"), (recurrent, "chain"))]
+    own += [(lstm, "sigmoid32", lstm.sigmoid32), (lstm, "tanh32", lstm.tanh32)]
+    try:
+        for (module, name, _), f in zip(own, (sum_of, sum_of, sigmoid, np.tanh), strict=True):
+            setattr(module, name, f)
+        yield
+    finally:
+        for module, name, f in own:
+            setattr(module, name, f)
 
 
 @lru_cache(maxsize=1024)

@@ -206,6 +206,9 @@ def refused(odt: Cli, files: tuple[Path, Path], *more: object) -> str:
         ({"group": np.zeros(COUNT, int)}, "1 groups of 24 samples are too few for a trial"),
         ({"group": np.zeros((COUNT, 2), int)}, "group has shape [24, 2], but there are 24 samples"),
         ({"y": np.full(COUNT, 9)}, "classes 0 to 4"),
+        ({"y": np.array(3)}, "y has shape []"),
+        ({"y": np.zeros(COUNT - 1, int)}, "y has shape [23], but x has 24 samples"),
+        ({"x": np.full((COUNT, 3, SIZE, SIZE), np.nan, np.float32)}, "NaN or infinite"),
     ],
 )  # fmt: skip
 def test_samples_that_no_trial_can_use(

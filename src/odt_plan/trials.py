@@ -8,7 +8,7 @@ samples that were held out. Folds and orders are the same for all sets, so diffe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, nan
 from pathlib import Path
@@ -102,7 +102,7 @@ class Trials:
     """Trials of one request."""
 
     def __init__(self, request: Request, samples: Path | None, watch: Watch) -> None:
-        """Read the samples.
+        """Read the samples, and measure the tables on them.
 
         Raises:
             UsageError: As ``plan_by_trial``.
@@ -115,8 +115,10 @@ class Trials:
         watch.begin(request.time_limit_s)
         self._request, self._watch = request, watch
         self._imported = import_requested(request, watch)
-        self._wanted = Wanted(TRIAL, samples, request.freeze_before)
-        x, y, groups = labelled_samples(self._imported.forward, request.spec, self._wanted)
+        wanted = Wanted(TRIAL, samples, request.freeze_before)
+        source, forward = Source(request.model, request.importing), self._imported.forward
+        self._tables = gradient_tables(source, forward, request.spec, wanted, watch)
+        x, y, groups = labelled_samples(forward, request.spec, wanted)
         assert samples is not None
         batch, micro_batches = request.importing.batch, request.spec.micro_batches
         try:
@@ -133,7 +135,7 @@ class Trials:
         Raises:
             UsageError, InfeasibleError, KeyboardInterrupt: As ``plan_by_trial``.
         """
-        return _distinct(_plans(self._request, self._imported, self._wanted, self._watch))
+        return _distinct(_plans(self._request, self._imported, self._tables, self._watch))
 
     def run(self, found: Sequence[Entry], jobs: int | None = None) -> Outcome:
         """Train all sets; the same folds and orders for each.
@@ -171,13 +173,13 @@ class Trials:
 
 
 def _plans(
-    request: Request, imported: Imported, wanted: Wanted, watch: Watch
+    request: Request,
+    imported: Imported,
+    tables: Mapping[str, ImportanceTable],
+    watch: Watch,
 ) -> dict[str, PlannedModel]:
     """By name of the table or usual set, that of the measured default first."""
-    source = Source(request.model, request.importing)
-    tables = gradient_tables(source, imported.forward, request.spec, wanted, watch)
-    first = tables.pop(DEFAULT)
-    every: dict[str, ImportanceTable | None] = {DEFAULT: first, "prior": None, **tables}
+    every = {DEFAULT: tables[DEFAULT], "prior": None, **tables}
     made: dict[str, PlannedModel] = {}
     more = len(last_layers(imported, request)) - 1
     left = len(every) + 2 + more.bit_length()  # plans that may still have to be made

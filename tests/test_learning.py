@@ -12,6 +12,7 @@ from onnx_files import export
 from test_compare import labelled
 from test_importance import small
 
+from odt_plan.ir.errors import InfeasibleError
 from odt_plan.usual_sets import LAYERS
 
 
@@ -39,6 +40,7 @@ class Corner:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setenv("ODT_PLAN_CACHE", str(tmp_path / "cache"))
     for batch in ("TESTED", "BATCHED"):
         monkeypatch.setattr(learning, batch, 1)  # the file has a fixed batch
     monkeypatch.setattr(learning, "SHARES", (0.1, 0.5))
@@ -68,3 +70,28 @@ def test_rows_tell_every_strategy(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     assert bench.accuracies("all", learning.PLENTY).mean() > bench.untouched().mean() + 0.1
     share = [r for r in rows if r.startswith("| score of the")]
     assert len(share) == 2
+    (tried,) = [r for r in rows if r.startswith("| **plan by trial** | ")]
+    least, _ = bench._smallest()
+    assert any(f"The least that any update takes is {least:,} B" in r for r in rows)
+    best = bench.accuracies("trial", bench.budgets[0])
+    assert f"| {100 * best.mean():.1f} ± " in tried
+    assert sum(r.startswith("| trial less ") for r in rows) == 6
+
+
+def test_the_trial_is_that_of_the_planner(bench: Bench) -> None:
+    draw, ram = bench._draws[0], bench.budgets[0]
+    tried = bench.tried(draw, ram)
+    outcome = tried._trials.run(tried._entries, 1)
+    told = tried._trials.planned(outcome).plan.decisions.trial
+    assert told is not None
+    assert told.chosen == tried.chosen
+    assert bench._accuracy(draw, "trial", ram) == bench._accuracy(draw, tried.chosen, ram)
+
+
+def test_nothing_is_trained_in_less_than_the_least(bench: Bench) -> None:
+    least, bound = bench._smallest()
+    assert bound <= least < bench.least
+    draw = bench._draws[0]
+    assert bench._plan(draw, least, "auto")[1] <= least
+    with pytest.raises(InfeasibleError):
+        bench._plan(draw, bound - 4, "auto")

@@ -255,16 +255,18 @@ def test_no_plan_is_explained_once(odt: Cli, files: tuple[Path, Path]) -> None:
 def test_ctrl_c_takes_the_plan_of_the_measured_default(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = Watch()
+    watch, calls = Watch(), []
     run = Judged.run
 
     def stopping(self: Judged[Any]) -> object:
+        calls.append(self.name)
         watch.stop()
         return run(self)
 
     monkeypatch.setattr(Judged, "run", stopping)
     planned = plan_by_trial(request(files), watch, files[1])
     decided = planned.plan.decisions
+    assert len(calls) == 1
     assert decided.trial is None
     assert decided.importance_source.startswith("gradient, measured on 24 samples")
     assert "; stopped before " in decided.importance_source

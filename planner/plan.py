@@ -361,7 +361,7 @@ class TriedSet(_Record):
         lr: Step size that did best.
         loss: Mean over all samples, each judged while it was held out; None: not finite.
         more: Mean of ``loss`` less that of the set with the least, over pairs; None: not finite.
-        error: Standard error of ``more``; 0 for the set with the least.
+        error: Standard error of ``more``, by groups of samples; 0 for the set with the least.
     """
 
     names: tuple[str, ...] = Field(min_length=1)
@@ -385,7 +385,7 @@ class Trial(_Record):
         seed: Of the folds and of the order of the samples, the same for all sets.
         before: Mean loss without any training.
         chosen: The set of this plan, one of the names of ``tried``: of those whose ``more`` is no
-            larger than its ``error`` that of least RAM.
+            larger than its ``error`` that with the highest score by the prior.
         tried: All sets.
     """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, inf, isfinite
+from math import ceil, inf, isfinite, nan
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +30,9 @@ FOLDS = 4
 LEAST_SAMPLES = 16
 #: A training has this many updates and passes at least.
 UPDATES, PASSES = 200, 2
-#: Step sizes: each set begins with the middle ones and goes on while the outermost does best.
+#: Step sizes: each set begins with these, and goes on as long as the outermost does best.
 RATES = tuple(float(f"{m}e{e}") for e in range(-6, 1) for m in (1, 3))
-FIRST_RATES = (0.001, 0.003, 0.01)
-#: So many step sizes go on from the first fold to the others.
-KEPT_RATES = 2
+FIRST_RATES = (0.001, 0.003)
 
 Losses = NDArray[np.float64]
 
@@ -58,8 +56,12 @@ class Result:
     @property
     def loss(self) -> float:
         """Mean; infinite where it is none."""
-        mean = float(self.losses.mean())
-        return mean if isfinite(mean) else inf
+        return _mean(self.losses)
+
+
+def _mean(losses: Losses) -> float:
+    mean = float(losses.mean())
+    return mean if isfinite(mean) else inf
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,15 @@ class Course:
 
     Attributes:
         data: Labelled samples.
-        folds: Indices of the samples of each part.
+        folds: Indices of the samples of each part, group by group.
+        groups: Group of each micro-batch that is held out, fold by fold: that of its first sample.
         epochs: Passes over what is not held out.
         seed: Of the order of the samples.
     """
 
     data: Labelled
     folds: tuple[NDArray[np.int64], ...]
+    groups: NDArray[np.int64]
     epochs: int
     seed: int
 
@@ -107,22 +111,37 @@ def course_of(
             f"group has shape {list(each.shape)}, but there are {data.count} samples; it takes the"
             " number of a recording, say, for each"
         )
-    folds = _folds(each, seed)
+    unique, of = np.unique(each, return_inverse=True)
+    fold = np.random.default_rng(seed).permutation(len(unique))[of] % FOLDS
+    by_group = np.argsort(of, kind="stable")
+    folds = tuple(by_group[fold[by_group] == f] for f in range(FOLDS))
     most = max(map(len, folds))
     if min(map(len, folds)) < batch or data.count - most < update:
         raise UsageError(
-            f"{len(np.unique(each))} groups of {data.count} samples are too few for a trial, in"
-            f" which a part of them is held out; give {FOLDS} or more of one size"
+            f"{len(unique)} groups of {data.count} samples are too few for a trial, in which a"
+            f" part of them is held out; give {FOLDS} or more of one size"
         )
+    firsts = np.concatenate([of[f[: len(f) // batch * batch : batch]] for f in folds])
     epochs = max(PASSES, ceil(UPDATES * update / (data.count - most)))
-    return Course(data, folds, epochs, seed)
+    return Course(data, folds, firsts, epochs, seed)
 
 
-def _folds(groups: Array, seed: int) -> tuple[NDArray[np.int64], ...]:
-    """Indices of the samples of each fold; a group is in one of them, whole."""
-    unique, of = np.unique(groups, return_inverse=True)
-    fold = np.random.default_rng(seed).permutation(len(unique))[of] % FOLDS
-    return tuple(np.flatnonzero(fold == f) for f in range(FOLDS))
+def difference(more: Losses, groups: NDArray[np.int64]) -> tuple[float, float]:
+    """Mean of paired differences, and its standard error; NaN where one is not finite.
+
+    Micro-batches of one group are not independent: the error is that of a mean over clusters of
+    different sizes (a ratio estimator, linearized; Cochran, Sampling Techniques, 1977). Where each
+    is a group of its own it is the usual one.
+
+    Args:
+        more: Differences [micro-batches].
+        groups: Of each micro-batch.
+    """
+    if not np.isfinite(more).all():
+        return nan, nan
+    mean = float(more.mean())
+    sums = np.bincount(np.unique(groups, return_inverse=True)[1], more - mean)
+    return mean, float(np.sqrt((sums**2).sum() * sums.size / (sums.size - 1)) / more.size)
 
 
 def _held_out(session: Session, tested: Labelled) -> tuple[float, ...]:
@@ -172,38 +191,34 @@ class Trainer:
             StoppedTrialError: The watch was asked to stop.
             UsageError: The data do not fit the model, or a training failed.
         """
-        entries = range(len(self._plans))
-        rates = {e: list(FIRST_RATES) for e in entries}
-        todo = [(e, r, 0) for e in entries for r in FIRST_RATES]
+        sets = range(len(self._plans))
+        rates = {e: list(FIRST_RATES) for e in sets}
+        todo = [(e, r) for e in sets for r in FIRST_RATES]
         while todo:
-            self._train(todo)
+            self._train([(e, r, f) for f in range(FOLDS) for e, r in todo])
             todo = []
-            for e in entries:
+            for e in sets:
                 if (more := self._further(e, rates[e])) is not None:
                     rates[e].append(more)
-                    todo.append((e, more, 0))
-        for e in entries:
-            rates[e].sort(key=lambda r: self._mean(e, r, 1))
-            del rates[e][KEPT_RATES:]
-        self._train([(e, r, f) for f in range(1, FOLDS) for e in entries for r in rates[e]])
-        best = [min(rates[e], key=lambda r: self._mean(e, r, FOLDS)) for e in entries]
-        return [Result(r, self._all(e, r, FOLDS)) for e, r in enumerate(best)]
+                    todo.append((e, more))
+        best = [min(rates[e], key=lambda r: self._loss(e, r)) for e in sets]
+        return [Result(r, self._all(e, r)) for e, r in enumerate(best)]
 
     def _further(self, e: int, known: Sequence[float]) -> float | None:
         """A step size beyond the outermost one, where that does best."""
-        best = min(known, key=lambda r: self._mean(e, r, 1))
+        best = min(known, key=lambda r: self._loss(e, r))
         at = RATES.index(best)
         for end, next_ in ((min(known), at - 1), (max(known), at + 1)):
             if best == end and 0 <= next_ < len(RATES) and RATES[next_] not in known:
                 return RATES[next_]
         return None
 
-    def _all(self, e: int, rate: float, folds: int) -> Losses:
-        """Losses over the first folds."""
-        return np.concatenate([self._losses[e, rate, f] for f in range(folds)])
+    def _all(self, e: int, rate: float) -> Losses:
+        """Losses, fold by fold."""
+        return np.concatenate([self._losses[e, rate, f] for f in range(FOLDS)])
 
-    def _mean(self, e: int, rate: float, folds: int) -> float:
-        return Result(rate, self._all(e, rate, folds)).loss
+    def _loss(self, e: int, rate: float) -> float:
+        return _mean(self._all(e, rate))
 
     def _train(self, todo: Sequence[tuple[int, float, int]]) -> None:
         """Train what is not kept from before."""

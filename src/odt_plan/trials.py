@@ -10,30 +10,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite, nan
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .contributions import Source
 from .held_out import (
     FOLDS,
-    Losses,
     Result,
     StoppedTrialError,
     Trainer,
     course_of,
+    difference,
     learned_by,
     loss_before,
 )
+from .ir.candidates import candidates
 from .ir.errors import InfeasibleError, UsageError
 from .local_pool import cores
 from .measuring import DEFAULT, Wanted, gradient_tables, labelled_samples
+from .planner.importance import prior
 from .planner.imported import Imported, import_requested
 from .planner.pipeline import PlannedModel, Request, make_plan
 from .planner.plan import ImportanceTable, Trial, TriedSet
 from .planner.progress import Watch
-from .planner.rebuild import file_sha256
+from .planner.rebuild import file_sha256, updates_of
 from .planner.search import StoppedEarlyError
 from .sessions import Labelled, workers
 from .usual_sets import last_layers, usual_plans
@@ -147,7 +150,15 @@ class Trials:
             plans = [(e.names[0], e.planned.plan) for e in found]
             trainer = Trainer(plans, self._request.model, self._course, self._watch, pool)
             results = trainer.run()
-        return Outcome(found, results, _chosen(found, results))
+        worth = [self._worth(e) for e in found]
+        return Outcome(found, results, _chosen(results, worth, self._course.groups))
+
+    def _worth(self, entry: Entry) -> int:
+        """Score of a set by the prior."""
+        updates = updates_of(entry.planned.plan)
+        every = [*candidates(self._imported.forward), *updates]
+        found = prior(self._imported.forward, every)
+        return sum(found[u] for u in updates)
 
     def planned(self, outcome: Outcome) -> PlannedModel:
         """The plan that is chosen; it tells of the trial."""
@@ -163,7 +174,7 @@ class Trials:
                 loss_before(best.planned.plan, self._request.model, course.data)
             ),
             chosen=best.names[0],
-            tried=_told(outcome),
+            tried=_told(outcome, course.groups),
         )
         note = f"; update set chosen by trial: {best.names[0]}, of {len(outcome.entries)} sets"
         return _with_source(best.planned, note, record)
@@ -233,11 +244,19 @@ def _distinct(made: dict[str, PlannedModel]) -> list[Entry]:
 # --- the choice -----------------------------------------------------------------------------------
 
 
-def _chosen(found: Sequence[Entry], results: Sequence[Result]) -> int:
-    """Of the sets that the trial can't tell from the one with the least loss, that of least RAM.
+def _chosen(
+    results: Sequence[Result], worth: Sequence[int], groups: NDArray[np.int64]
+) -> int:
+    """Of the sets that the trial can't tell from the one with the least loss, that of most worth.
 
     It can't where the mean of paired differences is no more than its standard error. On draws of
-    the benchmark that no result is measured on, that learns as much as the least loss itself.
+    the benchmark that no result is measured on, this learns more than the least loss by itself,
+    and more than the least RAM of those that are alike.
+
+    Args:
+        results: Of the sets.
+        worth: Their scores by the prior.
+        groups: Of the micro-batches.
 
     Raises:
         UsageError: No set has a finite loss.
@@ -245,20 +264,20 @@ def _chosen(found: Sequence[Entry], results: Sequence[Result]) -> int:
     least = min(results, key=lambda r: r.loss)
     if not isfinite(least.loss):
         raise UsageError("trial: no training ends in a finite loss; scale the samples")
-    alike = [i for i, r in enumerate(results) if _alike(r.losses - least.losses)]
-    return min(alike, key=lambda i: found[i].planned.plan.claims.ram_bytes.total)
+    alike = []
+    for i, r in enumerate(results):
+        more, error = difference(r.losses - least.losses, groups)
+        if more <= error:  # never where one is not finite
+            alike.append(i)
+    return max(alike, key=worth.__getitem__)
 
 
-def _alike(more: Losses) -> bool:
-    return bool(more.mean() <= _standard_error(more))  # never of what is not finite
-
-
-def _told(outcome: Outcome) -> tuple[TriedSet, ...]:
+def _told(outcome: Outcome, groups: NDArray[np.int64]) -> tuple[TriedSet, ...]:
     least = min(outcome.results, key=lambda r: r.loss)
     told = []
     for entry, r in zip(outcome.entries, outcome.results, strict=True):
         claims, updates = entry.planned.plan.claims, entry.planned.plan.decisions.updates
-        more = r.losses - least.losses
+        more, error = difference(r.losses - least.losses, groups)
         told.append(
             TriedSet(
                 names=entry.names,
@@ -266,15 +285,11 @@ def _told(outcome: Outcome) -> tuple[TriedSet, ...]:
                 ram_bytes=claims.ram_bytes.total,
                 lr=r.lr,
                 loss=_finite(r.loss),
-                more=_finite(more.mean()),
-                error=_finite(_standard_error(more)),
+                more=_finite(more),
+                error=_finite(error),
             )
         )
     return tuple(told)
-
-
-def _standard_error(a: Losses) -> float:
-    return float(a.std(ddof=1) / np.sqrt(a.size)) if np.isfinite(a).all() else nan
 
 
 def _finite(x: float) -> float | None:

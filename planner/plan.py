@@ -360,8 +360,8 @@ class TriedSet(_Record):
         ram_bytes: Of its plan.
         lr: Step size that did best.
         loss: Mean over all samples, each judged while it was held out; None: not finite.
-        more: Mean of ``loss`` less that of the set with the least, over pairs; None: not finite.
-        error: Standard error of ``more``, by groups of samples; 0 for the set with the least.
+        more: Mean of ``loss`` less that of the first set, over pairs; None: not finite.
+        error: Standard error of ``more``, by groups of samples; 0 for the first set.
     """
 
     names: tuple[str, ...] = Field(min_length=1)
@@ -369,7 +369,7 @@ class TriedSet(_Record):
     ram_bytes: NonNegativeInt
     lr: PositiveFloat
     loss: float | None
-    more: NonNegativeFloat | None
+    more: float | None
     error: NonNegativeFloat | None
 
 
@@ -384,9 +384,9 @@ class Trial(_Record):
         epochs: Passes over the samples in each training.
         seed: Of the folds and of the order of the samples, the same for all sets.
         before: Mean loss without any training.
-        chosen: The set of this plan, one of the names of ``tried``: of those whose ``more`` is no
-            larger than its ``error`` that with the highest score by the prior.
-        tried: All sets.
+        chosen: The set of this plan, one of the names of ``tried``: the first one, or of those
+            whose loss is less by more than three times its ``error`` that with the least.
+        tried: All sets, that of the measured default first.
     """
 
     file: str

@@ -79,10 +79,11 @@ def test_the_plan_tells_all_sets_and_is_the_same_again(
     assert sorted(names) == sorted(SETS)
     assert all(t.ram_bytes <= RAM for t in trial.tried)
     assert (trial.samples, trial.folds, trial.seed) == (COUNT, FOLDS, 0)
-    least = min(t.loss for t in trial.tried if t.loss is not None)
     assert trial.before is not None
-    assert least < trial.before
-    assert [t.more for t in trial.tried if t.loss == least] == [0.0]
+    assert all(t.loss is not None and t.loss < trial.before for t in trial.tried)
+    assert trial.tried[0].names[0] == "gradient"
+    assert (trial.tried[0].more, trial.tried[0].error) == (0.0, 0.0)
+    assert "more than gradient" in " ".join(ran.out.split())
     assert trial.chosen in written["decisions"]["importance_source"]
     assert odt("verify", out / "plan.json").code == 0
     monkeypatch.setenv("ODT_PLAN_CACHE", str(tmp_path / "other"))  # nothing of it is kept
@@ -96,8 +97,13 @@ def test_losses_are_those_of_sessions_by_the_plans(files: tuple[Path, Path]) -> 
     outcome = trial.run(trial.entries())
     told = trial.planned(outcome).plan.decisions.trial
     assert told is not None
-    at = next(i for i, e in enumerate(outcome.entries) if "last layer" in e.names)
-    planned = make_plan(request(files, train=("last",)))
+    first = outcome.entries[0]
+    assert len(first.names) > 1  # and of sets that are equal the plan is that of the first
+    assert first.planned.plan.asked is not None
+    assert first.planned.plan.asked.importance is not None
+    assert first.planned.plan.asked.importance.method == "gradient"
+    at = next(i for i, e in enumerate(outcome.entries) if "biases" in e.names)
+    planned = make_plan(request(files, train=("bias",)))
     x, y = labelled(COUNT, 0)
     losses = []
     groups = np.random.default_rng(0).permutation(COUNT) % FOLDS
@@ -110,8 +116,9 @@ def test_losses_are_those_of_sessions_by_the_plans(files: tuple[Path, Path]) -> 
         losses += [runtime.evaluate(a[None], b[None])[1] for a, b in pairs]
     assert told.tried[at].loss == pytest.approx(np.mean(losses), rel=1e-6)
     np.testing.assert_allclose(outcome.results[at].losses, losses, rtol=1e-6)
-    base = min(outcome.results, key=lambda r: r.loss).losses
+    base = outcome.results[0].losses
     more = np.array(losses) - base
+    assert at > 0
     assert told.tried[at].more == pytest.approx(more.mean(), abs=1e-6)
     assert told.tried[at].error == pytest.approx(more.std(ddof=1) / np.sqrt(COUNT), rel=1e-4)
 
@@ -332,35 +339,39 @@ def test_compare_trains_what_the_trial_chose(
 # ---- the choice ----------------------------------------------------------------------------------
 
 
-def pick(*sets: tuple[int, list[float]], groups: list[int] | None = None) -> int:
-    """Which of the sets (score by the prior, losses) is chosen."""
-    results = [held_out.Result(0.01, np.array(losses)) for _, losses in sets]
-    each = np.array(groups or range(len(sets[0][1])))
-    return trials._chosen(results, [worth for worth, _ in sets], each)
+def pick(*sets: list[float], groups: list[int] | None = None) -> int:
+    """Which of the sets, told by their losses, is chosen."""
+    results = [held_out.Result(0.01, np.array(losses)) for losses in sets]
+    return trials._chosen(results, np.array(groups or range(len(sets[0]))))
 
 
-def test_of_sets_that_are_alike_the_one_of_most_worth_is_chosen() -> None:
-    best = [1.0, 2.0, 3.0, 4.0]
-    unsure = [1.3, 1.7, 3.4, 3.8]  # more by 0.05 ± 0.18
-    worse = [1.3, 2.3, 3.2, 4.2]  # more by 0.25 ± 0.03
-    assert pick((400, best), (500, unsure)) == 1
-    assert pick((600, best), (500, unsure)) == 0
-    assert pick((400, best), (500, worse)) == 0
-    assert pick((500, worse), (450, best), (500, unsure), (900, worse)) == 2
+def test_the_measured_default_stands_unless_another_set_is_surely_better() -> None:
+    default = [1.0, 2.0, 3.0, 4.0]
+    unsure = [0.5, 1.9, 2.6, 3.8]  # less by 0.3 ± 0.091: 3.3 standard errors
+    sure = [0.7, 1.9, 2.7, 3.8]  # less by 0.225 ± 0.048: 4.7
+    assert pick(default, sure) == 1
+    assert pick(default, [0.45, 1.95, 2.6, 3.85]) == 0  # less by 0.2875 ± 0.114: 2.5
+    assert pick(default, unsure) == 1
+    assert pick(default, sure, unsure) == 2  # the least loss of those that are surely better
+    assert pick(default, sure, [0.0, 2.0, 2.0, 4.0]) == 1  # less by 0.5 ± 0.29: not among them
+    assert pick(default, [1.3, 2.3, 3.2, 4.2]) == 0
+    assert pick(default, default) == 0
 
 
 def test_a_loss_that_is_not_finite_is_never_chosen() -> None:
-    assert pick((900, [float("nan"), 1.0]), (2, [2.0, 3.0]), (950, [float("inf"), 0.0])) == 1
+    nan, inf = float("nan"), float("inf")
+    assert pick([2.0, 3.0], [nan, 1.0], [inf, 0.0], [-inf, 0.0]) == 0
+    assert pick([nan, 1.0], [2.0, 3.0], [1.0, 3.0], [inf, 0.0]) == 2
     with pytest.raises(UsageError, match="no training ends in a finite loss"):
-        pick((100, [float("nan"), 1.0]))
+        pick([nan, 1.0], [inf, 1.0])
 
 
 def test_samples_of_a_group_count_together() -> None:
-    best, other = [1.0] * 8, [1.4] * 4 + [0.9] * 4  # a recording is worse, another one better
-    assert pick((400, best), (500, other)) == 0
-    assert pick((400, best), (500, other), groups=[0] * 4 + [1] * 4) == 1
+    default, other = [1.0] * 8, [0.7, 0.7, 0.9, 0.9, 0.6, 0.6, 0.9, 0.9]
+    assert pick(default, other) == 1  # less by 0.225 ± 0.049
+    assert pick(default, other, groups=[0, 0, 1, 1, 2, 2, 3, 3]) == 0  # ± 0.075
     more, groups = np.array([0.5, 0.1, -0.3, 0.2, 0.4]), np.array([7, 7, 3, 9, 9])
     sums = np.array([0.6 - 2 * 0.18, -0.3 - 0.18, 0.6 - 2 * 0.18])
-    mean, error = held_out.difference(more, groups)
+    mean, error = held_out.difference(2 + more, np.full(5, 2.0), groups)
     assert mean == pytest.approx(0.18)
     assert error == pytest.approx(np.sqrt((sums**2).sum() * 3 / 2) / 5)

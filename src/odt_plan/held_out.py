@@ -126,19 +126,23 @@ def course_of(
     return Course(data, folds, firsts, epochs, seed)
 
 
-def difference(more: Losses, groups: NDArray[np.int64]) -> tuple[float, float]:
-    """Mean of paired differences, and its standard error; NaN where one is not finite.
+def difference(
+    losses: Losses, others: Losses, groups: NDArray[np.int64]
+) -> tuple[float, float]:
+    """Mean of paired differences, and its standard error; NaN where a loss is not finite.
 
     Micro-batches of one group are not independent: the error is that of a mean over clusters of
     different sizes (a ratio estimator, linearized; Cochran, Sampling Techniques, 1977). Where each
     is a group of its own it is the usual one.
 
     Args:
-        more: Differences [micro-batches].
+        losses: Of one set [micro-batches].
+        others: Of the set that it is compared with [micro-batches].
         groups: Of each micro-batch.
     """
-    if not np.isfinite(more).all():
+    if not np.isfinite([losses, others]).all():
         return nan, nan
+    more = losses - others
     mean = float(more.mean())
     sums = np.bincount(np.unique(groups, return_inverse=True)[1], more - mean)
     return mean, float(np.sqrt((sums**2).sum() * sums.size / (sums.size - 1)) / more.size)

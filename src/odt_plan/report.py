@@ -318,7 +318,7 @@ def _trial(out: Console, plan: Plan) -> None:
     if trial is None:
         return
     table = Table("tried", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("loss", "more than the least", "RAM", "tensors", "step size"):
+    for name in ("loss", f"more than {trial.tried[0].names[0]}", "RAM", "tensors", "step size"):
         table.add_column(name, justify="right")
     for t in trial.tried:
         mark = " (chosen)" if trial.chosen in t.names else ""

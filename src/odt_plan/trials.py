@@ -4,6 +4,7 @@ First-order gains of tensors overlap, so their sum does not tell which set of up
 Here each table of scores gives a plan, and so do the usual update sets that fit; each set is
 trained shortly on a part of the labelled samples, by its plan, and judged by its loss on the
 samples that were held out. Folds and orders are the same for all sets, so differences are paired.
+The plan of the measured default stands unless another set's loss is surely less.
 """
 
 from __future__ import annotations
@@ -27,22 +28,25 @@ from .held_out import (
     learned_by,
     loss_before,
 )
-from .ir.candidates import candidates
 from .ir.errors import InfeasibleError, UsageError
 from .local_pool import cores
 from .measuring import DEFAULT, Wanted, gradient_tables, labelled_samples
-from .planner.importance import prior
 from .planner.imported import Imported, import_requested
 from .planner.pipeline import PlannedModel, Request, make_plan
 from .planner.plan import ImportanceTable, Trial, TriedSet
 from .planner.progress import Watch
-from .planner.rebuild import file_sha256, updates_of
+from .planner.rebuild import file_sha256
 from .planner.search import StoppedEarlyError
 from .sessions import Labelled, workers
 from .usual_sets import last_layers, usual_plans
 
 #: What ``--importance`` calls it.
 TRIAL = "trial"
+#: Standard errors that a set must lead the measured default by. Up to six sets may, and a chance of
+#: one in twenty for all of them together takes 2.4 (Bonferroni); but the errors are too small, as
+#: any two of the trainings share two thirds of their samples, and no estimate of the variance of
+#: cross-validation is free of bias (Bengio and Grandvalet, JMLR 5, 2004). So it is one more half.
+LEAD = 3.0
 
 
 @dataclass(frozen=True)
@@ -150,15 +154,7 @@ class Trials:
             plans = [(e.names[0], e.planned.plan) for e in found]
             trainer = Trainer(plans, self._request.model, self._course, self._watch, pool)
             results = trainer.run()
-        worth = [self._worth(e) for e in found]
-        return Outcome(found, results, _chosen(results, worth, self._course.groups))
-
-    def _worth(self, entry: Entry) -> int:
-        """Score of a set by the prior."""
-        updates = updates_of(entry.planned.plan)
-        every = [*candidates(self._imported.forward), *updates]
-        found = prior(self._imported.forward, every)
-        return sum(found[u] for u in updates)
+        return Outcome(found, results, _chosen(results, self._course.groups))
 
     def planned(self, outcome: Outcome) -> PlannedModel:
         """The plan that is chosen; it tells of the trial."""
@@ -244,40 +240,33 @@ def _distinct(made: dict[str, PlannedModel]) -> list[Entry]:
 # --- the choice -----------------------------------------------------------------------------------
 
 
-def _chosen(
-    results: Sequence[Result], worth: Sequence[int], groups: NDArray[np.int64]
-) -> int:
-    """Of the sets that the trial can't tell from the one with the least loss, that of most worth.
+def _chosen(results: Sequence[Result], groups: NDArray[np.int64]) -> int:
+    """The first set, or of those that lead it by more than ``LEAD`` standard errors the best.
 
-    It can't where the mean of paired differences is no more than its standard error. On draws of
-    the benchmark that no result is measured on, this learns more than the least loss by itself,
-    and more than the least RAM of those that are alike.
+    A first set whose training has no finite loss stands behind all that have one.
 
     Args:
-        results: Of the sets.
-        worth: Their scores by the prior.
+        results: Of the sets, that of the measured default first.
         groups: Of the micro-batches.
 
     Raises:
         UsageError: No set has a finite loss.
     """
-    least = min(results, key=lambda r: r.loss)
-    if not isfinite(least.loss):
+    among: Sequence[int] = range(len(results))
+    if isfinite(results[0].loss):
+        more = [difference(r.losses, results[0].losses, groups) for r in results]
+        among = [0, *(i for i in among if more[i][0] < -LEAD * more[i][1])]
+    best = min(among, key=lambda i: results[i].loss)
+    if not isfinite(results[best].loss):
         raise UsageError("trial: no training ends in a finite loss; scale the samples")
-    alike = []
-    for i, r in enumerate(results):
-        more, error = difference(r.losses - least.losses, groups)
-        if more <= error:  # never where one is not finite
-            alike.append(i)
-    return max(alike, key=worth.__getitem__)
+    return best
 
 
 def _told(outcome: Outcome, groups: NDArray[np.int64]) -> tuple[TriedSet, ...]:
-    least = min(outcome.results, key=lambda r: r.loss)
     told = []
     for entry, r in zip(outcome.entries, outcome.results, strict=True):
         claims, updates = entry.planned.plan.claims, entry.planned.plan.decisions.updates
-        more, error = difference(r.losses - least.losses, groups)
+        more, error = difference(r.losses, outcome.results[0].losses, groups)
         told.append(
             TriedSet(
                 names=entry.names,

@@ -137,7 +137,7 @@ class Training:
             metavar="METHOD|FILE",
             help="Score of updates: gradient, fisher, magnitude or contribution, measured on"
             " --calib with labels y; prior; or a table name,score[,ratio] as CSV or JSON; trial:"
-            " the set that learns best of those by the cheap scores and the usual ones."
+            " the set by gradient, unless another cheap score's or a usual one clearly learns more."
             "  [default: gradient if --calib has y, else prior]",
         ),
     ] = None

@@ -4,7 +4,7 @@ First-order gains of tensors overlap, so their sum does not tell which set of up
 Here each table of scores gives a plan, and so do the usual update sets that fit; each set is
 trained shortly on a part of the labelled samples, by its plan, and judged by its loss on the
 samples that were held out. Folds and orders are the same for all sets, so differences are paired.
-The plan of the measured default stands unless another set's loss is surely less.
+The plan of the measured default stands unless another set's loss is clearly less.
 """
 
 from __future__ import annotations

@@ -280,6 +280,7 @@ class Bench:
         self.task, self._draws, self._others = task, task.draws(), task.others()
         self._learned: dict[tuple[Draw, Updates, float], float] = {}
         self._rates: dict[tuple[str, int], float] = {}
+        self._plans: dict[tuple[Draw, int, tuple[str, ...]], tuple[Updates, int]] = {}
         self._trials: dict[tuple[Draw, int], _Tried] = {}
         low, high = (self._plan(self._others[0], PLENTY, train)[1] for train in ("last", "all"))
         self.budgets = tuple(round(low + s * (high - low)) // 4 * 4 for s in SHARES)
@@ -301,8 +302,10 @@ class Bench:
         Raises:
             InfeasibleError: There is none.
         """
-        plan = make_plan(self._request(draw, ram, train)).plan
-        return tuple(updates_of(plan)), plan.claims.ram_bytes.total
+        if (draw, ram, train) not in self._plans:
+            plan = make_plan(self._request(draw, ram, train)).plan
+            self._plans[draw, ram, train] = tuple(updates_of(plan)), plan.claims.ram_bytes.total
+        return self._plans[draw, ram, train]
 
     def tried(self, draw: Draw, ram: int) -> _Tried:
         """The trial on the samples that are learned from; its sets are planned at once."""

@@ -19,9 +19,10 @@ from odt_plan.ir.import_options import ImportOptions, Lora
 from odt_plan.ir.training import OptimizerName, TrainingSpec
 from odt_plan.planner.device import load_device
 from odt_plan.planner.pipeline import Request, make_plan
+from odt_plan.usual_sets import LAYERS
 
 from . import learning
-from .learning import PLENTY, Bench, Draw, Task, _told
+from .learning import METHODS, PLENTY, Bench, Draw, Task, Updates, _told
 from .models import shared
 from .results import put
 
@@ -30,6 +31,7 @@ RANKS = (1, 4)
 #: Larger step sizes that adapters are tried with, too: B begins at zero, and few numbers move.
 FASTER = (3.0, 10.0, 30.0)
 TASKS = ("activity", "usps")
+PRIOR, ADAPTERS = METHODS[0], "adapters"
 OPTIMIZERS: tuple[OptimizerName, ...] = ("sgd", "adam")
 #: KWT-1: what is trained, and with which adapters.
 KWT = (
@@ -40,39 +42,45 @@ KWT = (
 )
 
 
-def _with(draw: Draw, rank: int) -> Draw:
-    return replace(draw, lora=Lora(rank, rank))
+class _ByPrior(Bench):
+    """A bench whose plans by the prior are made alone, without those of a trial."""
+
+    def updates(self, draw: Draw, strategy: str, ram: int) -> Updates:
+        if strategy == PRIOR:
+            return self._plan(draw, ram, "auto")[0]
+        return super().updates(draw, strategy, ram)
 
 
-class _Adapted(Bench):
+class _Adapted(_ByPrior):
     """A bench that all draws have adapters of one rank in."""
 
     def __init__(self, task: Task, rank: int) -> None:
-        self.task = task
-        self._draws = [_with(d, rank) for d in task.draws()]
-        self._others = [_with(d, rank) for d in task.others()]
-        self._tables, self._learned, self._updates = {}, {}, {}
+        super().__init__(task)
+        self._draws, self._others = (
+            [replace(d, lora=Lora(rank, rank)) for d in draws]
+            for draws in (self._draws, self._others)
+        )
         self.ram = self._plan(self._others[0], PLENTY, "lora", "bias")[1]
 
-    def _find_updates(self, draw: Draw, strategy: str, ram: int) -> learning.Updates:
-        if strategy == "adapters":
+    def updates(self, draw: Draw, strategy: str, ram: int) -> Updates:
+        if strategy == ADAPTERS:
             return self._plan(draw, PLENTY, "lora", "bias")[0]
-        return super()._find_updates(draw, strategy, ram)
+        return super().updates(draw, strategy, ram)
 
 
 def _learning_rows(task: Task) -> Iterator[str]:
     """A row per update set, a column per budget."""
-    plain = Bench(task)
+    plain = _ByPrior(task)
     benches = [_Adapted(_faster(task), rank) for rank in RANKS]
     yield f"{task.about} Accuracy in %, mean ± standard deviation over the draws."
     yield ""
     yield "| update set | " + " | ".join(f"{b.ram:,} B (rank {r})" for r, b in zip(RANKS, benches, strict=True)) + " |"  # noqa: E501
     yield "|---" * (len(RANKS) + 1) + "|"
     rows = {
-        "all adapters and biases": lambda b: b.accuracies("adapters", b.ram),
-        "plan, adapters offered (prior)": lambda b: b.accuracies("prior", b.ram),
-        "plan, none offered (prior)": lambda b: plain.accuracies("prior", b.ram),
-        "the most last layers that fit": lambda b: plain.accuracies("last layers", b.ram),
+        "all adapters and biases": lambda b: b.accuracies(ADAPTERS, b.ram),
+        "plan, adapters offered (prior)": lambda b: b.accuracies(PRIOR, b.ram),
+        "plan, none offered (prior)": lambda b: plain.accuracies(PRIOR, b.ram),
+        "the most last layers that fit": lambda b: plain.accuracies(LAYERS, b.ram),
     }
     for name, measured in rows.items():
         cells = []

@@ -19,7 +19,6 @@ from oracle import Unconstrained, batch
 from odt_plan.backends.c.golden import random_samples
 from odt_plan.backends.numpy import Runtime
 from odt_plan.backends.numpy.gradients import measure_gradients
-from odt_plan.comparing import last_layers
 from odt_plan.ir.autodiff import build_training, candidates
 from odt_plan.ir.errors import InfeasibleError, UsageError
 from odt_plan.ir.graph import Graph
@@ -38,6 +37,7 @@ from odt_plan.planner.progress import Watch
 from odt_plan.planner.rebuild import rebuild, updates_of
 from odt_plan.planner.stages import Stages
 from odt_plan.planner.train_set import choose
+from odt_plan.usual_sets import last_layers
 
 Array = NDArray[Any]
 PLAN = Path("out") / "plan.json"

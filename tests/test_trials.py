@@ -144,13 +144,13 @@ def test_equal_sets_are_trained_once_and_kept(
     assert not calls
 
 
-def by_fixed_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Biases are said to be best."""
+def by_fixed_set(monkeypatch: pytest.MonkeyPatch, name: str = "biases") -> None:
+    """A set is said to be best."""
     run = Trials.run
 
     def best(self: Trials, found: Any, jobs: int | None = None) -> Outcome:
         outcome = run(self, found, jobs)
-        return replace(outcome, best=next(i for i, e in enumerate(found) if "biases" in e.names))
+        return replace(outcome, best=next(i for i, e in enumerate(found) if name in e.names))
 
     monkeypatch.setattr(Trials, "run", best)
 
@@ -169,6 +169,22 @@ def test_a_set_without_scores_has_no_bound_on_learning(
     told = odt("explain", out / "plan.json", "fc.bias").out
     assert "as given by the trial, which chose the biases" in told
     assert "set chosen by trial: biases, of" in told
+    assert odt("verify", out / "plan.json").code == 0
+
+
+def test_adapters_are_a_set_where_they_are_offered(
+    odt: Cli, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_fixed_set(monkeypatch, "adapters")
+    out = tmp_path / "out"
+    ran = odt(*words(files, "--lora", 1, "-o", out))
+    assert ran.code == 0, ran.err
+    decided = Plan.model_validate_json((out / "plan.json").read_text()).decisions
+    assert decided.trial is not None
+    names = [n for t in decided.trial.tried for n in t.names]
+    assert sorted(names) == sorted({*SETS, "adapters"})
+    chosen = {u.param.split(".lora_")[-1] for u in decided.updates if u.ratio}
+    assert chosen == {"A", "B"}
     assert odt("verify", out / "plan.json").code == 0
 
 

@@ -42,10 +42,10 @@ from .usual_sets import last_layers, usual_plans
 
 #: What ``--importance`` calls it.
 TRIAL = "trial"
-#: Standard errors that a set must lead the measured default by. Up to six sets may, and a chance of
-#: one in twenty for all of them together takes 2.4 (Bonferroni); but the errors are too small, as
-#: any two of the trainings share two thirds of their samples, and no estimate of the variance of
-#: cross-validation is free of bias (Bengio and Grandvalet, JMLR 5, 2004). So it is one more half.
+#: Standard errors that a set must lead the measured default by. Up to seven sets may, and a chance
+#: of one in twenty for all of them together takes 2.4 (Bonferroni); but the errors are too small,
+#: as any two of the trainings share two thirds of their samples, and no estimate of the variance of
+#: cross-validation is free of bias (Bengio and Grandvalet, JMLR 5, 2004). Hence three.
 LEAD = 3.0
 
 
@@ -189,7 +189,8 @@ def _plans(
     every = {DEFAULT: tables[DEFAULT], "prior": None, **tables}
     made: dict[str, PlannedModel] = {}
     more = len(last_layers(imported, request)) - 1
-    left = len(every) + 2 + more.bit_length()  # plans that may still have to be made
+    usual_ones = 2 + more.bit_length() + bool(imported.forward.adapters)
+    left = len(every) + usual_ones  # plans that may still have to be made
 
     def plan(name: str, asked: Request) -> PlannedModel:
         nonlocal left

@@ -1,4 +1,4 @@
-"""Update sets that are usual without any planner: the last layer, biases, the last layers."""
+"""Update sets that are usual without any planner: last layers, biases, adapters."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from .planner.imported import Imported
 from .planner.pipeline import PlannedModel, Request
 
 LAST, BIASES, LAYERS = "last layer", "biases", "last layers that fit"
+#: Where ``--lora`` puts some beside the layers.
+ADAPTERS = "adapters"
 #: Plans a named set of ``--train`` items; text: why there is no plan.
 Made = Callable[[str, tuple[str, ...]], PlannedModel | str]
 
@@ -24,6 +26,8 @@ def usual_plans(
     yield BIASES, made(BIASES, ("bias",))
     more = last_layers(imported, request)[1:]
     yield LAYERS, last if isinstance(last, str) else _most(last, more, made)
+    if imported.forward.adapters:
+        yield ADAPTERS, made(ADAPTERS, ("lora",))
 
 
 def _most(best: PlannedModel, more: list[tuple[str, ...]], made: Made) -> PlannedModel:

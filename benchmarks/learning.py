@@ -38,7 +38,7 @@ from odt_plan.planner.pipeline import Planner, Request, make_plan
 from odt_plan.planner.plan import ImportanceTable
 from odt_plan.planner.progress import Watch
 from odt_plan.planner.rebuild import updates_of
-from odt_plan.trials import TRIAL, Trials
+from odt_plan.trials import TRIAL, Outcome, Trials
 from odt_plan.usual_sets import BIASES, LAST, LAYERS
 
 from . import adaptation
@@ -435,6 +435,9 @@ class Bench:
         chosen = [Counter(self.tried(d, b).chosen for d in self._draws) for b in self.budgets]
         told = [", ".join(f"{n} {s}" for s, n in c.most_common()) for c in chosen]
         yield f"| chosen by trial | {' | '.join(told)} |"
+        leads = [max(self.tried(d, b).lead for d in self._draws) for b in self.budgets]
+        told = [f"{lead:.1f} ({name})" for lead, name in leads]
+        yield f"| largest lead of a set over gradient's, in standard errors | {' | '.join(told)} |"
         yield ""
         yield self._quarter()
         yield ""
@@ -517,7 +520,18 @@ class _Tried:
     @cached_property
     def chosen(self) -> str:
         """Name of the set."""
-        return self._entries[self._trials.run(self._entries, 1).best].names[0]
+        return self._entries[self._outcome.best].names[0]
+
+    @cached_property
+    def lead(self) -> tuple[float, str]:
+        """The largest of a set over that of the measured default, in standard errors; whose."""
+        trial = self._trials.planned(self._outcome).plan.decisions.trial
+        assert trial is not None
+        return max((-t.more / t.error, t.names[0]) for t in trial.tried if t.more and t.error)
+
+    @cached_property
+    def _outcome(self) -> Outcome:
+        return self._trials.run(self._entries, 1)
 
 
 def _paired(less: Floats) -> str:

@@ -13,6 +13,7 @@ from test_compare import labelled
 from test_importance import small
 
 from odt_plan.ir.errors import InfeasibleError
+from odt_plan.trials import LEAD
 from odt_plan.usual_sets import LAYERS
 
 
@@ -85,6 +86,9 @@ def test_the_trial_is_that_of_the_planner(bench: Bench) -> None:
     told = tried._trials.planned(outcome).plan.decisions.trial
     assert told is not None
     assert told.chosen == tried.chosen
+    best = min(t.more / t.error for t in told.tried[1:] if t.more is not None and t.error)
+    assert tried.lead[0] == -best
+    assert (tried.chosen == "gradient") == (-best <= LEAD)
     assert bench._accuracy(draw, "trial", ram) == bench._accuracy(draw, tried.chosen, ram)
 
 

@@ -44,8 +44,10 @@ def asked(odt: Cli, patch: pytest.MonkeyPatch, command: str, words: tuple[str, .
     """The request that a command makes of these words."""
     made: list[Request] = []
 
-    def caught(options: planning.PlanOptions, watch: Watch | None = None) -> Request:
-        made.append(make_request(options, watch))
+    def caught(
+        options: planning.PlanOptions, watch: Watch | None = None, *, trial: bool = False
+    ) -> Request:
+        made.append(make_request(options, watch, trial=trial))
         raise UsageError("that is enough")
 
     patch.setattr(planning, "make_request", caught)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def _learning_rows(task: Task) -> Iterator[str]:
     benches = [_Adapted(_faster(task), rank) for rank in RANKS]
     yield f"{task.about} Accuracy in %, mean ± standard deviation over the draws."
     yield ""
-    yield "| update set | " + " | ".join(f"{b.ram:,} B (rank {r})" for r, b in zip(RANKS, benches, strict=True)) + " |"  # noqa: E501
+    budgets = [f"{b.ram:,} B (rank {r})" for r, b in zip(RANKS, benches, strict=True)]
+    yield f"| update set | {' | '.join(budgets)} |"
     yield "|---" * (len(RANKS) + 1) + "|"
     rows = {
         "all adapters and biases": lambda b: b.accuracies(ADAPTERS, b.ram),
@@ -101,8 +103,9 @@ def _learning_rows(task: Task) -> Iterator[str]:
 
 def _faster(task: Task) -> Task:
     """The task with larger step sizes as well."""
-    more = tuple(task.rates[-1] * factor for factor in FASTER)
-    return replace(task, rates=(*task.rates, *more))  # type: ignore[type-var]
+    faster = copy(task)
+    faster.rates = (*task.rates, *(task.rates[-1] * factor for factor in FASTER))
+    return faster
 
 
 def _kwt_rows(folder: Path) -> Iterator[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass, field, replace
 
+from .assemble import ROUNDING
 from .at_once import fitting
 from .choice import Cut, Make, Unfit, cuts_of
 from .core import Tree
@@ -39,8 +40,6 @@ LATE_SHARE = 0.6
 COARSE, PART = 0.01, 0.2
 #: Part of the gap that a choice may leave that is hardly better than the plan.
 FINE = 0.25
-#: Relative, what is better at all.
-LEAST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ class Joint:
                 return fits or most.status == "infeasible"
             if not self._better(most.bound):
                 return True
-            slightly = gap <= self.gap and most.value > self.reached * (1 + LEAST)
+            slightly = gap <= self.gap and most.value > self.reached * (1 + ROUNDING)
             if not (slightly or self._better(most.value)):
                 finer = self.gap if gap > self.gap else FINE * self.gap
                 if finer >= gap:
@@ -172,6 +171,7 @@ class Joint:
         whole = ram_bytes == limits.ram_bytes
         if not whole:
             problem = replace(problem, limits=replace(limits, ram_bytes=ram_bytes))
+        # its bounds are of plans, so they hold with the cuts before, too
         tree = self.tree if whole else Tree(self.tree.parts)
         first = whole and self.bound == float("inf")
         most = self.stages.choice(

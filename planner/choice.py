@@ -11,18 +11,22 @@ nothing in between, making a tensor again has to fit as well.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..ir.graph import Node
 from ..ir.opdef import get_op
+from .footprint import Meter
+from .held import Held
 from .milp import Milp
 from .objective import Goal
-from .problem import ALWAYS, Problem, Retention, StreamChoice
+from .problem import ALWAYS, Problem, Retention, StreamChoice, Transient
 from .remakes import NEVER
 from .solution import Solution
 from .tensors import aligned
@@ -98,89 +102,6 @@ def cuts_of(problem: Problem) -> dict[str, Cut]:
     return found
 
 
-class Held:
-    """Forward tensors that backward may read, or that those may be made again from, by index.
-
-    Attributes:
-        tensors: The tensors.
-        at: Their indices.
-        auxiliary: Those that are made for backward alone, and the slots of forward that do.
-        order: Positions of their last writers.
-        made: Last slot of forward that writes or reads it; from there on it is held or not.
-        reads: Slots behind that which may read it, with their activities.
-        operands: What it is made from.
-        in_place: (Operand, result) that may share a buffer unless one of these activities holds.
-        taken: Slot -> the first such pair of its: that shares a buffer where it may.
-        changes: Slots after which it can't be made again if their updates are chosen.
-    """
-
-    def __init__(self, problem: Problem) -> None:
-        """Collect the arrays."""
-        p, storage = problem, problem.storage
-        windows = {t: end for _, end, t in p.fixed}
-        windows |= {r.tensor: r.window[1] for r in p.retentions if r.window is not None}
-        self.auxiliary = {
-            t: s.index
-            for s in p.slots
-            if p.activities[s.activity].kind == "auxiliary"
-            for t in s.writes
-        }
-        windows |= self.auxiliary
-        for r in p.retentions:  # of adapters, made if they are chosen
-            early = [e.slot for e in r.events if p.slots[e.slot].node.phase == "forward"]
-            early = [k for k in early if not p.slots[k].rebuild]
-            if r.tensor not in windows and r.events[-1].slot not in early:
-                windows[r.tensor] = early[-1]
-        events = {r.tensor: r.events for r in p.retentions}
-        self.tensors = [t for t in storage.tensors if t in windows]
-        self.at = {t: i for i, t in enumerate(self.tensors)}
-        self.made = np.array([windows[t] for t in self.tensors], np.int64)
-        position = {node: k for k, node in enumerate(p.training.graph.nodes)}
-        self.order = [position[t.writers[-1]] if t.writers else -1 for t in self.tensors]
-        self.reads = [
-            [(e.slot, e.activity) for e in events.get(t, ()) if not e.writes] for t in self.tensors
-        ]
-        self.operands = [
-            sorted(
-                {
-                    self.at[u]
-                    for w in t.writers
-                    for v in w.operands()
-                    if (u := storage.of.get(v)) in self.at and u is not t
-                }
-            )
-            for t in self.tensors
-        ]
-        self.in_place: dict[tuple[int, int], tuple[int, ...]] = {}
-        self.taken: dict[int, tuple[int, int]] = {}
-        for o in p.overwrites:
-            for t in p.slots[o.slot].writes:
-                if o.operand in self.at and t in self.at:
-                    pair = self.at[o.operand], self.at[t]
-                    self.in_place[pair] = o.unless
-                    self.taken.setdefault(o.slot, pair)
-        changed: dict[str, list[tuple[int, int]]] = {}
-        for s in p.slots:
-            if s.update is not None and s.node is s.update.apply_node:
-                changed.setdefault(s.update.candidate.param, []).append((s.index, s.activity))
-        self.changes = [
-            [c for w in t.writers for v in w.operands() for c in changed.get(v.name, ())]
-            for t in self.tensors
-        ]
-
-    def used(self) -> list[int]:
-        """What may be read, and what that is made from."""
-        found = {i for i, reads in enumerate(self.reads) if reads}
-        stack = list(found)
-        while stack:
-            i = stack.pop()
-            if self.tensors[i].rebuildable:
-                more = set(self.operands[i]) - found
-                found |= more
-                stack += more
-        return sorted(found)
-
-
 class ChoiceByCuts(Milp):
     """The program for some cuts.
 
@@ -222,6 +143,8 @@ class ChoiceByCuts(Milp):
             {(s, m.tensor) for m in makes for s in range(first[m.before] + 1, first[m.cut] + 1)}
         ):
             self._make(s, tensor)
+        if self.cuts:
+            self._fit_alone()
         for u in unfit:
             terms = [*((self.a[a], 1.0) for a in u.on), *((self.a[a], -1.0) for a in u.off)]
             self.c.row(terms, upper=len(u.on) - 1.0)
@@ -366,21 +289,114 @@ class ChoiceByCuts(Milp):
             acts = next((acts for last, acts in t.segments if last >= cut.first), None)
             if t.begin <= before.last and acts is not None:
                 around.append((self._one_of(acts), float(t.tensor.bytes)))
-        writers = known.tensors[i].writers
-        for k, w in enumerate(writers):
-            # what its later nodes read is there already, unless it is loaded in between
-            nodes = [w] if self.paged else writers[k:]
-            read = (p.storage.of.get(v) for n in nodes for v in n.operands())
-            beside = {i, *(known.at[t] for t in read if t in known.at)}
-            own = float(aligned(get_op(w.op).workspace(w)))
-            own += sum(known.tensors[j].bytes for j in beside if (j, i) not in known.in_place)
-            terms = [(again, own), *((v, -own) for v in streamed), *around]
-            terms += self._as_mixed(again, w)
+        for beside, own in self._each_node(again, i):
+            terms = [*own, *around]
             terms += [(apart[j], float(known.tensors[j].bytes)) for j in beside if j in apart]
             for j in self.used:
                 if j not in beside and (v := there(j)) is not None:
                     terms.append((v, float(known.tensors[j].bytes)))
             self.c.row(terms, upper=p.limits.ram_bytes)
+
+    def _each_node(self, again: int, i: int) -> Iterator[tuple[set[int], list[tuple[int, float]]]]:
+        """For each node that makes a tensor: what is there for it, and what it takes again."""
+        known, of = self.forward, self.problem.storage.of
+        writers = known.tensors[i].writers
+        streamed = [self.a[b.activity] for b in self.problem.streams if self._inside(b, i)]
+        for k, w in enumerate(writers):
+            # what its later nodes read is there already, unless it is loaded in between
+            nodes = [w] if self.paged else writers[k:]
+            read = (of.get(v) for n in nodes for v in n.operands())
+            beside = {i, *(known.at[t] for t in read if t in known.at)}
+            own = float(aligned(get_op(w.op).workspace(w)))
+            own += sum(known.tensors[j].bytes for j in beside if (j, i) not in known.in_place)
+            yield beside, [(again, own), *((v, -own) for v in streamed), *self._as_mixed(again, w)]
+
+    def _fit_alone(self) -> None:
+        """What is made again in an interval fits at the step in it where least is live.
+
+        As ``Remakes.makeable`` of fixed updates. A row for a tensor that takes no more than any
+        plan has room for would tell nothing.
+        """
+        slots = self.problem.slots
+        first = {k: c.first for c in cuts_of(self.problem).values() for k in c.slots}
+        backward = [s for s in slots if s.node.phase in ("backward", "update") and not s.rebuild]
+        steps = sorted({first.get(s.index, s.index) for s in backward})
+        always = int(Meter(self.problem).live_always().max())
+        ends = [*(c.first for c in self.cuts[1:]), len(slots)]
+        for s, (cut, end) in enumerate(zip(self.cuts, ends, strict=True), start=1):
+            at = steps[bisect_right(steps, cut.last) : bisect_right(steps, end)]
+            if not at:
+                continue
+            least, around = self._live_through(at)
+            for i in (i for i in self.used if (s, i) in self.again):
+                source, of_source = self._source(i, at)
+                for _, own in self._each_node(self.again[s, i], i):
+                    if own[0][1] + least + source > always:
+                        terms = [*own, *self.state, *around, *of_source]
+                        self.c.row(terms, upper=self.problem.limits.ram_bytes)
+
+    def _source(self, i: int, at: list[int]) -> tuple[int, list[tuple[int, float]]]:
+        """What is live, while a tensor is made, for what is read from the last of some slots on.
+
+        The largest that one of the active readers has to have: bytes, and terms of them.
+        """
+        known, readers = self.forward, dict[int, list[int]]()
+        for j in self.used if not self.paged else ():
+            if known.made[j] < at[0] and (size := int(known.sources[i, j])):
+                readers.setdefault(size, []).extend(a for k, a in known.reads[j] if k >= at[-1])
+        most, acts, terms = 0, list[int](), list[tuple[int, float]]()
+        sizes = sorted((size for size, found in readers.items() if found), reverse=True)
+        for size, smaller in pairwise([*sizes, 0]):
+            acts += readers[size]
+            most = max(most, size)
+            terms.append((self._one_of(tuple(acts)), float(size - smaller)))
+        return most, terms
+
+    def _live_through(self, at: list[int]) -> tuple[int, list[tuple[int, float]]]:
+        """Bytes of transients that are live before each of some slots at least, and terms of them.
+
+        They are live for several reasons. That by which most is there counts first; what is there
+        by another one as well counts if both hold.
+        """
+        near = [t for t in self.problem.transients if t.begin < at[-1]]
+        size = np.array([t.tensor.bytes for t in near], np.int64)
+        last = [next((acts for k, acts in t.segments if k >= at[-1]), ()) for t in near]
+        live = {
+            reason: self._live_if(reason, near, at)
+            for reason in dict.fromkeys(tuple(self.weakest(acts)) for acts in last if acts)
+        }
+        there, least = np.zeros((len(near), len(at)), bool), 0
+        holds: list[int] = []
+        terms: list[tuple[int, float]] = []
+        while live:
+            most = {r: int((size @ (there | x)).min()) for r, x in live.items()}
+            reason = max(most, key=lambda r: most[r])
+            more, common, acts = float(most[reason] - least), live[reason], [*reason]
+            if more <= 0:
+                break
+            for other, x in live.items():  # those for which as much is there tell the same
+                if int((size @ (there | (common & x))).min()) == most[reason]:
+                    common = common & x
+                    acts += other
+            holds.append(self._one_of(tuple(acts)))
+            terms += [(v, more) for v in holds]
+            terms.append((self.one, more * (1 - len(holds))))
+            there, least = there | common, most[reason]
+        return least, terms
+
+    def _live_if(
+        self, reason: tuple[int, ...], transients: Sequence[Transient], at: list[int]
+    ) -> NDArray[np.bool_]:
+        """Which transients are live before which slots wherever one of these activities holds."""
+        result = np.zeros((len(transients), len(at)), bool)
+        for row, t in zip(result, transients, strict=True):
+            begin = t.begin + 1
+            for last, users in t.segments:
+                mask = sum(1 << a for a in users)
+                if ALWAYS in users or all(self.implied[a] & mask for a in reason):
+                    row[bisect_left(at, begin) : bisect_right(at, last)] = True
+                begin = last + 1
+        return result
 
     def _as_mixed(self, again: int, writer: Node) -> Iterator[tuple[int, float]]:
         """Workspace that making a tensor again takes more if its layer is mixed."""

@@ -73,6 +73,8 @@ class Program:
         self.stored = np.full(n, -1)
         self.objective: list[tuple[int, float]] = []
         self.used = self._used()
+        edges = [-1, *self.cuts, len(remakes.problem.slots)]
+        self.makeable = [remakes.makeable(a + 1, b) for a, b in pairwise(edges)]
         for i in self.used:
             self._columns(i)
         for i in self.used:
@@ -130,7 +132,7 @@ class Program:
         for s in range(f + 1, m + 1):
             if s < m and self.cuts[s] < r.backward:
                 continue  # nothing is made again, or loaded, before forward has ended
-            if r.can[i] and r.until[i] > self.cuts[s - 1]:
+            if self.makeable[s][i] and r.until[i] > self.cuts[s - 1]:
                 self.again[s, i] = self.c.column(integer=True)
             if r.pages:
                 self.loaded[s, i] = self.c.column(integer=True)
@@ -336,6 +338,9 @@ class _Search:
                 bound = INF if result.status == "infeasible" else result.bound - self.base
                 self.best = replace(self.best, bound=max(self.best.bound, bound))
             if result.values is None:
+                tightened = result.status == "infeasible" and bool(self.tighter)  # proves nothing
+                if tightened and self.best.made is None and self._cut_everywhere():
+                    continue
                 break
             made = _Carried(program, result.values).run()
             if made is None or not self._offer(made):
@@ -409,7 +414,7 @@ class _Search:
         self.makes |= makes
         self.cuts = sorted(new.union(self.cuts))
 
-    def _cut_everywhere(self) -> None:
+    def _cut_everywhere(self) -> bool:
         """Cuts at all steps, and whatever is made again right before each, unless it is too much.
 
         With few cuts each round may only move what takes too much to another step.
@@ -417,13 +422,14 @@ class _Search:
         r = self.remakes
         steps = [r.backward - 1, *(s.index for s in r.steps)]
         made = [i for i in range(len(r.tensors)) if r.can[i]]
-        if len(steps) * len(made) > ALL:
-            return
-        self.everywhere = True
+        if self.everywhere or len(steps) * len(made) > ALL:
+            return False
+        self.everywhere, self.tighter = True, {}
         self.cuts = sorted({*self.cuts, *steps, *r.made.tolist()})
         self.makes |= {
             (k, i) for before, k in pairwise(steps) for i in made if r.made[i] < before < r.until[i]
         }
+        return True
 
     @staticmethod
     def _peaks(needs: Needs, over: Ints) -> list[int]:

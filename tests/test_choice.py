@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from test_random_graphs import half_way
 from odt_plan.ir.autodiff import build_training, param_slots
 from odt_plan.ir.training import Candidate
 from odt_plan.planner.choice import ChoiceByCuts, Cut, Make, Unfit, cuts_of
+from odt_plan.planner.cuts import Program
 from odt_plan.planner.footprint import measure
 from odt_plan.planner.imported import import_requested
 from odt_plan.planner.linear import SolverOptions
@@ -59,11 +61,12 @@ class Sample:
         assert least - 4 < proven <= least
         return least
 
-    def fits(self, ram: int) -> bool:
-        """By the choice, with its updates decided."""
+    def fits(self, ram: int, cuts: Sequence[Cut] = ()) -> bool:
+        """By the choice over some cuts, with its updates decided; over all there are without any."""
         limits = replace(self.problem.limits, ram_bytes=ram)
         problem = replace(self.problem, limits=limits)
-        choice = ChoiceByCuts(problem, everywhere(problem, self.alone(ram)), "learn")
+        where = cuts or everywhere(problem, self.alone(ram))
+        choice = ChoiceByCuts(problem, where, "learn")
         for a in problem.activities:
             if a.updates:
                 column, holds = choice.a[a.index], a.updates[0].candidate in self.updates
@@ -95,6 +98,31 @@ def test_a_choice_over_all_cuts_takes_the_least_ram_that_its_updates_take(
     least = sample.least()
     assert sample.fits(least)
     assert not sample.fits(least - 4)
+
+
+@pytest.mark.parametrize("seed", [10, 14, 71])
+def test_few_cuts_exclude_no_plan_and_all_that_they_do_for_its_updates(
+    seed: int, tmp_path: Path
+) -> None:
+    """What can't be made again anywhere between two cuts is told by the choice, too."""
+    sample, rng = Sample(seed, tmp_path), np.random.default_rng(seed)
+    least, excluded = sample.least(), 0
+    for ram, tries in ((least, 16), (least - 4, 4), (least - 64, 4), (least - 256, 4)):
+        alone = sample.alone(ram)
+        places, steps = cuts_of(sample.problem), [s.index for s in alone.remakes.steps]
+        for _ in range(tries):
+            at = sorted(rng.choice(steps, int(rng.integers(1, 4)), replace=False).tolist())
+            rooms = [int(alone.remakes.room[k]) for k in at]
+            program = Program(alone.remakes, at, rooms, alone.prices).c
+            status = program.solve([], EXACT, maximize=False).status
+            fits = sample.fits(ram, [places[alone.plain.slots[k].node.name] for k in at])
+            if ram == least:
+                assert fits
+                assert status != "infeasible"
+            elif status == "infeasible":
+                assert not fits
+                excluded += 1
+    assert excluded > 0
 
 
 @pytest.mark.parametrize("seed", [0, 3, 6, 22])

@@ -17,6 +17,7 @@ from odt_plan.ir.graph import Graph, TensorType
 from odt_plan.ir.training import TrainingGraph, TrainingSpec
 from odt_plan.planner import cuts
 from odt_plan.planner.device import load_device
+from odt_plan.planner.evicting import evicting
 from odt_plan.planner.footprint import Footprint, measure
 from odt_plan.planner.importance import prior
 from odt_plan.planner.linear import INF, SolverOptions
@@ -180,6 +181,37 @@ def test_cuts_at_every_step_find_a_plan_at_the_least_ram(
     low, less = net.residency(PLENTY).least_ram(least, EXACT, Watch())
     top = least if less is None else measure(*less).ram_bytes
     assert top - low <= 4, "all cuts leave nothing open"
+
+
+@pytest.mark.parametrize("seed", [3, 5, 15, 20])
+def test_making_a_tensor_again_takes_no_less_than_is_told_beforehand(seed: int) -> None:
+    """In no plan, for no slots around its step; somewhere it is just that at the step itself."""
+    net, taken = Case(random_net(seed, 8 + seed % 14), updates=seed), []
+    for ram in net.budgets(0.0, 0.1, 0.3):
+        residency = net.residency(ram)
+        remakes, steps = residency.remakes, [s.index for s in residency.remakes.steps]
+        found = residency.search(replace(EXACT, gap=cuts.ANY), Watch()).made
+        for plan in [*evicting(remakes, residency.prices), *([] if found is None else [found])]:
+            needs = remakes.run(plan)
+            for k, i in {(k, i) for k, again in plan.again.items() for i in again}:
+                live = needs.live[(needs.step == k) & (needs.makes == i)].max()
+                for a, b in ((k, k), (steps[0], k), (k, steps[-1]), (steps[0], steps[-1])):
+                    assert remakes.making(a, b)[i] <= live
+                taken.append(remakes.making(k, k)[i] == live)
+    assert any(taken)
+
+
+def test_too_little_room_at_few_cuts_proves_nothing_but_all_cuts_do() -> None:
+    """Where cuts were given less room than there is, and then have no solution."""
+    net = Case(random_net(20, 14), updates=20)
+    (high,) = net.budgets(1.0)
+    low, less = net.residency(high).least_ram(high, EXACT, Watch())
+    least = high if less is None else measure(*less).ram_bytes
+    for ram, fits in ((least, True), (least - 1, False)):
+        assert fits or low > ram // 4 * 4, "buffers are of 4 bytes"
+        found = net.residency(ram).search(replace(EXACT, gap=cuts.ANY), Watch())
+        assert (found.made is not None) == fits
+        assert (found.bound == INF) == (not fits)
 
 
 @pytest.mark.parametrize("seed", range(12))

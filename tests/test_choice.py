@@ -62,7 +62,7 @@ class Sample:
         return least
 
     def fits(self, ram: int, cuts: Sequence[Cut] = ()) -> bool:
-        """By the choice over some cuts, with its updates decided; over all there are without any."""
+        """By the choice over some cuts, or all there are, with its updates decided."""
         limits = replace(self.problem.limits, ram_bytes=ram)
         problem = replace(self.problem, limits=limits)
         where = cuts or everywhere(problem, self.alone(ram))

@@ -22,13 +22,13 @@ from .surgery import (
     reshaped_constant,
 )
 
-_CENTRED = "LayerNormalization"
+_CENTRED, _ROOT = "LayerNormalization", "RMSNormalization"
 #: Operators of a chain that normalizes rows.
 _ROW_PARTS = ("Add", "Div", "Mul", "Neg", "Pow", "Reciprocal", "Sqrt", "Sub", *MEANS)
 #: By constants of a row: what a chain may be, and which of them are its scale and bias.
 _ROW_NORMS: dict[int, tuple[tuple[str, tuple[int, ...]], ...]] = {
-    0: ((_CENTRED, ()),),
-    1: ((_CENTRED, (0,)), ("RMSNormalization", (0,))),
+    0: ((_CENTRED, ()), (_ROOT, ())),
+    1: ((_CENTRED, (0,)), (_ROOT, (0,))),
     2: ((_CENTRED, (0, 1)), (_CENTRED, (1, 0))),
 }
 _LARGEST_EPSILON = 1.0
@@ -146,7 +146,10 @@ def _write(graph: Graph, chain: Chain, found: _RowNorm) -> None:
     if not rest:
         size = prod(found.row)
         ways.append(("Reshape", {"shape": (prod(shape) // size, size)}, {"shape": shape}))
-        op, attrs = "GroupNormalization", {"num_groups": 1, "epsilon": found.epsilon}
+        attrs = {"num_groups": 1, "epsilon": found.epsilon}
+        if op == _ROOT:
+            attrs["centred"] = 0
+        op = "GroupNormalization"
     if not ways:
         chain.become(graph, op, attrs, rest)
         return

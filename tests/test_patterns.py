@@ -183,6 +183,7 @@ CHANNELS = {
     "pow": (*LAYER_NORM["pow"], "LayerNormalization"),
     "scale": (*LAYER_NORM["no bias"], "LayerNormalization"),
     "bare": (*DEVIATION, *VARIANCE, "z = Div d r", "GroupNormalization"),
+    "bare root mean square": (*SQUARES, "z = Div h r", "GroupNormalization"),
     "root mean square": (*SQUARES, "x = Div h r", "z = Mul x scale", "RMSNormalization"),
 }
 
@@ -207,10 +208,11 @@ def test_channels_at_each_place(form: str, shape: list[int], tmp_path: Path) -> 
     trained_alike(path, merged)
 
 
+@pytest.mark.parametrize("form", ["bare", "bare root mean square"])
 @pytest.mark.parametrize("axes", [[-1], [1, 2]])
-def test_rows_without_a_scale(axes: list[int], tmp_path: Path) -> None:
+def test_rows_without_a_scale(form: str, axes: list[int], tmp_path: Path) -> None:
     """There is no parameter, and none comes into being."""
-    *steps, op = CHANNELS["bare"]
+    *steps, op = CHANNELS[form]
     path = between_layers(chain(*steps, axes=axes), constants(), tmp_path)
     merged = agrees(path)
     (norm,) = (n for n in merged.nodes if n.op not in ("Gemm", "MatMul", "Reshape"))

@@ -2,6 +2,7 @@
 
 Group normalization (Wu and He 2018); instance normalization is that of groups of one channel, and
 one without scales is what remains of mean-variance and Lp normalization. With the attribute
+``centred`` 0 the mean counts as 0 (root mean square without a scale). With the attribute
 ``across_batch`` the gradients are those of ``batch_norm``, whose rows are channels over all
 samples. The formulas are those of ``standardize``. Backward saves ``x`` alone, as in
 ``layer_norm``.
@@ -121,8 +122,8 @@ def _centred(node: Node) -> bool:
 
 
 def _count(node: Node, lay: Layout) -> int:
-    """Divisor of the sum of squares."""
-    return lay.size if _centred(node) else 1
+    """Divisor of the sum of squares: Lp normalization has no mean of them."""
+    return 1 if node.op == "LpNormalization" or node.int_attr("sum_of_squares", 0) else lay.size
 
 
 def _epsilon(node: Node) -> float:
@@ -189,6 +190,8 @@ def _vjp(b: GradBuilder, node: Node, dy: Value, need: Sequence[bool]) -> list[Va
     attrs: dict[str, Attr] = {"num_groups": lay.groups, "epsilon": _epsilon(node)}
     if not _centred(node):
         attrs["centred"] = 0
+    if node.op == "LpNormalization":
+        attrs["sum_of_squares"] = 1
     return gradients(b, node, dy, need, attrs, lay)
 
 
@@ -276,8 +279,9 @@ def _cases(gradient: bool) -> Iterator[tuple[T, T | None, dict[str, Attr]]]:
     for x, scales, groups in _CASES:
         attrs: dict[str, Attr] = {"num_groups": groups, "epsilon": 1e-3}
         yield T(x), None if scales is None else T((scales,)), attrs
+    yield T((3, 2, 5)), None, {"centred": 0, "epsilon": 1e-3}
     if gradient:
-        yield T((3, 2, 5)), None, {"centred": 0, "epsilon": 1e-3}
+        yield T((3, 2, 5)), None, {"centred": 0, "sum_of_squares": 1, "epsilon": 1e-3}
         yield T((3, 4, 2, 3)), T((4,)), {"across_batch": 1, "epsilon": 1e-3}
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from .graph import Attr, Value
 from .onnx_convert import RejectedError, Site
+from .ops.shape import MAX_CONCAT
 
 
 def positive_axis(axis: int, rank: int) -> int:
@@ -100,16 +101,27 @@ def transpose(s: Site) -> Value:
 
 
 def concat(s: Site) -> Value:
-    """Concat along one axis."""
+    """Concat along one axis; of more operands than a node takes, runs of them are joined first."""
     operands = enumerate(s.node.inputs)
     parts = [s.value(i) for i, name in operands if name not in s.conversion.empty]
     if not parts:
         raise RejectedError("no operand has elements")
     if len(parts) == 1:
         return parts[0]
-    return s.emit(
-        "Concat", parts, {"axis": positive_axis(s.integer("axis", 1), len(parts[0].type.shape))}
-    )
+    axis = positive_axis(s.integer("axis", 1), len(parts[0].type.shape))
+    runs = 0
+    while len(parts) > MAX_CONCAT:
+        done: list[Value] = []
+        while parts:  # no more than must be, since what is joined here is copied again
+            surplus = len(done) + len(parts) - MAX_CONCAT
+            count = max(1, min(MAX_CONCAT, len(parts), surplus + 1))
+            run, parts = parts[:count], parts[count:]
+            if count > 1:
+                run = [s.emit("Concat", run, {"axis": axis}, f"run{runs}")]
+                runs += 1
+            done += run
+        parts = done
+    return s.emit("Concat", parts, {"axis": axis})
 
 
 def slice_(s: Site) -> Value:

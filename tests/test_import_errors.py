@@ -391,11 +391,6 @@ CASES: dict[str, tuple[list[NodeProto], dict[str, NDArray[Any]], str]] = {
         {"s": ONES},
         "indices x are f32[1,2,4,4]; give integers",
     ),
-    "many parts": (
-        [node("Concat", " ".join(["x"] * 17), "y", axis=3)],
-        {},
-        "17 operands; 1 to 16 can be concatenated",
-    ),
     "form": ([node("Gelu", "x", "y", approximate="sine")], {}, "approximate sine is not known"),
     "positions at run time": (
         [node("ArgMax", "x", "i"), node("GatherElements", "x i", "y")],

@@ -275,6 +275,18 @@ EQUATIONS = (
 )
 
 
+@pytest.mark.parametrize(("count", "nodes"), [(16, 1), (17, 2), (24, 2), (300, 21)])
+def test_concat_of_many_parts(count: int, nodes: int, tmp_path: Path) -> None:
+    """Runs of parts are joined first, in their order, and no more of them than must be."""
+    bounds = [node("Constant", "", f"e{i}", value_ints=[i]) for i in range(count + 1)]
+    parts = [node("Slice", f"x e{i} e{i + 1} axis", f"p{i}") for i in range(count)]
+    join = node("Concat", " ".join(f"p{i}" for i in range(count)), "j", axis=1)
+    all_nodes = [*bounds, *parts, join, node("Mul", "j j", "y")]
+    data = {"axis": np.array([1])}
+    graph = agrees(save(model(all_nodes, {"x": [2, count, 3]}, ["y"], data), tmp_path))
+    assert sum(n.op == "Concat" for n in graph.nodes) == nodes
+
+
 @pytest.mark.parametrize(("equation", "count"), EQUATIONS)
 @pytest.mark.parametrize("constant", [False, True])
 def test_einsum(equation: str, count: int, constant: bool, tmp_path: Path) -> None:

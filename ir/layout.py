@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from math import prod
 
@@ -17,8 +18,10 @@ from .surgery import (
     operand_of,
     owned_constant,
     reshaped_constant,
+    sole_reader,
     stored_differently,
     take_out,
+    without_axis,
 )
 
 #: Operators that treat each element by itself; layout does not matter to them.
@@ -78,8 +81,9 @@ def sink_transposes(graph: Graph) -> bool:
     """Transpose -> operator that does the same in any layout: swap, so that it meets its like.
 
     Functions of single elements let every Transpose pass; means, sums, Concat and operators of
-    several operands only one of channels to the last axis, which exporters of channels-last
-    frameworks write before what their convolutions' Transposes don't reach.
+    several operands only one of an image's channels, or a sequence's behind a convolution, to the
+    last axis, which exporters of channels-last frameworks write before what their convolutions'
+    Transposes don't reach.
     """
     changed = False
     for node in list(graph.nodes):
@@ -98,10 +102,29 @@ def _sinking(graph: Graph, v: Value, node: Node) -> Node | None:
     x, perm = operand_of(turn, 0), turn.ints_attr("perm")
     if x.name in graph.quantization and stored_differently(graph, x, v):
         return None
-    if len(perm) < 4 or perm != (0, *range(2, len(perm)), 1):
+    images = len(perm) > 3 or (len(perm) == 3 and _is_convolved(x))
+    if not images or perm != (0, *range(2, len(perm)), 1):
         return turn if node.op in ELEMENTWISE and only_reader(graph, v, node) else None
     readers = [n for n in graph.nodes if v in n.inputs and n.op != "Transpose"]
     return turn if all(_passes(graph, n, perm) for n in readers) else None
+
+
+def _is_convolved(x: Value) -> bool:
+    """A convolution's result, or what is made of one without a change of layout.
+
+    Of three axes, tokens and steps of recurrent layers are turned, too; these stay as they are.
+    """
+    seen, waiting = set[Value](), [x]
+    while waiting:
+        v = waiting.pop()
+        if v.producer is None or v in seen:
+            continue
+        seen.add(v)
+        if v.producer.op in ("Conv", "ConvTranspose"):
+            return True
+        if v.producer.op in (*ELEMENTWISE, *_BROADCASTING, "AveragePool", "Concat", "MaxPool"):
+            waiting += v.producer.operands()
+    return False
 
 
 def _passes(graph: Graph, node: Node, perm: tuple[int, ...]) -> bool:
@@ -171,6 +194,56 @@ def _before(graph: Graph, node: Node, v: Value, back: tuple[int, ...]) -> Value:
     view = graph.values[name] = Value(name, TensorType(shape, v.type.dtype), None)
     _insert_view(graph, graph.nodes.index(node), f"{node.name}/unturned", v, view)
     return view
+
+
+def narrow_transposes(graph: Graph) -> bool:
+    """A Transpose of images goes without an axis of length 1 that is added before or left behind.
+
+    So the views stand beside the convolution, where ``flatten_convolutions`` looks for them.
+    """
+    changed = False
+    for turn in nodes_of(graph, "Transpose"):
+        x, y, perm = operand_of(turn, 0), turn.out, turn.ints_attr("perm")
+        before, behind = x.producer, sole_reader(graph, y)
+        if len(perm) < 4:
+            continue
+        added, dropped = _axis_of_view(graph, before), _axis_of_view(graph, behind, adds=False)
+        if before is not None and added is not None and only_reader(graph, x, turn):
+            axis, view = added, before
+            x.type = replace(x.type, shape=without_axis(y.type.shape, perm.index(axis)))
+            _swap(graph, before, turn)
+        elif behind is not None and dropped is not None:
+            axis, view = perm[dropped], behind
+            y.type = replace(y.type, shape=without_axis(x.type.shape, axis))
+            _swap(graph, turn, behind)
+        else:
+            continue
+        turn.attrs = {"perm": tuple(p - (p > axis) for p in perm if p != axis)}
+        view.attrs = {"shape": view.out.type.shape}
+        changed = True
+    return changed
+
+
+def _axis_of_view(graph: Graph, view: Node | None, *, adds: bool = True) -> int | None:
+    """The axis of length 1 that is all that a Reshape adds, or takes off; the batch stays first."""
+    if view is None or view.op != "Reshape":
+        return None
+    x, y = operand_of(view, 0), view.out
+    if stored_differently(graph, x, y):
+        return None
+    narrow, wide = (x.type.shape, y.type.shape) if adds else (y.type.shape, x.type.shape)
+    fits = [i for i, d in enumerate(wide) if d == 1 and without_axis(wide, i) == narrow]
+    return fits[-1] if fits else None
+
+
+def _swap(graph: Graph, first: Node, second: Node) -> None:
+    """Two nodes of which the second alone reads the first change places."""
+    middle, end = first.out, second.out
+    second.inputs, first.inputs = first.inputs, (middle,)
+    second.outputs, first.outputs = (middle,), (end,)
+    middle.producer, end.producer = second, first
+    graph.nodes.remove(first)
+    graph.nodes.insert(graph.nodes.index(second) + 1, first)
 
 
 def sink_pads(graph: Graph) -> bool:
@@ -277,12 +350,12 @@ def flatten_products(graph: Graph) -> bool:
 def _bias_behind(graph: Graph, product: Node, outs: int) -> Node | None:
     """The Add of a constant per column that is all that reads the product."""
     y = product.out
-    readers = [n for n in graph.nodes if y in n.inputs]
-    if len(readers) != 1 or readers[0].op != "Add" or y in graph.outputs:
+    add = sole_reader(graph, y)
+    if add is None or add.op != "Add":
         return None
-    constants = [v for v in readers[0].operands() if v.name in graph.constants]
+    constants = [v for v in add.operands() if v.name in graph.constants]
     fits = [v.type.shape for v in constants] == [(outs,)] and y.name not in graph.quantization
-    return readers[0] if fits else None
+    return add if fits else None
 
 
 def _of_rows(graph: Graph, name: str, stacked: Value, shape: tuple[int, int]) -> Value:

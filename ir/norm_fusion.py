@@ -17,9 +17,9 @@ from .surgery import (
     absorb,
     drop_unread,
     nodes_of,
-    only_reader,
     operand_of,
     reshaped_constant,
+    sole_reader,
 )
 
 _CENTRED, _ROOT = "LayerNormalization", "RMSNormalization"
@@ -43,7 +43,7 @@ def merge_group_norm(graph: Graph) -> bool:
     changed = False
     for norm in nodes_of(graph, "GroupNormalization"):
         rows = operand_of(norm, 0)
-        before, after = rows.producer, _reader(graph, norm.out)
+        before, after = rows.producer, sole_reader(graph, norm.out)
         if before is None or before.op != "Reshape" or after is None or after.op != "Reshape":
             continue
         x, groups = operand_of(before, 0), rows.type.shape[1]
@@ -67,7 +67,7 @@ def merge_scale(graph: Graph) -> bool:
     changed = False
     for norm in nodes_of(graph, "GroupNormalization"):
         scale, bias = (*norm.inputs[1:], None, None)[:2]
-        follower = _reader(graph, norm.out)
+        follower = sole_reader(graph, norm.out)
         if follower is None or follower.op not in ("Mul", "Add") or bias is not None:
             continue
         if follower.op == "Mul" and scale is not None:
@@ -217,12 +217,6 @@ def _stripped(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
     while len(shape) > rank and shape[0] == 1:
         shape = shape[1:]
     return shape
-
-
-def _reader(graph: Graph, value: Value) -> Node | None:
-    """The only node that reads a value."""
-    readers = [n for n in graph.nodes if value in n.inputs]
-    return readers[0] if len(readers) == 1 and only_reader(graph, value, readers[0]) else None
 
 
 def _is_all(graph: Graph, node: Node, index: int, number: float) -> bool:

@@ -19,6 +19,7 @@ from .layout import (
     merge_reshapes,
     merge_transposes,
     move_transpose_into_weight,
+    narrow_transposes,
     sink_pads,
     sink_transposes,
 )
@@ -53,6 +54,7 @@ def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
         merge_reshapes,
         merge_transposes,
         sink_transposes,
+        narrow_transposes,
         sink_pads,
         move_transpose_into_weight,
         merge_pad,

@@ -65,6 +65,17 @@ def only_reader(graph: Graph, value: Value, reader: Node) -> bool:
     return reads == 1 and value not in graph.outputs and value in reader.inputs
 
 
+def sole_reader(graph: Graph, value: Value) -> Node | None:
+    """The node that is all that reads a value, once."""
+    readers = [n for n in graph.nodes if value in n.inputs]
+    return readers[0] if len(readers) == 1 and only_reader(graph, value, readers[0]) else None
+
+
+def without_axis(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """A shape that has an axis less."""
+    return (*shape[:axis], *shape[axis + 1 :])
+
+
 def stored_differently(graph: Graph, x: Value, y: Value) -> bool:
     """``y`` holds elements of ``x``, but is annotated with another quantization: a rounding."""
     quant = graph.quantization.get(y.name)

@@ -89,6 +89,71 @@ def test_what_stands_around_it_finds_its_neighbour(tmp_path: Path, odt: Cli) -> 
     assert not np.array_equal(runtime(path, given)[0], runtime(Path("tuned.onnx"), given)[0])
 
 
+LAST = {
+    "turned": (
+        ("t = Transpose x 0,2,1", "c = Conv t w3", "s = Transpose c 0,2,1"), ["Transpose"]
+    ),
+    "turned, then an axis": (
+        ("t = Transpose x 0,2,1", "u = Unsqueeze t two", "c = Conv u w", "q = Squeeze c two",
+         "s = Transpose q 0,2,1"), ["Transpose"]
+    ),
+    "an axis, then turned": (
+        ("u = Unsqueeze x one", "t = Transpose u 0,3,1,2", "c = Conv t w",
+         "q = Transpose c 0,2,3,1", "s = Squeeze q one"), ["Transpose"]
+    ),
+    "depthwise and pointwise": (
+        ("u = Unsqueeze x one", "t = Transpose u 0,3,1,2", "d = Conv t dw", "c = Conv d pw",
+         "q = Transpose c 0,2,3,1", "s = Squeeze q one"), ["Transpose", "Conv"]
+    ),
+    "upwards": (
+        ("u = Unsqueeze x one", "t = Transpose u 0,3,1,2", "c = ConvTranspose t tw",
+         "q = Transpose c 0,2,3,1", "s = Squeeze q one"), ["Transpose"]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", LAST)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_channels_last(form: str, batch: int, tmp_path: Path) -> None:
+    """As Keras' Conv1D, SeparableConv1D, Conv1DTranspose: the bias finds its layer."""
+    steps, before = LAST[form]
+    attrs: dict[str, dict[str, Any]] = {
+        "dw": {"group": 4}, "tw": {"strides": [1, 2], "output_padding": [0, 1]},
+    }  # fmt: skip
+    nodes = []
+    for step in steps:
+        result, _, op, *operands = step.split()
+        if op == "Transpose":
+            perm = [int(p) for p in operands.pop().split(",")]
+            nodes.append(node(op, operands[0], result, perm=perm))
+        else:
+            nodes.append(node(op, " ".join(operands), result, **attrs.get(operands[-1], {})))
+    nodes += [node("Add", "s b", "a"), node("Relu", "a", "r")]
+    nodes.append(node("Transpose", "r", "y0", perm=[0, 2, 1]))
+    data = {
+        "one": np.array([1]), "two": np.array([2]), "b": floats(RNG, 8), "w3": floats(RNG, 8, 4, 3),
+        "w": floats(RNG, 8, 4, 1, 3), "dw": floats(RNG, 4, 1, 1, 3), "pw": floats(RNG, 8, 4, 1, 1),
+        "tw": floats(RNG, 4, 8, 1, 3),
+    }  # fmt: skip
+    used = {i for n in nodes for i in n.input}
+    proto = model(nodes, {"x": [batch, 9, 4]}, ["y0"], {k: a for k, a in data.items() if k in used})
+    path = save(proto, tmp_path)
+    graph = agrees(path)
+    conv = graph.nodes[-2]
+    assert [n.op for n in graph.nodes] == [*before, conv.op, "Relu"]
+    assert (len(conv.out.type.shape), len(conv.inputs)) == (3, 3)
+    trained_alike(path, graph, used & {"b", "w", "w3", "dw", "pw", "tw"})
+
+
+def test_tokens_that_are_turned_stay(tmp_path: Path) -> None:
+    """Without a convolution a Transpose of three axes does not pass an Add."""
+    nodes = [node("Tanh", "x", "t"), node("Transpose", "t", "s", perm=[0, 2, 1])]
+    nodes += [node("Add", "s b", "a"), node("MatMul", "a m", "y")]
+    data = {"b": floats(RNG, 4), "m": floats(RNG, 4, 3)}
+    graph = agrees(save(model(nodes, {"x": [2, 4, 9]}, ["y"], data), tmp_path))
+    assert [n.op for n in graph.nodes][:3] == ["Tanh", "Transpose", "Add"]
+
+
 def stays(graph: Graph) -> None:
     (conv,) = (n for n in graph.nodes if n.op == "Conv")
     assert len(conv.out.type.shape) == 4
@@ -100,6 +165,10 @@ def test_what_is_really_of_two_axes_stays(tmp_path: Path) -> None:
     data["w"] = floats(RNG, 8, 4, 3, 3)
     stays(agrees(flat(tmp_path, [around[0], conv, around[1]], data)))
     conv, data = convolution(2)
+    square = node("Conv", "c w2", "d", pads=[1, 1, 1, 1])
+    data["w2"] = floats(RNG, 8, 8, 3, 3)
+    path = flat(tmp_path, [around[0], conv, square, node("Squeeze", "d a", "y")], data)
+    assert [len(n.out.type.shape) for n in agrees(path).nodes if n.op == "Conv"] == [4, 4]
     split = node("Reshape", "x rows", "u")
     data |= {"rows": np.array([1, 4, 1, 9]), "w": floats(RNG, 8, 4, 1, 3)}
     two = [split, conv, node("Tanh", "c", "d"), node("Mul", "c d", "e")]

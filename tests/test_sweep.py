@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import nets
+import numpy as np
 import onnx
 import pytest
 from cli_run import Cli
@@ -259,6 +260,22 @@ def test_options_that_suit_no_model_are_a_usage_error_and_else_a_row(
     assert done.code == 0
     assert [r["verdict"] for r in done.json] == ["fits", "rejected"]
     assert "no trainable parameter conv2.weight" in done.json[1]["reason"]
+
+
+def test_samples_that_suit_one_model_alone(odt: Cli, zoo: list[Path]) -> None:
+    """Labelled samples are measured on before any plan; who can't take them is a row."""
+    x = np.random.default_rng(0).standard_normal((3, 1, 8, 8)).astype(np.float32)
+    np.savez("l.npz", x=x, y=np.arange(3))
+    where = ("--device", "rp2040", "--jobs", "1", "--calib", "l.npz", "--json")
+    done = odt("fit", zoo[0], "none.onnx", MODEL, zoo[1], *where)
+    assert done.code == 0, done.err
+    assert [r["verdict"] for r in done.json] == ["rejected", "rejected", "fits", "unsupported"]
+    assert "l.npz: x is float32[3, 1, 8, 8], must be numbers" in done.json[0]["reason"]
+    assert done.json[1]["reason"] == "none.onnx: no such file"
+    assert odt("fit", *zoo[:2], *where).code == 3
+    done = odt("fit", zoo[0], "none.onnx", *where)
+    assert done.code == 2
+    assert "l.npz: x is" in done.error
 
 
 def test_nothing_fits(odt: Cli, zoo: list[Path]) -> None:

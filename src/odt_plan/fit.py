@@ -31,7 +31,8 @@ class Fit:
     @property
     def verdict(self) -> str:
         """``fits``; ``too large``: proven; ``unknown``: no plan found, none excluded;
-        ``unsupported``: the model can't be planned at all; ``rejected``: the options don't suit it;
+        ``unsupported``: the model can't be planned at all; ``rejected``: the options or the samples
+        don't suit it, or it can't be read;
         ``failed``: a defect or a lost worker.
         """  # noqa: D205
         code = self.outcome.exit_code
@@ -62,10 +63,11 @@ class Survey:
             models: Paths of the files.
             devices: Targets.
             request: Path -> what is asked, for any device; raises UnsupportedModelError for a model
-                that can't be planned, which then is a row of its own.
+                that can't be planned, UsageError for one that the options or the samples don't
+                suit. Either is a row of its own.
 
         Raises:
-            UsageError: An option is wrong, or a file is missing.
+            UsageError: Two devices have one id.
         """
         ids = [d.id for d in devices]
         if twice := sorted({i for i in ids if ids.count(i) > 1}):
@@ -76,11 +78,11 @@ class Survey:
         for model in models:
             try:
                 asked = replace(request(model), with_baselines=False, with_relaxations=False)
-            except UnsupportedModelError as e:
+                task = pack(asked, model)
+            except (UnsupportedModelError, UsageError) as e:
                 outcome = Outcome(None, e.exit_code, str(e))
                 self._done |= {(model, d.id): outcome for d in devices}
                 continue
-            task = pack(asked, model)
             free = replace(
                 asked,
                 device=load_device(GENERIC_DEVICE),

@@ -157,8 +157,8 @@ def fit(
 ) -> None:
     """Tell which devices models can be trained on, and what is missing elsewhere.
 
-    Exit code 0: at least one model fits on one device; 3: none does. Models that can't be planned
-    are rows with the reason.
+    Exit code 0: at least one model fits on one device; 3: none does. Models that can't be planned,
+    or that options or samples don't suit, are rows with the reason.
     """
     from .backends.viz.files import write_whole
     from .fit import Survey, exit_code

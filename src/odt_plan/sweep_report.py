@@ -232,7 +232,7 @@ def _print_matrix(fits: Sequence[Fit], models: Sequence[str]) -> None:
     out.print(Text(", ".join(f"{i} {d}" for i, d in enumerate(devices, 1))), soft_wrap=True)
     out.print(
         "a number: fits, and learns so many per cent of what it could without limits; R, F, L, E:"
-        " too little RAM, flash, latency, energy; -: can't be planned; x: the options"
+        " too little RAM, flash, latency, energy; -: can't be planned; x: options or samples"
         " don't suit it; ?: none found, none excluded; !: failed",
         soft_wrap=True,
     )

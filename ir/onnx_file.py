@@ -20,7 +20,6 @@ from .onnx_fold import ELEMENT_TYPES, infer_and_fold
 from .onnx_guard import is_sound
 from .onnx_outputs import keep_outputs
 from .onnx_read import (
-    STANDARD_DOMAINS,
     at_known_opset,
     check_structure,
     known_attributes,
@@ -29,7 +28,7 @@ from .onnx_read import (
     read_proto,
     tensor_array,
 )
-from .onnx_scopes import all_nodes, hoist_initializers, inner_graphs
+from .onnx_scopes import STANDARD_DOMAINS, all_nodes, hoist_constants, inner_graphs
 from .onnx_sklearn import plain_outputs
 from .onnx_states import bind_states
 from .provenance import Origin
@@ -158,7 +157,7 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
     """
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
-    hoist_initializers(proto)
+    hoist_constants(proto)
     numbers_for_flags(proto)
     check_structure(proto, path)
     proto, opset = at_known_opset(proto, path)

@@ -26,8 +26,7 @@ from .onnx_guard import (
     without_unsafe_slices,
 )
 from .onnx_origin import dequantize, origins_of, run_node
-from .onnx_read import STANDARD_DOMAINS
-from .onnx_scopes import subgraphs
+from .onnx_scopes import STANDARD_DOMAINS, subgraphs
 from .onnx_unroll import Unroller
 from .provenance import Origin
 from .qdq import moved

@@ -19,12 +19,10 @@ from .errors import ModelWarning, UnsupportedModelError, UsageError
 from .graph import Array
 from .obstacles import Obstacle, report_obstacles
 from .onnx_external import MAX_FILE_BYTES, all_tensors, load_external
-from .onnx_scopes import all_graphs, all_nodes, reads
+from .onnx_scopes import STANDARD_DOMAINS, all_graphs, all_nodes, reads
 
 #: Oldest opset whose operators have today's broadcasting rules.
 MIN_OPSET = 8
-#: Names of the standard operator set.
-STANDARD_DOMAINS = ("", "ai.onnx")
 
 
 def read_proto(path: Path) -> ModelProto:

@@ -9,6 +9,9 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from .graph import unique_name
 
+#: Names of the standard operator set.
+STANDARD_DOMAINS = ("", "ai.onnx")
+
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
     """The graphs among a node's attributes."""
@@ -71,8 +74,8 @@ def value_names(graph: GraphProto) -> Iterator[str]:
         yield from (o for n in g.node for o in n.output if o)
 
 
-def hoist_initializers(proto: ModelProto) -> None:
-    """Move the constants of subgraphs into the graph of the model.
+def hoist_constants(proto: ModelProto) -> None:
+    """Move the constants of subgraphs into the graph of the model, as initializers.
 
     So each is one parameter, however often a loop reads it, and all constants are read and guarded
     in one place.
@@ -83,27 +86,42 @@ def hoist_initializers(proto: ModelProto) -> None:
             _hoist(inner, proto.graph, taken)
 
 
-def inner_initializers(graph: GraphProto) -> Iterator[TensorProto]:
-    """Constants of subgraphs, in the order in which ``hoist_initializers`` takes them out."""
+def inner_constants(graph: GraphProto) -> Iterator[TensorProto]:
+    """Constants of subgraphs, in the order in which ``hoist_constants`` takes them out."""
     for node in graph.node:
         for inner in subgraphs(node):
-            formal = {v.name for v in inner.input}
-            yield from (t for t in inner.initializer if t.name not in formal)
-            yield from inner_initializers(inner)
+            yield from (t for _, t in _own_constants(inner))
+            yield from inner_constants(inner)
+
+
+def _own_constants(graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:
+    """Initializers of a subgraph and tensors of its Constant nodes, by name."""
+    formal = {v.name for v in graph.input}
+    yield from ((t.name, t) for t in graph.initializer if t.name not in formal)
+    for node in graph.node:
+        if (t := constant_tensor(node)) is not None:
+            yield node.output[0], t
+
+
+def constant_tensor(node: NodeProto) -> TensorProto | None:
+    """The tensor of a Constant; None for other nodes, and for one that has its numbers elsewise."""
+    if node.op_type != "Constant" or node.domain not in STANDARD_DOMAINS or len(node.output) != 1:
+        return None
+    return next((a.t for a in node.attribute if a.name == "value" and a.HasField("t")), None)
 
 
 def _hoist(graph: GraphProto, top: GraphProto, taken: Counter[str]) -> None:
     names: dict[str, str] = {}
-    formal = {v.name for v in graph.input}
-    for t in graph.initializer:
-        if t.name in formal:
-            continue
-        if t.name not in names:  # else it is defined twice, which is said where they are read
-            names[t.name] = t.name if taken[t.name] == 1 else unique_name(t.name, taken)
-            taken[names[t.name]] += 1
+    for name, t in _own_constants(graph):
+        if name not in names:  # else it is defined twice, which is said where they are read
+            names[name] = name if taken[name] == 1 else unique_name(name, taken)
+            taken[names[name]] += 1
         top.initializer.add().CopyFrom(t)
-        top.initializer[-1].name = names[t.name]
+        top.initializer[-1].name = names[name]
     del graph.initializer[:]
+    rest = [n for n in graph.node if constant_tensor(n) is None]
+    del graph.node[:]
+    graph.node.extend(rest)
     for node in graph.node:
         rename_reads(node, names)
         for inner in subgraphs(node):

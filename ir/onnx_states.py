@@ -11,8 +11,7 @@ from math import prod
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
-from .onnx_read import STANDARD_DOMAINS
-from .onnx_scopes import subgraphs
+from .onnx_scopes import STANDARD_DOMAINS, subgraphs
 
 _RECURRENT = ("GRU", "LSTM", "RNN")
 #: Operands of these that are initial states; their results from 1 on are the last states.

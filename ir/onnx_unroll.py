@@ -29,8 +29,8 @@ from onnx import (
 )
 
 from .graph import Array, TensorType, unique_name
-from .onnx_read import STANDARD_DOMAINS, node_name
-from .onnx_scopes import all_nodes, reads, rename_reads, subgraphs, value_names
+from .onnx_read import node_name
+from .onnx_scopes import STANDARD_DOMAINS, all_nodes, reads, rename_reads, subgraphs, value_names
 
 CONTROL_FLOW = ("If", "Loop", "Scan")
 #: Operators without a rule, which onnx defines by others: they are read by that definition.

@@ -13,8 +13,8 @@ from onnx import AttributeProto, ModelProto, StringStringEntryProto, TensorProto
 from .graph import Array
 from .onnx_external import all_tensors
 from .onnx_file import unique_names
-from .onnx_read import STANDARD_DOMAINS, read_proto, tensor_array
-from .onnx_scopes import hoist_initializers, inner_initializers
+from .onnx_read import read_proto, tensor_array
+from .onnx_scopes import STANDARD_DOMAINS, hoist_constants, inner_constants
 
 #: Tensors in a file beside the model begin at multiples of this, so that they can be mapped.
 _PAGE_BYTES = 4096
@@ -28,7 +28,8 @@ class OriginalFile:
     """The model as it stands in its file; what is not replaced stays.
 
     Attributes:
-        tensors: Initializers, and results of Constant nodes of the main graph, by name.
+        tensors: Initializers, and results of Constant nodes, by name; those of subgraphs by the
+            names that importing gives them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,13 +56,13 @@ class OriginalFile:
                 self.tensors[name] = _array(place)
 
     def _inner(self) -> dict[str, TensorProto]:
-        """Initializers of subgraphs, by the names that importing gives them."""
-        inner = list(inner_initializers(self._proto.graph))
+        """Constants of subgraphs, by the names that importing gives them."""
+        inner = list(inner_constants(self._proto.graph))
         if not inner:
             return {}
         hoisted = ModelProto()
         hoisted.CopyFrom(self._proto)
-        hoist_initializers(hoisted)
+        hoist_constants(hoisted)
         names = [t.name for t in hoisted.graph.initializer[-len(inner) :]]
         return dict(zip(names, inner, strict=True))
 

@@ -6,7 +6,7 @@ verifies. A node that takes over another one's work keeps its own name and takes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import numpy as np
@@ -33,6 +33,7 @@ from .surgery import (
     only_reader,
     operand_of,
     replaced_constant,
+    sole_reader,
     stored_differently,
 )
 
@@ -165,16 +166,20 @@ def merge_bias(graph: Graph) -> bool:
 
 
 def merge_batchnorm(graph: Graph) -> bool:
-    """BatchNormalization with frozen statistics scales the weights of the layer before it."""
+    """BatchNormalization with frozen statistics scales the weights of the layer before it.
+
+    A weight of several layers stays one parameter: they are folded together where all of them have
+    the same normalization behind them, or not at all.
+    """
     changed = False
     for norm in nodes_of(graph, "BatchNormalization"):
-        y = operand_of(norm, 0)
-        layer = y.producer
+        layer = operand_of(norm, 0).producer
+        if norm not in graph.nodes or layer is None or _channel_count(graph, layer) is None:
+            continue
+        pairs = _normalized_alike(graph, layer, norm)
+        if pairs is None:
+            continue
         statistics = [v.name for v in norm.operands()][1:]
-        if layer is None or not only_reader(graph, y, norm) or _channel_count(graph, layer) is None:
-            continue
-        if y.name in graph.quantization:
-            continue
         constants = [*statistics, *(v.name for v in layer.operands() if v is not layer.inputs[0])]
         if not all(name in graph.constants for name in constants):
             continue
@@ -182,31 +187,57 @@ def merge_batchnorm(graph: Graph) -> bool:
         factor = scale / np.sqrt(var + norm.float_attr("epsilon", 1e-5))
         if not np.isfinite(factor).all():
             continue
+        nodes = [n for pair in pairs for n in pair]
         w, old = operand_of(layer, 1), layer.inputs[2] if len(layer.inputs) > 2 else None
         start = graph.constants[old.name].astype(np.float64) if old is not None else 0.0
-        if layer.op == "MatMul":
-            layer.op, layer.attrs = "Gemm", {"trans_b": 0}
-        beta = operand_of(norm, 2)
-        if old is None or _is_own(graph, beta, norm):  # else what others read would move
+        scaled, beta = Affine(_by_result(layer, w, factor)), operand_of(norm, 2)
+        if old is None or _is_own(graph, beta, nodes):  # else what others read would move
             added = Affine(offset=(start - mean) * factor)
-            bias = replaced_constant(graph, old or beta, added, layer, norm, home=beta)
+            bias = replaced_constant(graph, old or beta, added, *nodes, home=beta)
         else:
             moved = Affine(factor, shift - mean * factor)
-            bias = replaced_constant(graph, old, moved, layer, norm)
-        scaled = Affine(_by_result(layer, w, factor))
-        layer.inputs = (layer.inputs[0], replaced_constant(graph, w, scaled, layer, norm), bias)
-        absorb(graph, layer, norm)
+            bias = replaced_constant(graph, old, moved, *nodes)
+        weight = replaced_constant(graph, w, scaled, *nodes)
+        for each, follower in pairs:
+            if each.op == "MatMul":
+                each.op, each.attrs = "Gemm", {"trans_b": 0}
+            each.inputs = (each.inputs[0], weight, bias)
+            absorb(graph, each, follower)
         changed = True
     return changed
 
 
-def _is_own(graph: Graph, constant: Value, node: Node) -> bool:
-    """Nothing else reads a constant, nor what has been made of its tensors in the file."""
+def _normalized_alike(graph: Graph, layer: Node, norm: Node) -> list[tuple[Node, Node]] | None:
+    """All layers that read a layer's weight, and behind each a normalization equal to this one."""
+    w = operand_of(layer, 1)
+    pairs: list[tuple[Node, Node]] = []
+    for each in (n for n in graph.nodes if w in n.inputs):
+        behind = sole_reader(graph, each.out)
+        if behind is None or behind.op != norm.op or each.out.name in graph.quantization:
+            return None
+        if (each.op, each.inputs[1:]) != (layer.op, layer.inputs[1:]):
+            return None
+        kinds = [n.int_attr("trans_b", 0) for n in (each, layer)]
+        if kinds[0] != kinds[1] or (behind.inputs[1:], behind.attrs) != (
+            norm.inputs[1:],
+            norm.attrs,
+        ):
+            return None
+        pairs.append((each, behind))
+    return pairs
+
+
+def _is_own(graph: Graph, constant: Value, nodes: Collection[Node]) -> bool:
+    """Only these nodes read a constant, and nothing else is made of its tensors in the file."""
     origin = graph.origins.get(constant.name)
-    return only_reader(graph, constant, node) and not any(
-        origin is not None and origin.tensors & o.tensors
-        for name, o in graph.origins.items()
-        if name != constant.name
+    return (
+        constant not in graph.outputs
+        and all(n in nodes for n in graph.nodes if constant in n.inputs)
+        and not any(
+            origin is not None and origin.tensors & o.tensors
+            for name, o in graph.origins.items()
+            if name != constant.name
+        )
     )
 
 

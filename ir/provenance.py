@@ -351,7 +351,7 @@ def _origin(graph: Graph, name: str, tensors: Mapping[str, Array]) -> Origin:
     if missing := origin.tensors.difference(tensors):
         raise ProvenanceError(
             f"{', '.join(sorted(missing))} is no initializer or Constant of the file's main"
-            " graph, nor an initializer inside a subgraph"
+            " graph, nor a tensor inside a subgraph"
         )
     return origin
 

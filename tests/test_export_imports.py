@@ -70,23 +70,23 @@ def test_normalizations_that_share_their_scale(odt: Cli, tmp_path: Path) -> None
     assert tuned.data("scale").shape == (1, 1, 6)
 
 
-def test_a_weight_of_two_folded_batch_normalizations(odt: Cli, tmp_path: Path) -> None:
-    """They make two weights of it, of which the file has one."""
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_weight_of_two_batch_normalizations(odt: Cli, alike: bool, tmp_path: Path) -> None:
+    """It is one parameter as in the file; they are folded into it if they are equal."""
     random = rng()
     data = {"w": floats(random, 4, 4, 1, 1), "shape": np.array([1, -1], np.int64)}
     nodes = []
     for i, (x, y) in enumerate((("x", "h"), ("h", "g"))):
         kinds = {k: floats(random, 4) for k in "gbm"} | {"v": np.abs(floats(random, 4)) + 0.5}
         data |= {f"{k}{i}": a for k, a in kinds.items()}
+        n = 0 if alike else i
         nodes.append(node("Conv", f"{x} w", f"c{i}"))
-        nodes.append(node("BatchNormalization", f"c{i} g{i} b{i} m{i} v{i}", y))
+        nodes.append(node("BatchNormalization", f"c{i} g{n} b{n} m{n} v{n}", y))
     nodes.append(node("Reshape", "g shape", "y"))
     planned(odt, save(model(nodes, {"x": [1, 4, 2, 2]}, ["y"], data), tmp_path), *MSE)
-    assert operators() == ["Conv", "Conv", "Reshape"]
-    learn()
-    reason = refused(odt)
-    assert "w can't be written: w" in reason
-    assert "is made of it too and has learned something else" in reason
+    layer = ["Conv"] if alike else ["Conv", "BatchNormalization"]
+    assert operators() == [*layer, *layer, "Reshape"]
+    assert exported(odt, learn()).changed == {"w", "b0"} | (set() if alike else {"g0", "g1", "b1"})
 
 
 def test_pads_and_layouts(odt: Cli, tmp_path: Path) -> None:
@@ -188,23 +188,42 @@ def test_weights_of_two_branches_of_one_name(odt: Cli, tmp_path: Path) -> None:
         np.testing.assert_array_equal(got, want)
 
 
-def test_constants_inside_of_branches(odt: Cli, tmp_path: Path) -> None:
-    """Those that nodes make there are refused by name where they have learned."""
-    constant = helper.make_node(
-        "Constant", [], ["w"], name="made", value=numpy_helper.from_array(floats(rng(), 4, 4))
-    )
-    then = body([constant, node("MatMul", "x w", "a", "product")], "a")
+@pytest.mark.parametrize("kind", ["value", "value_floats"])
+def test_constants_inside_of_branches(odt: Cli, kind: str, tmp_path: Path) -> None:
+    """Tensors that nodes make there stay there; lists are refused by name."""
+    w = floats(rng(), 4)
+    value: Any = numpy_helper.from_array(w) if kind == "value" else w.tolist()
+    constant = helper.make_node("Constant", [], ["w"], name="made", **{kind: value})
+    then = body([constant, node("Add", "x w", "a", "sum")], "a")
     other = body([node("Neg", "x", "a", "less")], "a")
     data = {"c": TRUE, "fc": floats(rng(), 4, 3)}
     nodes = [if_("c", "h", then, other), node("MatMul", "h fc", "y", "head")]
     path = save(model(nodes, {"x": [1, 4]}, ["y"], data), tmp_path)
     planned(odt, path, *MSE)
-    learn()
+    trained = learn()
+    if kind == "value":
+        assert exported(odt, trained, same=False).changed == {"fc"}
+        (branch,) = (a.g for a in onnx.load("tuned.onnx").graph.node[0].attribute if a.g.node[1:])
+        now = numpy_helper.to_array(branch.node[0].attribute[0].t)
+        np.testing.assert_array_equal(now, trained.params()["w"])
+        return
     assert "can't be written: " in (reason := refused(odt))
-    assert " is no initializer or Constant of the file's main graph, nor an init" in reason
+    assert " is no initializer or Constant of the file's main graph, nor a tensor" in reason
     done = odt(path, *BUDGET, "-o", "out", "--train", "fc", *MSE, "-q")
     assert done.code == 0, done.err
     assert exported(odt, learn()).changed == {"fc"}
+
+
+def test_a_constant_inside_of_a_loop(odt: Cli, tmp_path: Path) -> None:
+    """It is one parameter of all iterations, and goes back to its place."""
+    w = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(floats(rng(), 4, 4)))
+    step = [w, node("MatMul", "h w", "n", "product"), node("Identity", "go", "goes")]
+    data = {"trips": np.array(3), "go0": TRUE}
+    nodes = [node("Loop", "trips go0 x", "y", body=loop(step, "goes n", "h"))]
+    planned(odt, save(model(nodes, {"x": [1, 4]}, ["y"], data), tmp_path), *MSE)
+    trained = learn()
+    assert list(trained.params()) == ["w"]
+    exported(odt, trained, same=False)
 
 
 def test_weights_of_loops(odt: Cli, tmp_path: Path) -> None:

@@ -108,22 +108,39 @@ def test_batchnorm_stays_where_it_must() -> None:
     assert cleaned(net.done(y, net.norm(y, "n")))["BatchNormalization"] == 1
 
 
-def test_batchnorm_does_not_touch_a_weight_that_others_use() -> None:
-    net = Net(1, 3, 4, 4)
+def _shared(net: Net, x: Value, w: Value, name: str) -> Value:
     attrs: dict[str, Attr] = {
         "strides": (1, 1),
         "pads": (1, 1, 1, 1),
         "dilations": (1, 1),
         "group": 1,
     }
+    return net.add("Conv", x, w, None, name=name, **attrs)
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_batchnorm_does_not_touch_a_weight_that_others_use(second: bool) -> None:
+    """It stays one parameter, also where another normalization stands behind the others."""
+    net = Net(1, 3, 4, 4)
     w = net.constant("w", 3, 3, 3, 3)
-    y = net.norm(net.add("Conv", net.x, w, None, name="a", **attrs), "n")
-    y = net.add("Conv", y, w, None, name="b", **attrs)
+    y = _shared(net, net.norm(_shared(net, net.x, w, "a"), "n"), w, "b")
     original = net.graph.constants["w"].copy()
-    graph = net.done(y)
-    assert cleaned(graph) == {"Conv": 2}
-    assert set(graph.constants) == {"w", "w/a", "n.b"}
+    graph = net.done(net.norm(y, "m") if second else y)
+    assert cleaned(graph) == {"Conv": 2, "BatchNormalization": 1 + second}
     assert np.array_equal(graph.constants["w"], original)
+
+
+def test_batchnorm_merges_into_a_weight_that_it_always_follows() -> None:
+    """Two towers of the same layers: one weight and one bias still, for both."""
+    net = Net(1, 3, 4, 4)
+    w = net.constant("w", 3, 3, 3, 3)
+    one = net.norm(_shared(net, net.x, w, "a"), "n")
+    statistics = one.producer.inputs[1:] if one.producer is not None else ()
+    y = _shared(net, net.add("Neg", net.x, name="neg"), w, "b")
+    two = net.add("BatchNormalization", y, *statistics, name="m", epsilon=1e-3)
+    graph = net.done(net.add("Sub", one, two, name="difference"))
+    assert cleaned(graph) == {"Conv": 2, "Neg": 1, "Sub": 1}
+    assert set(graph.constants) == {"w", "n.b"}
 
 
 def test_constant_sums_become_biases_that_can_be_trained() -> None:

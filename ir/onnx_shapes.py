@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Literal
 
 import numpy as np
 
 from .graph import Attr, Value
 from .onnx_convert import RejectedError, Site
 from .ops.shape import MAX_CONCAT
+
+#: Modes of Pad that take elements of the tensor.
+_TAKING: tuple[Literal["edge", "reflect", "wrap"], ...] = ("edge", "reflect", "wrap")
 
 
 def positive_axis(axis: int, rank: int) -> int:
@@ -161,12 +165,10 @@ def slice_(s: Site) -> Value:
 
 
 def pad(s: Site) -> Value:
-    """Pad with a constant."""
+    """Pad with a constant, or with elements of the tensor, which a Gather takes."""
     x = s.value(0)
     rank = len(x.type.shape)
     mode = s.text("mode", "constant")
-    if mode != "constant":
-        raise RejectedError(f"mode {mode} is not supported; pad with a constant")
     pads = s.ints_or_attr(1, "pads")
     if pads is None:
         raise RejectedError("pads are missing")
@@ -181,5 +183,14 @@ def pad(s: Site) -> Value:
         begins[a], ends[a] = pads[i], pads[i + len(axes)]
     if not any(pads):
         return x
+    taken = next((m for m in _TAKING if m == mode), None)
+    if taken is not None:
+        for a, (size, begin, end) in enumerate(zip(x.type.shape, begins, ends, strict=True)):
+            if begin or end:
+                places = np.pad(np.arange(size), (begin, end), taken)
+                x = s.emit("Gather", (x, s.indices(places)), {"axis": a}, f"axis{a}")
+        return x
+    if mode != "constant":
+        raise RejectedError(f"mode {mode} is not known; pad with constant, edge, reflect or wrap")
     value = s.real_number(0, value)
     return s.emit("Pad", (x,), {"begins": tuple(begins), "ends": tuple(ends), "value": value})

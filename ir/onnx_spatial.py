@@ -12,8 +12,6 @@ from .onnx_quantize import qlinear_operands, qlinear_result
 def _geometry(s: Site, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> dict[str, Attr]:
     """Strides, dilations and explicit pads of a convolution or pool."""
     rank = len(sizes)
-    if rank not in (1, 2):
-        raise RejectedError(f"{rank} spatial axes; 1 and 2 are supported")
     strides = s.integers("strides", (1,) * rank)
     dilations = s.integers("dilations", (1,) * rank)
     pads = s.integers("pads", (0,) * (2 * rank))
@@ -54,6 +52,8 @@ def _convolution(s: Site, x: Value, w: Value, bias: Value | None) -> Value:
     stated = s.integers("kernel_shape", kernel)
     if stated != kernel:
         raise RejectedError(f"kernel_shape {stated} is not the weight's {kernel}")
+    if len(kernel) > 2:
+        raise RejectedError(f"{len(kernel)} spatial axes; 1 and 2 are supported")
     attrs = _geometry(s, x.type.shape[2:], kernel) | {"group": s.integer("group", 1)}
     return s.emit("Conv", (x, w, bias), attrs)
 
@@ -63,14 +63,42 @@ def _pool(op: str) -> Rule:
         if s.wanted(1):
             raise RejectedError("the index output is not supported")
         x, kernel = s.value(0), s.integers("kernel_shape")
+        if len(x.type.shape) < 3:
+            raise RejectedError(f"input {x.type} has no spatial axis")
         attrs = _geometry(s, x.type.shape[2:], kernel) | {"kernel_shape": kernel}
         same = s.text("auto_pad", "NOTSET").startswith("SAME")
         attrs["ceil_mode"] = 0 if same else s.integer("ceil_mode")
         if op == "AveragePool":
             attrs["count_include_pad"] = s.integer("count_include_pad")
-        return s.emit(op, (x,), attrs)
+        return s.emit(op, (x,), attrs) if len(kernel) < 3 else _pool_merged(s, op, x, attrs)
 
     return rule
+
+
+def _pool_merged(s: Site, op: str, x: Value, attrs: dict[str, Attr]) -> Value:
+    """A pool of three axes and more; neighbours that it leaves alone are seen as one.
+
+    PyTorch writes the sums of LocalResponseNorm as such a pool over channels.
+    """
+    shape, rank = x.type.shape, len(x.type.shape) - 2
+    window = {k: v for k, v in attrs.items() if isinstance(v, tuple)}
+    pads = window.pop("pads")
+    columns = list(zip(*window.values(), pads[:rank], pads[rank:], strict=True))
+    stays = [True, *({*c[:-2]} == {1} and not any(c[-2:]) for c in columns)]  # channels first
+    groups: list[list[int]] = []
+    for i, alone in enumerate(stays):
+        if i and alone and stays[i - 1]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    if len(groups) > 3:
+        raise RejectedError(f"{len(groups) - 1} spatial axes; 1 and 2 are supported")
+    merged = (shape[0], *(prod(shape[1 + i] for i in g) for g in groups))
+    *lists, begins, ends = zip(*(columns[g[0] - 1] for g in groups[1:]), strict=True)
+    attrs = attrs | dict(zip(window, lists, strict=True)) | {"pads": (*begins, *ends)}
+    y = s.emit(op, (s.reshape(x, merged, "merged"),), attrs, "pooled")
+    sizes = {g[0]: n for g, n in zip(groups[1:], y.type.shape[2:], strict=True) if len(g) == 1}
+    return s.reshape(y, (shape[0], *(sizes.get(i, n) for i, n in enumerate(shape[1:]))))
 
 
 def _conv_transpose(s: Site) -> Value:

@@ -168,6 +168,42 @@ def test_rms_normalization_as_exporters_write_it(tmp_path: Path, inverse: bool) 
 # -- pools -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("mode", ["edge", "reflect", "wrap"])
+def test_pads_of_the_tensor_itself(mode: str, tmp_path: Path) -> None:
+    """Each axis with its own ends; nothing where there is nothing to pad."""
+    for pads in ([0, 0, 1, 2, 0, 1, 2, 0], [0] * 8):
+        nodes = [node("Pad", "x p", "z", mode=mode), node("Neg", "z", "y")]
+        proto = model(nodes, {"x": [1, 3, 4, 5]}, ["y"], {"p": np.array(pads)}, opset=19)
+        ops = [n.op for n in agrees(save(proto, tmp_path)).nodes]
+        assert ops == ["Gather"] * (3 if any(pads) else 0) + ["Neg"]
+
+
+#: Kernel, strides and begins of three axes; whether two are left.
+POOLS: dict[str, tuple[list[int], list[int], list[int], bool]] = {
+    "channels of LocalResponseNorm": ([5, 1, 1], [1, 1, 1], [2, 0, 0], True),
+    "the last two": ([1, 2, 3], [1, 2, 1], [0, 1, 1], True),
+    "the last": ([1, 1, 2], [1, 1, 2], [0, 0, 0], True),
+    "the outer ones": ([3, 1, 2], [2, 1, 2], [1, 0, 0], False),
+    "a stride alone": ([2, 1, 1], [1, 2, 1], [0, 0, 0], False),
+    "all": ([2, 2, 2], [2, 2, 2], [0, 0, 0], False),
+}
+
+
+@pytest.mark.parametrize("form", POOLS)
+@pytest.mark.parametrize("op", ["AveragePool", "MaxPool"])
+def test_pools_of_three_axes(op: str, form: str, tmp_path: Path) -> None:
+    """Those that leave one axis alone are pools of two."""
+    kernel, strides, begins, two = POOLS[form]
+    attrs = {"kernel_shape": kernel, "strides": strides, "pads": begins + begins}
+    proto = model([node(op, "x", "y", **attrs)], {"x": [2, 3, 6, 4, 5]}, ["y"])
+    path = save(proto, tmp_path)
+    if not two:
+        with pytest.raises(UnsupportedModelError, match="3 spatial axes; 1 and 2 are supported"):
+            import_model(path)
+        return
+    assert [n.op for n in agrees(path).nodes] == ["Reshape", op, "Reshape"]
+
+
 @pytest.mark.parametrize(
     ("shape", "pools"),
     [((2, 3, 4, 5), 1), ((1, 2, 17, 16), 2), ((1, 2, 600), 2), ((1, 1, 300, 3), 3)],

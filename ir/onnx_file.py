@@ -28,7 +28,7 @@ from .onnx_read import (
     read_proto,
     tensor_array,
 )
-from .onnx_scopes import STANDARD_DOMAINS, all_nodes, hoist_constants, inner_graphs
+from .onnx_scopes import STANDARD_DOMAINS, all_nodes, copies, hoist_constants, inner_graphs
 from .onnx_sklearn import plain_outputs
 from .onnx_states import bind_states
 from .provenance import Origin
@@ -155,6 +155,7 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
     Raises:
         UnsupportedModelError: It is no graph at all. Everything less stands in ``obstacles``.
     """
+    copied = frozenset(copies(proto.graph))
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
     hoist_constants(proto)
@@ -172,7 +173,7 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
     proto.graph.input.extend(runtime)
     proto.ir_version = max(proto.ir_version, 4)  # from here on initializers need not be inputs
     _forget_symbols(proto)
-    folded = infer_and_fold(proto, constants, opset)
+    folded = infer_and_fold(proto, constants, opset, copied)
     obstacles += [o for o in folded.errors if o not in obstacles]
     records = [_record(n, opset, folded.kept.get(n.name, "")) for n in proto.graph.node]
     needed = _needed(records, {v.name for v in proto.graph.output})

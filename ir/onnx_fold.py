@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -78,7 +78,9 @@ class Folded:
     kept: dict[str, str]
 
 
-def infer_and_fold(proto: ModelProto, constants: dict[str, Array], opset: int) -> Folded:
+def infer_and_fold(
+    proto: ModelProto, constants: dict[str, Array], opset: int, copied: Collection[str] = ()
+) -> Folded:
     """Infer types, fold constant nodes and write out nodes that stand for graphs, to the end.
 
     Args:
@@ -86,6 +88,7 @@ def infer_and_fold(proto: ModelProto, constants: dict[str, Array], opset: int) -
             inputs of their type, and what stands for a graph by its nodes.
         constants: Initializers; folded values are added in place.
         opset: Version of the standard operator set.
+        copied: Results of nodes that count as tensors of the file.
     """
     stored: dict[str, Quantization] = {}
     origins: dict[str, Origin] = {}
@@ -112,7 +115,8 @@ def infer_and_fold(proto: ModelProto, constants: dict[str, Array], opset: int) -
                 room -= sum(a.size for a in values.values())
                 constants |= values
                 stored |= _meaning(node, constants, stored)
-                origins |= origins_of(node, list(proto.opset_import), constants, origins)
+                made = origins_of(node, list(proto.opset_import), constants, origins)
+                origins |= {k: o for k, o in made.items() if k not in copied}
         if folded:
             del proto.graph.node[:]
             proto.graph.node.extend(rest)

@@ -60,7 +60,10 @@ def origins_of(
         return {o: of(Moved(partial(move, i)), data) for i, o in enumerate(wanted)}
     home, step = _arithmetic(node, constants)
     if step is not None:
-        return {wanted[0]: of(step, [home])}
+        made = of(step, [home])
+        others = (known.get(i, Origin(i)).tensors for i in names if i != home)
+        if made.tensors.isdisjoint(frozenset().union(*others)):  # else they change with it
+            return {wanted[0]: made}
     return dict.fromkeys(wanted, of(Computed(f"{node.name} ({node.op_type})"), names))
 
 

@@ -110,6 +110,22 @@ def constant_tensor(node: NodeProto) -> TensorProto | None:
     return next((a.t for a in node.attribute if a.name == "value" and a.HasField("t")), None)
 
 
+def copies(graph: GraphProto) -> dict[str, NodeProto]:
+    """Identity nodes of a graph that hand a tensor of it on, by the names of their results.
+
+    PyTorch writes them where parameters are equal by chance. Each has its own numbers in training.
+    """
+    tensors = {t.name for t in graph.initializer}
+    tensors.update(n.output[0] for n in graph.node if n.op_type == "Constant" and n.output)
+    found: dict[str, NodeProto] = {}
+    for node in graph.node:
+        identity = node.op_type == "Identity" and node.domain in STANDARD_DOMAINS
+        if identity and len(node.input) == len(node.output) == 1 and node.input[0] in tensors:
+            tensors.add(node.output[0])
+            found[node.output[0]] = node
+    return found
+
+
 def _hoist(graph: GraphProto, top: GraphProto, taken: Counter[str]) -> None:
     names: dict[str, str] = {}
     for name, t in _own_constants(graph):

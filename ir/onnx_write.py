@@ -8,13 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, ModelProto, StringStringEntryProto, TensorProto, ValueInfoProto
+from onnx import (
+    AttributeProto,
+    ModelProto,
+    StringStringEntryProto,
+    TensorProto,
+    ValueInfoProto,
+    numpy_helper,
+)
 
 from .graph import Array
 from .onnx_external import all_tensors
 from .onnx_file import unique_names
 from .onnx_read import read_proto, tensor_array
-from .onnx_scopes import STANDARD_DOMAINS, hoist_constants, inner_constants
+from .onnx_scopes import STANDARD_DOMAINS, copies, hoist_constants, inner_constants
 
 #: Tensors in a file beside the model begin at multiples of this, so that they can be mapped.
 _PAGE_BYTES = 4096
@@ -28,8 +35,9 @@ class OriginalFile:
     """The model as it stands in its file; what is not replaced stays.
 
     Attributes:
-        tensors: Initializers, and results of Constant nodes, by name; those of subgraphs by the
-            names that importing gives them.
+        tensors: Initializers, results of Constant nodes and of Identity nodes that copy them, by
+            name; those of subgraphs by the names that importing gives them.
+        nodes: Names of the nodes of the main graph, as importing gives them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,8 +50,10 @@ class OriginalFile:
         self._proto = read_proto(path)
         bare = ModelProto()
         bare.ParseFromString(path.read_bytes())
-        self._outside = [t.data_location == TensorProto.EXTERNAL for t in all_tensors(bare)]
+        pairs = zip(all_tensors(self._proto), all_tensors(bare), strict=True)
+        self._outside = [t for t, b in pairs if b.data_location == TensorProto.EXTERNAL]
         graph = self._proto.graph
+        self.nodes = unique_names(graph.node)
         self._places: dict[str, TensorProto | AttributeProto] = {}
         for node in graph.node:
             if node.op_type == "Constant" and node.domain in STANDARD_DOMAINS:
@@ -54,6 +64,10 @@ class OriginalFile:
         for name, place in self._places.items():
             with suppress(ValueError):  # strings, and what importing refuses where it is used
                 self.tensors[name] = _array(place)
+        self._copies = copies(graph)
+        for name, node in self._copies.items():
+            if node.input[0] in self.tensors:
+                self.tensors[name] = self.tensors[node.input[0]].copy()
 
     def _inner(self) -> dict[str, TensorProto]:
         """Constants of subgraphs, by the names that importing gives them."""
@@ -67,7 +81,13 @@ class OriginalFile:
         return dict(zip(names, inner, strict=True))
 
     def replace(self, name: str, data: Array) -> None:
-        """Give a tensor other numbers, in its element type, and maybe another shape."""
+        """Give a tensor other numbers, in its element type, and maybe another shape.
+
+        What copies it keeps its own.
+        """
+        read = [c for c, n in self._copies.items() if c == name or n.input[0] == name]
+        for copy in read:
+            self._part(copy)
         place = self._places[name]
         array = np.ascontiguousarray(data, self.tensors[name].dtype).reshape(data.shape)
         if isinstance(place, TensorProto):
@@ -81,6 +101,16 @@ class OriginalFile:
             numbers = place.floats if place.name == "value_floats" else place.ints
             numbers[:] = array.reshape(-1).tolist()
         self.tensors[name] = array
+
+    def _part(self, name: str) -> None:
+        """Make a copy of a tensor a Constant with the same numbers."""
+        node = self._copies.pop(name)
+        tensor = numpy_helper.from_array(self.tensors[name], name)
+        attribute = onnx.helper.make_attribute("value", tensor)
+        node.op_type = "Constant"
+        del node.input[:]
+        node.attribute.append(attribute)
+        self._places[name] = node.attribute[-1].t
 
     def resize(self, tensors: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Correct what the file says about the sizes of values that are computed of tensors.
@@ -116,11 +146,6 @@ class OriginalFile:
         for node, name in zip(self._proto.graph.node, self.nodes, strict=True):
             _note(node.metadata_props, prefix, nodes.get(name, {}))
 
-    @property
-    def nodes(self) -> list[str]:
-        """Names of the nodes of the main graph, as importing gives them."""
-        return unique_names(self._proto.graph.node)
-
     def save(self, path: Path, data: str) -> None:
         """Write the model; tensors that stood beside it come into one file beside it again.
 
@@ -131,10 +156,9 @@ class OriginalFile:
         Raises:
             OSError: A file can't be written.
         """
-        outside = [t for t, o in zip(all_tensors(self._proto), self._outside, strict=True) if o]
-        if outside:
+        if self._outside:
             with (path.parent / data).open("wb") as file:
-                for t in outside:
+                for t in self._outside:
                     file.write(bytes(-file.tell() % _PAGE_BYTES))
                     place = (file.tell(), len(t.raw_data))
                     file.write(t.raw_data)

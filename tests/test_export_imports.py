@@ -89,6 +89,41 @@ def test_a_weight_of_two_batch_normalizations(odt: Cli, alike: bool, tmp_path: P
     assert exported(odt, learn()).changed == {"w", "b0"} | (set() if alike else {"g0", "g1", "b1"})
 
 
+@pytest.mark.parametrize("trained", ["u,u2", "u", "u2"])
+def test_a_copy_of_a_tensor(odt: Cli, trained: str, tmp_path: Path) -> None:
+    """PyTorch writes an Identity where weights happen to be equal; each learns its own numbers."""
+    data = {"u": np.ones(4, np.float32), "w": floats(rng(), 4, 4)}
+    nodes = [
+        node("Identity", "u", "u1", "copy"),
+        node("Identity", "u1", "u2", "copied"),
+        node("Mul", "x u", "a", "first"),
+        node("MatMul", "a w", "h"),
+        node("Mul", "h u2", "y", "second"),
+    ]
+    path = save(model(nodes, {"x": [1, 4]}, ["y"], data), tmp_path)
+    done = odt(path, *BUDGET, "-o", "out", "--train", trained, *MSE, "-q")
+    assert done.code == 0, done.err
+    net = learn()
+    tuned = exported(odt, net, same=False)
+    assert tuned.record["changed"].keys() == set(trained.split(","))
+    assert tuned.changed == {"u"} & set(trained.split(","))
+
+
+def test_a_weight_beside_its_own_norm(odt: Cli, tmp_path: Path) -> None:
+    """What its file divides by changes with it: a normalized weight has no way back."""
+    data = {"v": floats(rng(), 4, 4), "g": floats(rng(), 4, 1), "shape": np.array([1, -1])}
+    nodes = [
+        node("ReduceL2", "v", "n", "norm", axes=[1]),
+        node("Div", "g n", "f"),
+        node("Mul", "v f", "w", "scaled"),
+        node("Gemm", "x w", "h", "layer", transB=1),
+        node("Reshape", "h shape", "y"),
+    ]
+    planned(odt, save(model(nodes, {"x": [1, 4]}, ["y"], data), tmp_path), *MSE)
+    learn()
+    assert "w of node layer can't be written: norm (ReduceL2) computes it" in refused(odt)
+
+
 def test_pads_and_layouts(odt: Cli, tmp_path: Path) -> None:
     """Pads before a convolution and a pool, and operands of what runs channels-last."""
     random = rng()

@@ -127,3 +127,27 @@ def drop_nan_guards(graph: Graph) -> bool:
         else:
             node.inputs = (condition, None, x)
     return changed
+
+
+def drop_zero_masks(graph: Graph) -> bool:
+    """Sums with zeros that nodes of the file make of no weight are left out.
+
+    The definition of Attention adds them where no mask is given; a bias of zeros stays a parameter.
+    """
+    changed = False
+    for node in nodes_of(graph, "Add"):
+        for x, c in (node.inputs, node.inputs[::-1]):
+            data, origin = graph.constants.get(c.name if c else ""), None
+            if data is None or data.any() or x is None or x.type != node.out.type:
+                continue
+            assert c is not None
+            origin = graph.origins.get(c.name)
+            if origin is None or not origin.computed or c.name in graph.quantization:
+                continue
+            whole, node.inputs = node.inputs, (x,)
+            if take_out(graph, node):
+                changed = True
+            else:
+                node.inputs = whole
+            break
+    return changed

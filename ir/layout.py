@@ -13,10 +13,12 @@ from .ops.unary import TABLE
 from .provenance import Moved
 from .surgery import (
     drop_unread,
+    forget,
     nodes_of,
     only_reader,
     operand_of,
     owned_constant,
+    replaced_constant,
     reshaped_constant,
     sole_reader,
     stored_differently,
@@ -31,6 +33,26 @@ ELEMENTWISE = (
 )
 _BROADCASTING = ("Add", "Div", "Max", "Min", "Mul", "PRelu", "Sub")
 _REDUCING = ("ReduceMean", "ReduceSum")
+
+
+def fold_moves(graph: Graph) -> bool:
+    """A constant that is turned or reshaped is a constant in another form."""
+    changed = False
+    for node in [n for n in graph.nodes if n.op in ("Reshape", "Transpose")]:
+        x, y = operand_of(node, 0), node.out
+        if x.name not in graph.constants or x.name in graph.quantization or y in graph.outputs:
+            continue
+        if node.op == "Reshape":
+            moved = reshaped_constant(graph, x, y.type.shape, node)
+        else:
+            step = Moved(partial(np.transpose, axes=node.ints_attr("perm")))
+            moved = replaced_constant(graph, x, step, node)
+        for n in graph.nodes:
+            n.inputs = tuple(moved if v is y else v for v in n.inputs)
+        graph.nodes.remove(node)
+        forget(graph, y)
+        changed = True
+    return changed
 
 
 def merge_reshapes(graph: Graph) -> bool:

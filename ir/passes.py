@@ -12,10 +12,11 @@ from functools import partial
 import numpy as np
 
 from .flat_conv import flatten_convolutions
-from .fusion import drop_nan_guards, merge_activations, merge_two_classes
+from .fusion import drop_nan_guards, drop_zero_masks, merge_activations, merge_two_classes
 from .graph import Array, Graph, Node, Value
 from .layout import (
     flatten_products,
+    fold_moves,
     merge_reshapes,
     merge_transposes,
     move_transpose_into_weight,
@@ -32,7 +33,9 @@ from .surgery import (
     nodes_of,
     only_reader,
     operand_of,
+    owned_constant,
     replaced_constant,
+    reshaped_constant,
     sole_reader,
     stored_differently,
 )
@@ -52,6 +55,7 @@ def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
     """
     graph.verify()
     passes: list[Callable[[Graph], bool]] = [
+        fold_moves,
         merge_reshapes,
         merge_transposes,
         sink_transposes,
@@ -65,6 +69,7 @@ def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
         merge_activations,
         merge_two_classes,
         drop_nan_guards,
+        drop_zero_masks,
         merge_group_norm,
         merge_scale,
         merge_row_norm,
@@ -151,13 +156,18 @@ def merge_bias(graph: Graph) -> bool:
             if not _is_per_channel(data, len(y.type.shape), axis, channels):
                 continue
             old = layer.inputs[2] if len(layer.inputs) > 2 else None
-            if old is not None and old.name not in graph.constants:
-                continue
+            if old is not None and not (owned_constant(graph, old) and owned_constant(graph, c)):
+                continue  # another node's bias as well, which would no longer be the same
             if layer.op == "MatMul":
                 layer.op, layer.attrs = "Gemm", {"trans_b": 0}
             spread = Moved(partial(spread_out, channels))
-            added = None if old is None else Affine(offset=spread.forward(data))
-            bias = replaced_constant(graph, old or c, added or spread, layer, add)
+            if old is not None:
+                added = Affine(offset=spread.forward(data))
+                bias = replaced_constant(graph, old, added, layer, add)
+            elif data.size == channels:
+                bias = reshaped_constant(graph, c, (channels,), layer, add)
+            else:
+                bias = replaced_constant(graph, c, spread, layer, add)
             layer.inputs = (*layer.inputs[:2], bias)
             absorb(graph, layer, add)
             changed = True

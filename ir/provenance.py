@@ -65,6 +65,11 @@ class Origin:
             return frozenset((self.tensor,))
         return frozenset().union(*(s.tensors for s in self.sources))
 
+    @property
+    def computed(self) -> bool:
+        """Something has a part in it that has no way back."""
+        return isinstance(self.step, Computed) or any(s.computed for s in self.sources)
+
     def then(self, step: Step) -> Origin:
         """What a step makes of this."""
         return Origin(step=step, sources=(self,))

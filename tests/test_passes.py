@@ -163,6 +163,43 @@ def test_constant_sums_become_biases_that_can_be_trained() -> None:
     }
 
 
+def test_a_bias_of_several_layers_stays_one_parameter() -> None:
+    """As in a recurrent layer whose steps are written out."""
+    net = Net(2, 4)
+    b, y = net.constant("b", 4), net.x
+    for i in range(3):
+        product = net.add("MatMul", y, net.constant(f"w{i}", 4, 4), name=f"m{i}")
+        y = net.add("Tanh", net.add("Add", product, b, name=f"a{i}"), name=f"t{i}")
+    assert cleaned(net.done(y)) == {"Gemm": 3, "Tanh": 3}
+    assert {n: len(uses) for n, uses in param_slots(net.graph).items()} == {
+        "b": 3, "w0": 1, "w1": 1, "w2": 1,
+    }  # fmt: skip
+
+
+def test_a_sum_with_what_others_read_stays_beside_a_bias() -> None:
+    net = Net(2, 4)
+    c, y = net.constant("c", 4), net.x
+    for i in range(2):
+        w, b = net.constant(f"w{i}", 4, 4), net.constant(f"b{i}", 4)
+        product = net.add("Gemm", y, w, b, name=f"g{i}", trans_b=0)
+        y = net.add("Add", product, c, name=f"a{i}")
+    assert cleaned(net.done(y)) == {"Gemm": 2, "Add": 2}
+    assert len(param_slots(net.graph)["c"]) == 2
+
+
+def test_constants_that_are_moved_are_constants() -> None:
+    """Also one that others read as it is: Einsum's matrices, say."""
+    net = Net(2, 6)
+    w, v = net.constant("w", 2, 3, 4), net.constant("v", 4, 4)
+    y = net.add("MatMul", net.x, net.add("Reshape", w, name="view", shape=(6, 4)), name="m")
+    y = net.add("MatMul", y, net.add("Transpose", v, name="turn", perm=(1, 0)), name="n")
+    y = net.add("Concat", y, v, name="join", axis=0)
+    assert cleaned(net.done(y)) == {"Concat": 1, "MatMul": 2}
+    assert {n: a.shape for n, a in net.graph.constants.items()} == {
+        "w": (6, 4), "v": (4, 4), "v/turn": (4, 4),
+    }  # fmt: skip
+
+
 def test_sums_that_are_no_bias_stay() -> None:
     """Along the width, or broadcasting the layer's result."""
     net = Net(1, 2, 4, 4)

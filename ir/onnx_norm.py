@@ -51,11 +51,16 @@ def _normalized_rows(s: Site, op: str) -> Value:
     x = s.value(0)
     axis = positive_axis(s.integer("axis", -1), len(x.type.shape))
     row = x.type.shape[axis:]
+    attrs: dict[str, Attr] = {"epsilon": s.real("epsilon", 1e-5)}
+    scale = s.data(1) if op == "RMSNormalization" else None
+    if scale is not None and scale.size > prod(row) and (scale == 1).all():
+        # PyTorch writes a layer without a scale so
+        axes = tuple(range(axis, len(x.type.shape)))
+        return _rows(s, x, axes, "GroupNormalization", {**attrs, "centred": 0})
     operands: list[Value | None] = [x, _of_shape(s, 1, row)]
     if op == "LayerNormalization":
         operands.append(_of_shape(s, 2, row) if s.present(2) else None)
-    attrs: dict[str, Attr] = {"axis": -len(row), "epsilon": s.real("epsilon", 1e-5)}
-    return s.emit(op, operands, attrs)
+    return s.emit(op, operands, {**attrs, "axis": -len(row)})
 
 
 def _check_stash_type(s: Site) -> None:
@@ -108,7 +113,7 @@ def _lp(s: Site) -> Value:
     p, x = s.integer("p", 2), s.value(0)
     axis = positive_axis(s.integer("axis", -1), len(x.type.shape))
     if p == 2:
-        return _rows(s, x, (axis,), "LpNormalization", _LEAST_NORM)
+        return _rows(s, x, (axis,), "LpNormalization", {"epsilon": _LEAST_NORM})
     if p != 1:
         raise RejectedError(f"p is {p}; 1 and 2 are defined")
     absolute = s.emit("Abs", (x,), None, "absolute")
@@ -122,10 +127,10 @@ def _lp(s: Site) -> Value:
 def _mean_variance(s: Site) -> Value:
     x = s.value(0)
     axes = positive_axes(s.integers("axes", (0, 2, 3)), len(x.type.shape))
-    return _rows(s, x, axes, "GroupNormalization", _LEAST_VARIANCE)
+    return _rows(s, x, axes, "GroupNormalization", {"epsilon": _LEAST_VARIANCE})
 
 
-def _rows(s: Site, x: Value, axes: tuple[int, ...], op: str, epsilon: float) -> Value:
+def _rows(s: Site, x: Value, axes: tuple[int, ...], op: str, attrs: dict[str, Attr]) -> Value:
     """A normalization without scales, over all of these axes at once."""
     shape = x.type.shape
     perm = (*(i for i in range(len(shape)) if i not in axes), *sorted(axes))
@@ -134,7 +139,7 @@ def _rows(s: Site, x: Value, axes: tuple[int, ...], op: str, epsilon: float) -> 
     rows = (prod(shape[i] for i in perm if i not in axes), prod(shape[i] for i in axes))
     last = y.type.shape
     y = s.reshape(y, rows, "rows")
-    y = s.reshape(s.emit(op, (y,), {"epsilon": epsilon}, "normalized"), last, "whole")
+    y = s.reshape(s.emit(op, (y,), attrs, "normalized"), last, "whole")
     back = tuple(perm.index(i) for i in range(len(shape)))
     return s.emit("Transpose", (y,), {"perm": back}) if moved else y
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 from onnx_files import Array, agrees, floats, model, node, outputs, save
 
 from odt_plan.ir.errors import UnsupportedModelError
@@ -163,6 +164,17 @@ def test_rms_normalization_as_exporters_write_it(tmp_path: Path, inverse: bool) 
     assert _imported(tmp_path, nodes, (2, 3, 5), constants) == ["RMSNormalization"]
     wide = {**numbers, "s": floats(RNG, 3, 5)}  # no scale of the rows: it stays a product
     assert len(_imported(tmp_path, nodes, (2, 3, 5), wide)) > 1
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_rms_normalization_without_a_scale(axis: int, tmp_path: Path) -> None:
+    """As PyTorch writes it at opset 23: ones of the input's shape."""
+    nodes = [node("ConstantOfShape", "shape", "ones", value=helper.make_tensor("v", 1, [1], [1]))]
+    nodes.append(node("RMSNormalization", "x ones", "y", axis=axis, epsilon=0.01))
+    proto = model(nodes, {"x": [2, 3, 5]}, ["y"], {"shape": np.array([2, 3, 5])}, opset=23)
+    graph = agrees(save(proto, tmp_path))
+    assert [n.op for n in graph.nodes] == ["Reshape", "GroupNormalization", "Reshape"]
+    assert not graph.constants
 
 
 # -- pools -----------------------------------------------------------------------------------------

@@ -274,6 +274,7 @@ class Device(_Spec):
     id: str
     name: str
     core: str
+    core_source: str | None = Field(default=None, min_length=3)  #: origin of ``core``
     clock_hz: Quantity
     cycles_per_instruction: Quantity
     power_w: Quantity  #: while computing

@@ -18,6 +18,7 @@ _NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?) ?([a-zµμ]*)", re
 #: More than any memory that a plan could be for; a larger number is a slip of the finger.
 LARGEST_BYTES = 1 << 50
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "min": 60.0}
+_HERTZ = {"hz": 1.0, "khz": 1e3, "mhz": 1e6, "ghz": 1e9}
 _JOULES = {"j": 1.0, "mj": 1e-3, "uj": 1e-6}
 
 
@@ -75,6 +76,15 @@ def parse_joules(text: str, what: str = "energy") -> float:
         UsageError: Not an energy, or zero.
     """
     return _quantity(text, what, _JOULES, "j", "2mJ or 0.002J")
+
+
+def parse_hertz(text: str, what: str = "clock") -> float:
+    """Hertz of a frequency such as ``72MHz`` or ``72000000`` (hertz).
+
+    Raises:
+        UsageError: Not a frequency, or zero.
+    """
+    return _quantity(text, what, _HERTZ, "hz", "72MHz or 72000000")
 
 
 def format_bytes(n: int) -> str:

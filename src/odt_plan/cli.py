@@ -18,6 +18,7 @@ import typer
 from . import __version__
 from .commands import PlanByDefault, devices_app, print_json, schedule
 from .compare_command import compare
+from .device_import import import_device
 from .ir.errors import InfeasibleError, OdtPlanError, UnsupportedModelError
 from .options import (
     FreezeBefore,
@@ -526,6 +527,7 @@ app.command(epilog=EXIT_CODES)(schedule)
 app.command(epilog=EXIT_CODES)(compare)
 app.command(epilog=EXIT_CODES)(pareto)
 app.command(epilog=EXIT_CODES)(fit)
+devices_app.command("import", epilog=EXIT_CODES)(import_device)
 app.add_typer(devices_app, name="devices")
 
 

@@ -448,7 +448,7 @@ def print_device(device: Device) -> None:
         out.print(Text(device.notes), soft_wrap=True)
     clock, cpi, power = device.clock_hz, device.cycles_per_instruction, device.power_w
     rows = [
-        ("core", device.core, ""),
+        ("core", device.core, device.core_source or ""),
         ("clock", f"{clock.value / 1e6:g} MHz", clock.source),
         ("cycles per instruction", f"{cpi.value:g}", cpi.source),
         ("power while computing", f"{power.value:g} W", power.source),

@@ -1,0 +1,1 @@
+"""Device specs from what people have: linker scripts, maps, ELFs, and the files of vendors."""

@@ -19,6 +19,7 @@ from . import __version__
 from .commands import PlanByDefault, devices_app, print_json, schedule
 from .compare_command import compare
 from .device_import import import_device
+from .diff_command import diff
 from .ir.errors import InfeasibleError, OdtPlanError, UnsupportedModelError
 from .options import (
     FreezeBefore,
@@ -524,6 +525,7 @@ def layout(
 
 
 app.command(epilog=EXIT_CODES)(schedule)
+app.command(epilog=EXIT_CODES)(diff)
 app.command(epilog=EXIT_CODES)(compare)
 app.command(epilog=EXIT_CODES)(pareto)
 app.command(epilog=EXIT_CODES)(fit)

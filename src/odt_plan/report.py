@@ -21,6 +21,7 @@ from .planner.check import CheckReport
 from .planner.device import GENERIC_DEVICE, Device, Storage
 from .planner.pipeline import PlannedModel
 from .planner.plan import Plan
+from .planner.plan_diff import update_words
 from .planner.sizes import format_bytes, format_joules, format_seconds
 
 _BAR = 24
@@ -300,11 +301,7 @@ def _updates(out: Console, plan: Plan) -> None:
     table.add_column("updated", justify="right")
     table.add_column("importance", justify="right")
     for u in chosen:
-        channels = f" ({u.channels} channels)" if u.channels else ""
-        kept = f", input kept as {u.saved}" if u.saved != "f32" else ""
-        kept += {"keep": "", "paged": ", state paged", "sgd": ", plain SGD"}[u.state]
-        part = f"{u.ratio:.1%}{channels}{kept}"
-        cells = (u.node, u.param, u.role, part, f"{u.importance:,.0f}")
+        cells = (u.node, u.param, u.role, update_words(u), f"{u.importance:,.0f}")
         table.add_row(*map(Text, cells))
     trained = f"{len(chosen)} of {len(updates)} tensors"
     _line(out, "trained", f"{trained}; importance: {plan.decisions.importance_source}")

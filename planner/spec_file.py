@@ -39,6 +39,23 @@ def load_spec(file: Path | Traversable, schema: type[Spec]) -> Spec:
         UsageError: Unreadable, not YAML, an alias, a key given twice, or a field that is missing,
             unknown or wrong; names file, line and field.
     """
+    data, tree = load_mapping(file, schema.__name__.lower())
+    try:
+        return schema.model_validate(data)
+    except ValidationError as e:
+        raise _located(file, tree, schema, e.errors()[0]) from None
+
+
+def load_mapping(file: Path | Traversable, what: str) -> tuple[object, yaml.MappingNode]:
+    """What a YAML file holds, and its nodes, which know their lines.
+
+    Args:
+        file: The file.
+        what: What it describes, for messages.
+
+    Raises:
+        UsageError: Unreadable, not YAML, no mapping, an alias, or a key given twice.
+    """
     text = _read(file)
     try:
         for event in yaml.parse(text, Loader=_LOADER):
@@ -55,12 +72,9 @@ def load_spec(file: Path | Traversable, schema: type[Spec]) -> Spec:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise UsageError(f"{file}: broken YAML: {reason}") from None
     if not isinstance(tree, yaml.MappingNode):
-        raise UsageError(f"{file}:1: a {schema.__name__.lower()} is a mapping of fields")
+        raise UsageError(f"{file}:1: a {what} is a mapping of fields")
     _reject_duplicates(file, tree)
-    try:
-        return schema.model_validate(data)
-    except ValidationError as e:
-        raise _located(file, tree, schema, e.errors()[0]) from None
+    return data, tree
 
 
 def _located(

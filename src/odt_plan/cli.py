@@ -20,6 +20,7 @@ from .commands import PlanByDefault, devices_app, print_json, schedule
 from .compare_command import compare
 from .device_import import import_device
 from .diff_command import diff
+from .init_command import init
 from .ir.errors import InfeasibleError, OdtPlanError, UnsupportedModelError
 from .options import (
     FreezeBefore,
@@ -32,6 +33,7 @@ from .options import (
     Training,
     taking,
 )
+from .project_file import model_of_project, place_in_project, read_project
 from .sweep_commands import fit, pareto
 
 EXIT_CODES = (
@@ -93,7 +95,25 @@ def _odt_plan(
 @app.command(epilog=EXIT_CODES)
 @taking(training=Training, imported=Importing)
 def plan(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to train.")],
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="MODEL.onnx",
+            help="The model to train.  [default: that of odt-plan.yaml, whose options then hold]",
+            is_eager=True,
+            callback=model_of_project,
+            show_default=False,
+        ),
+    ] = None,
+    project: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.yaml",
+            help="These options, by name, in a file; the command line counts before it.",
+            is_eager=True,
+            callback=read_project,
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(metavar="ID|FILE.yaml", help="See `odt-plan devices`.")
     ] = None,
@@ -193,6 +213,7 @@ def plan(
     from .planner.infeasible import infeasible_record
     from .planning import PlanOptions, parse_micro_batches, run_plan
 
+    assert model is not None  # its callback has seen to it
     options = PlanOptions(
         model=model,
         device=device,
@@ -524,6 +545,7 @@ def layout(
         print_json(result)
 
 
+app.command(epilog=EXIT_CODES)(init)
 app.command(epilog=EXIT_CODES)(schedule)
 app.command(epilog=EXIT_CODES)(diff)
 app.command(epilog=EXIT_CODES)(compare)
@@ -585,7 +607,7 @@ def _main() -> NoReturn:
             traceback.print_exc()
         _fail(str(e), e.exit_code)
     except _ClickError as e:
-        _fail(e.format_message(), e.exit_code)
+        _fail(f"{place_in_project(e)}{e.format_message()}", e.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:

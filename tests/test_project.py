@@ -110,9 +110,10 @@ def test_paths_are_relative_to_the_file(planned: Planned, tmp_path: Path) -> Non
     assert options.output == given / "out"
     assert options.training.calib == given / "c.npz"
     assert options.training.importance == str(given / "t.csv")
-    text = "model: m.onnx\ndevice: rp2040\nimportance: prior"
+    text = "model: m.onnx\ndevice: rp2040\nimportance: prior\ncalib: synthetic"
     names = planned("--project", project(folder, text))
     assert (names.device, names.training.importance) == ("rp2040", "prior")
+    assert names.training.calib == Path("synthetic")
     absolute = planned("--project", project(folder, f"model: {MODEL}\n"))
     assert absolute.model == MODEL
 

@@ -31,6 +31,7 @@ from .options import (
     Seed,
     Storage,
     Training,
+    Verbose,
     taking,
 )
 from .project_file import model_of_project, place_in_project, read_project
@@ -54,7 +55,6 @@ Solver = Literal["auto", "highs", "scip", "cp-sat"]
 
 app = typer.Typer(
     cls=PlanByDefault,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -205,6 +205,7 @@ def plan(
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
     force: Annotated[
         bool, typer.Option("--force", help="Write over files in a folder without plan.json.")
     ] = False,
@@ -239,6 +240,7 @@ def plan(
         output=output,
         as_json=as_json,
         quiet=quiet,
+        verbose=verbose,
         force=force,
     )
     try:
@@ -552,7 +554,7 @@ app.command(epilog=EXIT_CODES)(compare)
 app.command(epilog=EXIT_CODES)(pareto)
 app.command(epilog=EXIT_CODES)(fit)
 devices_app.command("import", epilog=EXIT_CODES)(import_device)
-app.add_typer(devices_app, name="devices")
+app.add_typer(devices_app, name="devices", epilog=EXIT_CODES)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -26,14 +26,15 @@ class PlanByDefault(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words before the command."""
-        args = args or ["--help"]
+        if not args and not ctx.resilient_parsing:  # the latter: a shell asks for completions
+            args = ["--help"]
         if "--debug" in args:  # may stand anywhere
             args = ["--debug", *(a for a in args if a != "--debug")]
         own = {o for p in self.get_params(ctx) for o in p.opts}
         at = next((i for i, a in enumerate(args) if a not in own), None)
         if at is not None and args[at] not in self.commands:
             word = args[at]
-            if word.isidentifier() and not Path(word).exists():
+            if word.isidentifier() and not Path(word).exists() and not ctx.resilient_parsing:
                 known = ", ".join(self.commands)
                 raise UsageError(f"{word!r} is neither a command ({known}) nor a model file")
             args = [*args[:at], "plan", *args[at:]]

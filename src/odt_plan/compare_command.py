@@ -117,6 +117,7 @@ def _print(found: Comparison, seeds: int) -> None:
 
     from .planner.sizes import format_seconds
     from .report import console
+    from .tables import print_table
 
     percent = found.metric in ("accuracy", "auc")
 
@@ -137,7 +138,7 @@ def _print(found: Comparison, seeds: int) -> None:
             *map(Text, (r.name, *cells, format_seconds(r.latency_s), updated, f"{r.lr:g}"))
         )
     out = console()
-    out.print(table)
+    print_table(out, table)
     out.print(
         Text(
             f"{found.metric} measured on the samples of --val, mean and standard deviation of"

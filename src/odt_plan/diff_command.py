@@ -103,14 +103,16 @@ def _table(
     from rich.table import Table
     from rich.text import Text
 
+    from .tables import print_table
+
     if not rows:
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, head in enumerate(heads):
-        table.add_column(Text(head), justify="right" if figures and i else "left", overflow="fold")
+        table.add_column(Text(head), justify="right" if figures and i else "left")
     for row in rows:
         table.add_row(*map(Text, row))
-    out.print(table)
+    print_table(out, table)
 
 
 def _words(value: object) -> str:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from .ir.trainability import TrainabilityReport
 from .report import console
+from .tables import print_table
 
 
 def print_layers(path: Path, report: TrainabilityReport) -> None:
@@ -30,7 +31,7 @@ def print_layers(path: Path, report: TrainabilityReport) -> None:
             f"{layer.macs:,}",
             Text(layer.reason, style),
         )
-    out.print(table)
+    print_table(out, table)
     for note in report.notes:
         out.print(Text.assemble(("note: ", "bold"), note), soft_wrap=True)
     for o in report.obstacles:

@@ -11,6 +11,7 @@ from rich.table import Table
 from .ir.onnx_support import Support, supported
 from .ir.onnx_unroll import CONTROL_FLOW, DEFINED
 from .report import console
+from .tables import print_table
 
 _HEADS = ("operator", "becomes", "gradient", "NumPy", "C", "int8", "opsets")
 _PREFACE = """\
@@ -30,7 +31,7 @@ def print_operators() -> None:
     table = Table(*_HEADS, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         table.add_row(*_cells(row))
-    out.print(table)
+    print_table(out, table)
     trained = sum(r.gradient for r in rows)
     out.print(f"{len(rows)} operators of ONNX; a gradient passes {trained} of them", soft_wrap=True)
 

@@ -15,6 +15,9 @@ from .ir.import_options import ImportOptions, parse_dims, parse_lora
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of the report.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", help="Report every tensor, layer and block by name, too.")
+]
 Gap = Annotated[float, typer.Option(min=0.0, max=1.0, help="Relative gap to prove.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1)]
 Jobs = Annotated[

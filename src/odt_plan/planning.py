@@ -77,6 +77,7 @@ class PlanOptions:
     output: Path | None = None
     as_json: bool = False
     quiet: bool = False
+    verbose: bool = False
     force: bool = False
 
 
@@ -86,6 +87,8 @@ def run_plan(options: PlanOptions) -> None:
     Raises:
         OdtPlanError: Everything that can go wrong, with its exit code; no file is left behind.
     """
+    if options.quiet and options.verbose:
+        raise UsageError("--quiet and --verbose contradict each other; give one")
     with shown(options.quiet) as watch:
         request = make_request(options, watch, trial=True)
     emitted = split_list(options.emit)
@@ -106,7 +109,7 @@ def run_plan(options: PlanOptions) -> None:
         sys.stdout.write(planned.plan.model_dump_json(indent=2) + "\n")
     elif not options.quiet:
         given = Budgeted(request.ram_bytes, request.flash_bytes, bool(request.ram_regions))
-        print_plan(planned, given, files)
+        print_plan(planned, given, files, verbose=options.verbose)
 
 
 def _planned(options: PlanOptions, request: Request, watch: Watch) -> PlannedModel:

@@ -23,6 +23,7 @@ from .planner.pipeline import PlannedModel
 from .planner.plan import Plan
 from .planner.plan_diff import update_words
 from .planner.sizes import format_bytes, format_joules, format_seconds
+from .tables import print_table
 
 _BAR = 24
 _LABEL = 10
@@ -52,8 +53,17 @@ def console() -> Console:
     return plain if plain.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
 
 
-def print_plan(planned: PlannedModel, budgeted: Budgeted, files: Sequence[Path]) -> None:
-    """Print the report of a new plan."""
+def print_plan(
+    planned: PlannedModel, budgeted: Budgeted, files: Sequence[Path], *, verbose: bool = False
+) -> None:
+    """Print the report of a new plan.
+
+    Args:
+        planned: The plan.
+        budgeted: Which budgets were given.
+        files: What was written.
+        verbose: What the report sums up is listed by name, too.
+    """
     out = console()
     _head(out, planned, budgeted)
     _memory(out, planned.plan, planned.device, budgeted)
@@ -64,6 +74,8 @@ def print_plan(planned: PlannedModel, budgeted: Budgeted, files: Sequence[Path])
     _updates(out, planned.plan)
     _activations(out, planned.plan)
     _precisions(out, planned)
+    if verbose:
+        _by_name(out, planned.plan)
     _solved(out, planned)
     _baselines(out, planned)
     if files:
@@ -305,7 +317,7 @@ def _updates(out: Console, plan: Plan) -> None:
         table.add_row(*map(Text, cells))
     trained = f"{len(chosen)} of {len(updates)} tensors"
     _line(out, "trained", f"{trained}; importance: {plan.decisions.importance_source}")
-    out.print(table)
+    print_table(out, table)
     _trial(out, plan)
 
 
@@ -327,7 +339,7 @@ def _trial(out: Console, plan: Plan) -> None:
         f" trainings of {trial.epochs} passes, seed {trial.seed}"
     )
     _line(out, "trial", f"loss measured on {how}; before training {_loss(trial.before)}")
-    out.print(table)
+    print_table(out, table)
 
 
 def _loss(value: float | None) -> str:
@@ -352,6 +364,24 @@ def _precisions(out: Console, planned: PlannedModel) -> None:
     _line(out, "precision", f"{told}; {planned.scales}")
     if decided.streamed:
         _line(out, "", f"{len(decided.streamed)} blocks run row by row: {_few(decided.streamed)}")
+
+
+def _by_name(out: Console, plan: Plan) -> None:
+    """What is frozen, what becomes of each tensor that backward reads, and how layers compute."""
+    decided = plan.decisions
+    frozen = [u.param for u in decided.updates if not u.ratio]
+    saved = [(a.value, f"{a.bytes:,} B", a.action) for a in decided.activations]
+    layers = [(n, p, "") for n, p in decided.precision.items()]
+    streamed = [(n, "row by row", "") for n in decided.streamed]
+    out.print()
+    if frozen:
+        _line(out, "frozen", ", ".join(frozen))
+    for head, rows in (("saved tensor", saved), ("layer", layers), ("block", streamed)):
+        if rows:
+            table = Table(head, "", "", box=box.SIMPLE_HEAD, pad_edge=False)
+            for row in rows:
+                table.add_row(*map(Text, row))
+            print_table(out, table)
 
 
 def _few(names: Sequence[str]) -> str:
@@ -403,7 +433,7 @@ def _baselines(out: Console, planned: PlannedModel) -> None:
         time = "-" if latency is None else format_seconds(latency)
         table.add_row(name, told, time, f"{importance:,.0f}", "yes" if fits else "no")
     out.print()
-    out.print(table)
+    print_table(out, table)
 
 
 def print_devices(devices: Sequence[Device]) -> None:
@@ -419,7 +449,7 @@ def print_devices(devices: Sequence[Device]) -> None:
         cells = (d.id, d.name, d.core, mhz, ram, _short(d.flash_bytes), storage)
         table.add_row(*map(Text, cells))
     out = console()
-    out.print(table)
+    print_table(out, table)
     out.print("`odt-plan devices show ID` prints every number with its source.", soft_wrap=True)
 
 

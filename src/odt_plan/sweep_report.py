@@ -19,6 +19,7 @@ from .pareto import Curve, Point, Status, YName, format_x
 from .planner.sizes import format_joules, format_seconds
 from .report import console
 from .sweep import Figures
+from .tables import print_table
 
 #: Colours that everyone tells apart; words say the same.
 _STYLES: dict[str, str] = {"optimal": "blue", "feasible": "yellow", "fits": "blue"}
@@ -94,7 +95,7 @@ def print_curve(curve: Curve) -> None:
         status = Text(p.status, _STYLES.get(p.status, "red"))
         spent = f"{p.seconds:.2f}" if p.seconds else "-"
         table.add_row(_short_x(curve, p.budget), *cells, proven, gap, status, spent)
-    out.print(table)
+    print_table(out, table)
     for p in curve.points:
         if p.reason:
             out.print(Text(f"{_short_x(curve, p.budget)}: {p.reason}"), soft_wrap=True)
@@ -216,7 +217,7 @@ def _print_devices(fits: Sequence[Fit]) -> None:
             updated,
             Text(", ".join(map(_lacks, f.outcome.shortfalls))),
         )
-    console().print(table)
+    print_table(console(), table)
 
 
 def _print_matrix(fits: Sequence[Fit], models: Sequence[str]) -> None:
@@ -228,7 +229,7 @@ def _print_matrix(fits: Sequence[Fit], models: Sequence[str]) -> None:
     for m in models:
         table.add_row(Text(m), *(cells.get((m, d), Text("")) for d in devices))
     out = console()
-    out.print(table)
+    print_table(out, table)
     out.print(Text(", ".join(f"{i} {d}" for i, d in enumerate(devices, 1))), soft_wrap=True)
     out.print(
         "a number: fits, and learns so many per cent of what it could without limits; R, F, L, E:"

@@ -15,7 +15,7 @@ from cli_run import Cli
 
 from odt_plan.ir.errors import UsageError
 from odt_plan.planner.boards.combine import Given, Imported, combine
-from odt_plan.planner.boards.facts import Facts
+from odt_plan.planner.boards.facts import Facts, Use
 from odt_plan.planner.boards.read import read_facts
 from odt_plan.planner.device import load_device
 from odt_plan.planning import PlanOptions, make_request
@@ -39,7 +39,7 @@ SECTIONS {
   .isr_vector : { LONG(ORIGIN(RAM) + LENGTH(RAM)) LONG(Reset_Handler) } > FLASH
   .text : { *(.text*) *(.rodata*) } > FLASH
   .data : { *(.data*) } > RAM AT> FLASH
-  .bss (NOLOAD) : { *(.bss*) *(COMMON) . = ALIGN(8); end = .; } > RAM
+  .bss (NOLOAD) : ALIGN(32) { *(.bss*) *(COMMON) . = ALIGN(8); end = .; } > RAM
   ._user_heap_stack : { . = ALIGN(8); . = . + _Min_Heap_Size; . = . + _Min_Stack_Size; } > RAM
   .a_section_with_a_long_name (NOLOAD) : { *(.dma) } > SRAM2
 }
@@ -190,6 +190,17 @@ def test_a_stack_without_a_section_is_added(tmp_path: Path) -> None:
     guessed = imported(built.elf, built.script).device.reserve
     assert guessed.ram_bytes == built.used["RAM"] + 4096
     assert "stack 4,096 (estimated: no file tells it, give --stack)" in guessed.source
+
+
+def test_far_sections_leave_what_is_between_them(tmp_path: Path) -> None:
+    """And what two programs both have, a shared buffer say, is taken once."""
+    script = read_facts(written(tmp_path, "x.ld", SCRIPT))
+    ram = 0x2000_0000
+    boot = Facts("elf", "boot.elf", uses=(Use(".bss", ram, 100), Use(".shared", ram + 0x8000, 64)))
+    app = Facts("elf", "app.elf", uses=(Use(".shared", ram + 0x8000, 64), Use(".b", ram + 132, 8)))
+    kept = combine([script, boot, app], Given("board", core="cortex-m4", stack=1)).device.reserve
+    assert kept.ram_bytes == 100 + 32 + 8 + 64 + 1 + 0x200  # with a gap of alignment, and the heap
+    assert kept.flash_bytes == 0
 
 
 @needs_gcc

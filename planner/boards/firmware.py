@@ -9,6 +9,8 @@ from .facts import Facts, Told, Use
 
 #: Of a stack of which no file tells anything: a deep call of the C library, and interrupts.
 STACK_BYTES = 4096
+#: A smaller gap between two sections is no memory that a plan could use.
+_ALIGNMENT = 64
 _SHOWN = 6
 
 
@@ -117,11 +119,12 @@ def _inside(uses: Sequence[Use], regions: Sequence[Region]) -> list[Use]:
 
 
 def _bytes(uses: Iterable[Use]) -> int:
-    """Bytes that any of them takes."""
-    total = end = 0
+    """Bytes that any of them takes, and the gaps of alignment between them."""
+    total, end = 0, None
     for u in sorted(uses, key=lambda u: u.origin):
-        total += max(0, u.origin + u.bytes - max(end, u.origin))
-        end = max(end, u.origin + u.bytes)
+        gap = 0 if end is None else u.origin - end
+        total += max(0, u.bytes + gap) if gap < _ALIGNMENT else u.bytes
+        end = max(end or 0, u.origin + u.bytes)
     return total
 
 

@@ -12,9 +12,9 @@ nothing in between, making a tensor again has to fit as well.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 
 import numpy as np
@@ -328,29 +328,38 @@ class ChoiceByCuts(Milp):
             if not at:
                 continue
             least, around = self._live_through(at)
+            known = self.forward
+            later = {
+                j: self.weakest(a for k, a in known.reads[j] if k >= at[-1])
+                for j in self.used
+                if known.made[j] < at[0] and any(k >= at[-1] for k, _ in known.reads[j])
+            }
+            readers = cache(partial(self._any_reader, later))
             for i in (i for i in self.used if (s, i) in self.again):
-                source, of_source = self._source(i, at)
+                sizes = {} if self.paged else {j: int(known.sources[i, j]) for j in later}
+                source = max(sizes.values(), default=0)
                 for _, own in self._each_node(self.again[s, i], i):
                     if own[0][1] + least + source > always:
-                        terms = [*own, *self.state, *around, *of_source]
+                        terms = [*own, *self.state, *around, *self._source(sizes, readers)]
                         self.c.row(terms, upper=self.problem.limits.ram_bytes)
 
-    def _source(self, i: int, at: list[int]) -> tuple[int, list[tuple[int, float]]]:
-        """What is live, while a tensor is made, for what is read from the last of some slots on.
+    def _any_reader(self, readers: Mapping[int, list[int]], tensors: tuple[int, ...]) -> int:
+        return self._one_of(tuple(a for j in tensors for a in readers[j]))
 
-        The largest that one of the active readers has to have: bytes, and terms of them.
+    @staticmethod
+    def _source(
+        sizes: dict[int, int], readers: Callable[[tuple[int, ...]], int]
+    ) -> Iterator[tuple[int, float]]:
+        """What is live, while a tensor is made, for what is read later: terms of its bytes.
+
+        It is the largest that one of those that are read needs; sizes are told apart by halves.
         """
-        known, readers = self.forward, dict[int, list[int]]()
-        for j in self.used if not self.paged else ():
-            if known.made[j] < at[0] and (size := int(known.sources[i, j])):
-                readers.setdefault(size, []).extend(a for k, a in known.reads[j] if k >= at[-1])
-        most, acts, terms = 0, list[int](), list[tuple[int, float]]()
-        sizes = sorted((size for size, found in readers.items() if found), reverse=True)
-        for size, smaller in pairwise([*sizes, 0]):
-            acts += readers[size]
-            most = max(most, size)
-            terms.append((self._one_of(tuple(acts)), float(size - smaller)))
-        return most, terms
+        levels: list[int] = []
+        for size in sorted(sizes.values(), reverse=True):
+            if size and (not levels or size <= levels[-1] / 2):
+                levels.append(size)
+        for size, smaller in pairwise([*levels, 0]):
+            yield readers(tuple(j for j, b in sizes.items() if b >= size)), float(size - smaller)
 
     def _live_through(self, at: list[int]) -> tuple[int, list[tuple[int, float]]]:
         """Bytes of transients that are live before each of some slots at least, and terms of them.

@@ -25,6 +25,7 @@ from test_c_kernels import FLAGS, KERNELS
 
 from odt_plan.backends.c import emit_c
 from odt_plan.backends.numpy import Runtime
+from odt_plan.figures import Budgeted
 from odt_plan.ir.autodiff import build_training, candidates
 from odt_plan.ir.calibrate import calibrate
 from odt_plan.ir.errors import InfeasibleError, UsageError
@@ -44,7 +45,7 @@ from odt_plan.planner.pipeline import PlannedModel, Request, make_plan
 from odt_plan.planner.plan import load_plan
 from odt_plan.planner.problem import Limits
 from odt_plan.planner.rebuild import rebuild
-from odt_plan.report import Budgeted, print_plan
+from odt_plan.report import print_plan
 
 Array = NDArray[Any]
 BOARD = load_device(plans.BOARD)

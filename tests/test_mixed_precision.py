@@ -17,6 +17,7 @@ from onnx_files import export, floats, model, node, save
 from oracle import Unconstrained, batch
 
 from odt_plan.backends.numpy import Runtime
+from odt_plan.figures import Budgeted
 from odt_plan.ir.errors import InfeasibleError, UsageError
 from odt_plan.ir.ranges import METHODS, Method
 from odt_plan.ir.training import TrainingGraph, TrainingSpec
@@ -25,7 +26,7 @@ from odt_plan.planner.device import load_device
 from odt_plan.planner.pipeline import PlannedModel, Request, make_plan
 from odt_plan.planner.plan import Plan, QuantizationRecord, load_plan
 from odt_plan.planner.rebuild import rebuild
-from odt_plan.report import Budgeted, print_plan
+from odt_plan.report import print_plan
 
 Array = NDArray[Any]
 

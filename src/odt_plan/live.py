@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from threading import current_thread, main_thread
 from types import FrameType
 
+from .figures import amount
 from .planner.progress import Progress, Watch
 from .planner.sizes import format_seconds
-from .report import amount
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from .contributions import Source
+from .figures import Budgeted
 from .ir.calibrate import SYNTHETIC, knows_activations
 from .ir.errors import UsageError
 from .ir.graph import Graph, Value
@@ -32,7 +33,7 @@ from .planner.pipeline import PlannedModel, Request, make_plan
 from .planner.progress import Watch
 from .planner.replay import Wanted as WantedReplay
 from .planner.sizes import parse_bytes, parse_joules, parse_seconds
-from .report import Budgeted, print_plan
+from .report import print_plan
 from .trials import TRIAL, plan_by_trial
 
 #: Where --emit writes without -o.

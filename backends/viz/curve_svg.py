@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from .files import write_whole
-from .svg import document, element, number, shorten, text, text_width, tooltip
+from .svg import DECLARATION, document, element, number, shorten, text, text_width, tooltip
 
 MARGIN = 20.0
 LEFT = 104.0  # room for the labels of y
@@ -74,7 +74,7 @@ def write_curve_svg(picture: CurvePicture, path: Path) -> None:
     Raises:
         OdtPlanError: The file can't be written.
     """
-    write_whole(path, _render(picture))
+    write_whole(path, DECLARATION + curve_drawing(picture))
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ class _Scale:
         return TOP + HEIGHT * (1 - (value - self.low) / (self.high - self.low))
 
 
-def _render(picture: CurvePicture) -> str:
+def curve_drawing(picture: CurvePicture) -> str:
+    """The ``<svg>`` element of that file."""
     scale = _scale(picture.points)
     legend, legend_width = _legend(picture)
     body = [

@@ -12,7 +12,7 @@ from . import routing
 from .files import write_whole
 from .layers import arrange
 from .picture import PLAIN, STYLES, Box, Picture, Style, draw, kib
-from .svg import document, element, escaped, number, shorten, text, text_width, tooltip
+from .svg import DECLARATION, document, element, escaped, number, shorten, text, text_width, tooltip
 
 if TYPE_CHECKING:
     from ...planner.check import CheckReport
@@ -40,11 +40,12 @@ def write_svg(plan: Plan, training: TrainingGraph, report: CheckReport, path: Pa
     Raises:
         OdtPlanError: The file can't be written.
     """
+    write_whole(path, DECLARATION + graph_drawing(plan, training, report))
+
+
+def graph_drawing(plan: Plan, training: TrainingGraph, report: CheckReport) -> str:
+    """The ``<svg>`` element of that file; box 5 of ``draw`` has the id ``node5``."""
     picture = draw(plan, training, report)
-    write_whole(path, _render(picture))
-
-
-def _render(picture: Picture) -> str:
     operands = [0] * len(picture.boxes)
     for link in picture.links:
         operands[link.target] += 1
@@ -74,8 +75,10 @@ def _render(picture: Picture) -> str:
     shift = MARGIN + 92
     body.append(f'<g transform="translate({number(MARGIN)} {number(shift)})">')
     body += _links(picture, drawing)
-    for box, x, y, width in zip(picture.boxes, drawing.x, drawing.y, widths, strict=True):
-        body.append(element("g", ["\n", *_box(box, x, y, width), "\n"], _class="node"))
+    placed = zip(picture.boxes, drawing.x, drawing.y, widths, strict=True)
+    for i, (box, x, y, width) in enumerate(placed):
+        shapes = ["\n", *_box(box, x, y, width), "\n"]
+        body.append(element("g", shapes, _class="node", id=f"node{i}"))
     body.append("</g>")
     inner = max(drawing.width, heading_width, legend_width)
     return document(inner + 2 * MARGIN, drawing.height + shift + MARGIN, picture.title, body)

@@ -36,8 +36,8 @@ PHASE_COLORS = {
     "recompute": "#e69f00",
     "paging": "#cc79a7",
 }
-#: Element types that only masks and indices have in fp32 training.
-MASK_DTYPES = ("bits", "u8", "i8", "i32", "i64")
+#: Element types that only masks and indices have.
+MASK_DTYPES = ("bits", "u8", "i32", "i64")
 
 
 def shown_kinds(plan: Plan, report: CheckReport) -> dict[str, str]:

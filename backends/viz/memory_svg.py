@@ -11,7 +11,8 @@ from ...planner.plan import Plan
 from .files import write_whole
 from .kinds import KINDS, PHASE_COLORS, phase_runs, shown_kinds
 from .picture import kib, summary, title
-from .svg import document, element, number, shorten, text, text_width, tooltip
+from .routing import spread
+from .svg import DECLARATION, document, element, number, shorten, text, text_width, tooltip
 
 if TYPE_CHECKING:
     from ...planner.check import CheckReport, Lifetime
@@ -26,6 +27,7 @@ LEAST_WIDTH = 900.0
 MOST_WIDTH = 2200.0
 STEP_WIDTH = 14.0
 BAND = 20.0  # phase strip
+LABEL_HEIGHT = 14.0
 GREY = "#666666"
 LIVE = "#000000"
 #: A budget beyond this multiple of the arena would squeeze the picture; it is named at the edge.
@@ -43,7 +45,7 @@ def write_memory_svg(plan: Plan, report: CheckReport, path: Path) -> None:
     Raises:
         OdtPlanError: The file can't be written.
     """
-    write_whole(path, _render(plan, report))
+    write_whole(path, DECLARATION + memory_drawing(plan, report))
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,16 @@ class _Scale:
         return LEFT + self.width
 
 
-def _render(plan: Plan, report: CheckReport) -> str:
+def memory_drawing(plan: Plan, report: CheckReport, most_width: float = MOST_WIDTH) -> str:
+    """The ``<svg>`` element of that file, its plot at most ``most_width`` pixels wide."""
     room = plan.device.budget.ram_bytes - report.state_bytes - plan.replay_bytes("ram")
     fits = room <= report.arena_bytes * SCALE_LIMIT
     most = round(max(report.arena_bytes, room if fits else 0, 1) * 1.06)
     steps = len(report.steps)
-    scale = _Scale(steps, most, min(MOST_WIDTH, max(LEAST_WIDTH, steps * STEP_WIDTH)))
+    scale = _Scale(steps, most, min(most_width, max(LEAST_WIDTH, steps * STEP_WIDTH)))
     kinds = shown_kinds(plan, report)
     heading = f"{plan.model.name}: memory over one training step"
+    regions = _region_labels(plan)
     legend, legend_width = _legend(set(kinds.values()))
     body = [
         text(MARGIN, MARGIN + 14, shorten(heading, 100), 16, font_weight="bold"),
@@ -86,13 +90,14 @@ def _render(plan: Plan, report: CheckReport) -> str:
         *_names(report, kinds, scale),
         *_live(report, scale),
         *(
-            _regions(plan, scale)
-            if plan.regions
+            _regions(regions, scale)
+            if regions
             else _budget(plan.device.budget.ram_bytes, room, fits, report, scale)
         ),
         *_phases(report, scale),
     ]
-    width = max(scale.right + RIGHT, legend_width + 2 * MARGIN)
+    beside = max((text_width(label, 11) * 1.1 for _, label in regions), default=0.0)  # bold
+    width = max(scale.right + RIGHT + beside, legend_width + 2 * MARGIN)
     width = max(width, text_width(summary(plan, report), 11) + 2 * MARGIN)
     return document(width, TOP + PLOT_HEIGHT + 112, title(plan), body)
 
@@ -248,22 +253,28 @@ def _budget(
     yield text(x, y - 5, label, 11, text_anchor=anchor, fill="#a34700", font_weight="bold")
 
 
-def _regions(plan: Plan, scale: _Scale) -> Iterator[str]:
+def _region_labels(plan: Plan) -> list[tuple[int, str]]:
     """Where the part of each RAM region ends; the arena is these parts, one above the other."""
-    for r, part in zip(plan.regions, plan.parts("arena"), strict=True):
-        if part.end == part.begin:
-            continue
-        y = scale.y(part.end)
-        label = f"{r.name}: arena {r.arena:,} B, state {r.state:,} B of {r.budget:,} B"
+    if not plan.regions:
+        return []
+    return [
+        (part.end, f"{r.name}: arena {r.arena:,} B, state {r.state:,} B of {r.budget:,} B")
+        for r, part in zip(plan.regions, plan.parts("arena"), strict=True)
+        if part.end > part.begin
+    ]
+
+
+def _regions(labels: list[tuple[int, str]], scale: _Scale) -> Iterator[str]:
+    """Lines at the ends of regions; their labels stand on the right, none upon another."""
+    ends = [scale.y(address) for address, _ in labels][::-1]
+    places = spread([y + 4 for y in ends], [LABEL_HEIGHT] * len(ends), [1.0] * len(ends))
+    for y, place, (_, label) in zip(ends, places, labels[::-1], strict=True):
         line = element(
             "line", x1=LEFT, y1=y, x2=scale.right, y2=y, stroke="#d55e00", stroke_width=2,
             stroke_dasharray="9 5",
         )  # fmt: skip
         yield element("g", [tooltip(label), line], _class="region")
-        yield text(
-            LEFT + 6, y + 13, label, 11, fill="#a34700", font_weight="bold", stroke="#ffffff",
-            stroke_width=4, paint_order="stroke",
-        )  # fmt: skip
+        yield text(scale.right + 8, place, label, 11, fill="#a34700", font_weight="bold")
 
 
 def _phases(report: CheckReport, scale: _Scale) -> Iterator[str]:

@@ -1,20 +1,25 @@
-"""A plan's decisions as notes on the nodes of the model file, which viewers like Netron show."""
+"""A plan's decisions by node: facts for tables, and notes that viewers like Netron show."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ...ir.opdef import get_op
 from ...ir.training import TrainingGraph
 from ...planner.plan import Plan
 
+if TYPE_CHECKING:
+    from ...planner.check import CheckReport
+
 _DONE = {"keep": "kept", "recompute": "recomputed", "page": "paged"}
 
 
 @dataclass
-class _Facts:
-    """What is decided about one node of the file.
+class NodeFacts:
+    """What is decided about one node.
 
     Attributes:
         parameters: It has some.
@@ -32,11 +37,15 @@ class _Facts:
     bytes: int = 0
     cycles: int = 0
 
+    @property
+    def action(self) -> str:
+        """Updated or frozen, where there are parameters."""
+        return "updated" if self.updates else "frozen" if self.parameters else ""
+
     def notes(self) -> dict[str, str]:
         """Those that say something."""
-        action = "updated" if self.updates else "frozen" if self.parameters else ""
         texts = {
-            "action": action,
+            "action": self.action,
             "updated": ", ".join(self.updates),
             "precision": ", ".join(dict.fromkeys(self.precision)),
             "activation": ", ".join(dict.fromkeys(self.saved)),
@@ -61,14 +70,25 @@ def node_notes(
         and ratio), ``precision``, ``activation`` (kept, recomputed or paged), ``bytes`` and
         ``cycles``. Nodes that importing has merged into others have none.
     """
+    return {name: facts.notes() for name, facts in node_facts(plan, training, names).items()}
+
+
+def node_facts(
+    plan: Plan, training: TrainingGraph, names: Collection[str]
+) -> dict[str, NodeFacts]:
+    """What is decided about nodes, be they those of a model file or of the training graph.
+
+    Returns:
+        By name; nodes that importing has merged into others have none.
+    """
     graph = training.graph
-    found: dict[str, _Facts] = {}
-    owners: dict[str, _Facts] = {}
+    found: dict[str, NodeFacts] = {}
+    owners: dict[str, NodeFacts] = {}
     for node in graph.nodes:
         owner = _owner(node.name, names) if node.phase in ("forward", "loss") else None
         if owner is None:
             continue
-        facts = owners[node.name] = found.setdefault(owner, _Facts())
+        facts = owners[node.name] = found.setdefault(owner, NodeFacts())
         facts.parameters |= any(v.name in graph.constants for v in node.operands())
         if not get_op(node.op).view:
             facts.bytes += sum(v.type.nbytes for v in node.outputs)
@@ -84,7 +104,29 @@ def node_notes(
     for step in plan.steps:
         if step.kind == "compute" and step.nodes[0] in owners:
             owners[step.nodes[0]].cycles += step.cycles
-    return {name: facts.notes() for name, facts in found.items()}
+    return found
+
+
+def node_cycles(
+    training: TrainingGraph, report: CheckReport, plan: Plan, names: Collection[str]
+) -> dict[str, Counter[str]]:
+    """What nodes cost: those of forward their gradients and updates, too.
+
+    Returns:
+        By name of a node, cycles by part of a training step; paging belongs to no node.
+    """
+    updated = {
+        n.name: u.owner.name
+        for u in training.updates
+        for n in (u.apply_node, u.accumulate_node)
+        if n is not None
+    }
+    found: dict[str, Counter[str]] = {}
+    for step, figures in zip(plan.steps, report.steps, strict=True):
+        if step.nodes:
+            name = _owner(updated.get(step.nodes[0], step.nodes[0]), names)
+            found.setdefault(name or "", Counter())[figures.phase] += figures.cycles
+    return found
 
 
 def model_notes(plan: Plan) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from ...ir.graph import Node, Value
 from ...ir.training import TrainingGraph
 from ...planner.plan import Plan
+from ...planner.sizes import format_joules, format_seconds
 
 if TYPE_CHECKING:
     from ...planner.check import CheckReport
@@ -120,18 +121,8 @@ def summary(plan: Plan, report: CheckReport) -> str:
     return (
         f"RAM {ram:,} B of {budget:,} B (arena {report.arena_bytes:,}, state"
         f" {report.state_bytes:,}{replay}); predicted per training step:"
-        f" {seconds(report.latency_s)}, {joules(report.energy_j)}"
+        f" {format_seconds(report.latency_s)}, {format_joules(report.energy_j)}"
     )
-
-
-def seconds(t: float) -> str:
-    """A duration with three digits and a fitting unit."""
-    return _scaled(t, (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)))
-
-
-def joules(e: float) -> str:
-    """An energy with three digits and a fitting unit."""
-    return _scaled(e, (("J", 1.0), ("mJ", 1e-3), ("uJ", 1e-6)))
 
 
 def kib(n: int) -> str:
@@ -141,11 +132,6 @@ def kib(n: int) -> str:
     if n < 1024 * 1024:
         return f"{n / 1024:.1f}".removesuffix(".0") + " KiB"
     return f"{n / 1024 / 1024:.1f}".removesuffix(".0") + " MiB"
-
-
-def _scaled(x: float, units: tuple[tuple[str, float], ...]) -> str:
-    unit, factor = next((u for u in units if x >= u[1]), units[-1])
-    return f"{x / factor:.3g} {unit}" if x / factor < 1000 else f"{x / factor:.0f} {unit}"
 
 
 class _Facts:

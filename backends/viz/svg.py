@@ -8,6 +8,8 @@ from collections.abc import Iterable
 FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 #: Mean glyph width of the fonts above in ems; a little generous, so text is not clipped.
 GLYPH_EM = 0.58
+#: What a file begins with.
+DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>\n'
 
 
 def printable(text: str) -> str:
@@ -52,10 +54,9 @@ def tooltip(*lines: str) -> str:
 
 
 def document(width: float, height: float, title: str, body: Iterable[str], style: str = "") -> str:
-    """A whole SVG file with a white background."""
+    """An ``<svg>`` element with a white background: part of a page; a file begins before it."""
     w, h = number(float(width)), number(float(height))
     head = (
-        '<?xml version="1.0" encoding="UTF-8"?>\n'
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{w}" height="{h}" viewBox="0 0 {w} {h}"'
         f' role="img" font-family="{escaped(FONT)}" fill="#000000">'
     )

@@ -194,7 +194,7 @@ def plan(
     emit: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="c|host|dot|svg,...",
+            metavar="c|host|dot|svg|html,...",
             help="Also write this (repeatable); host: the C library, and a program that"
             " trains by it here.",
         ),

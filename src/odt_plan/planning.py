@@ -43,7 +43,7 @@ DEVICE_FILE = "plan.device.yaml"
 #: More are a mistake.
 MOST_MICRO_BATCHES = 65536
 #: What --emit knows.
-EMITTED = ("c", "host", "dot", "svg")
+EMITTED = ("c", "host", "dot", "svg", "html")
 
 
 @dataclass(frozen=True)
@@ -97,19 +97,19 @@ def run_plan(options: PlanOptions) -> None:
         raise UsageError(f"--emit: {unknown[0]!r} is not one of {', '.join(EMITTED)}")
     folder = options.output or (DEFAULT_OUTPUT if emitted else None)
     place = OutputFolder(folder, force=options.force) if folder else nullcontext()
+    given = Budgeted(request.ram_bytes, request.flash_bytes, bool(request.ram_regions))
     with place as output:
         with shown(options.quiet) as watch:
             planned = _planned(options, request, watch)
             if output is not None:
                 watch.stage("writing")
-                _write(planned, request, options.device, emitted, output)
+                _write(planned, request, given, options.device, emitted, output)
         files = output.commit() if output is not None else []
     if folder is not None and folder / DEVICE_FILE not in files:
         (folder / DEVICE_FILE).unlink(missing_ok=True)  # of an earlier plan in this folder
     if options.as_json:
         sys.stdout.write(planned.plan.model_dump_json(indent=2) + "\n")
     elif not options.quiet:
-        given = Budgeted(request.ram_bytes, request.flash_bytes, bool(request.ram_regions))
         print_plan(planned, given, files, verbose=options.verbose)
 
 
@@ -182,7 +182,8 @@ def make_request(
         time_limit_s=options.time_limit_s,
         seed=options.seed,
         threads=options.threads,
-        with_baselines=not (options.quiet or options.as_json),
+        with_baselines="html" in split_list(options.emit)
+        or not (options.quiet or options.as_json),
     )
 
 
@@ -369,6 +370,7 @@ def _device(options: PlanOptions) -> Device:
 def _write(
     planned: PlannedModel,
     request: Request,
+    given: Budgeted,
     device_option: str | None,
     emitted: Sequence[str],
     output: OutputFolder,
@@ -393,3 +395,7 @@ def _write(
 
         write_svg(planned.plan, planned.training, planned.report, folder / "plan.svg")
         write_memory_svg(planned.plan, planned.report, folder / "memory.svg")
+    if "html" in emitted:
+        from .backends.html import plan_page, write_page
+
+        write_page(plan_page(planned, given), folder / "report.html")

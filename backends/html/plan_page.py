@@ -1,0 +1,144 @@
+"""The page of a plan: what the terminal report tells, drawn, and every layer in a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from ... import figures
+from ...figures import Budgeted, Cell, Grid, Line
+from ...planner.sizes import format_joules, format_seconds
+from ..viz.graph_svg import graph_drawing
+from ..viz.kinds import PHASE_COLORS
+from ..viz.memory_svg import memory_drawing
+from ..viz.notes import node_cycles, node_facts
+from ..viz.picture import draw
+from .page import Page, Section, Table, Tile
+
+if TYPE_CHECKING:
+    from ...planner.pipeline import PlannedModel
+
+#: Of the memory picture: its letters can be read without zooming on most screens.
+PLOT_WIDTH = 1000.0
+
+
+def plan_page(planned: PlannedModel, budgeted: Budgeted) -> Page:
+    """The report of a new plan.
+
+    Args:
+        planned: The plan with what it was made from.
+        budgeted: Which budgets the user gave.
+    """
+    plan, training, report = planned.plan, planned.training, planned.report
+    sections = [
+        _summary(planned, budgeted),
+        Section(
+            "graph",
+            "Graph",
+            drawing=graph_drawing(plan, training, report),
+            found="node",
+            things="nodes",
+        ),
+        Section(
+            "memory",
+            "Memory",
+            drawing=memory_drawing(plan, report, PLOT_WIDTH),
+            found="lifetime",
+            things="tensors",
+        ),
+        _spent(planned),
+        _trained(planned),
+        _layers(planned),
+    ]
+    if planned.baselines:
+        grid = figures.baseline_grid(planned)
+        sections.append(Section("comparison", "Comparison", tables=(Table(grid, (1, 2, 3)),)))
+    return Page(
+        title=f"{plan.model.name} on {planned.device.name}",
+        facts=f"A training plan, {plan.status}, replayed by the checker. Times and energies are"
+        " predictions, flash is estimated where it says so.",
+        sections=tuple(sections),
+        made_by=f"odt-plan {plan.odt_plan_version}",
+    )
+
+
+def _summary(planned: PlannedModel, budgeted: Budgeted) -> Section:
+    plan, device, report = planned.plan, planned.device, planned.report
+    best = plan.objective[0]
+    value, bound = (figures.amount(best.name, v) for v in (best.value, best.bound))
+    peak = report.steps[report.peak_step]
+    where = f"step {report.peak_step} of {len(report.steps)}, {peak.phase}: {peak.label}"
+    tiles = (
+        Tile("latency", format_seconds(report.latency_s), ("predicted per training step",)),
+        Tile("energy", format_joules(report.energy_j), ("predicted per training step",)),
+        Tile("peak of the arena", f"{report.live_peak_bytes:,} B", (where,)),
+        Tile(f"gap of {best.name}", f"{best.gap:.3%}", (value, f"bound {bound}", plan.status)),
+    )
+    lines = figures.heading(planned, budgeted)
+    lines += figures.region_lines(plan)
+    lines += figures.storage_lines(plan)
+    lines += figures.time_lines(report)
+    lines += figures.replay_lines(plan)
+    if planned.no_replay:
+        lines.append(Line("replay", f"none: {planned.no_replay}"))
+    lines.append(figures.saved_line(plan))
+    lines += figures.precision_lines(planned)
+    lines += figures.solver_lines(plan)
+    meters = (
+        figures.ram_meter(plan, device, budgeted),
+        figures.flash_meter(plan, device, budgeted),
+    )
+    return Section("summary", "Summary", meters, tiles, tuple(lines))
+
+
+def _spent(planned: PlannedModel) -> Section:
+    grid = figures.part_grid(planned.report, planned.device, planned.plan.device.storage)
+    colors = tuple(PHASE_COLORS.get(row[0].text, PHASE_COLORS["paging"]) for row in grid.rows)
+    table = Table(grid, (1, 3), colors, caption="Of a training step; predicted.")
+    return Section("time", "Time and energy", tables=(table,))
+
+
+def _trained(planned: PlannedModel) -> Section:
+    plan = planned.plan
+    lines, tables = [figures.trained_line(plan)], [Table(figures.update_grid(plan), (4,))]
+    if (trial := plan.decisions.trial) is not None:
+        lines.append(figures.trial_line(trial))
+        tables.append(Table(figures.trial_grid(trial)))
+    return Section("trained", "What is trained", lines=tuple(lines), tables=tuple(tables))
+
+
+def _layers(planned: PlannedModel) -> Section:
+    """Every node of forward and loss; what its gradients and updates cost is its own."""
+    plan, training, report = planned.plan, planned.training, planned.report
+    boxes = draw(plan, training, report).boxes
+    names = {b.name for b in boxes if b.op != "input"}
+    facts = node_facts(plan, training, names)
+    cycles = node_cycles(training, report, plan, names)
+    rows, links = [], []
+    for i, box in enumerate(boxes):
+        if box.op == "input":
+            continue
+        fact, spent = facts[box.name], cycles.get(box.name, Counter())
+        forward, again = spent["forward"] + spent["loss"], spent["recompute"]
+        learning = spent["backward"] + spent["update"]
+        rows.append(
+            (
+                Cell(box.name),
+                Cell(box.op),
+                Cell(box.type),
+                Cell(fact.action),
+                Cell(", ".join(dict.fromkeys(fact.precision))),
+                Cell(", ".join(dict.fromkeys(fact.saved))),
+                *(Cell(f"{n:,}", n) for n in (box.bytes, forward, again, learning)),
+            )
+        )
+        links.append(f"#node{i}")
+    words = ("layer", "operator", "result", "parameters", "precision", "until backward")
+    numbers = ("bytes", "forward", "recompute", "backward and update")
+    table = Table(
+        Grid((*words, *numbers), len(words), tuple(rows)),
+        links=tuple(links),
+        caption="Forward, recompute, backward and update in cycles, predicted"
+        + (", of the last micro-batch." if plan.training.micro_batches > 1 else "."),
+    )
+    return Section("layers", "Layers", tables=(table,))

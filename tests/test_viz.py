@@ -41,6 +41,7 @@ from odt_plan.planner.plan import (
 
 SVG = "{http://www.w3.org/2000/svg}"
 TAGS = {"svg", "title", "rect", "text", "tspan", "g", "path", "defs", "marker", "line", "circle"}
+TAGS |= {"pattern"}
 HOSTILE = [
     "<script>alert('&\"')</script>",
     "Süß/層\U0001f600",

@@ -67,15 +67,21 @@ def _summary(planned: PlannedModel, budgeted: Budgeted) -> Section:
     best = plan.objective[0]
     value, bound = (figures.amount(best.name, v) for v in (best.value, best.bound))
     peak = report.steps[report.peak_step]
-    where = f"step {report.peak_step} of {len(report.steps)}, {peak.phase}: {peak.label}"
+    where = f"at step {report.peak_step} of {len(report.steps)} ({peak.phase})"
     tiles = (
         Tile("latency", format_seconds(report.latency_s), ("predicted per training step",)),
         Tile("energy", format_joules(report.energy_j), ("predicted per training step",)),
         Tile("peak of the arena", f"{report.live_peak_bytes:,} B", (where,)),
         Tile(f"gap of {best.name}", f"{best.gap:.3%}", (value, f"bound {bound}", plan.status)),
     )
+    ram, flash = (
+        figures.ram_meter(plan, device, budgeted),
+        figures.flash_meter(plan, device, budgeted),
+    )
     lines = figures.heading(planned, budgeted)
+    lines.append(Line(ram.label, f"{ram.text} {ram.sum}"))
     lines += figures.region_lines(plan)
+    lines.append(Line(flash.label, f"{flash.text} {flash.sum}"))
     lines += figures.storage_lines(plan)
     lines += figures.time_lines(report)
     lines += figures.replay_lines(plan)
@@ -84,11 +90,7 @@ def _summary(planned: PlannedModel, budgeted: Budgeted) -> Section:
     lines.append(figures.saved_line(plan))
     lines += figures.precision_lines(planned)
     lines += figures.solver_lines(plan)
-    meters = (
-        figures.ram_meter(plan, device, budgeted),
-        figures.flash_meter(plan, device, budgeted),
-    )
-    return Section("summary", "Summary", meters, tiles, tuple(lines))
+    return Section("summary", "Summary", (ram, flash), tiles, tuple(lines))
 
 
 def _spent(planned: PlannedModel) -> Section:
@@ -134,7 +136,7 @@ def _layers(planned: PlannedModel) -> Section:
         )
         links.append(f"#node{i}")
     words = ("layer", "operator", "result", "parameters", "precision", "until backward")
-    numbers = ("bytes", "forward", "recompute", "backward and update")
+    numbers = ("bytes", "forward", "recompute", "backward, update")
     table = Table(
         Grid((*words, *numbers), len(words), tuple(rows)),
         links=tuple(links),

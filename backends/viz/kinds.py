@@ -13,19 +13,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kind:
-    """Legend entry: fill (Okabe and Ito's colour-blind safe palette) and a text colour on it."""
+    """Legend entry: fill (Okabe and Ito's colour-blind safe palette) and a text colour on it.
+
+    ``hatch`` is the path of a stripe in a square of 6 pixels; it tells fills apart whose lightness
+    is alike, which a grey print does not.
+    """
 
     text: str
     color: str
     ink: str
+    hatch: str = ""
+
+    def fill(self, name: str) -> str:
+        """What to fill with: the colour, or the pattern that has the kind's name."""
+        return f"url(#{name})" if self.hatch else self.color
 
 
 KINDS: dict[str, Kind] = {
     "forward": Kind("forward activation", "#56b4e9", "#000000"),
     "saved": Kind("saved for backward", "#0072b2", "#ffffff"),
-    "restored": Kind("recomputed or paged in", "#e69f00", "#000000"),
+    "restored": Kind("recomputed or paged in", "#e69f00", "#000000", "M-1 1L1 -1M0 6L6 0M5 7L7 5"),
     "mask": Kind("mask or index", "#f0e442", "#000000"),
-    "gradient": Kind("gradient", "#d55e00", "#ffffff"),
+    "gradient": Kind("gradient", "#d55e00", "#ffffff", "M-1 5L1 7M0 0L6 6M5 -1L7 1"),
     "scratch": Kind("workspace or tile", "#cc79a7", "#000000"),
 }
 PHASE_COLORS = {

@@ -147,20 +147,19 @@ def _order(drawing: Layers) -> None:
             down.setdefault(a, []).append(b)
             up.setdefault(b, []).append(a)
     best, fewest = [list(layer) for layer in drawing.layers], _crossings(drawing.layers, down)
+    place = {item: float(i) for layer in drawing.layers for i, item in enumerate(layer)}
     for sweep in range(SWEEPS):
         downwards = sweep % 2 == 0
         levels = drawing.layers[1:] if downwards else drawing.layers[-2::-1]
         sides = up if downwards else down
         for layer in levels:
-            place = {item: float(i) for row in drawing.layers for i, item in enumerate(row)}
 
-            def centre(
-                item: Item, place: dict[Item, float] = place, sides: dict[Item, list[Item]] = sides
-            ) -> float:
+            def centre(item: Item, sides: dict[Item, list[Item]] = sides) -> float:
                 others = sides.get(item)
                 return sum(place[o] for o in others) / len(others) if others else place[item]
 
             layer.sort(key=centre)  # stable: ties keep their order
+            place.update((item, float(i)) for i, item in enumerate(layer))
         count = _crossings(drawing.layers, down)
         if count < fewest:
             best, fewest = [list(layer) for layer in drawing.layers], count

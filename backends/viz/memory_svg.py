@@ -81,6 +81,7 @@ def memory_drawing(plan: Plan, report: CheckReport, most_width: float = MOST_WID
     body = [
         text(MARGIN, MARGIN + 14, shorten(heading, 100), 16, font_weight="bold"),
         text(MARGIN, MARGIN + 34, summary(plan, report), 11),
+        element("defs", _patterns()),
         element("g", legend, transform=f"translate({number(MARGIN)} {number(MARGIN + 44)})"),
         *_axes(scale),
         *_state(report, scale),
@@ -102,6 +103,17 @@ def memory_drawing(plan: Plan, report: CheckReport, most_width: float = MOST_WID
     return document(width, TOP + PLOT_HEIGHT + 112, title(plan), body)
 
 
+def _patterns() -> Iterator[str]:
+    for name, kind in KINDS.items():
+        if kind.hatch:
+            ground = element("rect", width=6.0, height=6.0, fill=kind.color)
+            stripe = element("path", d=kind.hatch, stroke="#ffffff", stroke_opacity=0.4)
+            yield element(
+                "pattern", [ground, stripe], id=name, width=6.0, height=6.0,
+                patternUnits="userSpaceOnUse",
+            )  # fmt: skip
+
+
 def _lifetime(life: Lifetime, kind: str, scale: _Scale) -> str:
     x, y = scale.x(life.first), scale.y(life.offset + life.bytes)
     tip = tooltip(
@@ -116,7 +128,7 @@ def _lifetime(life: Lifetime, kind: str, scale: _Scale) -> str:
         y=y,
         width=scale.x(life.last + 1) - x,
         height=max(0.3, scale.y(life.offset) - y),
-        fill=KINDS[kind].color,
+        fill=KINDS[kind].fill(kind),
         _class=f"lifetime {kind}",
     )
 
@@ -124,6 +136,7 @@ def _lifetime(life: Lifetime, kind: str, scale: _Scale) -> str:
 def _names(report: CheckReport, kinds: dict[str, str], scale: _Scale) -> Iterator[str]:
     """Value names in the rectangles that are large enough, clear of in-place successors."""
     taken = {(life.offset, life.first) for life in report.lifetimes}
+    written: dict[int, list[tuple[float, float]]] = {}  # by base line, from and to
     for life in report.lifetimes:
         followed = life.last > life.first and (life.offset, life.last) in taken
         x, end = scale.x(life.first), scale.x(life.last + (0 if followed else 1))
@@ -132,9 +145,15 @@ def _names(report: CheckReport, kinds: dict[str, str], scale: _Scale) -> Iterato
         if height < 12 or cells < 6:
             continue
         name = shorten(life.value, cells)
+        y = scale.y(life.offset + life.bytes) + min(height / 2 + 3.5, 12)
+        ends = x + text_width(name, 10)
+        line = written.setdefault(round(y), [])
+        if any(x < right and left < ends for left, right in line):  # a view of the same bytes
+            continue
+        line.append((x, ends))
         yield text(
             x + 4,
-            scale.y(life.offset + life.bytes) + min(height / 2 + 3.5, 12),
+            y,
             name,
             10,
             fill=KINDS[kinds[life.buffer]].ink,
@@ -200,7 +219,8 @@ def _live(report: CheckReport, scale: _Scale) -> Iterator[str]:
     for i, step in enumerate(report.steps):
         path.append(f"V{number(scale.y(step.live_bytes))}H{number(scale.x(i + 1))}")
     d = "".join(path)
-    for color, width in (("#ffffff", 4.5), (LIVE, 1.8)):
+    halo, line = (4.5, 1.8) if scale.x(1) - scale.x(0) > 2 else (2.2, 1.0)
+    for color, width in (("#ffffff", halo), (LIVE, line)):
         yield element(
             "path", d=d, fill="none", stroke=color, stroke_width=width, pointer_events="none"
         )
@@ -311,7 +331,7 @@ def _legend(kinds: set[str]) -> tuple[list[str], float]:
     x = 0.0
     for name, kind in KINDS.items():
         if name in kinds:
-            parts.append(element("rect", x=x, y=2.0, width=18.0, height=13.0, fill=kind.color))
+            parts.append(element("rect", x=x, y=2.0, width=18.0, height=13.0, fill=kind.fill(name)))
             parts.append(text(x + 24, 13, kind.text, 10.5))
             x += 24 + text_width(kind.text, 10.5) + 14
     parts.append(element("line", x1=x, y1=8.5, x2=x + 18, y2=8.5, stroke=LIVE, stroke_width=1.8))

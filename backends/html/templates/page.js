@@ -24,6 +24,7 @@ function showTip(text, x, y) {
 
 class Drawing {
   constructor(figure) {
+    this.section = figure.closest("section");
     this.canvas = figure.querySelector(".canvas");
     this.svg = this.canvas.querySelector("svg");
     this.details = figure.querySelector(".details");
@@ -103,8 +104,12 @@ class Drawing {
     tip.hidden = true;
   }
 
+  // The section is as wide as the canvas, and known before the browser has laid out what is in it.
   fit() {
-    const room = Math.min(this.canvas.clientWidth / this.width, innerHeight * 0.82 / this.height);
+    const room = Math.min(
+      (this.section.clientWidth - 2) / this.width,
+      (innerHeight * 0.82 - 2) / this.height,
+    );
     this.scale = 1;
     this.zoom(Math.min(1, room), 0, 0);
   }

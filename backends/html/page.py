@@ -9,27 +9,42 @@ from __future__ import annotations
 from base64 import b64encode
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ...figures import Grid, Line, Meter
+from ...figures import Grid, Line
 from ..viz.files import write_whole
 from ..viz.svg import printable
 
 _TEMPLATES = Path(__file__).parent / "templates"
-#: Okabe and Ito's palette, for the parts of a meter, which are named below it in their order.
-_PARTS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#999999")
 _BAR = "#56b4e9"
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of a figure: a stretch of its bar, ``share`` of it long, and what it is."""
+
+    text: str
+    share: float
+    color: str
+
+
+@dataclass(frozen=True)
 class Tile:
-    """A figure in large letters, and what to know about it."""
+    """A figure in large letters, what to know about it, and what it is made of."""
 
     label: str
     value: str
     notes: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def stretches(self) -> list[tuple[float, Part]]:
+        """The parts, each with the share of the bar that is before it."""
+        ends = accumulate((p.share for p in self.parts), initial=0.0)
+        return list(zip(ends, self.parts, strict=False))
 
 
 @dataclass(frozen=True)
@@ -63,8 +78,7 @@ class Section:
     Attributes:
         id: What links lead to.
         title: Its heading.
-        meters: Budgets and what uses them.
-        tiles: Further figures.
+        tiles: The chief figures.
         lines: Figures in words.
         drawing: An ``<svg>`` element whose text is escaped; empty: none.
         found: CSS class of what a search in the drawing finds.
@@ -74,7 +88,6 @@ class Section:
 
     id: str
     title: str
-    meters: tuple[Meter, ...] = ()
     tiles: tuple[Tile, ...] = ()
     lines: tuple[Line, ...] = ()
     drawing: str = ""
@@ -98,17 +111,6 @@ class Page:
     facts: str
     sections: tuple[Section, ...]
     made_by: str
-
-
-@dataclass(frozen=True)
-class _Segment:
-    """A part of a meter's bar, 0 to 100 wide."""
-
-    name: str
-    bytes: int
-    x: float
-    width: float
-    color: str
 
 
 def write_page(page: Page, path: Path) -> None:
@@ -145,7 +147,6 @@ def _render(page: Page) -> str:
         style=style,
         script=script,
         policy=policy,
-        segments=_segments,
         default_color=_BAR,
     )
 
@@ -153,14 +154,3 @@ def _render(page: Page) -> str:
 def _hashed(text: str) -> str:
     """What a policy calls an inline script or style."""
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
-
-
-def _segments(meter: Meter) -> list[_Segment]:
-    """The parts that take bytes, side by side."""
-    found: list[_Segment] = []
-    scale, x = 100 / max(meter.limit, meter.used, 1), 0.0
-    for (name, size), color in zip(meter.parts, _PARTS, strict=False):
-        if size:
-            found.append(_Segment(name, size, x, size * scale, color))
-            x += size * scale
-    return found

@@ -6,20 +6,22 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from ... import figures
-from ...figures import Budgeted, Cell, Grid, Line
+from ...figures import Budgeted, Cell, Grid, Line, Meter
 from ...planner.sizes import format_joules, format_seconds
 from ..viz.graph_svg import graph_drawing
 from ..viz.kinds import PHASE_COLORS
 from ..viz.memory_svg import memory_drawing
 from ..viz.notes import node_cycles, node_facts
 from ..viz.picture import draw
-from .page import Page, Section, Table, Tile
+from .page import Page, Part, Section, Table, Tile
 
 if TYPE_CHECKING:
     from ...planner.pipeline import PlannedModel
 
 #: Of the memory picture: its letters can be read without zooming on most screens.
 PLOT_WIDTH = 1000.0
+#: Okabe and Ito's palette, for the parts of a meter, which are named below it in their order.
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#999999")
 
 
 def plan_page(planned: PlannedModel, budgeted: Budgeted) -> Page:
@@ -64,19 +66,19 @@ def plan_page(planned: PlannedModel, budgeted: Budgeted) -> Page:
 
 def _summary(planned: PlannedModel, budgeted: Budgeted) -> Section:
     plan, device, report = planned.plan, planned.device, planned.report
+    ram, flash = (f(plan, device, budgeted) for f in (figures.ram_meter, figures.flash_meter))
     best = plan.objective[0]
     value, bound = (figures.amount(best.name, v) for v in (best.value, best.bound))
     peak = report.steps[report.peak_step]
     where = f"at step {report.peak_step} of {len(report.steps)} ({peak.phase})"
+    per_step, spent = ("predicted per training step",), _part_grid(planned)
     tiles = (
-        Tile("latency", format_seconds(report.latency_s), ("predicted per training step",)),
-        Tile("energy", format_joules(report.energy_j), ("predicted per training step",)),
+        _meter_tile(ram),
+        _meter_tile(flash),
+        Tile("latency", format_seconds(report.latency_s), per_step, _parts(spent, 1)),
+        Tile("energy", format_joules(report.energy_j), per_step, _parts(spent, 3)),
         Tile("peak of the arena", f"{report.live_peak_bytes:,} B", (where,)),
         Tile(f"gap of {best.name}", f"{best.gap:.3%}", (value, f"bound {bound}", plan.status)),
-    )
-    ram, flash = (
-        figures.ram_meter(plan, device, budgeted),
-        figures.flash_meter(plan, device, budgeted),
     )
     lines = figures.heading(planned, budgeted)
     lines.append(Line(ram.label, f"{ram.text} {ram.sum}"))
@@ -90,13 +92,41 @@ def _summary(planned: PlannedModel, budgeted: Budgeted) -> Section:
     lines.append(figures.saved_line(plan))
     lines += figures.precision_lines(planned)
     lines += figures.solver_lines(plan)
-    return Section("summary", "Summary", (ram, flash), tiles, tuple(lines))
+    return Section("summary", "Summary", tiles, tuple(lines))
+
+
+def _meter_tile(meter: Meter) -> Tile:
+    whole = max(meter.used, meter.limit, 1)
+    parts = (
+        Part(f"{name} {size:,} B", size / whole, color)
+        for (name, size), color in zip(meter.parts, COLORS, strict=False)
+        if size
+    )
+    note = f"{meter.share:.1%} of {meter.limit:,} B"
+    return Tile(meter.label, f"{meter.used:,} B", (note,), tuple(parts))
+
+
+def _part_grid(planned: PlannedModel) -> Grid:
+    return figures.part_grid(planned.report, planned.device, planned.plan.device.storage)
+
+
+def _parts(grid: Grid, column: int) -> tuple[Part, ...]:
+    """What parts of a training step take of a whole; a column with its share behind it."""
+    whole = sum(row[column].value or 0.0 for row in grid.rows)
+    return tuple(
+        Part(f"{row[0].text} {row[column + 1].text}", (row[column].value or 0.0) / whole, color)
+        for row, color in zip(grid.rows, _part_colors(grid), strict=True)
+    )
+
+
+def _part_colors(grid: Grid) -> tuple[str, ...]:
+    """A storage is what paging needs."""
+    return tuple(PHASE_COLORS.get(row[0].text, PHASE_COLORS["paging"]) for row in grid.rows)
 
 
 def _spent(planned: PlannedModel) -> Section:
-    grid = figures.part_grid(planned.report, planned.device, planned.plan.device.storage)
-    colors = tuple(PHASE_COLORS.get(row[0].text, PHASE_COLORS["paging"]) for row in grid.rows)
-    table = Table(grid, (1, 3), colors, caption="Of a training step; predicted.")
+    grid = _part_grid(planned)
+    table = Table(grid, (1, 3), _part_colors(grid), caption="Of a training step; predicted.")
     return Section("time", "Time and energy", tables=(table,))
 
 
@@ -129,16 +159,17 @@ def _layers(planned: PlannedModel) -> Section:
                 Cell(box.op),
                 Cell(box.type),
                 Cell(fact.action),
-                Cell(", ".join(dict.fromkeys(fact.precision))),
+                *([Cell(", ".join(dict.fromkeys(fact.precision)))] if planned.scales else []),
                 Cell(", ".join(dict.fromkeys(fact.saved))),
                 *(Cell(f"{n:,}", n) for n in (box.bytes, forward, again, learning)),
             )
         )
         links.append(f"#node{i}")
-    words = ("layer", "operator", "result", "parameters", "precision", "until backward")
+    precision = ("precision",) if planned.scales else ()
+    words = ("layer", "operator", "result", "parameters", *precision, "until backward")
     numbers = ("bytes", "forward", "recompute", "backward, update")
     table = Table(
-        Grid((*words, *numbers), len(words), tuple(rows)),
+        Grid((*words, *numbers), tuple(rows)),
         links=tuple(links),
         caption="Forward, recompute, backward and update in cycles, predicted"
         + (", of the last micro-batch." if plan.training.micro_batches > 1 else "."),

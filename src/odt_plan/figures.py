@@ -82,11 +82,14 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: the first ``words`` columns hold words, the others numbers."""
+    """A table."""
 
     columns: tuple[str, ...]
-    words: int
     rows: tuple[tuple[Cell, ...], ...]
+
+    def numeric(self, column: int) -> bool:
+        """Whether a column holds numbers, which stand right."""
+        return any(row[column].value is not None for row in self.rows)
 
 
 # -- heading ------------------------------------------------------------------------------------
@@ -284,7 +287,6 @@ def part_grid(report: CheckReport, device: Device, storage: str | None) -> Grid:
         rows.append(("storage", 0.0, device.find_storage(storage).power_w.value * moving))
     return Grid(
         ("part", "latency", "of it", "energy", "of it"),
-        1,
         tuple(
             (
                 Cell(name),
@@ -338,7 +340,7 @@ def update_grid(plan: Plan) -> Grid:
         part = Cell(update_words(u), u.ratio)
         worth = Cell(f"{u.importance:,.0f}", u.importance)
         rows.append((Cell(u.node), Cell(u.param), Cell(u.role), part, worth))
-    return Grid(("layer", "tensor", "role", "updated", "importance"), 3, tuple(rows))
+    return Grid(("layer", "tensor", "role", "updated", "importance"), tuple(rows))
 
 
 def trial_line(trial: Trial) -> Line:
@@ -367,7 +369,7 @@ def trial_grid(trial: Trial) -> Grid:
             )
         )
     first = f"more than {trial.tried[0].names[0]}"
-    return Grid(("tried", "loss", first, "RAM", "tensors", "step size"), 1, tuple(rows))
+    return Grid(("tried", "loss", first, "RAM", "tensors", "step size"), tuple(rows))
 
 
 def _loss(value: float | None) -> str:
@@ -443,7 +445,6 @@ def baseline_grid(planned: PlannedModel) -> Grid:
     found += [(b.name, b.ram_bytes, b.latency_s, b.importance, b.fits) for b in planned.baselines]
     return Grid(
         ("compared with", "RAM", "latency", "importance", "fits"),
-        1,
         tuple(
             (
                 Cell(name),

@@ -134,7 +134,7 @@ def _meter(out: Console, meter: Meter) -> None:
 def _grid(out: Console, grid: Grid) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(grid.columns):
-        table.add_column(name, justify="left" if i < grid.words else "right")
+        table.add_column(name, justify="right" if grid.numeric(i) else "left")
     for row in grid.rows:
         table.add_row(*(Text(cell.text) for cell in row))
     print_table(out, table)

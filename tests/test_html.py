@@ -248,9 +248,11 @@ class _Opened:
             assert self.wrong == []
 
 
-def _columns(page, section: str, column: int) -> list[str]:
-    found = page.locator(f"#{section} tbody tr > :nth-child({column})").all_text_contents()
-    return [text.strip() for text in found]
+def _column(page, section: str, name: str) -> list[str]:
+    """What stands in a column of the table of a section."""
+    heads = page.locator(f"#{section} thead th").all_text_contents()
+    cells = f"#{section} tbody tr > :nth-child({heads.index(name) + 1})"
+    return [text.strip() for text in page.locator(cells).all_text_contents()]
 
 
 def test_search_zoom_hover_and_sort(browser, planned: PlannedModel, page: Path) -> None:
@@ -294,12 +296,12 @@ def test_search_zoom_hover_and_sort(browser, planned: PlannedModel, page: Path) 
         head = it.locator("#layers thead").get_by_role("button")
         nodes = [n for n in planned.training.graph.nodes if n.phase in FORWARD]
         sizes = sorted(n.out.type.nbytes for n in nodes)
-        for column, wanted in (("bytes", sizes[::-1]), ("bytes", sizes)):
-            head.filter(has_text=column).click()
-            assert [int(t.replace(",", "")) for t in _columns(it, "layers", 7)] == wanted
+        for wanted in (sizes[::-1], sizes):
+            head.filter(has_text="bytes").click()
+            assert [int(t.replace(",", "")) for t in _column(it, "layers", "bytes")] == wanted
         assert it.locator("#layers th[aria-sort=ascending]").inner_text().startswith("bytes")
         head.filter(has_text="operator").click()
-        assert (operators := _columns(it, "layers", 2)) == sorted(operators, key=str.lower)
+        assert (found := _column(it, "layers", "operator")) == sorted(found, key=str.lower)
         # a layer leads to its node
         it.locator("#layers tbody a", has_text="conv1").first.click()
         assert " conv1 [forward]" in graph.locator(".details").inner_text()
@@ -333,8 +335,9 @@ def test_works_without_scripts(browser, planned: PlannedModel, page: Path) -> No
             box = it.locator(f"#{section} svg").first.bounding_box()
             assert box["width"] > 500
             assert box["height"] > 300
-        assert _columns(it, "comparison", 1)[0] == "this plan"
-        assert f"{planned.plan.claims.ram_bytes.total:,} B" in _columns(it, "comparison", 2)
+        assert _column(it, "comparison", "compared with")[0] == "this plan"
+        own = f"{planned.plan.claims.ram_bytes.total:,} B"
+        assert _column(it, "comparison", "RAM")[0] == own
         assert it.locator("#graph .node").count() > 10
 
 

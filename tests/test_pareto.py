@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -353,7 +354,7 @@ def test_an_explanation_inherits_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_bundled_model_in_every_form(odt: Cli, tmp_path: Path) -> None:
     words = ("pareto", MODEL, "--device", "stm32f746g-disco", "--points", "4", "--jobs", "1")
-    done = odt(*words, "--csv", "c.csv", "--svg", "c.svg", "--json")
+    done = odt(*words, "--csv", "c.csv", "--svg", "c.svg", "--html", "c.html", "--json")
     assert done.code == 0, done.err
     points = done.json["points"]
     assert done.json["device_offers"] == BOARD.ram_region()[1] - BOARD.reserve.ram_bytes
@@ -373,6 +374,10 @@ def test_the_bundled_model_in_every_form(odt: Cli, tmp_path: Path) -> None:
     assert all(f"learn {p['learn']:,.0f}" in t for p, t in zip(points, tips, strict=True))
     xs = [float(next(g.iter(f"{SVG}circle")).get("cx", "nan")) for g in markers]
     assert xs == sorted(set(xs))
+    page = (tmp_path / "c.html").read_text(encoding="utf-8")
+    assert page.count('class="marker ') == 4
+    told = {float(v) for v in re.findall(r'data-value="([^"]*)"', page)}
+    assert told >= {p[k] for p in points for k in ("ram_budget_bytes", "learn", "bound")}
 
 
 def test_what_is_done_is_printed_after_an_interrupt(
@@ -406,6 +411,7 @@ BAD = [
     (("--flash", "100KB"), 3, "flash: weights need"),
     (("--scheduler", "tcp://127.0.0.1:9", "--jobs", "2"), 2, "give one"),
     (("--svg", "none/c.svg", "--points", "2", "--from", "330KB", "--to", "340KB"), 1, "none/c.svg"),
+    (("--html", "no/c.html", "--points", "2", "--from", "330KB", "--to", "340KB"), 1, "no/c.html"),
 ]
 
 

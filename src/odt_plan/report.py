@@ -5,7 +5,7 @@ Rich draws it; through a pipe or with NO_COLOR it is plain text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -59,10 +59,10 @@ def print_plan(
         _line(out, "replay", f"none: {planned.no_replay}")
     out.print()
     _lines(out, [figures.trained_line(plan)])
-    _grid(out, figures.update_grid(plan))
+    print_grid(out, figures.update_grid(plan))
     if (trial := plan.decisions.trial) is not None:
         _lines(out, [figures.trial_line(trial)])
-        _grid(out, figures.trial_grid(trial))
+        print_grid(out, figures.trial_grid(trial))
     _lines(out, [figures.saved_line(plan)])
     _lines(out, figures.precision_lines(planned))
     if verbose:
@@ -70,7 +70,7 @@ def print_plan(
     _lines(out, figures.solver_lines(plan))
     if planned.baselines:
         out.print()
-        _grid(out, figures.baseline_grid(planned))
+        print_grid(out, figures.baseline_grid(planned))
     if files:
         _line(out, "written", _listed(files))
 
@@ -131,12 +131,13 @@ def _meter(out: Console, meter: Meter) -> None:
     _line(out, "", meter.sum)
 
 
-def _grid(out: Console, grid: Grid) -> None:
+def print_grid(out: Console, grid: Grid, styles: Mapping[str, str] | None = None) -> None:
+    """Print a table; cells with a certain text have a style."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(grid.columns):
         table.add_column(name, justify="right" if grid.numeric(i) else "left")
     for row in grid.rows:
-        table.add_row(*(Text(cell.text) for cell in row))
+        table.add_row(*(Text(cell.text, (styles or {}).get(cell.text, "")) for cell in row))
     print_table(out, table)
 
 

@@ -71,6 +71,9 @@ def pareto(
     scheduler: Scheduler = None,
     csv: Csv = None,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curve.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write curve and table as a page.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -79,12 +82,20 @@ def pareto(
     Every point is a checked plan with a proven bound. A larger budget is never worse, and budgets
     that earlier plans answer are not solved again.
     """
+    from .backends.html import write_page
     from .backends.viz.curve_svg import write_curve_svg
     from .backends.viz.files import write_whole
     from .pareto import Tracer
     from .planner.sizes import parse_bytes, parse_seconds
     from .planning import PlanOptions, make_request
-    from .sweep_report import curve_picture, curve_record, curve_rows, print_curve, table_csv
+    from .sweep_report import (
+        curve_page,
+        curve_picture,
+        curve_record,
+        curve_rows,
+        print_curve,
+        table_csv,
+    )
 
     def limit(text: str | None, option: str) -> float | None:
         if text is None:
@@ -128,6 +139,8 @@ def pareto(
                 write_whole(csv, table_csv(curve_rows(curve)))
             if svg is not None:
                 write_curve_svg(curve_picture(curve), svg)
+            if html is not None:
+                write_page(curve_page(curve), html)
             if as_json:
                 print_json(curve_record(curve))
             elif not quiet:

@@ -9,15 +9,18 @@ from io import StringIO
 from math import isinf
 
 from rich import box
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
-from .backends.viz.curve_svg import CurvePicture, CurvePoint, Mark
+from . import __version__
+from .backends.html import Page, Section, Table
+from .backends.viz.curve_svg import CurvePicture, CurvePoint, Mark, curve_drawing
+from .figures import Cell, Grid, Line
 from .fit import Fit
 from .ir.errors import Shortfall
 from .pareto import Curve, Point, Status, YName, format_x
 from .planner.sizes import format_joules, format_seconds
-from .report import console
+from .report import console, print_grid
 from .sweep import Figures
 from .tables import print_table
 
@@ -82,33 +85,60 @@ def curve_record(curve: Curve) -> dict[str, object]:
 def print_curve(curve: Curve) -> None:
     """Print one row per point, and why some have no plan."""
     out = console()
-    table = Table(f"{_LIMITS[curve.x]} budget", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.columns[0].justify = "right"
-    for name in ("RAM", "flash", "latency", "energy", "learn", f"bound of {curve.y}", "gap"):
-        table.add_column(name, justify="right")
-    table.add_column("status")
-    table.add_column("s", justify="right")
+    styles: dict[str, str] = {p.status: _STYLES.get(p.status, "red") for p in curve.points}
+    print_grid(out, curve_grid(curve), styles)
+    for note in curve_notes(curve):
+        out.print(Text(note), soft_wrap=True)
+
+
+def curve_grid(curve: Curve) -> Grid:
+    """One row per point."""
+    rows = []
     for p in curve.points:
-        cells = _cells(p.figures)
-        proven = "-" if p.bound is None else format_y(curve.y, p.bound)
-        gap = "-" if p.gap is None else f"{p.gap:.3%}"
-        status = Text(p.status, _STYLES.get(p.status, "red"))
-        spent = f"{p.seconds:.2f}" if p.seconds else "-"
-        table.add_row(_short_x(curve, p.budget), *cells, proven, gap, status, spent)
-    print_table(out, table)
-    for p in curve.points:
-        if p.reason:
-            out.print(Text(f"{_short_x(curve, p.budget)}: {p.reason}"), soft_wrap=True)
+        known = _figures(p.figures).values()
+        figures = zip(_cells(p.figures), known, strict=True)
+        rows.append(
+            (
+                Cell(_short_x(curve, p.budget), _x(curve, p.budget)),
+                *(Cell(text, value) for text, value in figures),
+                Cell("-" if p.bound is None else format_y(curve.y, p.bound), p.bound),
+                Cell("-" if p.gap is None else f"{p.gap:.3%}", p.gap),
+                Cell(p.status),
+                Cell(f"{p.seconds:.2f}" if p.seconds else "-", p.seconds),
+            )
+        )
+    limits = (f"{_LIMITS[curve.x]} budget", "RAM", "flash", "latency", "energy", "learn")
+    return Grid((*limits, f"bound of {curve.y}", "gap", "status", "s"), tuple(rows))
+
+
+def curve_notes(curve: Curve) -> list[str]:
+    """Why budgets have no plan, and what the curve was made of."""
+    notes = [f"{_short_x(curve, p.budget)}: {p.reason}" for p in curve.points if p.reason]
     told = f"{curve.model} on {curve.device}: {len(curve.points)} budgets answered by"
-    out.print(
-        Text(f"{told} {curve.solves} solves of {curve.seconds:.1f} s in all; every plan checked"),
-        soft_wrap=True,
-    )
+    whole = f"{curve.solves} solves of {curve.seconds:.1f} s in all"
+    notes.append(f"{told} {whole}; every plan checked")
     if curve.y == "learn":
-        out.print(Text(f"importance: {curve.importance}"), soft_wrap=True)
+        notes.append(f"importance: {curve.importance}")
     if curve.own_budget is not None:
         own = format_x(curve.x, curve.own_budget)
-        out.print(Text(f"the device offers {own} of {_LIMITS[curve.x]}"), soft_wrap=True)
+        notes.append(f"the device offers {own} of {_LIMITS[curve.x]}")
+    return notes
+
+
+def curve_page(curve: Curve) -> Page:
+    """The curve for ``backends.html``."""
+    picture = curve_picture(curve)
+    drawn = Section(
+        "curve", "Curve", drawing=curve_drawing(picture), found="marker", things="points"
+    )
+    budgets = Section(
+        "budgets",
+        "Budgets",
+        lines=tuple(Line("", note) for note in curve_notes(curve)),
+        tables=(Table(curve_grid(curve)),),
+    )
+    facts = "Every plan is checked. Times and energies are predictions."
+    return Page(picture.title, facts, (drawn, budgets), f"odt-plan {__version__}")
 
 
 def curve_picture(curve: Curve) -> CurvePicture:
@@ -201,7 +231,7 @@ def print_fits(fits: Sequence[Fit]) -> None:
 
 
 def _print_devices(fits: Sequence[Fit]) -> None:
-    table = Table("device", "verdict", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = RichTable("device", "verdict", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("RAM", "flash", "latency", "energy", "learn", "share", "updated"):
         table.add_column(name, justify="right")
     table.add_column("what is missing")
@@ -222,7 +252,7 @@ def _print_devices(fits: Sequence[Fit]) -> None:
 
 def _print_matrix(fits: Sequence[Fit], models: Sequence[str]) -> None:
     devices = list(dict.fromkeys(f.device for f in fits))
-    table = Table("model", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = RichTable("model", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for i, _ in enumerate(devices, 1):
         table.add_column(str(i), justify="right")
     cells = {(f.model, f.device): _cell(f) for f in fits}
@@ -265,7 +295,7 @@ def _missing(shortfalls: Sequence[Shortfall], limit: str) -> float | None:
 # -- figures ------------------------------------------------------------------------------------
 
 
-def _figures(figures: Figures | None) -> dict[str, object]:
+def _figures(figures: Figures | None) -> dict[str, float | None]:
     names = ("ram_bytes", "flash_bytes", "latency_s", "energy_j", "learn")
     known = {} if figures is None else asdict(figures)
     return {n: known.get(n) for n in names}

@@ -111,7 +111,7 @@ class Drawing {
       (innerHeight * 0.82 - 2) / this.height,
     );
     this.scale = 1;
-    this.zoom(Math.min(1, room), 0, 0);
+    this.zoom(Math.min(1.4, room), 0, 0);
   }
 
   drag(e) {

@@ -12,18 +12,18 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
-import nets
 import onnx
 import plans
 import pytest
 from cli_run import Cli
 from PIL import Image
+from zoo import exhibit
 
 from odt_plan import figures
 from odt_plan.backends.html import plan_page, write_page
+from odt_plan.backends.viz.notes import node_cycles
 from odt_plan.figures import Budgeted
 from odt_plan.ir.errors import OdtPlanError
-from odt_plan.planner.check import check
 from odt_plan.planner.device import load_device
 from odt_plan.planner.pipeline import PlannedModel, Request, make_plan
 
@@ -149,18 +149,24 @@ def test_layers_cost_together_what_the_plan_costs(planned: PlannedModel, page: P
 
 
 def test_parts_of_time_and_energy_make_up_the_whole() -> None:
-    """With transfers beside the computation, whose storage takes power of its own."""
-    forward = nets.resnet(blocks=3, size=8)
-    training = plans.training_of(forward)
-    ram = plans.keep_all(training).claims.ram_bytes
-    limit = ram.total - ram.arena + ram.live_peak * 45 // 100
-    plan = plans.squeezed(forward, training, ram_bytes=limit, storage="sdcard")
-    device = load_device(plans.BOARD)
-    report = check(plan, training, device)
-    grid = figures.part_grid(report, device, "sdcard")
-    assert {"recompute", "paging", "storage"} < {row[0].text for row in grid.rows}
+    """With transfers beside the computation, in which the storage takes power of its own."""
+    shown = exhibit("overlapped-accumulate")
+    report, storage = shown.report(), shown.plan.device.storage
+    assert report.transfer_cycles > report.phase_cycles["paging"] > 0
+    grid = figures.part_grid(report, load_device(plans.BOARD), storage)
+    assert {"forward", "loss", "backward", "update", "storage"} < {row[0].text for row in grid.rows}
     assert sum(row[1].value or 0 for row in grid.rows) == pytest.approx(report.latency_s)
     assert sum(row[3].value or 0 for row in grid.rows) == pytest.approx(report.energy_j)
+
+
+def test_accumulated_gradients_belong_to_their_layers() -> None:
+    shown = exhibit("paged-accumulate")
+    nodes, report = shown.training.graph.nodes, shown.report()
+    names = {n.name for n in nodes if n.phase in FORWARD}
+    cycles = node_cycles(shown.training, report, shown.plan, names)
+    assert cycles.keys() <= names
+    spent = sum(s.cycles for s in report.steps if s.phase != "paging")
+    assert sum(parts.total() for parts in cycles.values()) == spent
 
 
 # -- one safe file ------------------------------------------------------------------------------
@@ -207,6 +213,11 @@ def test_unwritable_target_is_one_line_and_leaves_nothing(
 # -- in a browser -------------------------------------------------------------------------------
 
 
+#: Pixels from the left of the page to the end of what is in it, cut off or not.
+WIDEST = """Math.max(...[document.documentElement, ...document.querySelectorAll('section')]
+    .map(e => e.getBoundingClientRect().left + e.scrollWidth))"""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -229,6 +240,7 @@ class _Opened:
     def __init__(self, browser, path: Path, **options: bool) -> None:
         self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
         self.page = self.context.new_page()
+        self.page.set_default_timeout(10_000)
         self.asked: list[str] = []
         self.wrong: list[str] = []
         self.page.on("request", lambda r: self.asked.append(r.url))
@@ -317,13 +329,16 @@ def test_light_dark_narrow_and_printed(browser, page: Path) -> None:
             assert (max(ground) < 40) == (scheme == "dark")
             assert len(others) > 50  # not blank
             assert sum(n for n, _ in others) > 0.05 * most
+            for element, of_page in (("svg > rect", "backgroundColor"), ("svg", "color")):
+                fill = it.locator(f"#graph {element}").evaluate("e => getComputedStyle(e).fill")
+                assert fill == it.evaluate(f"getComputedStyle(document.body).{of_page}")
         it.set_viewport_size({"width": 360, "height": 740})
-        assert it.evaluate("document.documentElement.scrollWidth") <= 360
+        assert it.evaluate(WIDEST) <= 360
         it.set_viewport_size({"width": 720, "height": 1000})  # as wide as A4
         it.locator("#graph").get_by_role("button", name="1:1").click()
         it.emulate_media(media="print")
         assert not it.locator(".tools").first.is_visible()
-        assert it.evaluate("document.documentElement.scrollWidth") <= 720
+        assert it.evaluate(WIDEST) <= 720
         for drawing in it.locator(".canvas svg").all():
             assert 600 < drawing.bounding_box()["width"] <= 720
 
@@ -350,4 +365,6 @@ def test_hostile_names_break_nothing(browser, hostile: Path) -> None:
         graph.get_by_role("button", name="Next match").click()
         assert it.title() != "broken"
         assert it.locator("img").count() == 0
-        assert it.evaluate("document.documentElement.scrollWidth") <= 1280
+        assert it.evaluate(WIDEST) <= 1280
+        graph.locator(".node", has_text="n1").first.hover()
+        assert HOSTILE[1] in it.get_by_role("tooltip").inner_text()

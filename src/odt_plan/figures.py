@@ -451,7 +451,7 @@ def baseline_grid(planned: PlannedModel) -> Grid:
                 Cell(f"{ram:,} B", ram),
                 Cell(format_seconds(latency), latency),
                 Cell(f"{importance:,.0f}", importance),
-                Cell("yes" if fits else "no", fits),
+                Cell("yes" if fits else "no", int(fits)),
             )
             for name, ram, latency, importance, fits in found
         ),

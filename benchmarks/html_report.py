@@ -73,17 +73,22 @@ def row(page: Page, name: str, planned: PlannedModel, path: Path) -> str:
     return f"| {name} | {nodes:,} | {steps:,} | {size:,} B | {opened:.2f} s | {told} |"
 
 
-def picture(page: Page, path: Path, kind: str, target: Path) -> None:
-    """The summary with the graph below it, or a node that was searched and the memory."""
+def picture(page: Page, path: Path, search: str, sections: tuple[str, str], target: Path) -> None:
+    """From the first section to the end of the last, after a search in the graph."""
     page.goto(path.as_uri())
-    page.set_viewport_size({**SIZE, "height": 1500})
-    if kind == "search":
-        page.locator("#graph input").fill("l3.down")
-        page.evaluate("drawings[0].zoom(0.5, 0, 0); drawings[0].step(0)")
-        page.locator("#graph").evaluate("e => e.scrollIntoView()")
+    page.set_viewport_size({**SIZE, "height": 2600})  # so that all of it is laid out
+    page.evaluate("for (const d of drawings) d.canvas.style.maxHeight = '720px'")
+    if search:
+        page.locator("#graph input").fill(search)
+        page.evaluate("drawings[0].zoom(0.62, 0, 0); drawings[0].step(0)")
     page.wait_for_timeout(500)
-    shot = Image.open(io.BytesIO(page.screenshot()))
-    shot.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(target, optimize=True)
+    first, last = (page.locator(f"#{s}").bounding_box() for s in sections)
+    assert first is not None
+    assert last is not None
+    top, bottom = first["y"], last["y"] + last["height"]
+    clip = {"x": 0, "y": top, "width": SIZE["width"], "height": bottom - top + 16}
+    shot = Image.open(io.BytesIO(page.screenshot(full_page=True, clip=clip))).convert("RGB")
+    shot.quantize(256, Image.Quantize.FASTOCTREE).save(target, optimize=True)
 
 
 def main(arguments: list[str]) -> None:
@@ -98,16 +103,19 @@ def main(arguments: list[str]) -> None:
     options: dict[str, Any] = {"executable_path": program, "args": ["--no-sandbox"]}
     with TemporaryDirectory() as temporary, sync_playwright() as playwright:
         browser = playwright.chromium.launch(**options)
-        kinds = {"MobileNetV2": "summary", "BERT-base": "search"}
+        shown = {
+            "MobileNetV2": ("", ("summary", "graph")),
+            "BERT-base": ("l3.down.product [", ("graph", "memory")),
+        }
         for name, (planned, given) in plans(Path(temporary)).items():
             path = Path(temporary) / f"{planned.plan.model.name}.html"
             write_page(plan_page(planned, given), path)
             page = browser.new_page(viewport=SIZE)
             table.append(row(page, name, planned, path))
             print(table[-1], flush=True)
-            if arguments and name in kinds:
+            if arguments and name in shown:
                 target = Path(arguments[0]) / f"report-{name.lower()}.png"
-                picture(page, path, kinds[name], target)
+                picture(page, path, *shown[name], target)
             page.close()
         browser.close()
     put(TITLE, table)

@@ -311,7 +311,7 @@ def _phases(report: CheckReport, scale: _Scale) -> Iterator[str]:
             height=BAND,
             fill=PHASE_COLORS[name],
             stroke="#ffffff",
-            stroke_width=0.7,
+            stroke_width=0.7 if end - x > 4 else 0,
             _class=f"phase {name}",
         )
         if text_width(name, 10) + 6 < end - x:

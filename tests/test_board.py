@@ -117,6 +117,15 @@ def test_integer_layers_on_other_cores(core: str, tmp_path: Path) -> None:
 
 
 @needs_zig
+def test_a_step_that_can_decay_weights_needs_no_double(tmp_path: Path) -> None:
+    """What ``on_board`` looks for; without decay its bits are those of any step."""
+    defines = ["ODTPLAN_WEIGHT_DECAY=1"]
+    for name in ("cnn-micro", "cnn-i8"):
+        elf, _ = on_board(CASES[name](), tmp_path / name, "cortex-m4", defines=defines)
+        assert any(s in elf.symbols for s in ("odtplan_shrink_f32", "odtplan_decay_f32"))
+
+
+@needs_zig
 def test_instruction_counts_repeat(tmp_path: Path) -> None:
     first = on_board(planned(nets.mlp()), tmp_path)[1]
     second = on_board(planned(nets.mlp()), tmp_path)[1]

@@ -18,7 +18,9 @@ import nets
 import numpy as np
 import plans
 import pytest
+import test_autodiff
 import test_file_loss
+import test_int8_training
 import test_optimizer_state
 import test_replay
 import test_several_outputs
@@ -33,7 +35,7 @@ from test_replay import DATA, DIGITS
 from test_session import samples
 from zoo import exhibit
 
-from odt_plan.backends.c import emit_c, session_file
+from odt_plan.backends.c import decays, emit_c, session_file
 from odt_plan.backends.c.golden import random_samples
 from odt_plan.backends.c.saved import load_saved
 from odt_plan.backends.numpy import (
@@ -57,6 +59,7 @@ from odt_plan.planner.plan import Plan
 Planned = tuple[Plan, TrainingGraph]
 ADAM2 = TrainingSpec(optimizer="adam", micro_batches=2)
 CHECKS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DODTPLAN_POISON"]
+DECAY = "-DODTPLAN_WEIGHT_DECAY=1"
 
 
 def batches(training: TrainingGraph, count: int, seed: int) -> DataSet:
@@ -99,7 +102,7 @@ class Host:
 def build(case: Planned, folder: Path) -> Host:
     files = emit_c(*case, folder, host=True)
     sources = [f for f in files if f.suffix == ".c" and not f.stem.endswith("_selftest")]
-    command = ["gcc", *lane.STRICT, "-O1", "-ffp-contract=off", *CHECKS]
+    command = ["gcc", *lane.STRICT, "-O1", "-ffp-contract=off", *CHECKS, DECAY]
     target = folder / "host"
     folders = [f"-I{folder}", f"-I{lane.FIRMWARE}"]
     link(command, [*sources, lane.FIRMWARE / "host.c"], folders, target)
@@ -194,6 +197,50 @@ def test_equals_numpy_bit_for_bit(case: str, tmp_path: Path) -> None:
     assert (history.replayed > 0) == case.startswith("replay")
     online = replace(o, epochs=None, online=True, schedule="linear", warmup=1)
     compare(host, data, online, None, tmp_path)
+
+
+DECAYED: dict[str, Callable[[], Planned]] = {
+    **{n: CASES[n] for n in (
+        "mlp-adagrad", "cnn-momentum-batch2", "cnn-micro", "cnn-partly", "resnet-large-tiles",
+    )},
+    "tied": lambda: planned(test_autodiff.tied_net()),
+    **{f"i8 {n}": test_int8_training.CASES[n] for n in ("sgd", "momentum-accumulate", "paged")},
+}  # fmt: skip
+
+
+@needs_gcc
+@pytest.mark.parametrize("case", DECAYED)
+def test_weights_decay_bit_for_bit(case: str, tmp_path: Path) -> None:
+    """Floats and integers, streamed, accumulated and whole gradients, of every optimizer."""
+    plan, training = DECAYED[case]()
+    o = SessionOptions(lr=0.03, epochs=2, seed=5, weight_decay=2.0)
+    data, validation = batches(training, 13, 0), batches(training, 9, 1)
+    host = build((plan, training), tmp_path)
+    decayed = compare(host, data, o, validation, tmp_path)
+    free = compare(host, data, replace(o, weight_decay=0.0), validation, tmp_path)
+    assert decayed.losses != free.losses
+
+
+@needs_gcc
+def test_decay_that_c_can_not_do(tmp_path: Path) -> None:
+    """Of integers by Adam; of a gradient that is read after its update."""
+    plan, training = test_int8_training.CASES["f32-classifier"]()
+    data, o = batches(training, 5, 0), SessionOptions(lr=0.03, epochs=1)
+    host = build((plan, training), tmp_path)
+    content = session_file(plan, training, data, o)
+    assert host.run(signed(content, HEADER + 60, struct.pack("<d", 0.1)), tmp_path)[0] == 1
+    with pytest.raises(UsageError, match="stored in i8 and trained by Adam"):
+        session_file(plan, training, data, replace(o, weight_decay=0.1))
+    plan, training = DECAYED["tied"]()
+    (step,) = (s for s in plan.steps if s.kind == "update" and s.nodes == ("w/update",))
+    later = [
+        b.model_copy(update={"last": len(plan.steps)}) if b.id == step.reads[1] else b
+        for b in plan.buffers
+    ]
+    assert decays(plan, training)
+    plan = plan.model_copy(update={"buffers": tuple(later)})
+    with pytest.raises(UsageError, match="uses a weight's gradient elsewhere"):
+        session_file(plan, training, batches(training, 5, 0), replace(o, weight_decay=0.1))
 
 
 @needs_gcc
@@ -450,7 +497,7 @@ def test_what_is_not_finite_is_found_at_every_place(library: ctypes.CDLL) -> Non
 
 
 #: Bytes of the header, of the options behind it, and what these hold after the step size.
-HEADER, OPTIONS = 24, 60
+HEADER, OPTIONS = 24, 68
 WORDS = ["epochs", "updates", "online", "samples", "judged", "schedule", "warmup", "metric",
          "patience", "halvings", "order", "sample_bytes", "target_bytes"]  # fmt: skip
 
@@ -489,6 +536,9 @@ def test_files_that_are_refused(hosts: Callable[[str], Host], tmp_path: Path) ->
         "step size": (signed(good, 24, struct.pack("<d", np.nan)), 1),
         "negative step size": (signed(good, 24, struct.pack("<d", -0.1)), 1),
         "large step size": (signed(good, 24, struct.pack("<d", 1e39)), 1),
+        "large decay": (signed(good, HEADER + 60, struct.pack("<d", 1e39)), 1),
+        "decay": (signed(good, HEADER + 60, struct.pack("<d", -0.1)), 1),
+        "decay, no number": (signed(good, HEADER + 60, struct.pack("<d", np.nan)), 1),
         "two amounts": (word("updates", 3), 1),
         "no amount": (word("epochs", 0), 1),
         "too many epochs": (word("epochs", 2**29 + 1), 1),
@@ -508,7 +558,8 @@ def edited(content: bytes, *, drop: int = 0, **values: int) -> bytes:
     for name, value in values.items():
         words[WORDS.index(name)] = value
     rest = content[HEADER + OPTIONS + drop :]
-    changed = content[: HEADER + 8] + struct.pack("<13I", *words) + rest
+    decay = content[HEADER + 60 : HEADER + OPTIONS]
+    changed = content[: HEADER + 8] + struct.pack("<13I", *words) + decay + rest
     return signed(changed, 16, struct.pack("<I", len(changed) - HEADER))
 
 
@@ -549,8 +600,7 @@ def test_what_the_c_session_can_not_do(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=told):
             session_file(e.plan, e.training, data, SessionOptions(**{"lr": 0.1, **options}), data)
 
-    refused("neither clips nor decays", epochs=1, weight_decay=0.1)
-    refused("neither clips nor decays", epochs=1, clip=1.0)
+    refused("does not clip", epochs=1, clip=1.0)
     refused("takes its checkpoint as an argument", epochs=1, checkpoint=tmp_path / "c.npz")
     refused("judges this model by accuracy or loss", epochs=1, metric="mse")
     refused("judges this model by accuracy or loss", epochs=1, metric="auc")
@@ -710,13 +760,17 @@ def test_digits_by_the_command_line(replay: bool, odt: Cli, tmp_path: Path) -> N
     for weights, target in (("learned.bin", "c.onnx"), ("numpy.npz", "numpy.onnx")):
         assert odt("export", "out/plan.json", weights, "-o", target).code == 0
     assert Path("c.onnx").read_bytes() == Path("numpy.onnx").read_bytes()
+    assert odt(*given, "--weight-decay", "0.1", "--c-session", "session.bin").code == 0
+    done = subprocess.run(["./host", "session.bin"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "build everything with -DODTPLAN_WEIGHT_DECAY=1" in done.stderr
 
 
 def test_command_line_refuses(odt: Cli, tmp_path: Path) -> None:
     assert odt(DIGITS, "--ram", "320KB", "--flash", "1MB", "-o", "out").code == 0
     given = ("run", "out/plan.json", "--data", DATA, "--c-session")
     assert odt(*given, "s.bin", "--save", "w.npz").error.startswith("--c-session trains nothing")
-    assert odt(*given, "s.bin", "--clip", "1").error.startswith("the emitted C neither clips nor")
+    assert odt(*given, "s.bin", "--clip", "1").error.startswith("the emitted C does not clip")
     assert odt(*given, "no/s.bin").error == "no/s.bin: can't write: no is no folder"
     told = odt(*given, "out", "--quiet")
     assert told.code == 1
@@ -766,6 +820,6 @@ def test_cmake_builds_the_host_program(tmp_path: Path) -> None:
         subprocess.run([*made, f"-DMLP_HOST={word}"], check=True)
         subprocess.run(["cmake", "--build", tmp_path / "build"], check=True)
         assert (tmp_path / "build" / "mlp_host").exists() == there
-    data, o = samples(training, 9), SessionOptions(lr=0.05, epochs=1)
+    data, o = samples(training, 9), SessionOptions(lr=0.05, epochs=1, weight_decay=0.5)
     host = Host(plan, training, tmp_path / "build" / "mlp_host")
     compare(host, data, o, None, tmp_path)

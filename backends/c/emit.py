@@ -20,7 +20,7 @@ from .parts import Part, Parts
 from .replay import replay_sizes, replay_values
 from .sample import inputs_of
 from .saved import plan_id
-from .schedule import emit_schedule
+from .schedule import decays, emit_schedule
 from .session import host_values, session_values, takes_samples
 
 _INCLUDE = re.compile(r'^#include "(odtplan_\w+)\.h"', re.MULTILINE)
@@ -175,7 +175,8 @@ class _Library:
             "includes": "".join(f'#include "{s}.h"\n' for s in self._kernel_sources()),
             "plan_low": f"0x{low:08x}u",
             "plan_high": f"0x{high:08x}u",
-            "decay": self._decay(),
+            "decays": int(decays(plan, training)),
+            "bias_decay": self._bias_decay(),
             "params": "\n".join(schedule.params),
             "body": "\n".join(f"    {line}" for line in schedule.body),
             "no_callback": " || ".join(f"net->{c} == NULL" for c in schedule.callbacks),
@@ -301,7 +302,7 @@ class _Library:
         lines = (f"{self.macro}_{k} {v} /* {note} */" for k, (v, note) in sizes.items())
         return "".join(f"#define {line}\n" for line in lines)
 
-    def _decay(self) -> str:
+    def _bias_decay(self) -> str:
         t = self.plan.training
         adam = t.optimizer == "adam"
         b1, b2 = (t.beta1, t.beta2) if adam else (0.0, 0.0)

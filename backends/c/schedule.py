@@ -78,6 +78,32 @@ def emit_schedule(
     return _Emitter(plan, training, weights, parts, heads).emit()
 
 
+def decays(plan: Plan, training: TrainingGraph) -> bool:
+    """Whether the emitted C can decay weights: gradients in place, Adam's only in floats.
+
+    A gradient that others read after the update, or that shares bytes with such, stays as it is.
+    """
+    learned = {u.apply_node.name: u for u in training.updates if u.role == "weight"}
+    buffers = {b.id: b for b in plan.buffers}
+    for i, step in enumerate(plan.steps):
+        update = learned.get(step.nodes[-1]) if step.kind == "update" else None
+        if update is None:
+            continue
+        if update.apply_node.op == "QAdam":
+            return False
+        if len(step.nodes) == 1 and update.accumulator is None:
+            g = buffers[str(step.reads[1])]
+            later = (o for o in plan.buffers if o.space == g.space and o.first <= i < o.last)
+            if any(_meet(o, g) for o in later):
+                return False
+    return bool(learned)
+
+
+def _meet(a: Buffer, b: Buffer) -> bool:
+    """Whether two buffers of a space have bytes in common."""
+    return a.offset < b.offset + b.bytes and b.offset < a.offset + a.bytes
+
+
 class _Emitter:
     def __init__(
         self,
@@ -103,6 +129,7 @@ class _Emitter:
         self.targets = {h.target.name: h.param for h in heads}
         self.results = {h.value.name: h.result for h in heads}
         self.homes = {v.name for u in training.updates for v in u.paged}
+        self.decays = decays(plan, training)
 
     def emit(self) -> Schedule:
         predictions = [v.name for v in self.training.predictions]
@@ -111,7 +138,7 @@ class _Emitter:
         end = map(self.buffers.__getitem__, self.plan.steps[infer[-1]].writes)
         result = Schedule(next(b for b in end if b.value in predictions), self.params)
         copied = dict(self.results)
-        sources: set[str] = set()
+        sources = {"odtplan_optimizer"} if self.decays else set[str]()
         for i, step in enumerate(self.plan.steps):
             pages = step.kind in ("page_in", "page_out", "page_wait")
             result.train_pages |= pages
@@ -230,7 +257,9 @@ class _Emitter:
     def _update(self, step: Step, nodes: list[Node]) -> list[str]:
         update = self.updates[nodes[-1].name]
         if len(nodes) == 1:
-            lines = self._call(nodes[0], self._reads(step.reads), self._writes(step), step)
+            inputs = self._reads(step.reads)
+            lines = self._decayed(update, nodes[0], inputs)
+            lines += self._call(nodes[0], inputs, self._writes(step), step)
         else:
             lines = self._streamed(step, update, *nodes)
         if nodes[-1] is update.apply_node and update.accumulator is not None:
@@ -252,6 +281,7 @@ class _Emitter:
         rows = _rows(update.grad.type)
         if get_op(grad.op).rows_kernel is None or step.tile_rows >= rows:
             lines = self._call(grad, gradient, [tile], step)
+            lines += self._decayed(update, consumer, inputs)
             return lines + self._call(consumer, inputs, outputs, None)
         whole, left = divmod(rows, step.tile_rows)
         kept = (None, update.grad, self.training.hyper)
@@ -272,6 +302,7 @@ class _Emitter:
             ]
             outs = [at(p, v, row) for p, v in zip(outputs, consumer.outputs, strict=True)]
             lines = self._call(grad, gradient, [tile], step, (row, end))
+            lines += self._decayed(update, part, ins)
             return lines + self._call(part, ins, outs, None, first_row=row)
 
         if whole > 1:
@@ -282,6 +313,27 @@ class _Emitter:
         if left:
             lines += tile_calls(str(whole * step.tile_rows), str(rows), left)
         return lines
+
+    def _decayed(self, update: Update, node: Node, inputs: Sequence[str | None]) -> list[str]:
+        """Weight decay in place before an optimizer's call, on all rows or some."""
+        value = node.inputs[0]
+        if node.name != update.apply_node.name or not self.decays or update.role != "weight":
+            return []
+        assert value is not None, node.name
+        w, g, steps, n = inputs[0], inputs[1], inputs[-1], value.type.size
+        if node.op == "Adam":
+            text = f"odtplan_shrink_f32({n}, net->weight_factor, (float *)({w}))"
+        elif value.type.dtype == "f32":
+            text = (
+                f"odtplan_decay_f32((const float *)({w}), {n}, net->weight_decay, (float *)({g}))"
+            )
+        else:
+            rows = _rows(value.type)
+            text = (
+                f"odtplan_decay_i8((const int8_t *)({w}), (const float *)({steps}), {rows},"
+                f" {n // rows}, net->weight_decay, (float *)({g}))"
+            )
+        return wrap(f"DECAY({text});")
 
     def _call(
         self,

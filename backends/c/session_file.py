@@ -11,20 +11,21 @@ from ...ir.errors import UsageError
 from ...ir.graph import Array
 from ...ir.training import TrainingGraph
 from ...planner.plan import Plan
-from ..numpy import DataSet, Regularization, SessionOptions
+from ..numpy import DataSet, SessionOptions
 from ..numpy.metrics import check_metric, metric_of
 from ..numpy.session import sampler_of, updates_of
 from .saved import plan_id
+from .schedule import decays
 from .session import ranks_errors
 
 #: First bytes of the file.
 MAGIC = b"ODTD"
-_VERSION = 2
+_VERSION = 3
 #: Magic, version, id of the plan, bytes of all that follows, their checksum; little endian.
 _HEADER = struct.Struct("<4s5I")
 #: Step size; epochs, updates, online; samples to train on and to judge by; schedule, warm-up,
-#: metric, patience, halvings; entries of the order; bytes of a sample and of its target.
-_OPTIONS = struct.Struct("<d13I")
+#: metric, patience, halvings; entries of the order; bytes of a sample and of its target; decay.
+_OPTIONS = struct.Struct("<d13Id")
 _SCHEDULES = ("constant", "linear", "cosine")
 _METRICS = ("usual", "loss", "accuracy", "mse", "auc")
 _LARGEST = 2**32
@@ -55,7 +56,7 @@ def session_file(
     size, micro = plan.model.batch, plan.training.micro_batches
     total = updates_of(options, data.count, size * micro)
     metric = options.metric or metric_of(training)
-    _check_options(options, training, metric)
+    _check_options(options, plan, training, metric)
     if validation is not None:
         check_metric(training, metric, validation)
     sampler = sampler_of(options, data, plan)
@@ -81,6 +82,7 @@ def session_file(
         order.size,
         samples.shape[1],
         targets.shape[1],
+        options.weight_decay,
     )
     if metric == "auc" and validation is not None and validation.anomalous is not None:
         rows.append(validation.anomalous.astype(np.uint8))
@@ -91,10 +93,18 @@ def session_file(
     return head + content
 
 
-def _check_options(options: SessionOptions, training: TrainingGraph, metric: str) -> None:
+def _check_options(
+    options: SessionOptions, plan: Plan, training: TrainingGraph, metric: str
+) -> None:
     """Demand what the C session can do."""
-    if options.regularization != Regularization():
-        raise UsageError("the emitted C neither clips nor decays; leave out --weight-decay, --clip")
+    options.regularization.check(training)
+    if options.clip is not None:
+        raise UsageError("the emitted C does not clip gradients; leave out --clip")
+    if options.weight_decay and not decays(plan, training):
+        raise UsageError(
+            "--weight-decay: this plan uses a weight's gradient elsewhere, too, or trains no"
+            " weight, so the emitted C can't decay; leave it out"
+        )
     if options.checkpoint is not None or options.resume is not None:
         raise UsageError(
             "the emitted program takes its checkpoint as an argument; leave out --checkpoint and"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .backends.c import session_file
+from .backends.c import decays, session_file
 from .backends.numpy import (
     DataFile,
     DataSet,
@@ -16,7 +16,6 @@ from .backends.numpy import (
     Evaluation,
     History,
     Normalization,
-    Regularization,
     Runtime,
     SessionOptions,
     clipped_by,
@@ -107,8 +106,9 @@ def run_training(options: RunOptions) -> dict[str, object]:
     clipped = None if session.clip is None else clipped_by(plan, training)
     if clipped is not None:
         tell(f"clipping  {_CLIPPED[clipped]}")
-    if session.regularization != Regularization():
-        tell("the emitted C neither clips nor decays: what it learns will differ")
+        tell("the emitted C does not clip: what it learns will differ")
+    if session.weight_decay and not decays(plan, training):
+        tell("the emitted C can't decay by this plan: what it learns will differ")
     with Shown(notes=not options.quiet, progress=not silent) as shown:
         group = plan.model.batch * training.spec.micro_batches
         for note in (*file.notes, *remarks(data, held_out, group)):

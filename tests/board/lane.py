@@ -196,6 +196,7 @@ def build_program(
     command += ["-std=c99", optimise, "-ffp-contract=off", "-ffreestanding", "-fno-math-errno"]
     command += ["-Wdouble-promotion", "-ffunction-sections", "-fdata-sections"]
     command += [f"-I{FIRMWARE / 'freestanding'}"]
+    command += [f"-D{m}" for m in defines if m.startswith("ODTPLAN_")]  # of the kernels, too
     options = [f"-I{folder}", f"-I{FIRMWARE}", *(f"-D{m}" for m in (*macros, *defines))]
     options += ["-Wl,--gc-sections", f"-Wl,-T,{script}"]
     # Without FPU, zig's run-time library has the soft floats.

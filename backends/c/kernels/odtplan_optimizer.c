@@ -57,3 +57,29 @@ void odtplan_accumulate_f32(const odtplan_count_t *p, const float *total, const 
         out[i] = total[i] + g[i];
     }
 }
+
+#if ODTPLAN_WEIGHT_DECAY
+void odtplan_decay_f32(const float *w, int32_t count, float decay, float *g) {
+    int32_t i;
+    for (i = 0; i < count; i++) {
+        g[i] = g[i] + decay * w[i];
+    }
+}
+
+void odtplan_decay_i8(const int8_t *w, const float *steps, int32_t rows, int32_t columns, float decay,
+                      float *g) {
+    int32_t r, i;
+    for (r = 0; r < rows; r++, w += columns, g += columns) {
+        for (i = 0; i < columns; i++) {
+            g[i] = g[i] + decay * ((float)w[i] * steps[r]);
+        }
+    }
+}
+
+void odtplan_shrink_f32(int32_t count, float factor, float *w) {
+    int32_t i;
+    for (i = 0; i < count; i++) {
+        w[i] = factor * w[i];
+    }
+}
+#endif

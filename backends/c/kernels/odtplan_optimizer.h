@@ -59,6 +59,15 @@ void odtplan_adam_f32(const odtplan_adam_t *p, const float *w, const float *g, c
 void odtplan_accumulate_f32(const odtplan_count_t *p, const float *total, const float *g,
                             float *out);
 
+#if ODTPLAN_WEIGHT_DECAY
+/* Weight decay, before an update. Of all but Adam: the gradient of decay / 2 * w * w is added to g, w in
+ * real numbers: integers times the steps of their rows. Adam's: w is multiplied by a factor. */
+void odtplan_decay_f32(const float *w, int32_t count, float decay, float *g);
+void odtplan_decay_i8(const int8_t *w, const float *steps, int32_t rows, int32_t columns, float decay,
+                      float *g);
+void odtplan_shrink_f32(int32_t count, float factor, float *w);
+#endif
+
 #ifdef __cplusplus
 }
 #endif

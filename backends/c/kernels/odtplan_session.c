@@ -6,6 +6,7 @@
 enum { NONE, FIRST, TRAINING, GUARDING, JUDGING, KEEPING, RETURNING, ENDING, DONE, FAILED };
 
 #define LARGEST 1.7976931348623157e308
+#define LARGEST_FLOAT 3.40282346638528860e+38
 
 static int finite(double x) {
     return x >= -LARGEST && x <= LARGEST;
@@ -257,13 +258,19 @@ int odtplan_session_begin(odtplan_session_t *s, const odtplan_session_options_t 
     if (o->judged != 0u && o->judged < trainee->batch) {
         return ODTPLAN_ERROR_SAMPLES;
     }
-    if (!(o->lr > 0.0 && o->lr <= 3.40282346638528860e+38) || o->schedule > ODTPLAN_COSINE ||
+    if (!(o->lr > 0.0 && o->lr <= LARGEST_FLOAT) || o->schedule > ODTPLAN_COSINE ||
         o->warmup >= total ||
         (metric == ODTPLAN_METRIC_AUC ? o->judged != 0u && !has_both(trainee, o->judged)
                                       : metric != ODTPLAN_METRIC_LOSS && metric != trainee->usual) ||
         (o->patience != 0u && o->judged == 0u)) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
+#if ODTPLAN_WEIGHT_DECAY
+    if (!(o->weight_decay >= 0.0 && o->weight_decay * o->lr <= LARGEST_FLOAT &&
+          o->weight_decay * trainee->micro_batches <= LARGEST_FLOAT)) {
+        return ODTPLAN_ERROR_ARGUMENT;
+    }
+#endif
     if (!keeps && (o->judged != 0u || o->halvings != 0u)) {
         return ODTPLAN_ERROR_CALLBACK;
     }

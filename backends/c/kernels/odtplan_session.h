@@ -57,6 +57,9 @@ typedef struct {
     uint32_t metric;       /* odtplan_metric_t */
     uint32_t patience;     /* end after so many epochs without anything better; 0: never */
     uint32_t halvings;     /* how often to go back and halve the step size */
+#if ODTPLAN_WEIGHT_DECAY
+    double weight_decay;   /* of weights, not of biases; 0: none */
+#endif
 } odtplan_session_options_t;
 
 /* What stands at a place of a pass: numbers of samples, or of micro-batches where a replay cache

@@ -14,6 +14,11 @@
 /* Largest number of lines in a window of an integer depthwise convolution. */
 #define ODTPLAN_MAX_LINES 32
 
+/* Whether training can decay weights; 1 for the whole build where it is wanted. */
+#ifndef ODTPLAN_WEIGHT_DECAY
+#define ODTPLAN_WEIGHT_DECAY 0
+#endif
+
 /* Parameters of an elementwise kernel without attributes: the number of elements. */
 typedef struct {
     int32_t count;

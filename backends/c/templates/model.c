@@ -19,6 +19,17 @@ extern void odtplan_dead(void *p, uint32_t bytes);
 #define DEAD(p, bytes) ((void)0)
 #endif
 
+#if ODTPLAN_WEIGHT_DECAY && $decays
+#define DECAY(call) \
+    do { \
+        if (net->weight_decay != 0.0f) { \
+            call; \
+        } \
+    } while (0)
+#else
+#define DECAY(call) ((void)0)
+#endif
+
 #if ${MODEL}_STATIC_ARENA
 #if defined(__GNUC__)
 #define ALIGNED __attribute__((aligned(8)))
@@ -30,7 +41,7 @@ extern void odtplan_dead(void *p, uint32_t bytes);
 $statics#endif
 
 static const uint32_t plan_id[2] = {${plan_low}, ${plan_high}};
-static const odtplan_decay_t decay = {${decay}};
+static const odtplan_decay_t decay = {${bias_decay}};
 
 $params
 /* MICRO is a training step that only accumulates, UPDATE one that updates. */
@@ -93,6 +104,9 @@ $defaults#endif
 $zero_state
 $initial
     memset(&net->progress, 0, sizeof net->progress);
+#if ODTPLAN_WEIGHT_DECAY && $decays
+    net->weight_decay = 0.0f;
+#endif
     net->ready = READY;
     return ODTPLAN_OK;
 }

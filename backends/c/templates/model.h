@@ -33,6 +33,11 @@ $fields    /* Paging of tensors; needed when ${MODEL}_STORAGE_BYTES is not 0. */
     odtplan_write_t page_write;
     odtplan_read_t page_read;
 $overlap_fields    void *user; /* handed to the page callbacks */
+#if ODTPLAN_WEIGHT_DECAY && $decays
+    /* Of the next update, set by a session and cleared by _init: the decay times MICRO_BATCHES, 0 for
+     * none; for Adam also 1 - step size * decay, which multiplies weights. */
+    float weight_decay, weight_factor;
+#endif
     /* Kept by the library. */
     odtplan_progress_t progress;
 $captured    float hyper[4];

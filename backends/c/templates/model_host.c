@@ -14,7 +14,7 @@
 #include "${model}_train.h"
 
 #define HEADER_BYTES 24u
-#define OPTIONS_BYTES 60u
+#define OPTIONS_BYTES 68u
 #define SAMPLE_BYTES ((uint32_t)($sample_bytes))
 #define TARGET_BYTES ((uint32_t)($target_bytes))
 
@@ -151,11 +151,12 @@ static int open_session(const char *path) {
     const size_t size = read_file(path);
     const uint8_t *at;
     uint64_t wanted;
+    double decay;
     if (size == 0u) {
         return ODTPLAN_ERROR_STORAGE;
     }
     at = file + HEADER_BYTES;
-    if (size < HEADER_BYTES || memcmp(file, "ODTD", 4u) != 0 || word(file + 4) != 2u ||
+    if (size < HEADER_BYTES || memcmp(file, "ODTD", 4u) != 0 || word(file + 4) != 3u ||
         word(file + 8) != plan[0] || word(file + 12) != plan[1]) {
         return ODTPLAN_ERROR_FOREIGN;
     }
@@ -176,6 +177,15 @@ static int open_session(const char *path) {
     o->patience = word(at + 40);
     o->halvings = word(at + 44);
     order_count = word(at + 48);
+    memcpy(&decay, at + 60, 8u);
+#if ODTPLAN_WEIGHT_DECAY
+    o->weight_decay = decay;
+#else
+    if (decay != 0.0) {
+        fprintf(stderr, "error: weights decay; build everything with -DODTPLAN_WEIGHT_DECAY=1\n");
+        return ODTPLAN_ERROR_ARGUMENT;
+    }
+#endif
     wanted = ((uint64_t)o->samples + o->judged) * (SAMPLE_BYTES + TARGET_BYTES);
     wanted += o->metric == ODTPLAN_METRIC_AUC ? o->judged : 0u;
     wanted += (uint64_t)order_count * 4u + HEADER_BYTES + OPTIONS_BYTES;

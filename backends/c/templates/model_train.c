@@ -14,6 +14,10 @@ static int fetch(${model}_session_t *s, odtplan_set_t set, uint32_t number, uint
 static int train(void *session, uint32_t number, float lr, float *loss) {
     ${model}_session_t *s = (${model}_session_t *)session;
     const uint32_t samples = s->options.samples;
+#if ODTPLAN_WEIGHT_DECAY && $decays
+    s->net->weight_decay = (float)(s->options.weight_decay / (1.0 / ${MODEL}_MICRO_BATCHES));
+    s->net->weight_factor = (float)(1.0 - (double)lr * s->options.weight_decay);
+#endif
 $train}
 
 static int evaluate(void *session, uint32_t begin, uint32_t rows, odtplan_score_t *score, float *loss) {
@@ -77,6 +81,11 @@ int ${model}_session_begin(${model}_session_t *s) {
     if ((s->keep_write == NULL) != (s->keep_read == NULL)) {
         return ODTPLAN_ERROR_CALLBACK;
     }
+#if ODTPLAN_WEIGHT_DECAY && !$decays
+    if (s->options.weight_decay != 0.0) {
+        return ODTPLAN_ERROR_ARGUMENT;
+    }
+#endif
 $begun    return odtplan_session_begin(&s->run, &s->options, &trainee, s, s->keep_write != NULL,
                                  s->net->progress.updates == 0u);
 }

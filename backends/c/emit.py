@@ -123,7 +123,7 @@ class _Library:
         values |= replay_values(self.plan, self.parts, self.schedule.front, values)
         files = {
             f"{self.model}{suffix}": Template(_template(f"model{suffix}")).substitute(values)
-            for suffix in (".h", ".c", "_weights.h", "_selftest.c")
+            for suffix in (".h", ".c", "_weights.h", "_store.h", "_store.c", "_selftest.c")
         }
         files |= self._session(values, host=host)
         files[f"{self.model}_weights.c"] = self._weights()

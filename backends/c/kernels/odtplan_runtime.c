@@ -45,7 +45,7 @@ static uint32_t sum_bytes(const odtplan_memory_t *state, uint32_t parts,
 /* The header but for its last word, the checksum of progress and state. */
 static void make_header(uint32_t header[HEADER_WORDS], const uint32_t plan[2],
                         uint32_t state_bytes) {
-    header[0] = 0x5054444fu; /* "ODTP" */
+    header[0] = ODTPLAN_SAVED_MAGIC;
     header[1] = ODTPLAN_SAVED_VERSION;
     header[2] = plan[0];
     header[3] = plan[1];

@@ -49,6 +49,7 @@ typedef struct {
 } odtplan_progress_t;
 
 #define ODTPLAN_SAVED_VERSION 1u
+#define ODTPLAN_SAVED_MAGIC 0x5054444fu /* "ODTP" */
 /* Bytes that a saved state takes for state_bytes of tensors. */
 #define ODTPLAN_SAVED_BYTES(state_bytes) (24u + (uint32_t)sizeof(odtplan_progress_t) + (state_bytes))
 

@@ -1,0 +1,72 @@
+"""What the emitted C keeps in flash: the last good state, wherever power is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nets
+import plans
+import pytest
+import test_optimizer_state
+from board import lane
+from test_c_backend import Planned, needs_gcc, planned
+from test_optimizer_state import BOARD
+
+from odt_plan.backends.c import emit_c
+from odt_plan.backends.c.saved import load_saved
+from odt_plan.backends.numpy import Runtime
+from odt_plan.ir.training import TrainingSpec
+
+SECTOR = 128  # as in store.c
+
+
+def adam(_: Path) -> Planned:
+    return planned(nets.mlp((2, 3, 2)), TrainingSpec(optimizer="adam"))
+
+
+def stored(folder: Path) -> Planned:
+    """Optimizer tensors in the storage are saved, too."""
+    asked = {"storage": "sdcard", "ram_bytes": 500, "state": ("paged,sgd",)}
+    board = plans.without_dma(BOARD)
+    done = test_optimizer_state.planned(folder, nets.mlp((2, 3, 2)), board, **asked)
+    assert all(u.paged for u in done.training.updates)
+    return done.plan, done.training
+
+
+@needs_gcc
+@pytest.mark.parametrize("case", [adam, stored])
+def test_power_is_lost_at_every_byte(case: Callable[[Path], Planned], tmp_path: Path) -> None:
+    """Each byte that is written, each sector that is erased, three ways to leave it."""
+    plan, training = case(tmp_path)
+    name = emit_c(plan, training, tmp_path / "c")[0].stem
+    defines = [f'STORE_HEADER="{name}_store.h"']
+    main = lane.FIRMWARE / "store.c"
+    program = lane.build_host(tmp_path / "c", name, selftest=False, defines=defines, main=main)
+    result = lane.run_host(program, {})
+    assert result.exit_code == 0, result.stdout
+    ram = plan.claims.ram_bytes
+    homes = {v.name for u in training.updates for v in u.paged}
+    paged = [b for b in plan.buffers if b.space == "storage" and b.value in homes]
+    image = 24 + 16 + ram.total - ram.arena + max((b.offset + b.bytes for b in paged), default=0)
+
+    def units(size: int, unit: int) -> int:
+        return -(-size // unit) * unit
+
+    sectors = units(units(image, 32) + 32, SECTOR) // SECTOR
+    expected = []
+    for unit in (1, 8, 32):
+        written = units(image, unit) + units(8, unit)
+        expected += [["unit", str(unit)], ["written", str(written)], ["erased", str(sectors)]]
+        expected += [["cuts", str(4 * 3 * (written + sectors))], ["foreign", "1"], ["wrong", "0"]]
+    refused = ("null", "nowhere", "no_unit", "no_power_of_2", "large_unit", "small_slot")
+    expected += [[key, "11"] for key in (*refused, "no_whole_units")]
+    expected += [[key, "44"] for key in ("no_erase", "no_write", "no_read")]
+    assert [line.split("=") for line in result.stdout.splitlines()] == [
+        *expected, ["not_ready", "2"],
+    ]  # fmt: skip
+    dump = tmp_path / "slot.bin"
+    dump.write_bytes(result.files["slot.bin"])
+    runtime = Runtime(plan, training)
+    load_saved(runtime, dump)  # a slot is a saved state
+    assert runtime.updates == 3

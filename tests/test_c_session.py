@@ -760,6 +760,11 @@ def test_digits_by_the_command_line(replay: bool, odt: Cli, tmp_path: Path) -> N
     for weights, target in (("learned.bin", "c.onnx"), ("numpy.npz", "numpy.onnx")):
         assert odt("export", "out/plan.json", weights, "-o", target).code == 0
     assert Path("c.onnx").read_bytes() == Path("numpy.onnx").read_bytes()
+    for weights, target in (("learned.bin", "c.npz"), ("numpy.npz", "n.npz")):
+        assert odt("export", "out/plan.json", weights, "--delta", "-o", target).code == 0
+    with np.load("c.npz") as by_c, np.load("n.npz") as by_numpy, np.load("numpy.npz") as learned:
+        assert set(by_c) == set(by_numpy) == set(learned)
+        assert all(by_c[n].tobytes() == by_numpy[n].tobytes() and np.any(by_c[n]) for n in by_c)
     assert odt(*given, "--weight-decay", "0.1", "--c-session", "session.bin").code == 0
     done = subprocess.run(["./host", "session.bin"], capture_output=True, text=True)
     assert done.returncode == 1
@@ -768,6 +773,12 @@ def test_digits_by_the_command_line(replay: bool, odt: Cli, tmp_path: Path) -> N
 
 def test_command_line_refuses(odt: Cli, tmp_path: Path) -> None:
     assert odt(DIGITS, "--ram", "320KB", "--flash", "1MB", "-o", "out").code == 0
+    delta = ("export", "out/plan.json", "--delta", "-o", "d.npz")
+    assert odt(*delta).error == "--delta needs what was learned; give WEIGHTS behind the plan"
+    Path("d.bin").write_bytes(b"ODTC" + bytes(20))
+    assert "changes by a library of another plan" in odt(*delta, "d.bin").error
+    told = odt("export", "out/plan.json", "d.bin", "-o", "t.onnx")
+    assert told.error == "d.bin: holds changes, not weights; give --delta"
     given = ("run", "out/plan.json", "--data", DATA, "--c-session")
     assert odt(*given, "s.bin", "--save", "w.npz").error.startswith("--c-session trains nothing")
     assert odt(*given, "s.bin", "--clip", "1").error.startswith("the emitted C does not clip")

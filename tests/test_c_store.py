@@ -1,4 +1,4 @@
-"""What the emitted C keeps in flash: the last good state, wherever power is lost."""
+"""What the emitted C keeps in flash: the last good state, wherever power is lost; what it sends."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nets
+import numpy as np
 import plans
 import pytest
+import test_int8_training
 import test_optimizer_state
 from board import lane
-from test_c_backend import Planned, needs_gcc, planned
+from test_c_backend import CASES, Planned, needs_gcc, planned
 from test_optimizer_state import BOARD
 
 from odt_plan.backends.c import emit_c
-from odt_plan.backends.c.saved import load_saved
+from odt_plan.backends.c.saved import load_delta, load_saved
 from odt_plan.backends.numpy import Runtime
+from odt_plan.ir.errors import UsageError
 from odt_plan.ir.training import TrainingSpec
 
 SECTOR = 128  # as in store.c
@@ -70,3 +73,52 @@ def test_power_is_lost_at_every_byte(case: Callable[[Path], Planned], tmp_path: 
     runtime = Runtime(plan, training)
     load_saved(runtime, dump)  # a slot is a saved state
     assert runtime.updates == 3
+
+
+@needs_gcc
+@pytest.mark.parametrize(
+    "case",
+    [CASES["cnn-micro"], CASES["cnn-partly"], CASES["cnn-adapters"],
+     test_int8_training.CASES["momentum-accumulate"]],
+)  # fmt: skip
+def test_changes_are_those_of_the_saved_state(
+    case: Callable[[], Planned], tmp_path: Path
+) -> None:
+    """Bit for bit; floats, parts of weights, adapters, integers."""
+    plan, training = case()
+    name = emit_c(plan, training, tmp_path)[0].stem
+    defines = [f'DELTA_HEADER="{name}_delta.h"']
+    main = lane.FIRMWARE / "delta.c"
+    program = lane.build_host(tmp_path, name, selftest=False, defines=defines, main=main)
+    result = lane.run_host(program, {})
+    assert result.exit_code == 0, result.stdout
+    size = str(24 + 4 * sum(u.value.type.size for u in training.updates))
+    steps = 3 * plan.training.micro_batches
+    assert [line.split("=") for line in result.stdout.splitlines()] == [
+        ["not_ready", "2"], ["init", "0"], *[["train", "0"]] * steps, ["null", "1"],
+        ["nowhere", "1"], ["delta", "0"], ["bytes", size], ["size", size], ["gaps", "0"],
+        ["fails", "1"], ["save", "0"],
+    ]  # fmt: skip
+    for file, data in result.files.items():
+        (tmp_path / file).write_bytes(data)
+    sent = load_delta(plan, training, tmp_path / "delta.bin")
+    runtime = Runtime(plan, training)
+    before = runtime.params()
+    load_saved(runtime, tmp_path / "saved.bin")
+    after, changes = runtime.params(), runtime.changes()
+    assert set(sent) == {u.candidate.param for u in training.updates}
+    for param, change in changes.items():
+        assert sent[param].tobytes() == change.tobytes(), param
+        np.testing.assert_allclose(change, after[param] - before[param], rtol=1e-4, atol=1e-6)
+    assert all(np.any(change) for change in changes.values())
+    good = result.files["delta.bin"]
+    wrong = {
+        "it is cut": good[:20],
+        "another plan": good[:8] + bytes(4) + good[12:],
+        "cut or damaged": good[:-1],
+        "cut or damaged; read": good[:40] + bytes([good[40] ^ 1]) + good[41:],
+    }
+    for told, content in wrong.items():
+        (tmp_path / "wrong.bin").write_bytes(content)
+        with pytest.raises(UsageError, match=told):
+            load_delta(plan, training, tmp_path / "wrong.bin")

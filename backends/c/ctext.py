@@ -25,7 +25,7 @@ _TYPES = re.compile(
     r"|double|div|l+div|imaxdiv|fpos|clock|off|pid|uid|gid|mode|dev|ino|nlink|key|id"
 )
 #: ... or its files and symbols could be those of another model.
-_ENDINGS = ("_weights", "_selftest", "_store", "_train", "_host")
+_ENDINGS = ("_weights", "_selftest", "_store", "_delta", "_train", "_host")
 
 
 def identifier(text: str) -> str:

@@ -25,6 +25,11 @@ from .session import host_values, session_values, takes_samples
 
 _INCLUDE = re.compile(r'^#include "(odtplan_\w+)\.h"', re.MULTILINE)
 
+#: Of every library, behind its name.
+_FILES = (
+    *(".h", ".c", "_weights.h", "_selftest.c"),
+    *("_store.h", "_store.c", "_delta.h", "_delta.c"),
+)
 #: Files that are no part of the library as such.
 _PROGRAMS = ("_selftest.c", "_host.c")
 _OVERLAP_FIELDS = """\
@@ -123,7 +128,7 @@ class _Library:
         values |= replay_values(self.plan, self.parts, self.schedule.front, values)
         files = {
             f"{self.model}{suffix}": Template(_template(f"model{suffix}")).substitute(values)
-            for suffix in (".h", ".c", "_weights.h", "_store.h", "_store.c", "_selftest.c")
+            for suffix in _FILES
         }
         files |= self._session(values, host=host)
         files[f"{self.model}_weights.c"] = self._weights()
@@ -189,6 +194,7 @@ class _Library:
             "declarations": self._declarations(),
             "seed": SEED,
             "lr": float_literal(golden.lr),
+            **self._delta(),
             **golden_values(golden, self.inputs, self.heads),
             "table": golden_table(golden, self.state),
         }
@@ -316,6 +322,28 @@ class _Library:
             for b in self.state
             if b.value in constants
         )
+
+    def _delta(self) -> dict[str, str | int]:
+        """The updated tensors, as they are and as they were."""
+        names, changes, numbers = [], [], 0
+        held = {b.value: b for b in self.state}
+        for u in self.training.updates:
+            t, steps = u.value.type, "NULL"
+            rows = t.shape[0] if t.shape else 1
+            if t.dtype != "f32":
+                scale = u.apply_node.inputs[-1]
+                assert scale is not None, u.value.name
+                steps = self.weights[scale.name]
+            place = f"net->{self.parts.pointer(held[u.value.name])}"
+            size = f"{rows}u, {t.size // rows}u, {t.nbytes // t.size}u"
+            changes.append(f"{{{place}, {self.weights[u.value.name]}, {steps}, {size}}}")
+            names.append(f" * {comment(u.candidate.param)}: {t.shape}")
+            numbers += t.size
+        return {
+            "delta_changes": "".join(f"        {c},\n" for c in changes),
+            "delta_tensors": "\n".join(names),
+            "delta_numbers": numbers,
+        }
 
     def _declarations(self) -> str:
         values = self.training.graph.values

@@ -1,4 +1,4 @@
-"""Saved states of emitted libraries: what ``<model>_save`` writes."""
+"""What emitted libraries write: saved states (``<model>_save``) and changes (``<model>_delta``)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
+
 from ...ir.errors import UsageError
+from ...ir.graph import Array
+from ...ir.training import TrainingGraph
 from ...planner.plan import Plan
 from ..numpy import Runtime
+from ..numpy.parameters import by_parameter
 
 #: First bytes of a saved state.
 MAGIC = b"ODTP"
 _VERSION = 1
 #: Magic, version, id of the plan, bytes of state, checksum of all that follows; little endian.
 _HEADER = struct.Struct("<4s5I")
+#: First bytes of changes; the header is the same, the floats of all changes follow.
+DELTA_MAGIC = b"ODTC"
 #: Updates, micro-steps and Adam's two corrections.
 _PROGRESS = struct.Struct("<2I2f")
 
@@ -53,3 +60,36 @@ def load_saved(runtime: Runtime, path: Path) -> None:
     updates = _PROGRESS.unpack_from(data, _HEADER.size)[0]
     state = data[begin : begin + runtime.state_nbytes]
     runtime.load_state(state, updates=updates, stored=runtime.stored_bytes())
+
+
+def load_delta(plan: Plan, training: TrainingGraph, path: Path) -> dict[str, Array]:
+    """Changes of parameters by their names in the model, from what a device has sent.
+
+    Args:
+        plan: The plan that the library was emitted for.
+        training: Its training graph.
+        path: What ``<model>_delta`` wrote, from its first byte on.
+
+    Raises:
+        UsageError: It can't be read, is cut or damaged, or belongs to another plan.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise UsageError(f"{path}: can't be read: {e.strerror or e}") from None
+    size = sum(u.value.type.size for u in training.updates) * 4
+    if len(data) < _HEADER.size:
+        raise UsageError(f"{path}: {len(data)} bytes are no changes; it is cut")
+    header = _HEADER.unpack_from(data)
+    if header[:-1] != (DELTA_MAGIC, _VERSION, *plan_id(plan), size):
+        raise UsageError(f"{path}: changes by a library of another plan; give the plan of these")
+    content = data[_HEADER.size : _HEADER.size + size]
+    if len(content) < size or zlib.crc32(content) != header[-1]:
+        raise UsageError(f"{path}: changes that are cut or damaged; read them again")
+    changed: dict[str, Array] = {}
+    rest = np.frombuffer(content, "<f4")
+    for u in training.updates:
+        shape = u.value.type.shape
+        changed[u.value.name] = rest[: u.value.type.size].reshape(shape).astype(np.float32)
+        rest = rest[u.value.type.size :]
+    return by_parameter(training, changed)

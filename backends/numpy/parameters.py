@@ -79,6 +79,52 @@ def merged(training: TrainingGraph, resident: Mapping[str, Array]) -> dict[str, 
     return result
 
 
+def changes(training: TrainingGraph, resident: Mapping[str, Array]) -> dict[str, Array]:
+    """What updated tensors have become less what they were at first, in real numbers.
+
+    Args:
+        training: The training graph.
+        resident: Updated tensors by value name, as they are stored.
+
+    Returns:
+        f32 by value name, shaped like the tensor; of integers the difference, rounded to f32, times
+        the step of its row.
+    """
+    result: dict[str, Array] = {}
+    for u in training.updates:
+        name, now = u.value.name, resident[u.value.name]
+        old = training.graph.constants[name]
+        if u.value.type.dtype == "f32":
+            result[name] = now - old
+            continue
+        scale = u.apply_node.inputs[-1]
+        assert scale is not None, name
+        by_row = training.graph.constants[scale.name].reshape(-1, *(1,) * (now.ndim - 1))
+        result[name] = (now.astype(np.int64) - old).astype(np.float32) * by_row
+    return result
+
+
+def by_parameter(training: TrainingGraph, changed: Mapping[str, Array]) -> dict[str, Array]:
+    """Changes of updated tensors as those of whole parameters: 0 where they are frozen.
+
+    Args:
+        training: The training graph.
+        changed: f32 by value name, as ``changes`` returns them.
+
+    Returns:
+        f32 by the name in the model, shaped as ``merged`` has them.
+    """
+    result: dict[str, Array] = {}
+    for p in _parameters(training):
+        if p.update is not None:
+            data = changed[p.value.name]
+            if p.cold is not None:
+                axis, rest = p.cold
+                data = np.concatenate([data, np.zeros(rest.type.shape, np.float32)], axis)
+            result[p.name] = data
+    return result
+
+
 def split(
     training: TrainingGraph, resident: Mapping[str, Array], values: Mapping[str, ArrayLike]
 ) -> dict[str, Array]:

@@ -19,7 +19,7 @@ from ...planner.plan import Plan, Replay
 from ..inference import inference_steps
 from .data import fitted, stored_sample
 from .memory import Memory
-from .parameters import merged, split
+from .parameters import by_parameter, changes, merged, split
 from .regularization import Regularization, Shaping
 from .scratch import Scratch
 from .steps import Steps
@@ -331,6 +331,13 @@ class Runtime:
         output features first).
         """
         return merged(self.training, self._resident)
+
+    def changes(self) -> dict[str, Array]:
+        """What training has changed of each updated parameter, by its name in the model.
+
+        Real numbers, f32, whole tensors as ``params`` has them; 0 where a part is frozen.
+        """
+        return by_parameter(self.training, changes(self.training, self._resident))
 
     def set_params(self, values: Mapping[str, ArrayLike]) -> None:
         """Replace updated parameters; frozen ones may be given if they are as in the model.

@@ -410,16 +410,26 @@ def run(
 def export(
     plan_file: PlanFile,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE.onnx", help="The model to write.")
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="The model to write; the .npz of --delta."
+        ),
     ],
     weights: Annotated[
         Path | None,
         typer.Argument(
             metavar="[WEIGHTS]",
-            help="From `run --save`, or a state that the emitted C has saved; without them only"
-            " notes are written.",
+            help="From `run --save`, or a state (with --delta also changes) that the emitted C has"
+            " written; without them only notes are written.",
         ),
     ] = None,
+    delta: Annotated[
+        bool,
+        typer.Option(
+            "--delta",
+            help="Write what training has changed instead, an .npz of f32 arrays by parameter.",
+        ),
+    ] = False,
     model: ModelOption = None,
     device: DeviceOption = None,
     as_json: Json = False,
@@ -429,9 +439,10 @@ def export(
     All else stays as it is in the file. The new one is imported again and compared with the plan's
     runtime before it appears.
     """
-    from .exporting import ExportOptions, run_export
+    from .exporting import ExportOptions, run_delta, run_export
 
-    record = run_export(ExportOptions(plan_file, weights, output, model, device, as_json))
+    options = ExportOptions(plan_file, weights, output, model, device, as_json)
+    record = run_delta(options) if delta else run_export(options)
     if as_json:
         print_json(record)
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from .backends.c.golden import random_samples
-from .backends.c.saved import MAGIC, load_saved
+from .backends.c.saved import DELTA_MAGIC, MAGIC, load_delta, load_saved
 from .backends.numpy import Runtime
 from .backends.viz.notes import model_notes, node_notes
-from .ir.array_file import array_file
+from .ir.array_file import array_file, write_arrays
 from .ir.autodiff import build_training
 from .ir.errors import OdtPlanError, UnsupportedModelError, UsageError
 from .ir.graph import Array, Graph
@@ -22,10 +22,19 @@ from .ir.lowered_layers import out_axis
 from .ir.onnx_external import external_files
 from .ir.onnx_write import OriginalFile
 from .ir.provenance import ProvenanceError, write_back
+from .ir.whole_file import whole_file
 from .output import OutputFolder, unwritable
 from .planner.check import check
 from .planner.plan import Plan, load_plan
-from .planner.rebuild import as_planned, forward_of, imported, model_of, spec_of, updates_of
+from .planner.rebuild import (
+    as_planned,
+    forward_of,
+    imported,
+    model_of,
+    rebuild,
+    spec_of,
+    updates_of,
+)
 from .planning import device_of_plan
 from .report import console
 
@@ -98,6 +107,43 @@ def run_export(options: ExportOptions) -> dict[str, object]:
     return record
 
 
+def run_delta(options: ExportOptions) -> dict[str, object]:
+    """Write what training has changed: f32 arrays by the names of parameters, for averaging.
+
+    Returns:
+        What ``--json`` prints.
+
+    Raises:
+        UsageError: The plan, its model, the device or the weights are wrong, or do not fit.
+        OdtPlanError: The file can't be written.
+    """
+    if options.weights is None:
+        raise UsageError("--delta needs what was learned; give WEIGHTS behind the plan")
+    plan = load_plan(options.plan_file)
+    training = rebuild(plan, options.plan_file, options.model)
+    check(plan, training, device_of_plan(options.plan_file, plan.device.id, options.device))
+    _check_target(options, model_of(plan, options.plan_file, options.model))
+    if _first_bytes(options.weights) == DELTA_MAGIC:
+        changes = load_delta(plan, training, options.weights)
+    else:
+        runtime = Runtime(plan, training)
+        _load(runtime, options.weights)
+        changes = runtime.changes()
+    try:
+        with whole_file(options.output) as file:
+            write_arrays(file, changes)
+    except OSError as e:
+        raise unwritable(options.output, e) from None
+    record: dict[str, object] = {
+        "files": [str(options.output)],
+        "changes": {name: [*a.shape] for name, a in changes.items()},
+    }
+    if not options.as_json:
+        text = f"changes of {len(changes)} tensors written: {options.output}"
+        console().print(text, soft_wrap=True, markup=False)
+    return record
+
+
 @dataclass(frozen=True, eq=False)
 class _Written:
     """What has been put into the file.
@@ -136,14 +182,21 @@ def _data_name(output: Path) -> str:
     return f"{output.name}.data"
 
 
-def _load(runtime: Runtime, path: Path) -> None:
-    """Learned parameters: an .npz of ``odt-plan run --save``, or a saved state of the emitted C."""
+def _first_bytes(path: Path) -> bytes:
+    """What tells the files of the emitted C."""
     try:
         with path.open("rb") as stream:
-            saved = stream.read(len(MAGIC)) == MAGIC
+            return stream.read(len(MAGIC))
     except OSError as e:
         raise UsageError(f"{path}: can't be read: {e.strerror or e}") from None
-    if saved:
+
+
+def _load(runtime: Runtime, path: Path) -> None:
+    """Learned parameters: an .npz of ``odt-plan run --save``, or a saved state of the emitted C."""
+    first = _first_bytes(path)
+    if first == DELTA_MAGIC:
+        raise UsageError(f"{path}: holds changes, not weights; give --delta")
+    if first == MAGIC:
         load_saved(runtime, path)
         return
     with array_file(path) as stream:

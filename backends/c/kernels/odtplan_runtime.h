@@ -48,6 +48,9 @@ typedef struct {
     float bias2;      /* Adam: 1 - beta2 ^ updates */
 } odtplan_progress_t;
 
+/* In a context that was initialised. */
+#define ODTPLAN_READY 0x6f647470u
+
 #define ODTPLAN_SAVED_VERSION 1u
 #define ODTPLAN_SAVED_MAGIC 0x5054444fu /* "ODTP" */
 /* Bytes that a saved state takes for state_bytes of tensors. */

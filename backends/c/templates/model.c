@@ -5,7 +5,6 @@
 
 #include "${model}_weights.h"
 $includes
-#define READY 0x6f647470u
 #define COUNT(array) ((uint32_t)(sizeof(array) / sizeof *(array)))
 
 #ifdef ODTPLAN_POISON
@@ -61,7 +60,7 @@ static int check(const ${model}_t *net, int pages) {
     if (net == NULL) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
-    if (net->ready != READY) {
+    if (net->ready != ODTPLAN_READY) {
         return ODTPLAN_ERROR_NOT_READY;
     }
     if (pages && ($no_callback)) {
@@ -107,7 +106,7 @@ $initial
 #if ODTPLAN_WEIGHT_DECAY && $decays
     net->weight_decay = 0.0f;
 #endif
-    net->ready = READY;
+    net->ready = ODTPLAN_READY;
     return ODTPLAN_OK;
 }
 $sample_definition
@@ -186,7 +185,7 @@ int ${model}_save(const ${model}_t *net, odtplan_write_t write, void *user) {
     if (net == NULL || write == NULL) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
-    if (net->ready != READY) {
+    if (net->ready != ODTPLAN_READY) {
         return ODTPLAN_ERROR_NOT_READY;
     }
     const odtplan_memory_t parts[] = ${MODEL}_STATE_PARTS(net);
@@ -198,7 +197,7 @@ int ${model}_load(${model}_t *net, odtplan_read_t read, void *user) {
     if (net == NULL || read == NULL) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
-    if (net->ready != READY) {
+    if (net->ready != ODTPLAN_READY) {
         return ODTPLAN_ERROR_NOT_READY;
     }
     const odtplan_memory_t parts[] = ${MODEL}_STATE_PARTS(net);

@@ -44,13 +44,8 @@ def load_saved(runtime: Runtime, path: Path) -> None:
     Raises:
         UsageError: It can't be read, is cut or damaged, or belongs to another plan.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise UsageError(f"{path}: can't be read: {e.strerror or e}") from None
     begin = _HEADER.size + _PROGRESS.size
-    if len(data) < begin:
-        raise UsageError(f"{path}: {len(data)} bytes are no saved state; it is cut")
+    data = _read(path, begin, "saved state")
     magic, version, *plan, n_bytes, checksum = _HEADER.unpack_from(data)
     if (magic, version, *plan) != (MAGIC, _VERSION, *plan_id(runtime.plan)):
         raise UsageError(f"{path}: saved by a library of another plan; give the plan that it is of")
@@ -73,13 +68,8 @@ def load_delta(plan: Plan, training: TrainingGraph, path: Path) -> dict[str, Arr
     Raises:
         UsageError: It can't be read, is cut or damaged, or belongs to another plan.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise UsageError(f"{path}: can't be read: {e.strerror or e}") from None
+    data = _read(path, _HEADER.size, "changes")
     size = sum(u.value.type.size for u in training.updates) * 4
-    if len(data) < _HEADER.size:
-        raise UsageError(f"{path}: {len(data)} bytes are no changes; it is cut")
     header = _HEADER.unpack_from(data)
     if header[:-1] != (DELTA_MAGIC, _VERSION, *plan_id(plan), size):
         raise UsageError(f"{path}: changes by a library of another plan; give the plan of these")
@@ -93,3 +83,14 @@ def load_delta(plan: Plan, training: TrainingGraph, path: Path) -> dict[str, Arr
         changed[u.value.name] = rest[: u.value.type.size].reshape(shape).astype(np.float32)
         rest = rest[u.value.type.size :]
     return by_parameter(training, changed)
+
+
+def _read(path: Path, least: int, what: str) -> bytes:
+    """A file of at least so many bytes."""
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise UsageError(f"{path}: can't be read: {e.strerror or e}") from None
+    if len(data) < least:
+        raise UsageError(f"{path}: {len(data)} bytes are no {what}; it is cut")
+    return data

@@ -318,15 +318,15 @@ static void arguments(void) {
 
 /* The newest state belongs to another plan: the newest of this one is loaded. */
 static void foreign(void) {
-    uint32_t header[6], *mark;
-    uint8_t *newest;
+    uint32_t header[6], mark[2];
+    uint8_t *const newest = flash + SLOT, *const at = newest + ODTPLAN_STORE_UNITS(IMAGE, unit);
     restore(); /* the second slot is newer */
-    newest = flash + SLOT;
     memcpy(header, newest, sizeof header);
+    memcpy(mark, at, sizeof mark);
     header[2] ^= 1u;
-    memcpy(newest, header, sizeof header);
-    mark = (uint32_t *)(void *)(newest + ODTPLAN_STORE_UNITS(IMAGE, unit));
     mark[1] = odtplan_crc32(odtplan_crc32(0u, header, sizeof header), mark, 4u);
+    memcpy(newest, header, sizeof header);
+    memcpy(at, mark, sizeof mark);
     board_value("foreign", loaded());
     wrong += save(3u) != ODTPLAN_OK || loaded() != 3u;
 }

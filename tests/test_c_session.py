@@ -35,7 +35,7 @@ from test_replay import DATA, DIGITS
 from test_session import samples
 from zoo import exhibit
 
-from odt_plan.backends.c import decays, emit_c, session_file
+from odt_plan.backends.c import clips, decays, emit_c, session_file
 from odt_plan.backends.c.golden import random_samples
 from odt_plan.backends.c.saved import load_saved
 from odt_plan.backends.numpy import (
@@ -43,6 +43,7 @@ from odt_plan.backends.numpy import (
     History,
     Runtime,
     SessionOptions,
+    clipped_by,
     data_set,
     reconstruction_set,
     train_session,
@@ -59,7 +60,7 @@ from odt_plan.planner.plan import Plan
 Planned = tuple[Plan, TrainingGraph]
 ADAM2 = TrainingSpec(optimizer="adam", micro_batches=2)
 CHECKS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DODTPLAN_POISON"]
-DECAY = "-DODTPLAN_WEIGHT_DECAY=1"
+REGULARIZED = ["-DODTPLAN_WEIGHT_DECAY=1", "-DODTPLAN_CLIP=1"]
 
 
 def batches(training: TrainingGraph, count: int, seed: int) -> DataSet:
@@ -102,7 +103,7 @@ class Host:
 def build(case: Planned, folder: Path) -> Host:
     files = emit_c(*case, folder, host=True)
     sources = [f for f in files if f.suffix == ".c" and not f.stem.endswith("_selftest")]
-    command = ["gcc", *lane.STRICT, "-O1", "-ffp-contract=off", *CHECKS, DECAY]
+    command = ["gcc", *lane.STRICT, "-O1", "-ffp-contract=off", *CHECKS, *REGULARIZED]
     target = folder / "host"
     folders = [f"-I{folder}", f"-I{lane.FIRMWARE}"]
     link(command, [*sources, lane.FIRMWARE / "host.c"], folders, target)
@@ -219,6 +220,64 @@ def test_weights_decay_bit_for_bit(case: str, tmp_path: Path) -> None:
     decayed = compare(host, data, o, validation, tmp_path)
     free = compare(host, data, replace(o, weight_decay=0.0), validation, tmp_path)
     assert decayed.losses != free.losses
+
+
+CLIPPED: dict[str, Callable[[], Planned]] = {
+    "cnn-micro": CASES["cnn-micro"],
+    "i8": test_int8_training.CASES["momentum-accumulate"],
+    "own norms": CASES["resnet-overlapped-micro"],
+    "statistics": lambda: planned(nets.batch_normalized(batch=2), TrainingSpec(micro_batches=2)),
+}
+
+
+@needs_gcc
+@pytest.mark.parametrize("case", CLIPPED)
+def test_gradients_are_clipped_bit_for_bit(case: str, tmp_path: Path) -> None:
+    """By a common norm or by their own, decay behind it; also norms too small to be clipped."""
+    plan, training = CLIPPED[case]()
+    assert clips(plan, training)
+    assert clipped_by(plan, training) == ("tensor" if case == "own norms" else "global")
+    o = SessionOptions(lr=0.03, epochs=2, seed=5, weight_decay=0.5, clip=0.3)
+    data, validation = batches(training, 13, 0), batches(training, 9, 1)
+    host = build((plan, training), tmp_path)
+    told = [
+        compare(host, data, replace(o, clip=clip), validation, tmp_path).losses
+        for clip in (0.3, 1e-3, 1e9, None)
+    ]
+    assert told[2] == told[3]
+    assert len({*told}) == 3
+
+
+@needs_gcc
+def test_clipping_that_c_can_not_do(tmp_path: Path) -> None:
+    """Weights change while their gradients are made."""
+    plan, training = CASES["mlp-adagrad"]()
+    assert not clips(plan, training)
+    host, data = build((plan, training), tmp_path), batches(training, 5, 0)
+    content = session_file(plan, training, data, SessionOptions(lr=0.03, epochs=1))
+    assert host.run(content, tmp_path)[0] == 0
+    for clip in (0.1, -0.1, np.nan):
+        wrong = signed(content, HEADER + 68, struct.pack("<d", clip))
+        assert host.run(wrong, tmp_path)[0] == 1
+
+
+@needs_gcc
+def test_square_roots_are_rounded_right(tmp_path: Path) -> None:
+    """As those of the host, in all sizes, squares among them."""
+    target = tmp_path / "clip.so"
+    command = ["gcc", *lane.STRICT, "-O2", "-shared", "-fPIC", *REGULARIZED]
+    subprocess.run([*command, str(KERNELS / "odtplan_clipping.c"), "-o", str(target)], check=True)
+    root = ctypes.CDLL(str(target)).odtplan_sqrt
+    root.restype, root.argtypes = ctypes.c_double, [ctypes.c_double]
+    rng = np.random.default_rng(0)
+    some = rng.integers(0, 0x7FF << 52, 20_000, dtype=np.uint64).view(np.float64)
+    subnormal = rng.integers(0, 1 << 52, 2000, dtype=np.uint64).view(np.float64)
+    squares = rng.integers(0, 1 << 26, 2000).astype(np.float64) ** 2
+    near = np.nextafter(squares, rng.choice([0.0, np.inf], 2000))
+    for x in np.concatenate([some, subnormal, squares, near, [0.0, np.inf]]).tolist():
+        assert root(x) == np.sqrt(x), x
+    assert np.isnan(root(float("nan")))
+    assert np.isnan(root(-1.0))
 
 
 @needs_gcc
@@ -497,7 +556,7 @@ def test_what_is_not_finite_is_found_at_every_place(library: ctypes.CDLL) -> Non
 
 
 #: Bytes of the header, of the options behind it, and what these hold after the step size.
-HEADER, OPTIONS = 24, 68
+HEADER, OPTIONS = 24, 76
 WORDS = ["epochs", "updates", "online", "samples", "judged", "schedule", "warmup", "metric",
          "patience", "halvings", "order", "sample_bytes", "target_bytes"]  # fmt: skip
 
@@ -600,7 +659,7 @@ def test_what_the_c_session_can_not_do(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=told):
             session_file(e.plan, e.training, data, SessionOptions(**{"lr": 0.1, **options}), data)
 
-    refused("does not clip", epochs=1, clip=1.0)
+    refused("--clip: this plan changes weights while", epochs=1, clip=1.0)
     refused("takes its checkpoint as an argument", epochs=1, checkpoint=tmp_path / "c.npz")
     refused("judges this model by accuracy or loss", epochs=1, metric="mse")
     refused("judges this model by accuracy or loss", epochs=1, metric="auc")
@@ -781,7 +840,7 @@ def test_command_line_refuses(odt: Cli, tmp_path: Path) -> None:
     assert told.error == "d.bin: holds changes, not weights; give --delta"
     given = ("run", "out/plan.json", "--data", DATA, "--c-session")
     assert odt(*given, "s.bin", "--save", "w.npz").error.startswith("--c-session trains nothing")
-    assert odt(*given, "s.bin", "--clip", "1").error.startswith("the emitted C does not clip")
+    assert odt(*given, "s.bin", "--clip", "1").error.startswith("--clip: this plan changes")
     assert odt(*given, "no/s.bin").error == "no/s.bin: can't write: no is no folder"
     told = odt(*given, "out", "--quiet")
     assert told.code == 1

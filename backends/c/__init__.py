@@ -1,7 +1,7 @@
 """C99 back end."""
 
 from .emit import emit_c
-from .schedule import decays
+from .schedule import clips, decays
 from .session_file import session_file
 
-__all__ = ["decays", "emit_c", "session_file"]
+__all__ = ["clips", "decays", "emit_c", "session_file"]

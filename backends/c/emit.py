@@ -20,7 +20,7 @@ from .parts import Part, Parts
 from .replay import replay_sizes, replay_values
 from .sample import inputs_of
 from .saved import plan_id
-from .schedule import decays, emit_schedule
+from .schedule import clips, decays, emit_schedule
 from .session import host_values, session_values, takes_samples
 
 _INCLUDE = re.compile(r'^#include "(odtplan_\w+)\.h"', re.MULTILINE)
@@ -181,6 +181,7 @@ class _Library:
             "plan_low": f"0x{low:08x}u",
             "plan_high": f"0x{high:08x}u",
             "decays": int(decays(plan, training)),
+            "clips": int(clips(plan, training)),
             "bias_decay": self._bias_decay(),
             "params": "\n".join(schedule.params),
             "body": "\n".join(f"    {line}" for line in schedule.body),

@@ -17,6 +17,7 @@ from ...ir.opdef import get_op
 from ...ir.training import TrainingGraph, Update
 from ...planner.plan import Buffer, Plan, Step
 from ..inference import inference_steps
+from ..numpy.regularization import whole_gradients
 from .ctext import block, block_comment, symbol, wrap
 from .emit_call import call, kernel_of, param_struct
 from .head import Head
@@ -83,20 +84,33 @@ def decays(plan: Plan, training: TrainingGraph) -> bool:
 
     A gradient that others read after the update, or that shares bytes with such, stays as it is.
     """
-    learned = {u.apply_node.name: u for u in training.updates if u.role == "weight"}
+    weights = [u for u in training.updates if u.role == "weight"]
+    if not weights or any(u.apply_node.op == "QAdam" for u in weights):
+        return False
+    return _change_in_place(plan, weights)
+
+
+def clips(plan: Plan, training: TrainingGraph) -> bool:
+    """Whether the emitted C can clip: every gradient is whole before its weight changes."""
+    learned = [u for u in training.updates if u.role != "statistic"]
+    names = {u.apply_node.name for u in learned}
+    applied = [s.nodes for s in plan.steps if s.kind == "update" and s.nodes[-1] in names]
+    whole = bool(applied) and all(len(nodes) == 1 for nodes in applied)
+    return whole and _change_in_place(plan, learned)
+
+
+def _change_in_place(plan: Plan, updates: Sequence[Update]) -> bool:
+    """Whether nobody misses what the gradients of these updates were before."""
+    applied = {u.apply_node.name: u for u in updates}
     buffers = {b.id: b for b in plan.buffers}
     for i, step in enumerate(plan.steps):
-        update = learned.get(step.nodes[-1]) if step.kind == "update" else None
-        if update is None:
-            continue
-        if update.apply_node.op == "QAdam":
-            return False
-        if len(step.nodes) == 1 and update.accumulator is None:
+        update = applied.get(step.nodes[-1]) if step.kind == "update" else None
+        if update is not None and len(step.nodes) == 1 and update.accumulator is None:
             g = buffers[str(step.reads[1])]
             later = (o for o in plan.buffers if o.space == g.space and o.first <= i < o.last)
             if any(_meet(o, g) for o in later):
                 return False
-    return bool(learned)
+    return True
 
 
 def _meet(a: Buffer, b: Buffer) -> bool:
@@ -130,6 +144,8 @@ class _Emitter:
         self.results = {h.value.name: h.result for h in heads}
         self.homes = {v.name for u in training.updates for v in u.paged}
         self.decays = decays(plan, training)
+        self.clips = clips(plan, training)
+        self.common = whole_gradients(plan, training) or ()  # all gradients, if they have one norm
 
     def emit(self) -> Schedule:
         predictions = [v.name for v in self.training.predictions]
@@ -139,6 +155,7 @@ class _Emitter:
         result = Schedule(next(b for b in end if b.value in predictions), self.params)
         copied = dict(self.results)
         sources = {"odtplan_optimizer"} if self.decays else set[str]()
+        sources |= {"odtplan_clipping"} if self.clips else set()
         for i, step in enumerate(self.plan.steps):
             pages = step.kind in ("page_in", "page_out", "page_wait")
             result.train_pages |= pages
@@ -258,7 +275,8 @@ class _Emitter:
         update = self.updates[nodes[-1].name]
         if len(nodes) == 1:
             inputs = self._reads(step.reads)
-            lines = self._decayed(update, nodes[0], inputs)
+            lines = self._clipped(step)
+            lines += self._decayed(update, nodes[0], inputs)
             lines += self._call(nodes[0], inputs, self._writes(step), step)
         else:
             lines = self._streamed(step, update, *nodes)
@@ -313,6 +331,24 @@ class _Emitter:
         if left:
             lines += tile_calls(str(whole * step.tile_rows), str(rows), left)
         return lines
+
+    def _clipped(self, step: Step) -> list[str]:
+        """Clipping in place before an optimizer's call, by the norm that NumPy's follows, too."""
+        update, gradient = self.updates[step.nodes[-1]], str(step.reads[1])
+        applied = step.nodes[-1] == update.apply_node.name
+        if not self.clips or not applied or update.role == "statistic":
+            return []
+        lines: list[str] = []
+        if not self.common or gradient == self.common[0]:
+            lines.append("CLIP(squares = 0.0);")
+            for b in map(self.buffers.__getitem__, self.common or (gradient,)):
+                at = f"(const float *)({self.pointer(b.id)}), {b.bytes // 4}"
+                lines += wrap(f"CLIP(squares = odtplan_squares(squares, {at}));")
+            scale = update.apply_node.float_attr("gradient_scale", 1.0)
+            lines += [f"CLIP(factor = odtplan_clip_factor(squares, {scale!r}, net->clip));"]
+        size = self.buffers[gradient].bytes // 4
+        text = f"CLIP(odtplan_clipped({size}, factor, (float *)({self.pointer(gradient)})));"
+        return lines + wrap(text)
 
     def _decayed(self, update: Update, node: Node, inputs: Sequence[str | None]) -> list[str]:
         """Weight decay in place before an optimizer's call, on all rows or some."""

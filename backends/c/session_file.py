@@ -15,17 +15,18 @@ from ..numpy import DataSet, SessionOptions
 from ..numpy.metrics import check_metric, metric_of
 from ..numpy.session import sampler_of, updates_of
 from .saved import plan_id
-from .schedule import decays
+from .schedule import clips, decays
 from .session import ranks_errors
 
 #: First bytes of the file.
 MAGIC = b"ODTD"
-_VERSION = 3
+_VERSION = 4
 #: Magic, version, id of the plan, bytes of all that follows, their checksum; little endian.
 _HEADER = struct.Struct("<4s5I")
 #: Step size; epochs, updates, online; samples to train on and to judge by; schedule, warm-up,
-#: metric, patience, halvings; entries of the order; bytes of a sample and of its target; decay.
-_OPTIONS = struct.Struct("<d13Id")
+#: metric, patience, halvings; entries of the order; bytes of a sample and of its target; decay and
+#: clipping.
+_OPTIONS = struct.Struct("<d13I2d")
 _SCHEDULES = ("constant", "linear", "cosine")
 _METRICS = ("usual", "loss", "accuracy", "mse", "auc")
 _LARGEST = 2**32
@@ -83,6 +84,7 @@ def session_file(
         samples.shape[1],
         targets.shape[1],
         options.weight_decay,
+        options.clip or 0.0,
     )
     if metric == "auc" and validation is not None and validation.anomalous is not None:
         rows.append(validation.anomalous.astype(np.uint8))
@@ -98,8 +100,11 @@ def _check_options(
 ) -> None:
     """Demand what the C session can do."""
     options.regularization.check(training)
-    if options.clip is not None:
-        raise UsageError("the emitted C does not clip gradients; leave out --clip")
+    if options.clip is not None and not clips(plan, training):
+        raise UsageError(
+            "--clip: this plan changes weights while it makes their gradients, so the emitted C"
+            " can't clip; leave it out, or plan again with --micro-batches 2 or more"
+        )
     if options.weight_decay and not decays(plan, training):
         raise UsageError(
             "--weight-decay: this plan uses a weight's gradient elsewhere, too, or trains no"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .backends.c import decays, session_file
+from .backends.c import clips, decays, session_file
 from .backends.numpy import (
     DataFile,
     DataSet,
@@ -106,7 +106,8 @@ def run_training(options: RunOptions) -> dict[str, object]:
     clipped = None if session.clip is None else clipped_by(plan, training)
     if clipped is not None:
         tell(f"clipping  {_CLIPPED[clipped]}")
-        tell("the emitted C does not clip: what it learns will differ")
+        if not clips(plan, training):
+            tell("the emitted C can't clip by this plan: what it learns will differ")
     if session.weight_decay and not decays(plan, training):
         tell("the emitted C can't decay by this plan: what it learns will differ")
     with Shown(notes=not options.quiet, progress=not silent) as shown:

@@ -271,6 +271,11 @@ int odtplan_session_begin(odtplan_session_t *s, const odtplan_session_options_t 
         return ODTPLAN_ERROR_ARGUMENT;
     }
 #endif
+#if ODTPLAN_CLIP
+    if (!(o->clip >= 0.0 && o->clip <= LARGEST)) {
+        return ODTPLAN_ERROR_ARGUMENT;
+    }
+#endif
     if (!keeps && (o->judged != 0u || o->halvings != 0u)) {
         return ODTPLAN_ERROR_CALLBACK;
     }

@@ -60,6 +60,9 @@ typedef struct {
 #if ODTPLAN_WEIGHT_DECAY
     double weight_decay;   /* of weights, not of biases; 0: none */
 #endif
+#if ODTPLAN_CLIP
+    double clip;           /* largest norm of gradients; 0: any */
+#endif
 } odtplan_session_options_t;
 
 /* What stands at a place of a pass: numbers of samples, or of micro-batches where a replay cache

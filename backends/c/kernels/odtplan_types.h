@@ -19,6 +19,11 @@
 #define ODTPLAN_WEIGHT_DECAY 0
 #endif
 
+/* Whether training can clip gradients by their norm, in double; 1 for the whole build. */
+#ifndef ODTPLAN_CLIP
+#define ODTPLAN_CLIP 0
+#endif
+
 /* Parameters of an elementwise kernel without attributes: the number of elements. */
 typedef struct {
     int32_t count;

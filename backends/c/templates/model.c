@@ -29,6 +29,17 @@ extern void odtplan_dead(void *p, uint32_t bytes);
 #define DECAY(call) ((void)0)
 #endif
 
+#if ODTPLAN_CLIP && $clips
+#define CLIP(statement) \
+    do { \
+        if (net->clip > 0.0) { \
+            statement; \
+        } \
+    } while (0)
+#else
+#define CLIP(statement) ((void)0)
+#endif
+
 #if ${MODEL}_STATIC_ARENA
 #if defined(__GNUC__)
 #define ALIGNED __attribute__((aligned(8)))
@@ -49,6 +60,10 @@ $front
 static int $rest(${model}_t *net, $target_decl, float *loss, int mode$y_taken) {
 $locals
     int32_t row;
+#if ODTPLAN_CLIP && $clips
+    double squares = 0.0;
+    float factor = 1.0f;
+#endif
 $body
 $voids
     (void)row;
@@ -105,6 +120,9 @@ $initial
     memset(&net->progress, 0, sizeof net->progress);
 #if ODTPLAN_WEIGHT_DECAY && $decays
     net->weight_decay = 0.0f;
+#endif
+#if ODTPLAN_CLIP && $clips
+    net->clip = 0.0;
 #endif
     net->ready = ODTPLAN_READY;
     return ODTPLAN_OK;

@@ -38,6 +38,9 @@ $overlap_fields    void *user; /* handed to the page callbacks */
      * none; for Adam also 1 - step size * decay, which multiplies weights. */
     float weight_decay, weight_factor;
 #endif
+#if ODTPLAN_CLIP && $clips
+    double clip; /* largest norm of gradients; 0: any. A session sets it, _init clears it. */
+#endif
     /* Kept by the library. */
     odtplan_progress_t progress;
 $captured    float hyper[4];

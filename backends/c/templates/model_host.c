@@ -14,7 +14,7 @@
 #include "${model}_train.h"
 
 #define HEADER_BYTES 24u
-#define OPTIONS_BYTES 68u
+#define OPTIONS_BYTES 76u
 #define SAMPLE_BYTES ((uint32_t)($sample_bytes))
 #define TARGET_BYTES ((uint32_t)($target_bytes))
 
@@ -151,12 +151,12 @@ static int open_session(const char *path) {
     const size_t size = read_file(path);
     const uint8_t *at;
     uint64_t wanted;
-    double decay;
+    double decay, clip;
     if (size == 0u) {
         return ODTPLAN_ERROR_STORAGE;
     }
     at = file + HEADER_BYTES;
-    if (size < HEADER_BYTES || memcmp(file, "ODTD", 4u) != 0 || word(file + 4) != 3u ||
+    if (size < HEADER_BYTES || memcmp(file, "ODTD", 4u) != 0 || word(file + 4) != 4u ||
         word(file + 8) != plan[0] || word(file + 12) != plan[1]) {
         return ODTPLAN_ERROR_FOREIGN;
     }
@@ -178,11 +178,20 @@ static int open_session(const char *path) {
     o->halvings = word(at + 44);
     order_count = word(at + 48);
     memcpy(&decay, at + 60, 8u);
+    memcpy(&clip, at + 68, 8u);
 #if ODTPLAN_WEIGHT_DECAY
     o->weight_decay = decay;
 #else
     if (decay != 0.0) {
         fprintf(stderr, "error: weights decay; build everything with -DODTPLAN_WEIGHT_DECAY=1\n");
+        return ODTPLAN_ERROR_ARGUMENT;
+    }
+#endif
+#if ODTPLAN_CLIP
+    o->clip = clip;
+#else
+    if (clip != 0.0) {
+        fprintf(stderr, "error: gradients are clipped; build everything with -DODTPLAN_CLIP=1\n");
         return ODTPLAN_ERROR_ARGUMENT;
     }
 #endif

@@ -18,6 +18,9 @@ static int train(void *session, uint32_t number, float lr, float *loss) {
     s->net->weight_decay = (float)(s->options.weight_decay / (1.0 / ${MODEL}_MICRO_BATCHES));
     s->net->weight_factor = (float)(1.0 - (double)lr * s->options.weight_decay);
 #endif
+#if ODTPLAN_CLIP && $clips
+    s->net->clip = s->options.clip;
+#endif
 $train}
 
 static int evaluate(void *session, uint32_t begin, uint32_t rows, odtplan_score_t *score, float *loss) {
@@ -83,6 +86,11 @@ int ${model}_session_begin(${model}_session_t *s) {
     }
 #if ODTPLAN_WEIGHT_DECAY && !$decays
     if (s->options.weight_decay != 0.0) {
+        return ODTPLAN_ERROR_ARGUMENT;
+    }
+#endif
+#if ODTPLAN_CLIP && !$clips
+    if (s->options.clip != 0.0) {
         return ODTPLAN_ERROR_ARGUMENT;
     }
 #endif

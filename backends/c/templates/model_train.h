@@ -9,7 +9,7 @@
  *         status = ${model}_session_step(&session);   one micro-batch, or the transfer of a state
  *     }
  *
- * There is no clipping. No heap, no global state.
+ * No heap, no global state.
  */
 #ifndef ${MODEL}_TRAIN_H
 #define ${MODEL}_TRAIN_H

@@ -24,6 +24,12 @@ _TYPES = re.compile(
     r"u?int(_least|_fast)?\d+|u?int(ptr|max)|s?size|ptrdiff|wchar|wint|char\d+|max_align|sig_atomic"
     r"|double|div|l+div|imaxdiv|fpos|clock|off|pid|uid|gid|mode|dev|ino|nlink|key|id"
 )
+#: ... ``<name>.h`` would be a header of Arduino where files differ not by case, or the name reserved ...
+_ARDUINO = re.compile(r"arduino.*|client|eeprom|ethernet|print(able)?|sd|server|spi|stream|udp|wifi|wire")
+#: ... CMake would not have a target of that name ...
+_TARGETS = re.compile(
+    r"all|clean|depend|edit_cache|help|install|package|package_source|preinstall|rebuild_cache|test"
+)
 #: ... or its files and symbols could be those of another model.
 _ENDINGS = ("_weights", "_selftest", "_store", "_delta", "_train", "_host")
 
@@ -31,11 +37,11 @@ _ENDINGS = ("_weights", "_selftest", "_store", "_delta", "_train", "_host")
 def identifier(text: str) -> str:
     """A lower-case C identifier made of ``text``, usable as prefix and as file stem.
 
-    Names that start with a digit, clash with the kernel library (``odtplan``), a standard header or
-    a type of the C library get the prefix ``model_``.
+    Names that start with a digit, clash with the kernel library (``odtplan``), a header of C or of
+    Arduino, a type of the C library or a target of CMake get the prefix ``model_``.
     """
     name = re.sub(r"_+", "_", re.sub(r"[^a-z0-9]", "_", text.lower())).strip("_")
-    clash = _HEADERS.fullmatch(name) or _TYPES.fullmatch(name)
+    clash = any(p.fullmatch(name) for p in (_HEADERS, _TYPES, _ARDUINO, _TARGETS))
     if not name or name[0].isdigit() or clash or name.startswith("odtplan"):
         name = f"model_{name}".rstrip("_")
     return f"{name}_model" if name.endswith(_ENDINGS) else name

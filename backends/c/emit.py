@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -13,7 +13,9 @@ from ...ir.errors import GraphError, OdtPlanError
 from ...ir.training import TrainingGraph
 from ...planner.plan import ALIGNMENT_BYTES, Buffer, Plan
 from .ctext import array, block, c_type, comment, identifier, symbol
+from .ecosystems import ECOSYSTEMS, Library, packaged
 from .emit_call import float_literal
+from .example import example_values
 from .golden import SEED, golden_table, golden_values, run_golden
 from .head import head_values, heads_of
 from .parts import Part, Parts
@@ -47,6 +49,7 @@ def emit_c(
     *,
     name: str | None = None,
     host: bool = False,
+    ecosystems: Collection[str] = (),
 ) -> list[Path]:
     """Write the C library of a plan.
 
@@ -58,19 +61,26 @@ def emit_c(
         folder: Target folder; made if missing.
         name: Model name that prefixes all symbols; default: the plan's.
         host: Also write ``<model>_host.c``, a program that trains from a file on this machine.
+        ecosystems: Of ``arduino``, ``platformio``, ``zephyr`` and ``espidf``: the library goes to
+            ``src/``, with metadata around it that make the folder a package of these.
 
     Returns:
         The written files: ``<model>.h``, ``<model>.c``, ``<model>_weights.h``,
         ``<model>_weights.c``, ``<model>_selftest.c``, ``<model>_train.h``, ``<model>_train.c``
-        (not where samples and targets have no common first axis), ``CMakeLists.txt`` and the
-        kernels used.
+        (not where samples and targets have no common first axis), ``CMakeLists.txt``, the
+        kernels used, and ``examples/main.c``.
 
     Raises:
         GraphError: The plan holds something that C can't express (names it).
         OdtPlanError: The folder can't be written.
+        ValueError: An ecosystem is not known, or a host program would be compiled into a package.
     """
-    files = _Library(plan, training, identifier(name or plan.model.name)).files(host=host)
-    return write_files(folder, files)
+    if unknown := set(ecosystems) - set(ECOSYSTEMS):
+        raise ValueError(f"ecosystems: {min(unknown)!r} is not one of {', '.join(ECOSYSTEMS)}")
+    if host and ecosystems:
+        raise ValueError("host: a package holds no program; emit it into another folder")
+    library = _Library(plan, training, identifier(name or plan.model.name))
+    return write_files(folder, packaged(library.told(library.files(host=host)), ecosystems))
 
 
 def write_files(folder: Path, files: dict[str, str]) -> list[Path]:
@@ -79,12 +89,13 @@ def write_files(folder: Path, files: dict[str, str]) -> list[Path]:
     Raises:
         OdtPlanError: The folder can't be made or written; no temporary file stays.
     """
-    temporary = {n: folder / f".{n}.{os.getpid()}.tmp" for n in files}
+    temporary = {n: folder / f".{n.replace('/', '+')}.{os.getpid()}.tmp" for n in files}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for n, text in files.items():
             temporary[n].write_text(text, encoding="ascii", newline="\n")
         for n, path in temporary.items():
+            (folder / n).parent.mkdir(parents=True, exist_ok=True)
             path.replace(folder / n)
     except OSError as e:
         reason = e.strerror or str(e)
@@ -139,6 +150,21 @@ class _Library:
         files["CMakeLists.txt"] = Template(_template("CMakeLists.txt")).substitute(values)
         return files | kernels
 
+    def told(self, files: dict[str, str]) -> Library:
+        """What a package tells of these files."""
+        overlaps = bool(self.schedule.under_way)
+        return Library(
+            model=self.model,
+            title=self._title(),
+            summary=self._summary(),
+            files=files,
+            placements=list(self.parts.placements(self.macro).values()),
+            example=example_values(self.plan, self.inputs, self.heads, overlaps=overlaps),
+        )
+
+    def _title(self) -> str:
+        return comment(f"{self.plan.model.name} on {self.plan.device.id}")
+
     def _session(self, values: dict[str, str | int], *, host: bool) -> dict[str, str]:
         """The training session; none where samples can't be taken one by one."""
         if not takes_samples(self.plan, self.training):
@@ -170,7 +196,7 @@ class _Library:
         return {
             "model": self.model,
             "MODEL": self.macro,
-            "title": comment(f"{plan.model.name} on {plan.device.id}"),
+            "title": self._title(),
             "summary": self._summary(),
             "sizes": self._sizes(),
             **self._samples(),

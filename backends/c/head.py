@@ -40,9 +40,14 @@ class Head(Named):
         return self.called("labels" if self.labels else "target")
 
     @property
+    def element(self) -> str:
+        """C type of an element of the target."""
+        return "int32_t" if self.labels else "float"
+
+    @property
     def declaration(self) -> str:
         """That parameter."""
-        return f"const {'int32_t' if self.labels else 'float'} *{self.param}"
+        return f"const {self.element} *{self.param}"
 
     @property
     def result(self) -> str:

@@ -128,18 +128,22 @@ class Parts:
         """Initializer of ``odtplan_memory_t[]``."""
         return ", \\\n     ".join(f"{{(net)->{p.name}, {macro}_{p.macro}}}" for p in self.state)
 
+    def placements(self, macro: str) -> dict[str, str]:
+        """Region -> macro that puts the arrays there."""
+        used = dict.fromkeys(p.region for p in self.all if p.region)
+        return {region: f"{macro}_IN_{self._suffix[region].upper()}" for region in used}
+
     def statics(self, model: str, macro: str) -> Iterator[str]:
         """Definitions of the arrays; those of a region lie in a section of its own."""
-        used = dict.fromkeys(p.region for p in self.all if p.region)
-        for region in used:
-            name = f"{macro}_IN_{self._suffix[region].upper()}"
+        placements = self.placements(macro)
+        for region, name in placements.items():
             section = f".odt_plan_{self._suffix[region]}"
             yield f"#ifndef {name} /* where the linker puts the arrays in {comment(region)} */\n"
             yield "#if defined(__ELF__)\n"
             yield f'#define {name} __attribute__((section("{section}")))\n'
             yield f"#else\n#define {name}\n#endif\n#endif\n"
         for p in self.all:
-            where = f"{macro}_IN_{self._suffix[p.region].upper()} " if p.region else ""
+            where = f"{placements[p.region]} " if p.region else ""
             yield f"{where}ALIGNED static uint8_t {model}_{p.name}[{macro}_{p.macro}];\n"
 
     def defaults(self, model: str) -> Iterator[str]:

@@ -82,7 +82,8 @@ _NEED_PAGES = """\
         return ODTPLAN_ERROR_CALLBACK;
     }
 """
-_TRANSFERS = """
+#: Transfers that are done when they are started, by page_write and page_read.
+TRANSFERS = """
 static int start_write(void *user, uint32_t transfer, uint32_t offset, const void *data,
                        uint32_t bytes) {
     (void)transfer;
@@ -100,7 +101,7 @@ static int wait_for(void *user, uint32_t transfer) {
     return 0;
 }
 """
-_TRANSFERS_SET = """\
+TRANSFERS_SET = """\
     net.page_start_write = start_write;
     net.page_start_read = start_read;
     net.page_wait = wait_for;
@@ -164,7 +165,7 @@ def session_values(
     ]
     rows += [f"s->{h.param} + row * ({h.macro('TARGET_SIZE')} / {batch}u)" for h in heads]
     own = heads[0] if metric_of(training) != "loss" else None
-    fields = [f"{_target(h)} {h.param}[{h.macro('TARGET_SIZE')}];" for h in heads]
+    fields = [f"{h.element} {h.param}[{h.macro('TARGET_SIZE')}];" for h in heads]
     if own is not None:
         fields.append(f"float {own.result}[{own.macro('PREDICTION_SIZE')}];")
     ranked = ranks_errors(training)
@@ -253,15 +254,11 @@ def host_values(
         "order_items": f"((session.options.samples + {batch - 1}u) / {batch}u)"
         if cached
         else "session.options.samples",
-        "transfers": _TRANSFERS if overlaps else "",
-        "transfers_set": _TRANSFERS_SET if overlaps else "",
+        "transfers": TRANSFERS if overlaps else "",
+        "transfers_set": TRANSFERS_SET if overlaps else "",
         "replayed": ', \\"replayed\\": %u' if cached else "",
         "replayed_value": ", (unsigned)session.replayed" if cached else "",
     }
-
-
-def _target(head: Head) -> str:
-    return "int32_t" if head.labels else "float"
 
 
 def _score(training: TrainingGraph, own: Head | None, batch: int) -> str:

@@ -194,9 +194,9 @@ def plan(
     emit: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="c|host|dot|svg|html,...",
-            help="Also write this (repeatable); host: the C library, and a program that"
-            " trains by it here.",
+            metavar="c|host|arduino|platformio|zephyr|espidf|dot|svg|html,...",
+            help="Also write this (repeatable). c: the library; host: it, and a program that trains"
+            " by it here; arduino to espidf: it, as a package of these.",
         ),
     ] = None,
     output: Annotated[

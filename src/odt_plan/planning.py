@@ -42,8 +42,8 @@ DEFAULT_OUTPUT = Path("out")
 DEVICE_FILE = "plan.device.yaml"
 #: More are a mistake.
 MOST_MICRO_BATCHES = 65536
-#: What --emit knows.
-EMITTED = ("c", "host", "dot", "svg", "html")
+#: What --emit knows beside the C library and its packages.
+REPORTS = ("dot", "svg", "html")
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,7 @@ def run_plan(options: PlanOptions) -> None:
         raise UsageError("--quiet and --verbose contradict each other; give one")
     with shown(options.quiet) as watch:
         request = make_request(options, watch, trial=True)
-    emitted = split_list(options.emit)
-    if unknown := [e for e in emitted if e not in EMITTED]:
-        raise UsageError(f"--emit: {unknown[0]!r} is not one of {', '.join(EMITTED)}")
+    emitted = parse_emit(options.emit)
     folder = options.output or (DEFAULT_OUTPUT if emitted else None)
     place = OutputFolder(folder, force=options.force) if folder else nullcontext()
     given = Budgeted(request.ram_bytes, request.flash_bytes, bool(request.ram_regions))
@@ -312,6 +310,29 @@ def parse_micro_batches(text: str) -> int | Literal["auto"]:
     )
 
 
+def parse_emit(texts: Sequence[str]) -> tuple[str, ...]:
+    """What is to be written beside the plan, each once.
+
+    Raises:
+        UsageError: Something is not known, or would be compiled into a package.
+    """
+    emitted = split_list(texts)
+    if not emitted:
+        return ()
+    from .backends.c import ECOSYSTEMS
+
+    known = ("c", "host", *ECOSYSTEMS, *REPORTS)
+    if unknown := [e for e in emitted if e not in known]:
+        raise UsageError(f"--emit: {unknown[0]!r} is not one of {', '.join(known)}")
+    packages = [e for e in emitted if e in ECOSYSTEMS]
+    if packages and "host" in emitted:
+        raise UsageError(
+            f"--emit host: its program would be compiled into the package for {packages[0]}; emit"
+            " it into another folder"
+        )
+    return emitted
+
+
 def split_list(texts: Sequence[str]) -> tuple[str, ...]:
     """Items of a repeatable option that may also hold commas, each once."""
     items = [item.strip() for text in texts for item in text.split(",")]
@@ -382,10 +403,11 @@ def _write(
         output.copy(request.model.parent / part, part.as_posix())
     if device_option is not None and device_option != request.device.id:
         output.copy(Path(device_option), DEVICE_FILE)
-    if "c" in emitted or "host" in emitted:
-        from .backends.c import emit_c
+    if {*emitted}.difference(REPORTS):
+        from .backends.c import ECOSYSTEMS, emit_c
 
-        emit_c(planned.plan, planned.training, folder, host="host" in emitted)
+        packages = [e for e in emitted if e in ECOSYSTEMS]
+        emit_c(planned.plan, planned.training, folder, host="host" in emitted, ecosystems=packages)
     if "dot" in emitted:
         from .backends.viz import write_dot
 

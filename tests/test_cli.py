@@ -337,7 +337,10 @@ def test_limits_of_latency_and_energy(odt: Cli) -> None:
         ((MODEL, "--device", "nope"), "device 'nope' is not known"),
         ((MODEL, "--device", "nope.yaml"), "nope.yaml: can't read the file"),
         ((MODEL, *BUDGET, "--storage", "tape"), "has no storage 'tape'; it knows none, sdcard"),
-        ((MODEL, *BUDGET, "--emit", "pdf"), "--emit: 'pdf' is not one of c, host, dot, svg"),
+        (
+            (MODEL, *BUDGET, "--emit", "pdf"),
+            "--emit: 'pdf' is not one of c, host, arduino, platformio, zephyr, espidf, dot, svg, html",
+        ),
         ((MODEL, *BUDGET, "--train", "conv9.weight"), "no trainable parameter conv9.weight"),
         ((MODEL, *BUDGET, "--train", "conv2.weight=2"), "ratio 2 of conv2.weight"),
         ((MODEL, *BUDGET, "--optimizer", "lion"), "'--optimizer'"),

@@ -24,8 +24,10 @@ _TYPES = re.compile(
     r"u?int(_least|_fast)?\d+|u?int(ptr|max)|s?size|ptrdiff|wchar|wint|char\d+|max_align|sig_atomic"
     r"|double|div|l+div|imaxdiv|fpos|clock|off|pid|uid|gid|mode|dev|ino|nlink|key|id"
 )
-#: ... ``<name>.h`` would be a header of Arduino where files differ not by case, or the name reserved ...
-_ARDUINO = re.compile(r"arduino.*|client|eeprom|ethernet|print(able)?|sd|server|spi|stream|udp|wifi|wire")
+#: ... ``<name>.h`` would be a header of Arduino where case does not count, or a reserved name ...
+_ARDUINO = re.compile(
+    r"arduino.*|client|eeprom|ethernet|print(able)?|sd|server|spi|stream|udp|wifi|wire"
+)
 #: ... CMake would not have a target of that name ...
 _TARGETS = re.compile(
     r"all|clean|depend|edit_cache|help|install|package|package_source|preinstall|rebuild_cache|test"

@@ -61,6 +61,7 @@ def example_values(
         "fill": "".join(fill),
         "samples": ", ".join(f"{i.macro('SAMPLE')}(&net)" for i in inputs),
         "target_args": ", ".join(h.param for h in heads),
+        "storage_includes": "#include <string.h>\n" * storage,
         "storage": (_STORAGE.format(macro=macro) + TRANSFERS * overlaps) * storage,
         "storage_set": (_STORAGE_SET + TRANSFERS_SET * overlaps) * storage,
     }

@@ -1,9 +1,9 @@
 """The emitted C as a package of Arduino, PlatformIO, Zephyr or ESP-IDF.
 
-All that ``emit c`` gives lies unchanged in ``src/``; the metadata around it, of one ecosystem or of
-several, names these files. Sources of the formats: Arduino's library specification (1.5 format, rev.
-2.2), PlatformIO's ``library.json``, Zephyr's ``zephyr/module.yml``, ESP-IDF's build system and
-``idf_component.yml``.
+All that ``emit c`` gives lies unchanged in ``src/``; the metadata around it, of one ecosystem or
+of several, names these files. Sources of the formats: Arduino's library specification (1.5 format,
+rev. 2.2), PlatformIO's ``library.json``, Zephyr's ``zephyr/module.yml``, ESP-IDF's build system
+and ``idf_component.yml``.
 """
 
 from __future__ import annotations
@@ -85,12 +85,12 @@ class Library:
         includes: str,
         *,
         signature: str = "int main(void)",
-        print: str = "printf",
+        tell: str = "printf",
         pause: str = "",
         end: str = "    return status;\n",
     ) -> str:
         """The example as a C program."""
-        entry = self.filled("main.c", signature=signature, print=print, pause=pause, end=end)
+        entry = self.filled("main.c", signature=signature, tell=tell, pause=pause, end=end)
         return self.program(includes, entry)
 
 
@@ -157,7 +157,7 @@ def _zephyr(library: Library) -> dict[str, str]:
     }
     main = library.main(
         "#include <zephyr/kernel.h>\n#include <zephyr/sys/printk.h>\n",
-        print="printk",
+        tell="printk",
         pause="        k_yield();\n",
     )
     own = "\n".join(f"    ${{source_dir}}/{s}" for s in library.own)
@@ -191,6 +191,8 @@ def _espidf(library: Library) -> dict[str, str]:
         "idf_component.yml": _yaml(manifest),
         f"{base}/CMakeLists.txt": library.filled("espidf/project.cmake"),
         f"{base}/sdkconfig.defaults": library.filled("espidf/sdkconfig.defaults"),
+        # Vectors of a PC take up to 72 KB of stack.
+        f"{base}/sdkconfig.defaults.linux": library.filled("espidf/sdkconfig.defaults.linux"),
         f"{base}/main/CMakeLists.txt": library.filled("espidf/main.cmake"),
         f"{base}/main/main.c": main,
     }

@@ -4,7 +4,7 @@
  *
  * read_samples() is where your data come in, from a sensor, a file or a wire. Here it makes some up, a
  * pattern per class, so that the loss falls at once. */
-$includes
+$includes$storage_includes
 #include "$model.h"
 
 #define UPDATES 100u

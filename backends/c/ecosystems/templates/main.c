@@ -4,10 +4,10 @@ $signature {
         float loss = 0.0f;
         status = train_once(update, &loss);
         if (status == ODTPLAN_OK && (update + 1u) % 10u == 0u) {
-            $print("update %u: loss %.6f\n", (unsigned)(update + 1u), (double)loss);
+            $tell("update %u: loss %.6f\n", (unsigned)(update + 1u), (double)loss);
         }
 $pause    }
     if (status != ODTPLAN_OK) {
-        $print("error: status %d, see odtplan_error_t\n", status);
+        $tell("error: status %d, see odtplan_error_t\n", status);
     }
 $end}

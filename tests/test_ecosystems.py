@@ -330,7 +330,7 @@ EXAMPLES: dict[str, Callable[[], Planned]] = {
             "cnn-i8-input",
         )
     },
-    "indices": lambda: planned(nets.tokens(), TrainingSpec()),
+    "indices": lambda: planned(nets.tokens(entries=9)),
     "two-inputs": lambda: planned(nets.two_branches()),
     "two-outputs": two_heads,
 }

@@ -339,7 +339,7 @@ def test_limits_of_latency_and_energy(odt: Cli) -> None:
         ((MODEL, *BUDGET, "--storage", "tape"), "has no storage 'tape'; it knows none, sdcard"),
         (
             (MODEL, *BUDGET, "--emit", "pdf"),
-            "--emit: 'pdf' is not one of c, host, arduino, platformio, zephyr, espidf, dot, svg, html",
+            "--emit: 'pdf' is not one of c, host, arduino, platformio, zephyr, espidf, dot, svg",
         ),
         ((MODEL, *BUDGET, "--train", "conv9.weight"), "no trainable parameter conv9.weight"),
         ((MODEL, *BUDGET, "--train", "conv2.weight=2"), "ratio 2 of conv2.weight"),

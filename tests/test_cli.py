@@ -211,8 +211,10 @@ def test_without_output_nothing_is_written(odt: Cli, tmp_path: Path) -> None:
 def test_same_input_gives_the_same_bytes(odt: Cli, tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert odt(MODEL, *BUDGET, "-o", name, "--emit", "c,dot,svg", "-q").code == 0
-    first = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
-    second = {p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()}
+    first, second = (
+        {p.relative_to(f).as_posix(): p.read_bytes() for p in f.rglob("*") if p.is_file()}
+        for f in (tmp_path / "a", tmp_path / "b")
+    )
     plans = [json.loads(files.pop("plan.json")) for files in (first, second)]
     for plan in plans:
         del plan["solver"]["time_s"]

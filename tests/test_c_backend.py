@@ -291,7 +291,7 @@ def test_paging_without_callbacks_is_refused(tmp_path: Path) -> None:
 
 def test_needs_nothing_but_three_memory_functions(tmp_path: Path) -> None:
     plan, training = CASES["cnn-micro"]()
-    files = [f for f in emit_c(plan, training, tmp_path) if f.parent == tmp_path]
+    files = emit_c(plan, training, tmp_path)
     included = {
         name for f in files for name in re.findall(r"#include <(.+)>", f.read_text("ascii"))
     }
@@ -325,8 +325,7 @@ def test_headers_are_cplusplus(tmp_path: Path) -> None:
 def test_clang_finds_nothing_to_warn_about(tmp_path: Path) -> None:
     files = emit_c(*planned(nets.resnet()), tmp_path)
     sources = [str(f) for f in files if f.suffix == ".c"]
-    command = [*lane.ZIG, *lane.STRICT, f"-I{tmp_path}", "-c", *sources]
-    subprocess.run(command, cwd=tmp_path, check=True)
+    subprocess.run([*lane.ZIG, *lane.STRICT, "-c", *sources], cwd=tmp_path, check=True)
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")

@@ -94,7 +94,8 @@ def hostile(name: str) -> Planned:
 def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
     folder = tmp_path_factory.mktemp("package")
     made = hostile(HOSTILE)
-    emit_c(*made, folder, name="net", ecosystems=ECOSYSTEMS)
+    library = emit_c(*made, folder, name="net", ecosystems=ECOSYSTEMS)
+    assert {*library} == {*(folder / "src").iterdir()}
     return Package(folder, made)
 
 
@@ -156,8 +157,10 @@ def expected(made: Planned) -> str:
 
 
 def test_the_library_lies_unchanged_in_src(package: Package, tmp_path: Path) -> None:
-    plain = emit_c(*package.made, tmp_path, name="net")
-    names = {p.relative_to(tmp_path).as_posix(): p.read_text() for p in plain}
+    listed = emit_c(*package.made, tmp_path, name="net")
+    there = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert {*there} == {*listed, tmp_path / "examples" / "main.c"}
+    names = {p.relative_to(tmp_path).as_posix(): p.read_text() for p in there}
     cmake = names.pop("CMakeLists.txt")
     assert names.pop("examples/main.c") == package.text("examples/main.c")
     assert cmake.startswith(package.text("src/CMakeLists.txt"))

@@ -65,10 +65,10 @@ def emit_c(
             ``src/``, with metadata around it that make the folder a package of these.
 
     Returns:
-        The written files: ``<model>.h``, ``<model>.c``, ``<model>_weights.h``,
+        The files of the library: ``<model>.h``, ``<model>.c``, ``<model>_weights.h``,
         ``<model>_weights.c``, ``<model>_selftest.c``, ``<model>_train.h``, ``<model>_train.c``
-        (not where samples and targets have no common first axis), ``CMakeLists.txt``, the
-        kernels used, and ``examples/main.c``.
+        (not where samples and targets have no common first axis), ``CMakeLists.txt`` and the
+        kernels used. ``examples/main.c`` and the metadata are written besides.
 
     Raises:
         GraphError: The plan holds something that C can't express (names it).
@@ -80,7 +80,9 @@ def emit_c(
     if host and ecosystems:
         raise ValueError("host: a package holds no program; emit it into another folder")
     library = _Library(plan, training, identifier(name or plan.model.name))
-    return write_files(folder, packaged(library.told(library.files(host=host)), ecosystems))
+    files = library.files(host=host)
+    write_files(folder, packaged(library.told(files), ecosystems))
+    return [(folder / "src" if ecosystems else folder) / n for n in files]
 
 
 def write_files(folder: Path, files: dict[str, str]) -> list[Path]:

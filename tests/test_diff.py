@@ -83,8 +83,9 @@ def test_two_plans_of_a_model(odt: Cli, plans: tuple[Path, Path]) -> None:
 
 
 def test_the_report_shows_absolute_and_relative_changes(
-    odt: Cli, plans: tuple[Path, Path]
+    odt: Cli, plans: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     done = odt("diff", *plans)
     assert done.code == 0
     assert "\x1b" not in done.out

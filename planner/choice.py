@@ -31,6 +31,9 @@ from .remakes import NEVER
 from .solution import Solution
 from .tensors import aligned
 
+#: Of what is live for later reads: the part of a size that counts as another one.
+LEVEL = 0.9
+
 
 @dataclass(frozen=True, order=True)
 class Cut:
@@ -352,11 +355,11 @@ class ChoiceByCuts(Milp):
     ) -> Iterator[tuple[int, float]]:
         """What is live, while a tensor is made, for what is read later: terms of its bytes.
 
-        It is the largest that one of those that are read needs; sizes are told apart by halves.
+        It is the largest that one of those that are read needs; sizes are told apart by tenths.
         """
         levels: list[int] = []
         for size in sorted(sizes.values(), reverse=True):
-            if size and (not levels or size <= levels[-1] / 2):
+            if size and (not levels or size <= LEVEL * levels[-1]):
                 levels.append(size)
         for size, smaller in pairwise([*levels, 0]):
             yield readers(tuple(j for j, b in sizes.items() if b >= size)), float(size - smaller)

@@ -36,7 +36,7 @@ ROUNDS = 40
 PEAKS, MAKES = 4, 8
 #: A gap with which any plan will do.
 ANY = 10.0
-#: Where it will, rounds without one after which all steps become cuts, if so few columns do.
+#: Rounds after which all steps become cuts, if so few columns do.
 PATIENCE, ALL = 6, 4000
 #: The part of the gap that one solve may leave.
 PART = 0.5
@@ -329,7 +329,7 @@ class _Search:
         for k in range(self.rounds):
             if self.watch.over():
                 break
-            if k == PATIENCE and self.options.gap >= ANY and not self.tighter:
+            if k == PATIENCE and not self.tighter:
                 self._cut_everywhere()
             program = Program(self.remakes, self.cuts, self._rooms(), self.prices, self.makes)
             terms = [*program.objective, (program.one, self.base)]

@@ -25,7 +25,7 @@ from .progress import Watch
 from .remakes import Found
 from .residency import Residency
 from .solution import Solution
-from .stages import Stages
+from .stages import CHOICE_SHARE, Stages
 
 #: Where the updates for all RAM don't fit: the part of RAM that is given up first; twice as much
 #: more each time until they do.
@@ -33,9 +33,9 @@ FIRST_STEP = 1 / 32
 #: The part of RAM that the bisection doesn't divide further.
 NARROWEST = 1 / 256
 #: Parts of the time left: for all of it, and what a solve may take if there are to be more cuts.
-SHARE, QUICK_SHARE = 0.6, 0.2
+SHARE, QUICK_SHARE = 0.75, 0.1
 #: Part of that time after which no cuts are added before there is a plan.
-LATE_SHARE = 0.6
+LATE_SHARE = 0.4
 #: The largest gap of a choice, and the part of what is left between bound and plan that it takes.
 COARSE, PART = 0.01, 0.2
 #: Part of the gap that a choice may leave that is hardly better than the plan.
@@ -174,14 +174,17 @@ class Joint:
         # its bounds are of plans, so they hold with the cuts before, too
         tree = self.tree if whole else Tree(self.tree.parts)
         first = whole and self.bound == float("inf")
+        share = CHOICE_SHARE  # while there may be more cuts, no longer than they may take
+        if self.fewer is not None:
+            share = min(share, self.quick_s / max(self.stages.watch.left_s, self.quick_s))
         most = self.stages.choice(
-            problem, "learn", self.cuts, self.unfit, gap=gap, tree=tree, fails=first
+            problem, "learn", self.cuts, self.unfit, gap=gap, tree=tree, share=share, fails=first
         )
         if first:
             self.fewer = self.cuts
         if whole:
             self.bound = min(self.bound, most.bound)
-        if most.time_s > self.quick_s and self.fewer is not None:
+        if most.time_s >= self.quick_s and self.fewer is not None:
             self.cuts, self.fewer = self.fewer, None
         return most
 

@@ -218,6 +218,7 @@ class Stages:
         *,
         gap: float | None = None,
         tree: Tree | None = None,
+        share: float = CHOICE_SHARE,
         fails: bool = True,
     ) -> SolveResult:
         """The best updates over few cuts of the timeline; the bound is one of all plans.
@@ -229,6 +230,7 @@ class Stages:
             unfit: What is not to be chosen.
             gap: Relative, what counts as nothing; None: that which was asked for.
             tree: Of fewer cuts and at least as much RAM; becomes that of these.
+            share: Of the time that is left.
             fails: Raise errors.
 
         Raises:
@@ -240,7 +242,7 @@ class Stages:
             return SolveResult("unknown", nan, bound(problem, goal), None, "", 0.0)
         program = ChoiceByCuts(problem, cuts, goal, unfit)
         program.tree = tree
-        result = self.solved(program, goal, CHOICE_SHARE, gap=gap)
+        result = self.solved(program, goal, share, gap=gap)
         self.cut_short |= result.status in ("feasible", "unknown")
         if fails and result.status == "infeasible":
             raise self.no_plan(problem.limits)

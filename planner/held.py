@@ -96,8 +96,4 @@ class Held:
     def sources(self) -> Ints:
         """See ``remakes.sources``: (made again, read later) -> bytes."""
         size = np.array([t.bytes for t in self.tensors], np.int64)
-        operands = [
-            ops if t.rebuildable else []
-            for t, ops in zip(self.tensors, self.operands, strict=True)
-        ]
-        return sources(size, operands, self.order)
+        return sources(size, self.operands, [t.rebuildable for t in self.tensors], self.order)

@@ -98,12 +98,15 @@ class Found:
     makes: tuple[tuple[int, int], ...] = ()
 
 
-def sources(size: Ints, operands: Sequence[Sequence[int]], order: Sequence[int]) -> Ints:
+def sources(
+    size: Ints, operands: Sequence[Sequence[int]], can: Sequence[bool], order: Sequence[int]
+) -> Ints:
     """What has to be live, while a tensor is made again, so that another one can be had from it.
 
     Args:
         size: Bytes.
-        operands: What each tensor can be made again from; none: it can't.
+        operands: What each tensor is made from; none: of parameters alone.
+        can: It can be made again.
         order: Operands come before what is made from them.
 
     Returns:
@@ -115,9 +118,10 @@ def sources(size: Ints, operands: Sequence[Sequence[int]], order: Sequence[int])
         beside[i, list(ops)] = True
     enough, least = beside.copy(), np.where(beside, NEVER, size)
     for i in np.argsort(order, kind="stable").tolist():
-        if ops := list(operands[i]):
+        if can[i]:
+            ops = list(operands[i])
             enough[:, i] |= enough[:, ops].all(axis=1)
-            least[:, i] = np.minimum(least[:, i], least[:, ops].min(axis=1))
+            least[:, i] = np.minimum(least[:, i], least[:, ops].min(axis=1, initial=NEVER))
     result: Ints = np.where(enough, 0, least)
     return result
 
@@ -256,8 +260,7 @@ class Remakes:
     @cached_property
     def sources(self) -> Ints:
         """See the function: (made again, read later) -> bytes."""
-        operands = [ops if can else [] for ops, can in zip(self.operands, self.can, strict=True)]
-        return sources(self.size, operands, self.order)
+        return sources(self.size, self.operands, self.can.tolist(), self.order)
 
     def before(self, step: int) -> int:
         """The slot that runs before a step of backward."""

@@ -26,7 +26,7 @@ from odt_plan.planner.objective import Goal
 from odt_plan.planner.plan import ObjectiveName
 from odt_plan.planner.problem import Limits, Problem
 from odt_plan.planner.progress import Watch
-from odt_plan.planner.remakes import Found, Remade
+from odt_plan.planner.remakes import Found, Remade, sources
 from odt_plan.planner.residency import Residency
 from odt_plan.planner.solution import Solution
 from odt_plan.planner.timeline import Rebuilds, build_problem
@@ -181,6 +181,18 @@ def test_cuts_at_every_step_find_a_plan_at_the_least_ram(
     low, less = net.residency(PLENTY).least_ram(least, EXACT, Watch())
     top = least if less is None else measure(*less).ram_bytes
     assert top - low <= 4, "all cuts leave nothing open"
+
+
+def test_what_later_reads_are_made_from_stays_while_a_tensor_is_made_again() -> None:
+    """An input can't be had back; what is made of parameters alone always can."""
+    size = np.array([8, 4, 16, 32])  # an input, what is made of it, of parameters, of both
+    found = sources(size, [[], [0], [], [1, 2]], [False, True, True, True], [-1, 0, 1, 2])
+    assert found.tolist() == [
+        [0, 0, 0, 0],  # beside the input
+        [0, 0, 0, 0],  # beside the input and what is made of it
+        [8, 4, 0, 4],  # beside what is made of parameters
+        [8, 0, 0, 0],  # beside all but the input
+    ]
 
 
 @pytest.mark.parametrize("seed", [3, 5, 15, 20])

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_run import Cli
@@ -84,10 +85,9 @@ def firmware(tmp_path_factory: pytest.TempPathFactory) -> Firmware:
     return link(tmp_path_factory.mktemp("firmware"), "cortex-m4")
 
 
-def imported(*files: Path, chip: str | None = None, **given: object) -> Imported:
-    core = given.get("core")
-    facts = [read_facts(f, chip, core if isinstance(core, str) else None) for f in files]
-    return combine(facts, Given("board", **given))  # type: ignore[arg-type]
+def imported(*files: Path, chip: str | None = None, **given: Any) -> Imported:
+    facts = [read_facts(f, chip, given.get("core")) for f in files]
+    return combine(facts, Given("board", **given))
 
 
 def written(folder: Path, name: str, text: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from ...ir.errors import UsageError
 from ..device import GENERIC_DEVICE, Device, Quantity, Region, device_ids, load_core, load_device
+from ..spec_file import bundled_ids
 from .facts import Facts, FileKind, Memory, MemoryKind, Told
 from .firmware import reserved, taken
 
@@ -169,8 +170,6 @@ def _plain(core: str) -> str:
 
 def _figures(core: str) -> tuple[str, str]:
     """The bundled core with the figures of a core (empty: there is none), and why it may be."""
-    from ..spec_file import bundled_ids
-
     if core in bundled_ids("cores"):
         return core, ""
     return STAND_INS.get(core, ("", ""))
@@ -282,11 +281,9 @@ def _mhz(hertz: float) -> str:
 def _stand_in(core: str, clock: Told[float] | None) -> Device:
     """The bundled device of that core with the nearest clock, else the slowest one."""
     devices = [load_device(i) for i in device_ids() if i != GENERIC_DEVICE]
+    wanted = clock.value if clock else 0.0
     alike = [d for d in devices if d.core == core]
-    key: Callable[[Device], tuple[float, str]] = lambda d: (  # noqa: E731
-        abs(d.clock_hz.value - clock.value) if clock else d.clock_hz.value, d.id
-    )  # fmt: skip
-    return min(alike, key=key)
+    return min(alike, key=lambda d: (abs(d.clock_hz.value - wanted), d.id))
 
 
 def _estimate(like: Device, source: str) -> str:

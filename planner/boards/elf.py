@@ -100,8 +100,8 @@ def _cores(file: str, elf: Any, machine: str) -> Told[tuple[str, ...]] | None:
     named = str(tags.get("TAG_CPU_NAME", "")).lower()
     if named.startswith("cortex-"):
         return Told((named,), f"{file}: Tag_CPU_name")
-    arch, fpu = tags.get("TAG_CPU_ARCH"), tags.get("TAG_FP_ARCH")
-    known = _FPU.get((arch, fpu)) or _ARCHITECTURES.get(arch)  # type: ignore[arg-type]
+    arch, fpu = tags.get("TAG_CPU_ARCH", -1), tags.get("TAG_FP_ARCH", 0)
+    known = _FPU.get((arch, fpu)) or _ARCHITECTURES.get(arch)
     if known is None:
         return None
     return Told(known, f"{file}: Tag_CPU_arch {arch}, Tag_FP_arch {fpu or 'none'}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .facts import Facts, Memory, Told, unreadable
+from .facts import Facts, Memory, MemoryKind, Told, unreadable
 
 #: CPUs of chips whose board file does not name one.
 _CPUS = {
@@ -30,15 +30,16 @@ def read_platformio(file: str, data: dict[str, Any]) -> Facts:
     build, upload = (_table(file, data, name) for name in ("build", "upload"))
     mcu = str(build.get("mcu", "")).lower()
     flash_origin = next((o for m, o in _FLASH_ORIGINS.items() if mcu.startswith(m)), 0)
-    memories = []
-    for name, kind, field, origin in (
+    sizes: tuple[tuple[str, MemoryKind, str, int], ...] = (
         ("RAM", "ram", "maximum_ram_size", _RAM_ORIGIN),
         ("FLASH", "flash", "maximum_size", flash_origin),
-    ):
+    )
+    memories = []
+    for name, kind, field, origin in sizes:
         size = _number(file, f"upload.{field}", upload.get(field))
         if size:
             told = f"{file}: upload.{field}; its address is an estimate"
-            memories.append(Memory(name, kind, origin, int(size), told))  # type: ignore[arg-type]
+            memories.append(Memory(name, kind, origin, int(size), told))
     clock = _number(file, "build.f_cpu", build.get("f_cpu"))
     cpu, field = str(build.get("cpu", "")).lower(), "build.cpu"
     if not cpu:

@@ -23,8 +23,8 @@ _CORES: dict[str, tuple[str, ...]] = {
 }
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Reads a tag as a field: ``!Ram {name: X}`` becomes ``{"Ram": {"name": "X"}}``."""
+#: Reads a tag as a field: ``!Ram {name: X}`` becomes ``{"Ram": {"name": "X"}}``.
+_Loader: Any = type("_Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
 
 
 def _tagged(loader: Any, tag: str, node: yaml.Node) -> dict[str, object]:

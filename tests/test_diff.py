@@ -90,6 +90,7 @@ def test_the_report_shows_absolute_and_relative_changes(
     assert done.code == 0
     assert "\x1b" not in done.out
     rows = {line.split()[0]: line for line in done.out.splitlines() if line.strip()}
+    assert rows["setting"].split() == ["setting", "last/plan.json", "bias/plan.json"]
     found = {f["name"]: f for f in odt("diff", *plans, "--json").json["figures"]}
     change, share = found["RAM"]["change"], found["RAM"]["relative"]
     assert f"{change:+,} B" in rows["RAM"]

@@ -54,6 +54,21 @@ def test_a_table_that_does_not_fit_becomes_lines() -> None:
     assert lines == ["features.10", f"  tensor: {NAME}", "  importance: 1,234,567,890.8"]
 
 
+@pytest.mark.parametrize("width", [24, 40, 80])
+def test_long_heads_fold_before_their_numbers(width: int) -> None:
+    head = "a/folder/with/a/long/name/plan.json"
+    table = Table("figure", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(head, justify="right")
+    table.add_row(Text("RAM"), Text("1,234,567 B"))
+    out = io.StringIO()
+    print_table(Console(file=out, width=width, color_system=None), table)
+    heads, rows = out.getvalue().split("─")[0], out.getvalue().splitlines()
+    row = next(line for line in rows if "RAM" in line)
+    assert row.split() == ["RAM", "1,234,567", "B"]
+    assert "".join(heads.replace("figure", "").split()) == head
+    assert max(map(len, rows)) <= width
+
+
 def on_a_terminal(*words: str, columns: int, **env: str) -> str:
     pty = pytest.importorskip("pty")  # Windows has none
     ours, theirs = pty.openpty()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,7 +63,7 @@ def _print(found: PlanDiff, before: Path, after: Path) -> None:
     if not found.same_model:
         told = "the models differ; layers and tensors are compared by their names"
         out.print(Text(told, "yellow"), soft_wrap=True)
-    names = (str(before), str(after))
+    names = _told_apart(before, after)
     _table(out, ("setting", *names), [
         (s.field, *(_NOT_THERE if v is None else _words(v) for v in (s.before, s.after)))
         for s in found.settings
@@ -75,6 +76,14 @@ def _print(found: PlanDiff, before: Path, after: Path) -> None:
     ])  # fmt: skip
     for line in _lines(found, before, after):
         out.print(Text(line), soft_wrap=True)
+
+
+def _told_apart(before: Path, after: Path) -> tuple[str, str]:
+    """The ends of two paths that tell them apart; a table has no room for long ones."""
+    pairs = zip(before.parts, after.parts, strict=False)
+    shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    first, second = (str(Path(*p.parts[shared:] or p.parts[-1:])) for p in (before, after))
+    return first, second
 
 
 def _lines(found: PlanDiff, before: Path, after: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Column, Table
 
-#: Names may be folded down to so many characters; numbers are not.
+#: Names and heads may be folded down to so many characters; numbers are not.
 _FOLDED = 12
 _ANY_WIDTH = 1 << 16
 
@@ -19,23 +20,30 @@ _ANY_WIDTH = 1 << 16
 def print_table(out: Console, table: Table) -> None:
     """Print a table whole.
 
-    Where the terminal is too narrow, names are folded; where that is not enough, each row becomes
-    a few lines, one for each column.
+    Where the terminal is too narrow, names and heads are folded; where that is not enough, each row
+    becomes a few lines, one for each column.
     """
-    widths = [_width(c) for c in table.columns]
     whole = out.measure(table, options=out.options.update(width=_ANY_WIDTH)).maximum
-    numbers = [c.justify == "right" for c in table.columns]
-    least = [w if n else min(w, _FOLDED) for w, n in zip(widths, numbers, strict=True)]
-    if whole - sum(widths) + sum(least) > out.width:
+    least = [_least(c) for c in table.columns]
+    over = whole - out.width
+    if over > sum(_width(c) - w for c, w in zip(table.columns, least, strict=True)):
         _print_rows(out, table)
         return
-    for column, number in zip(table.columns, numbers, strict=True):
-        column.overflow, column.no_wrap = "fold", number
+    for column, width in zip(table.columns, least, strict=True):
+        column.overflow, column.no_wrap = "fold", column.justify == "right"
+        if over > 0 and column.no_wrap:  # rich folds heads and cells alike: here heads alone
+            column.header = Text("\n".join(wrap(str(column.header), width)))
     out.print(table)
 
 
 def _width(column: Column) -> int:
     return max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+
+
+def _least(column: Column) -> int:
+    """Width that leaves numbers whole [characters]."""
+    numbers = [cell_len(str(c)) for c in column.cells] if column.justify == "right" else []
+    return max([*numbers, min(_FOLDED, _width(column))])
 
 
 def _print_rows(out: Console, table: Table) -> None:

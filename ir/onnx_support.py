@@ -101,7 +101,8 @@ def _support(name: str) -> Support:
     written = () if constant else WRITTEN_AS.get(name, (name,))
     versions = _versions()[name]
     first = max(min(v for v, _ in versions), MIN_OPSET)
-    last = min((v - 1 for v, deprecated in versions if deprecated), default=None)
+    newest, gone = max(versions)  # one that went and came back, as GroupNormalization, is there
+    last = newest - 1 if gone else None
     return Support(
         operator=name,
         written_as=written,

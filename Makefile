@@ -18,7 +18,7 @@ demo: $(VENV)/.installed ## set up, then plan the training of the bundled model
 	$(BIN)/odt-plan examples/digits_cnn.onnx --ram 320KB --flash 1MB
 
 test: $(VENV)/.test ## set up, then run the tests
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 bench: $(VENV)/.test ## solve times, gaps, peaks and instruction counts into benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks

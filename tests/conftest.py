@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+from board import objects
 from cli_run import Cli
 
 
@@ -38,3 +40,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that takes ``graph_seed`` runs once per random network."""
     if "graph_seed" in metafunc.fixturenames:
         metafunc.parametrize("graph_seed", range(metafunc.config.getoption("graphs")))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One folder of compiled objects for all processes of a run."""
+    if objects.SHARED not in os.environ:
+        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        os.environ[objects.SHARED] = folder.name
+        config.add_cleanup(folder.cleanup)

@@ -1,16 +1,20 @@
-"""Compile and link; library files that are equal in many models are compiled once per process."""
+"""Compile and link; library files that are equal in many models are compiled once."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 _INCLUDE = re.compile(r'^#include "(odtplan_\w+\.h)"', re.MULTILINE)
 Texts = tuple[tuple[str, str], ...]
+#: Environment: the folder of objects that several processes share; else each has its own.
+SHARED = "ODT_PLAN_TEST_OBJECTS"
 
 
 class BuildError(Exception):
@@ -30,11 +34,20 @@ def link(command: Sequence[str], sources: Sequence[Path], options: Sequence[str]
         BuildError: The compiler or the linker refused.
     """
     inputs = [
-        _object(tuple(command), s.name, _texts(s)) if s.name.startswith("odtplan_") else s
+        compiled(command, s) if s.name.startswith("odtplan_") else s
         for s in sources
     ]
     _run([*command, *map(str, inputs), *options, "-o", str(to)])
     return to
+
+
+def compiled(command: Sequence[str], source: Path) -> Path:
+    """The object of a library file; equal ones are made once.
+
+    Raises:
+        BuildError: The compiler refused.
+    """
+    return _object(tuple(command), source.name, _texts(source))
 
 
 def _texts(source: Path) -> Texts:
@@ -51,12 +64,22 @@ def _texts(source: Path) -> Texts:
 
 @cache
 def _object(command: tuple[str, ...], name: str, texts: Texts) -> Path:
-    folder = Path(tempfile.mkdtemp(dir=_scratch().name))
-    for n, text in texts:
-        (folder / n).write_text(text)
-    target = folder / f"{name}.o"
-    _run([*command, "-c", str(folder / name), "-o", str(target)])
+    key = sha256(repr((command, name, texts)).encode()).hexdigest()
+    target = _folder() / f"{key}.o"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=_folder()) as folder:
+            for n, text in texts:
+                Path(folder, n).write_text(text)
+            made = Path(folder, target.name)
+            _run([*command, "-c", str(Path(folder, name)), "-o", str(made)])
+            made.replace(target)  # whole or not at all: another process may want it, too
     return target
+
+
+@cache
+def _folder() -> Path:
+    shared = os.environ.get(SHARED)
+    return Path(shared) if shared else Path(_scratch().name)
 
 
 @cache

@@ -139,6 +139,7 @@ class ChoiceByCuts(Milp):
         self.used = [i for i in self.forward.used() if self.begin[i] < len(self.cuts)]
         self.live: dict[tuple[int, int], int] = {}
         self.again: dict[tuple[int, int], int] = {}
+        self.there: dict[tuple[object, ...], int] = {}
         super().__init__(problem, goal, relaxed=True)
         # a cut in between, of a step that may not run, is one more moment to make the tensor at
         first = {c: s for s, c in enumerate(self.cuts)}
@@ -328,7 +329,10 @@ class ChoiceByCuts(Milp):
         ends = [*(c.first for c in self.cuts[1:]), len(slots)]
         for s, (cut, end) in enumerate(zip(self.cuts, ends, strict=True), start=1):
             at = steps[bisect_right(steps, cut.last) : bisect_right(steps, end)]
-            if not at:
+            if not at:  # nothing is made again before backward
+                for i in self.used:
+                    if (s, i) in self.again:
+                        self.c.upper[self.again[s, i]] = 0.0
                 continue
             least, around = self._live_through(at)
             known = self.forward
@@ -442,7 +446,10 @@ class ChoiceByCuts(Milp):
         before = order[j] < order[i] and not always
         anew = [self.paged.get((s, j)), None if before else self.again.get((s, j))]
         absent = [(v, 1.0) for v in anew if v is not None]
-        v = self.c.column(integer=False)
+        key = s, j, before, tuple(needs)  # few tensors differ in what is made behind them
+        if key in self.there:
+            return self.there[key]
+        v = self.there[key] = self.c.column(integer=False)
         for n, ordered in needs:
             terms = [(v, 1.0), *absent, (n, -1.0), *(runs if before or ordered else ())]
             if not before:

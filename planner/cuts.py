@@ -92,6 +92,7 @@ class Program:
             for j in operands:
                 self.users[j].append(a)
         self.making: dict[int, tuple[int, int]] = {}
+        self.there: dict[tuple[object, ...], int] = {}
         for k, i in sorted(makes):
             self._make(self.cuts.index(k), i)
         if remakes.pages:
@@ -169,7 +170,10 @@ class Program:
         absent = [(int(v), 1.0) for v in anew if v >= 0]
         if before and not absent and len(needs) == 1:
             return needs[0]
-        v = self.c.column(integer=False)
+        key = s, j, before, tuple(needs)  # few tensors differ in what is made behind them
+        if key in self.there:
+            return self.there[key]
+        v = self.there[key] = self.c.column(integer=False)
         for n in needs:
             if before:
                 self.c.row([(v, 1.0), *absent, (n, -1.0)], lower=0.0)

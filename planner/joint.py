@@ -18,7 +18,7 @@ from .choice import Cut, Make, Unfit, cuts_of
 from .core import Tree
 from .cut_conflict import MANY
 from .decided import Decided, Scheduled
-from .milp import SolveResult
+from .milp import FEW, SolveResult
 from .objective import Goal
 from .problem import Problem
 from .progress import Watch
@@ -71,6 +71,7 @@ class Joint:
         bound: Proven for all plans.
         cuts: Where the choice counts what is held and made again.
         fewer: Those before the last ones; None: there are to be no more.
+        many: More of them, for all RAM only: what tells that choices don't fit where few don't.
         unfit: Choices that were proven not to fit, though no few cuts tell so.
         tree: Of the choice for all RAM.
     """
@@ -84,6 +85,7 @@ class Joint:
     bound: float = field(default=float("inf"), init=False)
     cuts: frozenset[Cut | Make] = field(default=frozenset(), init=False)
     fewer: frozenset[Cut | Make] | None = field(default=None, init=False)
+    many: frozenset[Cut | Make] = field(default=frozenset(), init=False)
     unfit: list[Unfit] = field(default_factory=list, init=False)
     tree: Tree = field(default_factory=Tree, init=False)
 
@@ -151,10 +153,14 @@ class Joint:
             late = not self._planned and self.watch.left_s < self.late_s
             if late or self.watch.over():
                 return False
-            if found.missed <= self.cuts or len(found.missed) > MANY:
+            known, hopeless = self.cuts | self.many, len(found.missed) > MANY
+            if found.missed <= known or hopeless:
                 if not (found.unfit and whole):
                     return False
-                self.unfit.append(Unfit.of(self.problem, most.solution.active))
+                if hopeless and len(self.problem.activities) <= FEW:
+                    self.many |= found.missed
+                if self.many <= known:
+                    self.unfit.append(Unfit.of(self.problem, most.solution.active))
             elif self.fewer is None:
                 return False
             else:
@@ -174,17 +180,19 @@ class Joint:
         # its bounds are of plans, so they hold with the cuts before, too
         tree = self.tree if whole else Tree(self.tree.parts)
         first = whole and self.bound == float("inf")
+        many = self.many if whole else frozenset()
         share = CHOICE_SHARE  # while there may be more cuts, no longer than they may take
-        if self.fewer is not None:
+        if self.fewer is not None and not many:
             share = min(share, self.quick_s / max(self.stages.watch.left_s, self.quick_s))
+        cuts, unfit = self.cuts | many, self.unfit
         most = self.stages.choice(
-            problem, "learn", self.cuts, self.unfit, gap=gap, tree=tree, share=share, fails=first
+            problem, "learn", cuts, unfit, gap=gap, tree=tree, share=share, fails=first
         )
         if first:
             self.fewer = self.cuts
         if whole:
             self.bound = min(self.bound, most.bound)
-        if most.time_s >= self.quick_s and self.fewer is not None:
+        if self.fewer is not None and not many and most.time_s >= self.quick_s:
             self.cuts, self.fewer = self.fewer, None
         return most
 
@@ -200,6 +208,8 @@ class Joint:
             nonlocal missed, unfit
             unfit = best.bound == float("inf")
             cuts, makes = r.conflict(best, self.stages.options, watch)
+            if len(makes) > MANY:  # then all that was found, which tells more
+                cuts, makes = best.cuts, best.makes
             missed = self._everywhere(r, cuts, makes)
             if cuts and missed <= self.cuts:  # not enough for the choice: all that there was
                 missed = self._everywhere(r, best.cuts, best.makes)

@@ -14,8 +14,10 @@ export OMP_NUM_THREADS ?= 1
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
 
-demo: $(VENV)/.installed ## set up, then plan the training of the bundled model
-	$(BIN)/odt-plan examples/digits_cnn.onnx --ram 320KB --flash 1MB
+demo: $(VENV)/.board ## set up, plan the bundled model into out/, replay the plan, run its C on an emulated board
+	$(BIN)/odt-plan examples/digits_cnn.onnx --ram 320KB --flash 1MB --emit c,svg,html -o out/
+	$(BIN)/odt-plan verify out/plan.json
+	$(BIN)/python examples/on_board.py out/ examples/digits.npz
 
 test: $(VENV)/.test ## set up, then run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
@@ -56,14 +58,14 @@ $(BIN)/python:
 	  $(PYTHON) -m virtualenv -q $(VENV) 2>/dev/null || uv venv -q --seed -p $(PYTHON) $(VENV) 2>/dev/null || \
 	  { echo "error: $(PYTHON) can't make an environment; install python3-venv (apt) or virtualenv (pip)" >&2; exit 1; }; }
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+$(VENV)/.board: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .[board]
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e .[test]
-	@touch $@ $(VENV)/.installed
+	@touch $@ $(VENV)/.board
 
 $(VENV)/.lint: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e .[test,dev]
-	@touch $@ $(VENV)/.test $(VENV)/.installed
+	@touch $@ $(VENV)/.test $(VENV)/.board

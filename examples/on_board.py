@@ -3,9 +3,9 @@
     odt-plan examples/digits_cnn.onnx --ram 320KB --flash 1MB --emit c -o out/
     python examples/on_board.py out/ examples/digits.npz
 
-Compiler (ziglang) and emulator (unicorn) come from PyPI: pip install '.[board]'. The board is that of
-the tests. It has the memory that the plan was made for and the device's reserve, and no byte more: what
-does not fit fails in the linker, or faults.
+Compiler (ziglang) and emulator (unicorn) come from PyPI: pip install '.[board]'. The board is that
+of the tests. It has the memory that the plan was made for and the device's reserve, and no byte
+more: what does not fit fails in the linker, or faults.
 """
 
 from __future__ import annotations

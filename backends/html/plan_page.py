@@ -17,6 +17,7 @@ from .page import Page, Part, Section, Table, Tile
 
 if TYPE_CHECKING:
     from ...planner.pipeline import PlannedModel
+    from ..c import Built
 
 #: Of the memory picture: its letters can be read without zooming on most screens.
 PLOT_WIDTH = 1000.0
@@ -24,16 +25,19 @@ PLOT_WIDTH = 1000.0
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#999999")
 
 
-def plan_page(planned: PlannedModel, budgeted: Budgeted) -> Page:
+def plan_page(
+    planned: PlannedModel, budgeted: Budgeted, built: Built | None = None
+) -> Page:
     """The report of a new plan.
 
     Args:
         planned: The plan with what it was made from.
         budgeted: Which budgets the user gave.
+        built: What a compiler made of the emitted C.
     """
     plan, training, report = planned.plan, planned.training, planned.report
     sections = [
-        _summary(planned, budgeted),
+        _summary(planned, budgeted, built),
         Section(
             "graph",
             "Graph",
@@ -64,7 +68,7 @@ def plan_page(planned: PlannedModel, budgeted: Budgeted) -> Page:
     )
 
 
-def _summary(planned: PlannedModel, budgeted: Budgeted) -> Section:
+def _summary(planned: PlannedModel, budgeted: Budgeted, built: Built | None) -> Section:
     plan, device, report = planned.plan, planned.device, planned.report
     ram, flash = (f(plan, device, budgeted) for f in (figures.ram_meter, figures.flash_meter))
     best = plan.objective[0]
@@ -84,6 +88,7 @@ def _summary(planned: PlannedModel, budgeted: Budgeted) -> Section:
     lines.append(Line(ram.label, f"{ram.text} {ram.sum}"))
     lines += figures.region_lines(plan)
     lines.append(Line(flash.label, f"{flash.text} {flash.sum}"))
+    lines += figures.built_lines(plan, built)
     lines += figures.storage_lines(plan)
     lines += figures.time_lines(report)
     lines += figures.replay_lines(plan)

@@ -18,6 +18,7 @@ from .planner.plan_diff import update_words
 from .planner.sizes import format_bytes, format_joules, format_seconds
 
 if TYPE_CHECKING:
+    from .backends.c import Built
     from .planner.check import CheckReport
     from .planner.pipeline import PlannedModel
 
@@ -201,6 +202,18 @@ def flash_meter(plan: Plan, device: Device, budgeted: Budgeted) -> Meter:
     kept = device.reserve.flash_bytes if budgeted.flash_bytes is None else 0
     parts = (("weights", flash.weights), ("code (estimated)", flash.code), ("reserve", kept))
     return Meter("flash", flash.total + kept, plan.device.budget.flash_bytes + kept, parts)
+
+
+def built_lines(plan: Plan, built: Built | None) -> list[Line]:
+    """What a compiler made of the emitted C, beside what the plan says of it."""
+    if built is None:
+        return []
+    flash, ram = plan.claims.flash_bytes, plan.claims.ram_bytes
+    code = f"code {built.code_bytes:,} B (estimated {flash.code:,})"
+    arrays = f"arrays {built.array_bytes:,} B of RAM (planned {ram.total:,})"
+    stack = f"stack {built.stack_bytes:,} B at most (of the reserve)"
+    told = f"{code}, {arrays}, {stack}; measured: {built.compiler}"
+    return [Line("built", told), Line("", "C library, software floats and callbacks come on top")]
 
 
 def region_lines(plan: Plan) -> list[Line]:

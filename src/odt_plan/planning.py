@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from .contributions import Source
 from .figures import Budgeted
@@ -35,6 +37,9 @@ from .planner.replay import Wanted as WantedReplay
 from .planner.sizes import parse_bytes, parse_joules, parse_seconds
 from .report import print_plan
 from .trials import TRIAL, plan_by_trial
+
+if TYPE_CHECKING:
+    from .backends.c import Built
 
 #: Where --emit writes without -o.
 DEFAULT_OUTPUT = Path("out")
@@ -96,19 +101,28 @@ def run_plan(options: PlanOptions) -> None:
     folder = options.output or (DEFAULT_OUTPUT if emitted else None)
     place = OutputFolder(folder, force=options.force) if folder else nullcontext()
     given = Budgeted(request.ram_bytes, request.flash_bytes, bool(request.ram_regions))
+    built = None
     with place as output:
         with shown(options.quiet) as watch:
             planned = _planned(options, request, watch)
             if output is not None:
                 watch.stage("writing")
-                _write(planned, request, given, options.device, emitted, output)
+                _write(planned, request, options.device, output)
+                if {*emitted}.difference(REPORTS):
+                    sources = _write_c(planned, emitted, output.staging)
+                    if not options.quiet or "html" in emitted:
+                        watch.stage("compiling")
+                        built = _built(sources, planned.device)
+                watch.stage("drawing")
+                _draw(planned, given, built, emitted, output.staging)
         files = output.commit() if output is not None else []
     if folder is not None and folder / DEVICE_FILE not in files:
         (folder / DEVICE_FILE).unlink(missing_ok=True)  # of an earlier plan in this folder
     if options.as_json:
-        sys.stdout.write(planned.plan.model_dump_json(indent=2) + "\n")
+        record = planned.plan.model_dump(mode="json") | ({"built": asdict(built)} if built else {})
+        sys.stdout.write(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     elif not options.quiet:
-        print_plan(planned, given, files, verbose=options.verbose)
+        print_plan(planned, given, files, built, verbose=options.verbose)
 
 
 def _planned(options: PlanOptions, request: Request, watch: Watch) -> PlannedModel:
@@ -389,25 +403,45 @@ def _device(options: PlanOptions) -> Device:
 
 
 def _write(
-    planned: PlannedModel,
-    request: Request,
-    given: Budgeted,
-    device_option: str | None,
-    emitted: Sequence[str],
-    output: OutputFolder,
+    planned: PlannedModel, request: Request, device_option: str | None, output: OutputFolder
 ) -> None:
-    folder = output.staging
+    """The plan, and what reading it needs: the model and the user's own device file."""
     output.write(PLAN_FILE, planned.plan.model_dump_json(indent=2) + "\n")
     output.copy(request.model)
     for part in external_files(request.model):
         output.copy(request.model.parent / part, part.as_posix())
     if device_option is not None and device_option != request.device.id:
         output.copy(Path(device_option), DEVICE_FILE)
-    if {*emitted}.difference(REPORTS):
-        from .backends.c import ECOSYSTEMS, emit_c
 
-        packages = [e for e in emitted if e in ECOSYSTEMS]
-        emit_c(planned.plan, planned.training, folder, host="host" in emitted, ecosystems=packages)
+
+def _write_c(planned: PlannedModel, emitted: Sequence[str], folder: Path) -> list[Path]:
+    """The library in C, with what else is emitted around it."""
+    from .backends.c import ECOSYSTEMS, emit_c
+
+    packages = [e for e in emitted if e in ECOSYSTEMS]
+    host = "host" in emitted
+    return emit_c(planned.plan, planned.training, folder, host=host, ecosystems=packages)
+
+
+def _built(sources: Sequence[Path], device: Device) -> Built | None:
+    """What a compiler makes of the library, where there is one; a failure is a warning."""
+    from .backends.c import BuildError, measure_built
+
+    try:
+        return measure_built(sources[0].parent, sources[0].stem, device.core)
+    except BuildError as e:
+        warnings.warn(f"the emitted C was not measured: {e}", stacklevel=1)
+        return None
+
+
+def _draw(
+    planned: PlannedModel,
+    given: Budgeted,
+    built: Built | None,
+    emitted: Sequence[str],
+    folder: Path,
+) -> None:
+    """Pictures and page."""
     if "dot" in emitted:
         from .backends.viz import write_dot
 
@@ -420,4 +454,4 @@ def _write(
     if "html" in emitted:
         from .backends.html import plan_page, write_page
 
-        write_page(plan_page(planned, given), folder / "report.html")
+        write_page(plan_page(planned, given, built), folder / "report.html")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -22,6 +23,9 @@ from .planner.plan import Plan
 from .planner.sizes import format_bytes, format_joules, format_seconds
 from .tables import print_table
 
+if TYPE_CHECKING:
+    from .backends.c import Built
+
 _BAR = 24
 _LABEL = 10
 #: Width of the report where there is no terminal to ask.
@@ -35,7 +39,12 @@ def console() -> Console:
 
 
 def print_plan(
-    planned: PlannedModel, budgeted: Budgeted, files: Sequence[Path], *, verbose: bool = False
+    planned: PlannedModel,
+    budgeted: Budgeted,
+    files: Sequence[Path],
+    built: Built | None = None,
+    *,
+    verbose: bool = False,
 ) -> None:
     """Print the report of a new plan.
 
@@ -43,6 +52,7 @@ def print_plan(
         planned: The plan.
         budgeted: Which budgets were given.
         files: What was written.
+        built: What a compiler made of the emitted C.
         verbose: What the report sums up is listed by name, too.
     """
     out = console()
@@ -52,6 +62,7 @@ def print_plan(
     _meter(out, figures.ram_meter(plan, device, budgeted))
     _lines(out, figures.region_lines(plan))
     _meter(out, figures.flash_meter(plan, device, budgeted))
+    _lines(out, figures.built_lines(plan, built))
     _lines(out, figures.storage_lines(plan))
     _lines(out, figures.time_lines(planned.report))
     _lines(out, figures.replay_lines(plan))

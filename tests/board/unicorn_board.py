@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,9 @@ class _Unicorn:
         """Hook the native block counter; it lives in this process, so it is cleared first."""
         from unicorn.unicorn_py3.unicorn import uclib
 
-        counter = ctypes.CDLL(str(shared_library(FIRMWARE / "count_unicorn.c", (*ZIG,))))
+        # Where it can be left out, zig does not build the C library first.
+        bare = ["-nostdlib"] * (sys.platform == "linux")
+        counter = ctypes.CDLL(str(shared_library(FIRMWARE / "count_unicorn.c", (*ZIG, *bare))))
         for name, kind in _COUNTER_DATA.items():
             ctypes.memset(ctypes.addressof(kind.in_dll(counter, name)), 0, ctypes.sizeof(kind))
         table = _COUNTER_DATA["count_markers"].in_dll(counter, "count_markers")

@@ -135,6 +135,7 @@ class Region(_Spec):
     bytes: PositiveInt
     extra_cycles_per_byte: Quantity | None = None
     sectors: tuple[tuple[PositiveInt, PositiveInt], ...] = ()  #: (count, bytes) in address order
+    erase_cycles: Quantity | None = None  #: that each sector stands
     source: str = Field(min_length=3)
 
     @property
@@ -149,6 +150,8 @@ class Region(_Spec):
             raise ValueError(f"sectors: add up to {total:,} bytes, the region has {self.bytes:,}")
         if self.extra_cycles_per_byte is not None and self.kind != "ram":
             raise ValueError("extra_cycles_per_byte: plans place buffers in kind ram only")
+        if self.erase_cycles is not None and not self.sectors:
+            raise ValueError("erase_cycles: are those of sectors; add these")
         return self
 
 

@@ -20,6 +20,7 @@ from odt_plan.backends.c.saved import load_delta, load_saved
 from odt_plan.backends.numpy import Runtime
 from odt_plan.ir.errors import UsageError
 from odt_plan.ir.training import TrainingSpec
+from odt_plan.planner.store import saved_bytes
 
 SECTOR = 128  # as in store.c
 
@@ -52,6 +53,8 @@ def test_power_is_lost_at_every_byte(case: Callable[[Path], Planned], tmp_path: 
     homes = {v.name for u in training.updates for v in u.paged}
     paged = [b for b in plan.buffers if b.space == "storage" and b.value in homes]
     image = 24 + 16 + ram.total - ram.arena + max((b.offset + b.bytes for b in paged), default=0)
+
+    assert saved_bytes(plan, training) == image
 
     def units(size: int, unit: int) -> int:
         return -(-size // unit) * unit

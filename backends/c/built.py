@@ -162,7 +162,7 @@ def _compile(command: tuple[str, ...], name: str, texts: Mapping[str, str]) -> _
         try:
             with (folder / "made.o").open("rb") as made:
                 return _object(ELFFile(made), name, frames)
-        except ELFError as e:
+        except (OSError, ELFError) as e:
             raise BuildError(f"{name}: the compiler made no ELF file: {e}") from None
 
 

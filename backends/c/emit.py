@@ -12,6 +12,7 @@ from string import Template
 from ...ir.errors import GraphError, OdtPlanError
 from ...ir.training import TrainingGraph
 from ...planner.plan import ALIGNMENT_BYTES, Buffer, Plan
+from ...planner.store import stored_bytes
 from .ctext import array, block, c_type, comment, identifier, symbol
 from .ecosystems import ECOSYSTEMS, Library, packaged
 from .emit_call import float_literal
@@ -128,11 +129,7 @@ class _Library:
         self.weights = {n: symbol(f"{model}_W", i, n) for i, n in enumerate(constants)}
         self.state = _state_tensors(plan)
         self.parts = Parts(plan)
-        homes = {v.name for u in training.updates for v in u.paged}
-        # they come first in storage, so all that is to be saved is what lies up to their end
-        self._stored = _space_end(
-            [b for b in plan.buffers if b.space == "storage" and b.value in homes]
-        )
+        self._stored = stored_bytes(plan, training)
         self.schedule = emit_schedule(plan, training, self.weights, self.parts, self.heads)
 
     def files(self, *, host: bool) -> dict[str, str]:

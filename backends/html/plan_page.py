@@ -90,6 +90,7 @@ def _summary(planned: PlannedModel, budgeted: Budgeted, built: Built | None) -> 
     lines.append(Line(flash.label, f"{flash.text} {flash.sum}"))
     lines += figures.built_lines(plan, built)
     lines += figures.storage_lines(plan)
+    lines.append(figures.store_line(planned))
     lines += figures.time_lines(report)
     lines += figures.replay_lines(plan)
     if planned.no_replay:

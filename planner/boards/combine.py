@@ -322,6 +322,7 @@ def _region(memory: Memory, base: Device | None) -> Region:
                 update={
                     "extra_cycles_per_byte": r.extra_cycles_per_byte,
                     "sectors": r.sectors if same else (),
+                    "erase_cycles": r.erase_cycles if same else None,
                 }
             )
     return found

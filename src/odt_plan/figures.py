@@ -16,6 +16,7 @@ from .planner.device import GENERIC_DEVICE, Device
 from .planner.plan import Plan, Trial
 from .planner.plan_diff import update_words
 from .planner.sizes import format_bytes, format_joules, format_seconds
+from .planner.store import SLOTS, place_slots, saved_bytes
 
 if TYPE_CHECKING:
     from .backends.c import Built
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 #: Names of a list that are shown.
 _SHOWN = 6
+_DAYS_OF_A_YEAR = 365.25
 _UNITS = {"learn": " of importance", "latency": " cycles", "ram": " B", "flash": " B"}
 #: Parts of a training step, in the order in which they are told.
 PARTS = (*PHASES, "recompute", "paging")
@@ -242,6 +244,25 @@ def storage_lines(plan: Plan) -> list[Line]:
         size = format_bytes(paged)
         return [Line("storage", f"{size} of {plan.device.storage}{_wear(plan)}")]
     return []
+
+
+def store_line(planned: PlannedModel) -> Line:
+    """What keeping all that was learned takes of the chip's flash, and how long that lasts."""
+    device, size = planned.device, saved_bytes(planned.plan, planned.training)
+    told = f"a save of what was learned takes {size:,} B"
+    slots = place_slots(device, size)
+    if slots is None:
+        return Line("store", f"{told}; sectors of {device.id} for two of them are not known")
+    both, region = SLOTS * slots.slot_bytes, slots.region
+    told += f", two slots {format_bytes(both)} in the last {slots.sectors} sectors of {region.name}"
+    left = device.flash_bytes - device.reserve.flash_bytes - planned.plan.claims.flash_bytes.total
+    if both > left:
+        return Line("store", f"{told}, where plan and reserve leave just {max(0, left):,} B")
+    if slots.saves is None:
+        return Line("store", f"{told}; how often these can be erased is not known")
+    hourly, daily = (slots.saves / (n * _DAYS_OF_A_YEAR) for n in (24, 1))
+    lasts = f"{hourly:,.1f} years of one an hour, {daily:,.0f} of one a day (predicted)"
+    return Line("store", f"{told}; {slots.saves:,} saves wear them out: {lasts}")
 
 
 def _wear(plan: Plan) -> str:

@@ -64,6 +64,7 @@ def print_plan(
     _meter(out, figures.flash_meter(plan, device, budgeted))
     _lines(out, figures.built_lines(plan, built))
     _lines(out, figures.storage_lines(plan))
+    _lines(out, [figures.store_line(planned)])
     _lines(out, figures.time_lines(planned.report))
     _lines(out, figures.replay_lines(plan))
     if planned.no_replay:
@@ -218,6 +219,9 @@ def print_device(device: Device) -> None:
         sectors = " + ".join(f"{n} x {_short(b)}" for n, b in r.sectors)
         where = f"{r.origin:#010x}  {format_bytes(r.bytes)}"
         rows.append((f"{r.kind} {r.name}", f"{where}{': ' if sectors else ''}{sectors}", r.source))
+        if r.erase_cycles is not None:
+            worn = r.erase_cycles
+            rows.append(("  erase cycles", f"{worn.value:g} of each sector", worn.source))
         if r.extra_cycles_per_byte is not None:
             more = r.extra_cycles_per_byte
             rows.append(("  extra", f"{more.value:g} cycles per byte touched", more.source))

@@ -398,7 +398,7 @@ def load_device(name: str) -> Device:
         return load_spec(Path(name), Device)
     known = device_ids()
     if name not in known:
-        near = get_close_matches(name, known, n=1)
+        near = [d for d in known if name and d.startswith(name)] or get_close_matches(name, known)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(
             f"device {name!r} is not known; {hint}`odt-plan devices` lists {len(known)},"

@@ -85,7 +85,7 @@ def _run(folder: Path, data: Path, steps: int) -> None:
     print(f"measured  {trained:,} instructions per step; predicted, for gcc, {predicted:,.0f}")
     ram, size = format_bytes(limits.ram_bytes), elf.symbols["__flash_used"].address
     print(f"measured  RAM {steady:,} B, stack {found.stack_bytes:,} B, of {ram}")
-    print(f"measured  flash {size:,} B of {format_bytes(limits.flash_bytes)}, main and data included")
+    print(f"measured  flash {size:,} B, of {format_bytes(limits.flash_bytes)}")
 
 
 def _batches(

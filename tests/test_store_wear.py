@@ -1,0 +1,93 @@
+"""Where saves can be kept in the chip's flash, and how many there can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cli_run import Cli
+from hypothesis import given
+from hypothesis import strategies as st
+
+from odt_plan.ir.errors import UsageError
+from odt_plan.planner.device import Device, Quantity, Region, load_device
+from odt_plan.planner.spec_file import bundled
+from odt_plan.planner.store import place_slots
+
+MODEL = Path(__file__).resolve().parent.parent / "examples" / "digits_cnn.onnx"
+
+
+def board(sectors: list[tuple[int, int]]) -> Device:
+    like = load_device("nrf52840")
+    flash = Region(
+        name="FLASH",
+        kind="flash",
+        origin=0,
+        bytes=sum(n * size for n, size in sectors),
+        sectors=tuple(sectors),
+        erase_cycles=Quantity(value=500, source="made up"),
+        source="made up",
+    )
+    ram = [r for r in like.regions if r.kind == "ram"]
+    return like.model_copy(update={"regions": (flash, *ram)})
+
+
+@given(
+    sectors=st.lists(
+        st.tuples(st.integers(1, 4), st.sampled_from([32, 64, 128, 256])), min_size=1, max_size=4
+    ),
+    n_bytes=st.integers(1, 600),
+)
+def test_the_smallest_slots_at_the_end(sectors: list[tuple[int, int]], n_bytes: int) -> None:
+    edges = [0]
+    for n, size in sectors:
+        for _ in range(n):
+            edges.append(edges[-1] + size)
+    written = -(-n_bytes // 32) * 32 + 32  # whole units, and the mark in one of its own
+    end = edges[-1]
+    ways = [end - b for b in edges for a in edges if b - a == end - b >= written]
+    found = place_slots(board(sectors), n_bytes)
+    if not ways:
+        assert found is None
+        return
+    assert found is not None
+    assert found.slot_bytes == min(ways)
+    assert found.sectors == sum(1 for e in edges if e > end - 2 * min(ways))
+    assert found.saves == 1000
+
+
+def test_of_several_regions_the_last_that_can() -> None:
+    device = board([(4, 1024)])
+    (flash, *rest) = device.regions
+    small = flash.model_copy(
+        update={"name": "BANK2", "origin": 1 << 20, "bytes": 512, "sectors": ((2, 256),)}
+    )
+    both = device.model_copy(update={"regions": (flash, small, *rest)})
+    for size, name in ((200, "BANK2"), (300, "FLASH")):
+        slots = place_slots(both, size)
+        assert slots is not None
+        assert slots.region.name == name
+
+
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [
+        # 2 x 106 sectors of 4 KiB would be of 434,176 B; 10,000 erases of each, two slots
+        ("nrf52840", "; 20,000 saves wear them out: 2.3 years of one an hour, 55 of one a day"),
+        ("stm32f746g-disco", " in the last 8 sectors of FLASH, where plan and reserve leave just "),
+        ("generic-cortex-m7", "; sectors of generic-cortex-m7 for two of them are not known"),
+    ],
+)
+def test_report(odt: Cli, device: str, told: str) -> None:
+    done = odt(MODEL, "--device", device, "--gap", "0.05")
+    assert done.code == 0, done.err
+    (line,) = [row for row in done.out.splitlines() if row.startswith("store ")]
+    assert told in line
+
+
+def test_erase_cycles_belong_to_sectors(tmp_path: Path) -> None:
+    text = bundled("devices", "nrf52840").read_text(encoding="utf-8")
+    path = tmp_path / "board.yaml"
+    path.write_text(text.replace("    sectors: [[256, 4096]]\n", ""))
+    with pytest.raises(UsageError, match="erase_cycles: are those of sectors; add these"):
+        load_device(str(path))

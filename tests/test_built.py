@@ -17,7 +17,9 @@ from cli_run import Cli
 from onnx_files import export
 from test_c_backend import CASES, samples
 
+from odt_plan import figures
 from odt_plan.backends.c import BuildError, Built, built, emit_c, measure_built
+from odt_plan.planner.device import load_device
 
 needs_gcc = pytest.mark.skipif(not lane.has_gcc(), reason="needs arm-none-eabi-gcc")
 CORE = "cortex-m7"
@@ -168,6 +170,25 @@ def test_a_broken_compiler_is_a_warning(
     assert told in done.err
     assert "measured:" not in done.out
     assert (tmp_path / "out" / "model.c").is_file()
+
+
+@pytest.mark.parametrize(
+    ("code", "stack", "told"),
+    [
+        (0, 0, []),
+        (1, 0, ["the flash budget is 1 B too small for it"]),
+        (0, 1, ["the reserve of RAM is 1 B too small for it"]),
+        (7, 9, ["the flash budget is 7 B too small", "the reserve of RAM is 9 B too small"]),
+    ],
+)
+def test_what_does_not_fit_is_told(code: int, stack: int, told: list[str]) -> None:
+    plan, _ = CASES["mlp-sgd"]()
+    device = load_device(plan.device.id)
+    left = plan.device.budget.flash_bytes - plan.claims.flash_bytes.weights
+    made = Built("cc", left + code, 0, device.reserve.ram_bytes + stack)
+    lines = [line.text for line in figures.built_lines(plan, device, made)[2:]]
+    assert len(lines) == len(told)
+    assert all(line.startswith(start) for line, start in zip(lines, told, strict=True))
 
 
 def test_calls_in_a_ring_have_no_bound() -> None:

@@ -88,7 +88,7 @@ def _summary(planned: PlannedModel, budgeted: Budgeted, built: Built | None) -> 
     lines.append(Line(ram.label, f"{ram.text} {ram.sum}"))
     lines += figures.region_lines(plan)
     lines.append(Line(flash.label, f"{flash.text} {flash.sum}"))
-    lines += figures.built_lines(plan, built)
+    lines += figures.built_lines(plan, device, built)
     lines += figures.storage_lines(plan)
     lines.append(figures.store_line(planned))
     lines += figures.time_lines(report)

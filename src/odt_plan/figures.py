@@ -206,8 +206,8 @@ def flash_meter(plan: Plan, device: Device, budgeted: Budgeted) -> Meter:
     return Meter("flash", flash.total + kept, plan.device.budget.flash_bytes + kept, parts)
 
 
-def built_lines(plan: Plan, built: Built | None) -> list[Line]:
-    """What a compiler made of the emitted C, beside what the plan says of it."""
+def built_lines(plan: Plan, device: Device, built: Built | None) -> list[Line]:
+    """What a compiler made of the emitted C, beside what the plan says; what it exceeds."""
     if built is None:
         return []
     flash, ram = plan.claims.flash_bytes, plan.claims.ram_bytes
@@ -215,7 +215,14 @@ def built_lines(plan: Plan, built: Built | None) -> list[Line]:
     arrays = f"arrays {built.array_bytes:,} B of RAM (planned {ram.total:,})"
     stack = f"stack {built.stack_bytes:,} B at most (of the reserve)"
     told = f"{code}, {arrays}, {stack}; measured: {built.compiler}"
-    return [Line("built", told), Line("", "C library, software floats and callbacks come on top")]
+    lines = [Line("built", told), Line("", "C library, software floats and callbacks come on top")]
+    for more, what in (
+        (flash.weights + built.code_bytes - plan.device.budget.flash_bytes, "flash budget"),
+        (built.stack_bytes - device.reserve.ram_bytes, "reserve of RAM"),
+    ):
+        if more > 0:
+            lines.append(Line("", f"the {what} is {more:,} B too small for it"))
+    return lines
 
 
 def region_lines(plan: Plan) -> list[Line]:

@@ -62,7 +62,7 @@ def print_plan(
     _meter(out, figures.ram_meter(plan, device, budgeted))
     _lines(out, figures.region_lines(plan))
     _meter(out, figures.flash_meter(plan, device, budgeted))
-    _lines(out, figures.built_lines(plan, built))
+    _lines(out, figures.built_lines(plan, device, built))
     _lines(out, figures.storage_lines(plan))
     _lines(out, [figures.store_line(planned)])
     _lines(out, figures.time_lines(planned.report))

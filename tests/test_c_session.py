@@ -741,12 +741,12 @@ def test_faults_change_nothing(case: str, tmp_path: Path) -> None:
         ["pages_fail_anywhere", "0"],
         ["pages_fail_for_good", "5"], ["and_again", "5"], ["and_at_the_end", "5"],
     ]  # fmt: skip
-    kept = dict(got[:40])["kept"]
+    kept = dict(got[:42])["kept"]
     assert int(kept) > 0
     replay, paged = case == "replay", case == "paged-accumulate"
     assert got == [
-        ["begin_null", "1"], ["step_null", "1"], ["end_null", "1"],
-        ["step_before", "2"], ["end_before", "2"],
+        ["begin_null", "1"], ["step_null", "1"], ["run_null", "1"], ["end_null", "1"],
+        ["step_before", "2"], ["run_before", "2"], ["end_before", "2"],
         ["no_net", "1"], ["no_sample", "1"], ["no_read", "4"],
         ["halvings_without_slots", "4"], ["judged_without_slots", "4"],
         ["patience_without_judging", "1"], ["no_samples", "11"],
@@ -769,6 +769,7 @@ def test_faults_change_nothing(case: str, tmp_path: Path) -> None:
         ["inference_between", "1"], ["after_the_end", "0"],
         ["order_matters", "1"], ["order_again", "1"], ["other_samples", "1"],
         ["interrupted_wrong", "0"], ["interrupted", "30"],
+        ["in_pieces_wrong", "0"], ["in_pieces", "1"],
         ["no_storage_wrong", "0"], ["no_storage_better", "1"],
         ["no_storage_older", "0" if replay else "1"],  # whose epochs all get better
         ["rolled_back", "1"], ["slot_2", "79"], ["kept", "0"],

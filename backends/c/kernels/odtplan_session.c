@@ -553,6 +553,15 @@ int odtplan_session_step(odtplan_session_t *s) {
     }
 }
 
+int odtplan_session_run(odtplan_session_t *s, uint32_t max_steps) {
+    uint32_t i;
+    int status = ODTPLAN_OK;
+    for (i = 0u; i < max_steps && status == ODTPLAN_OK && s->event != ODTPLAN_ENDED; i++) {
+        status = odtplan_session_step(s);
+    }
+    return status;
+}
+
 int odtplan_session_end(odtplan_session_t *s) {
     if (s->phase == NONE || s->phase == DONE || s->phase == FAILED) {
         return odtplan_session_step(s);

@@ -206,6 +206,9 @@ int odtplan_session_begin(odtplan_session_t *s, const odtplan_session_options_t 
  * ODTPLAN_ERROR_STORAGE of a training step the session goes back to where it can. */
 int odtplan_session_step(odtplan_session_t *s);
 
+/* At most so many of these steps; returns before that at the end of the session and after an error. */
+int odtplan_session_run(odtplan_session_t *s, uint32_t max_steps);
+
 /* Ends at once, between two steps: keeps what is best. */
 int odtplan_session_end(odtplan_session_t *s);
 

@@ -135,6 +135,10 @@ int ${model}_session_step(${model}_session_t *s) {
     return s == NULL ? ODTPLAN_ERROR_ARGUMENT : odtplan_session_step(&s->run);
 }
 
+int ${model}_session_run(${model}_session_t *s, uint32_t max_steps) {
+    return s == NULL ? ODTPLAN_ERROR_ARGUMENT : odtplan_session_run(&s->run, max_steps);
+}
+
 int ${model}_session_end(${model}_session_t *s) {
     return s == NULL ? ODTPLAN_ERROR_ARGUMENT : odtplan_session_end(&s->run);
 }

@@ -61,6 +61,10 @@ int ${model}_session_begin(${model}_session_t *session);
  * steps net may be used for inference. After an error the same step can be tried again. */
 int ${model}_session_step(${model}_session_t *session);
 
+/* At most so many steps: returns before that at the end of the session, and after an error, which the
+ * next call tries again. However often it is called, the bits are those of a session in one piece. */
+int ${model}_session_run(${model}_session_t *session, uint32_t max_steps);
+
 /* Ends at once, between two steps, and leaves in net what is best by then. */
 int ${model}_session_end(${model}_session_t *session);
 

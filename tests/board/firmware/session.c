@@ -175,8 +175,10 @@ static void arguments(void) {
     prepare(1u, 0u, 0u);
     result("begin_null", FN(_session_begin)(NULL));
     result("step_null", FN(_session_step)(NULL));
+    result("run_null", FN(_session_run)(NULL, 1u));
     result("end_null", FN(_session_end)(NULL));
     result("step_before", FN(_session_step)(&session));
+    result("run_before", FN(_session_run)(&session, 1u));
     result("end_before", FN(_session_end)(&session));
     session.net = NULL;
     result("no_net", FN(_session_begin)(&session));
@@ -380,6 +382,36 @@ static void interrupted(void) {
     }
     board_value("interrupted_wrong", wrong);
     board_value("interrupted", stopped);
+}
+
+/* In pieces of each size, and in two with an error between them: as many steps as in one piece, and its bits. */
+static void in_pieces(void) {
+    uint32_t wrong = 0u, steps = 0u, size, wanted, asked;
+    prepare(5u, JUDGED, 0u);
+    (void)FN(_session_begin)(&session);
+    while (session.run.event != ODTPLAN_ENDED) {
+        wrong += FN(_session_step)(&session) != ODTPLAN_OK ? 1u : 0u;
+        steps++;
+    }
+    wanted = checksum();
+    asked = calls;
+    for (size = 1u; size <= steps + 1u; size += 1u + size / 4u) {
+        uint32_t pieces = 0u;
+        prepare(5u, JUDGED, 0u);
+        (void)FN(_session_begin)(&session);
+        wrong += FN(_session_run)(&session, 0u) != ODTPLAN_OK || calls != 0u ? 1u : 0u;
+        for (; session.run.event != ODTPLAN_ENDED && pieces < steps; pieces++) {
+            wrong += FN(_session_run)(&session, size) != ODTPLAN_OK ? 1u : 0u;
+        }
+        wrong += pieces != (steps + size - 1u) / size || checksum() != wanted ? 1u : 0u;
+        prepare(5u, JUDGED, 0u);
+        sample_in = size % asked;
+        (void)FN(_session_begin)(&session);
+        wrong += FN(_session_run)(&session, 5000u) != ODTPLAN_ERROR_SAMPLE ? 1u : 0u;
+        wrong += FN(_session_run)(&session, 5000u) != ODTPLAN_OK || checksum() != wanted ? 1u : 0u;
+    }
+    board_value("in_pieces_wrong", wrong);
+    board_value("in_pieces", steps > 20u ? 1u : 0u);
 }
 
 /* Slots can't be written any more from some epoch on: what is in RAM is the best, or the last whole
@@ -603,6 +635,7 @@ int main(void) {
     evaluated();
     faults();
     interrupted();
+    in_pieces();
     no_storage();
     rolled_back();
     not_finite();

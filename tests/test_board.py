@@ -1,4 +1,4 @@
-"""The emitted firmware on emulated Cortex-M boards: exact limits, faults, equality with NumPy."""
+"""The emitted firmware on emulated boards: exact limits, faults, equality with NumPy."""
 
 from __future__ import annotations
 
@@ -105,13 +105,13 @@ def test_instructions_are_predicted(case: str, compiler: Compiler, tmp_path: Pat
 
 
 @needs_zig
-@pytest.mark.parametrize("core", ["cortex-m4", "cortex-m33", "cortex-m0plus"])
+@pytest.mark.parametrize("core", ["cortex-m4", "cortex-m33", "cortex-m0plus", "rv32imac"])
 def test_other_cores(core: str, tmp_path: Path) -> None:
     on_board(planned(nets.mlp()), tmp_path, core)
 
 
 @needs_zig
-@pytest.mark.parametrize("core", ["cortex-m4", "cortex-m33", "cortex-m0plus"])
+@pytest.mark.parametrize("core", ["cortex-m4", "cortex-m33", "cortex-m0plus", "rv32imac"])
 def test_integer_layers_on_other_cores(core: str, tmp_path: Path) -> None:
     on_board(CASES["cnn-i8-input"](), tmp_path, core)
 
@@ -146,11 +146,17 @@ def test_qemu_with_the_mpu_on(core: str, case: str, tmp_path: Path) -> None:
     on_board(CASES[case](), tmp_path, core, "gcc", "qemu", mpu=True)
 
 
-@needs_qemu
 @needs_zig
-def test_two_emulators_count_the_same(tmp_path: Path) -> None:
-    qemu = on_board(planned(nets.resnet()), tmp_path, "cortex-m7", "gcc", "qemu")[1]
-    unicorn = on_board(planned(nets.resnet()), tmp_path, "cortex-m7", "gcc")[1]
+@pytest.mark.parametrize("core", ["cortex-m7", "cortex-m33", "rv32imac"])
+def test_two_emulators_count_the_same(core: str, tmp_path: Path) -> None:
+    if not (lane.has_gcc(core) and lane.has_qemu(core)):
+        pytest.skip(f"needs {lane.CORES[core].gcc_program} and {lane.CORES[core].qemu_program}")
+    machine = lane.CORES[core].machine
+    assert machine is not None
+    limits = Limits().on(machine)
+    case = planned(nets.resnet() if core == "cortex-m7" else nets.mlp())
+    qemu = on_board(case, tmp_path, core, "gcc", "qemu", limits=limits)[1]
+    unicorn = on_board(case, tmp_path, core, "gcc", limits=limits)[1]
     assert qemu.functions == unicorn.functions
     assert qemu.stack_bytes == unicorn.stack_bytes
 

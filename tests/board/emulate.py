@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -82,9 +83,9 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 
 
 def run_qemu(
-    image: Path, machine: str, files: dict[str, bytes], *, timeout_s: float = 300.0
+    image: Path, board: Sequence[str], files: dict[str, bytes], *, timeout_s: float = 300.0
 ) -> BoardResult:
-    """Run on QEMU; the MPU works there."""
+    """Run on QEMU, ``board`` being its command up to the board's name; the MPU works there."""
     elf = Elf(image)
     plugin = shared_library(FIRMWARE / "count_qemu.c", ("gcc",))
     with tempfile.TemporaryDirectory() as name:
@@ -99,7 +100,7 @@ def run_qemu(
         ]
         console = "stdio,id=console"
         semihosting = "enable=on,target=native,chardev=console"
-        command = ["qemu-system-arm", "-M", machine, "-nographic", "-monitor", "none"]
+        command = [*board, "-bios", "none", "-nographic", "-monitor", "none"]
         command += ["-serial", "none", "-chardev", console, "-semihosting-config", semihosting]
         command += ["-plugin", ",".join([str(plugin), "out=blocks.txt", *marks])]
         command += ["-kernel", str(image.resolve())]

@@ -1,7 +1,8 @@
-"""Build generated models for a Cortex-M and run them on an emulated board.
+"""Build generated models for a Cortex-M or RISC-V and run them on an emulated board.
 
 Two lanes give the same results: ``zig`` + Unicorn come from PyPI alone; ``gcc`` + QEMU need
-``arm-none-eabi-gcc`` and ``qemu-system-arm``, and add the MPU.
+``arm-none-eabi-gcc`` and ``qemu-system-arm`` (``riscv64-unknown-elf-gcc`` and
+``qemu-system-riscv32``), and add the MPU.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
@@ -25,9 +26,20 @@ from .emulate import FIRMWARE, ZIG, BoardResult, run_qemu
 from .objects import link
 from .unicorn_board import run_unicorn
 
+#: Sources of the board.
+BOARD = ("board.c", "cortex_m.c", "riscv.c", "memory.c")
 Compiler = Literal["zig", "gcc"]
 Emulator = Literal["unicorn", "qemu"]
 FLASH_ORIGIN, RAM_ORIGIN = 0x00000000, 0x20000000
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A board of QEMU, and where flash and RAM begin there."""
+
+    name: str
+    flash_origin: int = FLASH_ORIGIN
+    ram_origin: int = RAM_ORIGIN
 
 
 @dataclass(frozen=True)
@@ -37,39 +49,60 @@ class Core:
     gcc: str
     zig: str
     unicorn: str
-    machine: str | None
+    machine: Machine | None
+
+    @property
+    def is_riscv(self) -> bool:
+        """Whether it is no Arm."""
+        return self.zig.startswith("-target riscv")
+
+    @property
+    def gcc_program(self) -> str:
+        """The GNU compiler."""
+        return "riscv64-unknown-elf-gcc" if self.is_riscv else "arm-none-eabi-gcc"
+
+    @property
+    def qemu_program(self) -> str:
+        """The emulator of whole boards."""
+        return "qemu-system-riscv32" if self.is_riscv else "qemu-system-arm"
 
 
 CORES = {
     "cortex-m7": Core(
         "-mcpu=cortex-m7 -mfpu=fpv5-sp-d16 -mfloat-abi=hard",
         "-target thumb-freestanding-eabihf -mcpu=cortex_m7+fp_armv8d16sp",
-        "CORTEX_M7",
-        "mps2-an500",
+        "ARM_CORTEX_M7",
+        Machine("mps2-an500"),
     ),
     "cortex-m4": Core(
         "-mcpu=cortex-m4 -mfpu=fpv4-sp-d16 -mfloat-abi=hard -DODTPLAN_NO_VMLA",
         "-target thumb-freestanding-eabihf -mcpu=cortex_m4+vfp4d16sp",
-        "CORTEX_M4",
-        "mps2-an386",
+        "ARM_CORTEX_M4",
+        Machine("mps2-an386"),
     ),
     "cortex-m33": Core(
         "-mcpu=cortex-m33 -mfpu=fpv5-sp-d16 -mfloat-abi=hard",
         "-target thumb-freestanding-eabihf -mcpu=cortex_m33+fp_armv8d16sp",
-        "CORTEX_M33",
-        None,
+        "ARM_CORTEX_M33",
+        Machine("mps2-an505", 0x10000000, 0x38000000),
     ),
     "cortex-m3": Core(
         "-mcpu=cortex-m3 -mfloat-abi=soft",
         "-target thumb-freestanding-eabi -mcpu=cortex_m3",
-        "CORTEX_M3",
-        "mps2-an385",
+        "ARM_CORTEX_M3",
+        Machine("mps2-an385"),
     ),
     "cortex-m0plus": Core(
         "-mcpu=cortex-m0plus -mfloat-abi=soft",
         "-target thumb-freestanding-eabi -mcpu=cortex_m0plus",
-        "CORTEX_M0",
+        "ARM_CORTEX_M0",
         None,
+    ),
+    "rv32imac": Core(
+        "-march=rv32imac -mabi=ilp32",
+        "-target riscv32-freestanding-none -mcpu=generic_rv32+m+a+c",
+        "RISCV32_SIFIVE_E31",
+        Machine("virt", 0x80000000, 0x80800000),
     ),
 }
 
@@ -85,6 +118,7 @@ class Limits:
     ram_bytes: int = 320 << 10
     stack_bytes: int = 6 << 10
     ram_origin: int = RAM_ORIGIN
+    flash_origin: int = FLASH_ORIGIN
     regions: tuple[tuple[str, int, int], ...] = ()
 
     @classmethod
@@ -100,6 +134,12 @@ class Limits:
             ),
         )
 
+    def on(self, machine: Machine) -> Limits:
+        """The same bytes where a board of QEMU has them."""
+        return replace(
+            self, flash_origin=machine.flash_origin, ram_origin=machine.ram_origin
+        )
+
     def linked(self) -> dict[str, str]:
         """What the linker script is filled in with."""
         names = ("flash_bytes", "ram_bytes", "stack_bytes")
@@ -108,7 +148,7 @@ class Limits:
             f"  .odt_plan_{n} (NOLOAD) : {{ *(.odt_plan_{n}) }} > {n}\n" for n, _, _ in self.regions
         ]
         return {
-            "flash_origin": hex(FLASH_ORIGIN),
+            "flash_origin": hex(self.flash_origin),
             "ram_origin": hex(self.ram_origin),
             **{n: str(getattr(self, n)) for n in names},
             "more_memory": "".join(memory),
@@ -121,14 +161,14 @@ def has_zig_lane() -> bool:
     return find_spec("ziglang") is not None and find_spec("unicorn") is not None
 
 
-def has_gcc() -> bool:
+def has_gcc(core: str = "cortex-m7") -> bool:
     """Whether the cross compiler of the apt lane is there."""
-    return shutil.which("arm-none-eabi-gcc") is not None
+    return shutil.which(CORES[core].gcc_program) is not None
 
 
-def has_qemu() -> bool:
+def has_qemu(core: str = "cortex-m7") -> bool:
     """Whether the emulator of the apt lane is there."""
-    return shutil.which("qemu-system-arm") is not None and shutil.which("gcc") is not None
+    return all(shutil.which(p) is not None for p in (CORES[core].qemu_program, "gcc"))
 
 
 def build(
@@ -190,8 +230,10 @@ def build_program(
     tag = f"{core}-{compiler}{'-mpu' if 'BOARD_MPU' in defines else ''}"
     script = folder / f"{tag}.ld"
     script.write_text(Template((FIRMWARE / "link.ld").read_text()).substitute(limits.linked()))
-    macros = [f"BOARD_FLASH_ORIGIN={FLASH_ORIGIN}u", f"BOARD_FLASH_BYTES={limits.flash_bytes}u"]
-    macros += [f"BOARD_RAM_ORIGIN={limits.ram_origin}u", f"BOARD_RAM_BYTES={limits.ram_bytes}u"]
+    memory = {"FLASH": (limits.flash_origin, limits.flash_bytes)}
+    memory["RAM"] = limits.ram_origin, limits.ram_bytes
+    macros = [f"BOARD_{m}_ORIGIN={at}u" for m, (at, _) in memory.items()]
+    macros += [f"BOARD_{m}_BYTES={size}u" for m, (_, size) in memory.items()]
     command = _driver(core, compiler)
     command += ["-std=c99", optimise, "-ffp-contract=off", "-ffreestanding", "-fno-math-errno"]
     command += ["-Wdouble-promotion", "-ffunction-sections", "-fdata-sections"]
@@ -203,7 +245,7 @@ def build_program(
     soft = compiler == "zig" and "eabihf" not in CORES[core].zig
     options += ["-nostartfiles" if soft else "-nostdlib"]
     options += ["-lgcc"] if compiler == "gcc" else []
-    files = [*sources, FIRMWARE / "board.c", FIRMWARE / "memory.c"]
+    files = [*sources, *(FIRMWARE / f for f in BOARD)]
     return link(command, files, options, folder / f"{tag}.elf")
 
 
@@ -226,7 +268,8 @@ def _model_macros(folder: Path, name: str, selftest: bool, defines: Sequence[str
 def _driver(core: str, compiler: Compiler) -> list[str]:
     if compiler == "gcc":
         tree = ["-fno-tree-loop-distribute-patterns"]  # or memcpy would call itself
-        return ["arm-none-eabi-gcc", "-mthumb", *CORES[core].gcc.split(), *tree]
+        thumb = [] if CORES[core].is_riscv else ["-mthumb"]
+        return [CORES[core].gcc_program, *thumb, *CORES[core].gcc.split(), *tree]
     return [*ZIG, *CORES[core].zig.split(), "-fno-sanitize=all"]
 
 
@@ -243,9 +286,9 @@ def run(
     if emulator == "qemu":
         machine = CORES[core].machine
         assert machine is not None, f"QEMU has no board with {core}"
-        return run_qemu(elf, machine, given)
+        return run_qemu(elf, [CORES[core].qemu_program, "-M", machine.name], given)
     ram = [(limits.ram_origin, limits.ram_bytes), *((at, b) for _, at, b in limits.regions)]
-    flash = FLASH_ORIGIN, limits.flash_bytes
+    flash = limits.flash_origin, limits.flash_bytes
     return run_unicorn(elf, CORES[core].unicorn, given, flash=flash, ram=ram)
 
 

@@ -6,6 +6,10 @@ import ctypes
 import struct
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from importlib import import_module
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,34 @@ def run_unicorn(
 def _pages(n_bytes: int) -> int:
     """Bytes rounded up to the emulator's pages."""
     return -(-n_bytes // 4096) * 4096
+
+
+@dataclass(frozen=True)
+class _Isa:
+    """Names of an architecture in Unicorn's API, and how its programs ask for semihosting.
+
+    Attributes:
+        name: Of the architecture, as in ``UC_ARCH_...``.
+        modes: As in ``UC_MODE_...``.
+        registers: Stack pointer, program counter, two arguments.
+        ask: Instruction at which the emulator stops.
+        resume: From there to the next instruction; odd for Thumb.
+    """
+
+    name: str
+    modes: tuple[str, ...]
+    registers: tuple[str, str, str, str]
+    ask: bytes
+    resume: int
+
+    def instruction_bytes(self, high: int, low: int) -> int:
+        """Bytes of an instruction by its first two: Thumb's top bits, RISC-V's low ones."""
+        long = high >> 3 >= 0x1D if self.name == "ARM" else low & 3 == 3
+        return 4 if long else 2
+
+
+_ARM = _Isa("ARM", ("THUMB", "MCLASS"), ("SP", "PC", "R0", "R1"), b"\xab\xbe", 3)
+_RISCV = _Isa("RISCV", ("RISCV32",), ("SP", "PC", "A0", "A1"), b"\x73\x00\x10\x00", 4)
 
 
 class _Block(ctypes.Structure):
@@ -60,39 +92,49 @@ class _Unicorn:
         ram: Sequence[tuple[int, int]],
     ) -> None:
         import unicorn
-        from unicorn import arm_const as arm
 
-        self.arm, self.api, self.elf = arm, unicorn, Elf(image)
+        self.api, self.elf = unicorn, Elf(image)
+        isa = self.isa = _RISCV if core.startswith("RISCV") else _ARM
+        names = import_module(f"unicorn.{isa.name.lower()}_const")
+        self.sp, self.pc, self.a0, self.a1 = (
+            getattr(names, f"UC_{isa.name}_REG_{r}") for r in isa.registers
+        )
         self.files = {n: bytearray(d) for n, d in files.items()}
         self.open: dict[int, list[Any]] = {}  # handle -> [name, position]
         self.console: list[str] = []
         self.exit_code: int | None = None
-        mode = unicorn.UC_MODE_THUMB | unicorn.UC_MODE_MCLASS
-        uc = self.uc = unicorn.Uc(unicorn.UC_ARCH_ARM, mode)
-        uc.ctl_set_cpu_model(getattr(arm, f"UC_CPU_ARM_{core}"))
+        mode = reduce(or_, (getattr(unicorn, f"UC_MODE_{m}") for m in isa.modes))
+        uc = self.uc = unicorn.Uc(getattr(unicorn, f"UC_ARCH_{isa.name}"), mode)
+        uc.ctl_set_cpu_model(getattr(names, f"UC_CPU_{core}"))
         read, write, execute = (getattr(unicorn, f"UC_PROT_{x}") for x in ("READ", "WRITE", "EXEC"))
         uc.mem_map(flash[0], _pages(flash[1]), read | execute)
         for origin, size in ram:
             uc.mem_map(origin, _pages(size), read | write)
-        uc.mem_map(0xE000E000, 0x1000)  # system control space, as plain memory
+        if isa is _ARM:
+            uc.mem_map(0xE000E000, 0x1000)  # system control space, as plain memory
         for address, content in self.elf.segments:
             uc.mem_write(address, content)
+        self.flash = flash[0]
         uc.hook_add(unicorn.UC_HOOK_INTR, self._interrupt)
         uc.hook_add(unicorn.UC_HOOK_MEM_INVALID, self._bad_access)
-        self.vectors = struct.unpack("<II", uc.mem_read(flash[0], 8))
 
     def run(self) -> BoardResult:
-        uc, arm = self.uc, self.arm
+        uc = self.uc
         counter = self._start_counter()
-        uc.reg_write(arm.UC_ARM_REG_SP, self.vectors[0])
-        pc = self.vectors[1]
+        pc = self.flash
+        if self.isa is _ARM:
+            stack, pc = struct.unpack("<II", uc.mem_read(pc, 8))
+            uc.reg_write(self.sp, stack)
         while self.exit_code is None:
             try:
-                uc.emu_start(pc | 1, 0xFFFFFFFE)
+                uc.emu_start(pc | self.isa.resume & 1, 0xFFFFFFFE)
             except self.api.UcError as e:
-                self.console.append(f"{e} at {uc.reg_read(arm.UC_ARM_REG_PC):#x}\n")
-                self.exit_code = self.exit_code or 121
-            pc = uc.reg_read(arm.UC_ARM_REG_PC)
+                if self.exit_code is None and self._asks():  # RISC-V's ebreak is no interrupt
+                    self._interrupt(uc, 0, None)
+                else:
+                    self.console.append(f"{e} at {uc.reg_read(self.pc):#x}\n")
+                    self.exit_code = self.exit_code or 121
+            pc = uc.reg_read(self.pc)
         result = BoardResult(self.exit_code, "".join(self.console))
         result.files = {n: bytes(d) for n, d in self.files.items()}
         assert not ctypes.c_uint32.in_dll(counter, "count_overflow").value, "too many blocks"
@@ -139,33 +181,36 @@ class _Unicorn:
         return list(_COUNTER_DATA["count_entries"].in_dll(counter, "count_entries"))
 
     def _instructions(self, pc: int, size: int) -> int:
-        """Thumb instructions in a block: 4 bytes long when the top five bits are 11101 or above."""
         code = self.uc.mem_read(pc, size)
         at = count = 0
         while at < size:
-            at += 4 if code[at + 1] >> 3 >= 0x1D else 2
+            at += self.isa.instruction_bytes(code[at + 1], code[at])
             count += 1
         return count
 
     def _bad_access(self, uc: Any, kind: int, address: int, size: int, _v: int, _d: Any) -> bool:
-        pc = uc.reg_read(self.arm.UC_ARM_REG_PC)
+        pc = uc.reg_read(self.pc)
         self.console.append(f"bad access of {size} bytes at {address:#x}, pc {pc:#x}\n")
         self.exit_code = 121
         return False
 
     def _interrupt(self, uc: Any, number: int, _data: Any) -> None:
-        arm = self.arm
-        pc = uc.reg_read(arm.UC_ARM_REG_PC)
-        if bytes(uc.mem_read(pc, 2)) != b"\xab\xbe":
+        pc = uc.reg_read(self.pc)
+        if not self._asks():
             self.console.append(f"exception {number} at {pc:#x}\n")
             self.exit_code = 120
             uc.emu_stop()
             return
-        operation, argument = uc.reg_read(arm.UC_ARM_REG_R0), uc.reg_read(arm.UC_ARM_REG_R1)
+        operation, argument = uc.reg_read(self.a0), uc.reg_read(self.a1)
         answer = self._semihost(operation, argument)
         if self.exit_code is None:
-            uc.reg_write(arm.UC_ARM_REG_R0, answer & 0xFFFFFFFF)
-            uc.reg_write(arm.UC_ARM_REG_PC, (pc + 2) | 1)
+            uc.reg_write(self.a0, answer & 0xFFFFFFFF)
+            uc.reg_write(self.pc, pc + self.isa.resume)
+
+    def _asks(self) -> bool:
+        """Whether the next instruction asks for semihosting."""
+        code = self.uc.mem_read(self.uc.reg_read(self.pc), len(self.isa.ask))
+        return bytes(code) == self.isa.ask
 
     def _words(self, address: int, n: int) -> tuple[int, ...]:
         return struct.unpack(f"<{n}I", self.uc.mem_read(address, 4 * n))

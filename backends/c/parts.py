@@ -76,7 +76,7 @@ class Parts:
     def pointer(self, b: Buffer) -> str:
         """C expression of where a buffer of arena or state begins."""
         part, at = self.place(b)
-        return f"{part.name} + {at}"
+        return _at(part.name, at)
 
     def place(self, b: Buffer) -> tuple[Part, int]:
         """The part that holds a buffer, and its offset there.
@@ -95,7 +95,7 @@ class Parts:
         for p in self.arena:
             low, high = max(begin, p.begin), min(end, p.end)
             if low < high:
-                yield f"{p.name} + {low - p.begin}, {high - low}"
+                yield f"{_at(p.name, low - p.begin)}, {high - low}"
 
     # -- C text -----------------------------------------------------------------------------------
 
@@ -157,6 +157,10 @@ class Parts:
         tests = [f"net->{p.name} == NULL" for p in self.all]
         tests += [f"((uintptr_t)net->{p.name} & 7u) != 0u" for p in self.all]
         return " ||\n        ".join(tests)
+
+
+def _at(pointer: str, offset: int) -> str:
+    return f"{pointer} + {offset}" if offset else pointer
 
 
 def _suffixes(regions: Iterable[str]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 #include "odtplan_simd.h"
 
 /* Where there are vectors, no branch between the two keeps the compiler from using them. */
-#define BOTH(a, b) (ODTPLAN_LANES ? (a) & (b) : (a) && (b))
+#define BOTH(a, b) (ODTPLAN_LANES ? (int)(a) & (int)(b) : (a) && (b))
 
 /* The comparisons are written so that NaN passes through. */
 static float clip(float x, float min, float max)

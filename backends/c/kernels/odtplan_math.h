@@ -96,10 +96,10 @@ static inline float odtplan_logf(float x) {
 /* Hyperbolic tangent. Error below 2 ulp. */
 static inline float odtplan_tanhf(float x) {
     float a = x < 0.0f ? -x : x;
-    float z, p, y;
+    float y;
     if (a < 0.625f) {
-        z = x * x;
-        p = -0.00570497848f;
+        const float z = x * x;
+        float p = -0.00570497848f;
         p = p * z + 0.0206390787f;
         p = p * z + -0.0537397116f;
         p = p * z + 0.133314416f;
@@ -119,9 +119,8 @@ static inline float odtplan_sigmoidf(float x) {
 
 /* e**x - 1, exact to the last bits also near zero. Error below 4 ulp. */
 static inline float odtplan_expm1f(float x) {
-    float p;
     if (x < 0.34375f && x > -0.34375f) {
-        p = 0.00138144649f;
+        float p = 0.00138144649f;
         p = p * x + 0.00836878084f;
         p = p * x + 0.0416683927f;
         p = p * x + 0.166665196f;

@@ -14,7 +14,7 @@ typedef struct {
     float scale;
     float *dw;
     int32_t down, across; /* distances of neighbouring results */
-} block_t;
+} tap_block_t;
 
 #define REAL(v) ((float)((int32_t)(v)-zero))
 
@@ -52,7 +52,7 @@ typedef struct {
     } while (0)
 
 /* Rows (up to 4) x 4 channels. Constants: rows; run: both sides are one run of memory. */
-ODTPLAN_INLINE void block(const block_t *t, int32_t rows, int32_t run)
+ODTPLAN_INLINE void block(const tap_block_t *t, int32_t rows, int32_t run)
 {
     float s00 = 0.0f, s01 = 0.0f, s02 = 0.0f, s03 = 0.0f;
     float s10 = 0.0f, s11 = 0.0f, s12 = 0.0f, s13 = 0.0f;
@@ -96,38 +96,38 @@ ODTPLAN_INLINE void block(const block_t *t, int32_t rows, int32_t run)
     }
 }
 
-ODTPLAN_APART void run4(const block_t *t)
+ODTPLAN_APART void run4(const tap_block_t *t)
 {
     block(t, 4, 1);
 }
 
-ODTPLAN_APART void run3(const block_t *t)
+ODTPLAN_APART void run3(const tap_block_t *t)
 {
     block(t, 3, 1);
 }
 
-ODTPLAN_APART void run2(const block_t *t)
+ODTPLAN_APART void run2(const tap_block_t *t)
 {
     block(t, 2, 1);
 }
 
-ODTPLAN_APART void run1(const block_t *t)
+ODTPLAN_APART void run1(const tap_block_t *t)
 {
     block(t, 1, 1);
 }
 
-ODTPLAN_APART void apart4(const block_t *t)
+ODTPLAN_APART void apart4(const tap_block_t *t)
 {
     block(t, 4, 0);
 }
 
-ODTPLAN_APART void apart1(const block_t *t)
+ODTPLAN_APART void apart1(const tap_block_t *t)
 {
     block(t, 1, 0);
 }
 
 /* One result. */
-static void single(const block_t *t)
+static void single(const tap_block_t *t)
 {
     const odtplan_side_t *a = &t->loops.a, *b = &t->loops.b;
     const int32_t zero = t->zero;
@@ -145,7 +145,7 @@ static void single(const block_t *t)
 }
 
 /* One tap of the gradient of `count` rows of one group; x, dy and dw of the first of them. */
-static void tap_gradient(block_t *t, int32_t depth, const int8_t *x, const float *dy,
+static void tap_gradient(tap_block_t *t, int32_t depth, const int8_t *x, const float *dy,
                          int32_t count, float *dw)
 {
     const int32_t *n = t->loops.count, channel = t->loops.b.across, columns = depth >= 4 ? 4 : 1;
@@ -153,7 +153,7 @@ static void tap_gradient(block_t *t, int32_t depth, const int8_t *x, const float
     int32_t rows;
     for (int32_t i = 0; i < count; i += rows) {
         int32_t row = i;
-        void (*add)(const block_t *) = columns == 1 ? single : run ? run1 : apart1;
+        void (*add)(const tap_block_t *) = columns == 1 ? single : run ? run1 : apart1;
         rows = 1;
         if (columns == 4 && count >= 4) {
             row = i + 4 > count ? count - 4 : i;
@@ -179,7 +179,7 @@ static void group_gradient(const odtplan_qconv_grad_weight_t *p, const int8_t *x
     for (int32_t ky = 0; ky < p->conv.kernel[0]; ky++) {
         for (int32_t kx = 0; kx < p->conv.kernel[1]; kx++) {
             const odtplan_tap_t tap = odtplan_find_tap(&p->conv, ky, kx);
-            block_t t = {tap.nest, NULL, p->x_zero, p->x_scale, NULL, depth * taps, taps};
+            tap_block_t t = {tap.nest, NULL, p->x_zero, p->x_scale, NULL, depth * taps, taps};
             tap_gradient(&t, depth, x + tap.source, dy + tap.window, count,
                          dw + ky * p->conv.kernel[1] + kx);
         }

@@ -54,8 +54,9 @@ static void part_grad_input(const float *dy, const int8_t *w, const float *scale
 {
     for (int32_t k = 0; k < count;) {
         const int8_t *row = w + k;
-        float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
+        float s0 = 0.0f;
         if (count - k >= 4) {
+            float s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
             for (int32_t j = 0; j < n; j++, row += count) {
                 const float v = dy[j], s = scale[j];
                 s0 += v * ((float)row[0] * s), s1 += v * ((float)row[1] * s);

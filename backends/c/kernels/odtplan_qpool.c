@@ -5,14 +5,13 @@
 
 typedef struct {
     int32_t begin, end; /* taps begin..end are inside */
-    int32_t source;     /* input coordinate of tap 0, may be negative */
-} taps_t;
+} inside_t;
 
 /* Taps of the window at `source` along an axis with coordinates in -before .. size + after. */
-static taps_t find_taps(int32_t source, int32_t kernel, int32_t dilation, int32_t size,
+static inside_t find_taps(int32_t source, int32_t kernel, int32_t dilation, int32_t size,
                         int32_t before, int32_t after)
 {
-    taps_t r = {0, kernel, source};
+    inside_t r = {0, kernel};
     while (r.begin < r.end && source + r.begin * dilation < -before) {
         r.begin++;
     }
@@ -29,10 +28,10 @@ static void max_pool(const odtplan_qmax_pool_t *p, const int8_t *x, int8_t *y, u
     for (int32_t i = 0; i < p->planes * p->out_size[0]; i++) {
         const int8_t *plane = x + i / p->out_size[0] * p->in_size[0] * width;
         const int32_t iy = i % p->out_size[0] * p->stride[0] - p->pad[0];
-        const taps_t ty = find_taps(iy, p->kernel[0], down, p->in_size[0], 0, 0);
+        const inside_t ty = find_taps(iy, p->kernel[0], down, p->in_size[0], 0, 0);
         for (int32_t ox = 0; ox < p->out_size[1]; ox++) {
             const int32_t ix = ox * p->stride[1] - p->pad[1];
-            const taps_t tx = find_taps(ix, p->kernel[1], step, width, 0, 0);
+            const inside_t tx = find_taps(ix, p->kernel[1], step, width, 0, 0);
             int32_t best = -129, tap = 0;
             for (int32_t ky = ty.begin; ky < ty.end; ky++) {
                 const int8_t *line = plane + (iy + ky * down) * width;
@@ -81,12 +80,12 @@ void odtplan_qaverage_pool(const odtplan_qaverage_pool_t *p, const int8_t *x, in
     for (int32_t i = 0; i < p->planes * p->out_size[0]; i++) {
         const int8_t *plane = x + i / p->out_size[0] * p->in_size[0] * width;
         const int32_t iy = i % p->out_size[0] * p->stride[0] - p->pad[0];
-        const taps_t ty = find_taps(iy, p->kernel[0], down, p->in_size[0], 0, 0);
-        const taps_t cy = find_taps(iy, p->kernel[0], down, p->in_size[0], pad[0], pad[1]);
+        const inside_t ty = find_taps(iy, p->kernel[0], down, p->in_size[0], 0, 0);
+        const inside_t cy = find_taps(iy, p->kernel[0], down, p->in_size[0], pad[0], pad[1]);
         for (int32_t ox = 0; ox < p->out_size[1]; ox++) {
             const int32_t ix = ox * p->stride[1] - p->pad[1];
-            const taps_t tx = find_taps(ix, p->kernel[1], step, width, 0, 0);
-            const taps_t cx = find_taps(ix, p->kernel[1], step, width, pad[2], pad[3]);
+            const inside_t tx = find_taps(ix, p->kernel[1], step, width, 0, 0);
+            const inside_t cx = find_taps(ix, p->kernel[1], step, width, pad[2], pad[3]);
             const int32_t count = (cy.end - cy.begin) * (cx.end - cx.begin);
             /* unsigned: the multiplier may be just below 2^31 */
             const uint32_t share = ((uint32_t)p->multiplier + (uint32_t)(count / 2)) / (uint32_t)count;

@@ -199,7 +199,7 @@ typedef struct {
 /* Checks options and begins.
  * keeps: whether there are slots. fresh: whether the state is that of _init.
  * ODTPLAN_ERROR_SAMPLES: too few of them. ODTPLAN_ERROR_CALLBACK: slots are needed. */
-int odtplan_session_begin(odtplan_session_t *s, const odtplan_session_options_t *options,
+int odtplan_session_begin(odtplan_session_t *s, const odtplan_session_options_t *o,
                           const odtplan_trainee_t *trainee, void *model, int keeps, int fresh);
 
 /* One micro-batch, or the transfer of one state. After an error the same can be tried again; after
@@ -223,7 +223,7 @@ int odtplan_session_save(const odtplan_session_t *s, const odtplan_checkpoint_t 
 int odtplan_session_resume(odtplan_session_t *s, const odtplan_checkpoint_t *c);
 
 /* Step size of an update from 0 on, without halvings. */
-double odtplan_rate(const odtplan_session_options_t *options, uint32_t total, uint32_t update);
+double odtplan_rate(const odtplan_session_options_t *o, uint32_t total, uint32_t update);
 
 /* What stands at a place of all passes of count one behind the other; ODTPLAN_ERROR_SAMPLE if the
  * order tells a number that there is not. order may be NULL: in the order of the data. */

@@ -155,7 +155,7 @@ static int put_mark(const writer_t *w, uint32_t saved_bytes, uint32_t number) {
 int odtplan_store_save(const odtplan_store_t *s, const odtplan_kept_t *kept) {
     writer_t w;
     found_t found[2];
-    uint32_t newest, slot, number;
+    uint32_t newest = 2u, slot, number;
     int status = check(s, kept);
     if (status == ODTPLAN_OK) {
         status = look_for(s, found, &newest);
@@ -189,7 +189,7 @@ int odtplan_store_save(const odtplan_store_t *s, const odtplan_kept_t *kept) {
 
 int odtplan_store_load(const odtplan_store_t *s, const odtplan_kept_t *kept) {
     found_t found[2];
-    uint32_t slot, i;
+    uint32_t slot = 2u, i;
     int status = check(s, kept);
     if (status == ODTPLAN_OK) {
         status = look_for(s, found, &slot);

@@ -50,10 +50,10 @@ typedef struct {
  * ODTPLAN_ERROR_ARGUMENT: a NULL pointer, an impossible unit, a slot that is too small.
  * ODTPLAN_ERROR_CALLBACK: a callback is missing. ODTPLAN_ERROR_STORAGE: one failed.
  * ODTPLAN_ERROR_DAMAGED: what was written does not read back. The state before is there after any error. */
-int odtplan_store_save(const odtplan_store_t *store, const odtplan_kept_t *kept);
+int odtplan_store_save(const odtplan_store_t *s, const odtplan_kept_t *kept);
 
 /* Loads the newest whole state of this plan. ODTPLAN_ERROR_FOREIGN: there is none. */
-int odtplan_store_load(const odtplan_store_t *store, const odtplan_kept_t *kept);
+int odtplan_store_load(const odtplan_store_t *s, const odtplan_kept_t *kept);
 
 #ifdef __cplusplus
 }

@@ -64,7 +64,7 @@ static float compare_state(const ${model}_t *net) {
 
 int ${model}_selftest(${model}_t *net) {
     float loss = 0.0f, worst, d;
-    int exact, status = ${model}_init(net);
+    int status = ${model}_init(net);
     if (status == ODTPLAN_OK) {
         net->selftest_exact = 0;
         status = ${model}_infer(net, $golden_samples, $predicted);
@@ -75,6 +75,7 @@ int ${model}_selftest(${model}_t *net) {
     worst = 0.0f;
 $compared    status = train(net, &loss);
     if (status == ODTPLAN_OK) {
+        int exact;
         d = odtplan_difference(&loss, 1, &golden_loss, 1);
         worst = d > worst ? d : worst;
         exact = worst == 0.0f && state_crc(net) == GOLDEN_STATE_CRC;

@@ -55,29 +55,29 @@ $fields    uint32_t slot;
  * ODTPLAN_ERROR_ARGUMENT: a NULL pointer, impossible options, or an update that is half done.
  * ODTPLAN_ERROR_CALLBACK: slots are needed, or one callback of two is missing.
  * ODTPLAN_ERROR_SAMPLES: too few samples. */
-int ${model}_session_begin(${model}_session_t *session);
+int ${model}_session_begin(${model}_session_t *s);
 
 /* Goes on by one micro-batch, of training or judging, or by the transfer of one state. Between two
  * steps net may be used for inference. After an error the same step can be tried again. */
-int ${model}_session_step(${model}_session_t *session);
+int ${model}_session_step(${model}_session_t *s);
 
 /* At most so many steps: returns before that at the end of the session, and after an error, which the
  * next call tries again. However often it is called, the bits are those of a session in one piece. */
-int ${model}_session_run(${model}_session_t *session, uint32_t max_steps);
+int ${model}_session_run(${model}_session_t *s, uint32_t max_steps);
 
 /* Ends at once, between two steps, and leaves in net what is best by then. */
-int ${model}_session_end(${model}_session_t *session);
+int ${model}_session_end(${model}_session_t *s);
 
 /* Writes the session between two updates: ${MODEL}_CHECKPOINT_BYTES, its first bytes last. Two areas by
  * turns leave a whole one whatever happens. ODTPLAN_ERROR_NOT_READY: it stands within an update or a
  * judging, on its way back, or at its end; nothing was written, step on. */
 #define ${MODEL}_CHECKPOINT_BYTES ODTPLAN_CHECKPOINT_BYTES(${MODEL}_SAVED_BYTES)
-int ${model}_session_save(${model}_session_t *session, odtplan_write_t write, void *user);
+int ${model}_session_save(${model}_session_t *s, odtplan_write_t write, void *user);
 
 /* Goes on from what ${model}_session_save wrote, to the same bits; after ${model}_init and
  * ${model}_session_begin with the same options, samples and callbacks. Slots are written again.
  * ODTPLAN_ERROR_FOREIGN, ODTPLAN_ERROR_DAMAGED: nothing has changed, the session begins anew. */
-int ${model}_session_resume(${model}_session_t *session, odtplan_read_t read, void *user);
+int ${model}_session_resume(${model}_session_t *s, odtplan_read_t read, void *user);
 
 #ifdef __cplusplus
 }

@@ -7,14 +7,14 @@ from typing import Any
 
 import nets
 import pytest
-from board import lane
+from board import lane, stack
 from board.elf import Elf
 from board.emulate import BoardResult
 from board.lane import Compiler, Emulator, Limits
 from board.objects import BuildError
 from test_c_backend import CASES, Planned, planned, reference, samples
 
-from odt_plan.backends.c import emit_c
+from odt_plan.backends.c import emit_c, measure_built
 from odt_plan.planner.device import load_device
 from odt_plan.planner.pipeline import Request, make_plan
 
@@ -123,6 +123,37 @@ def test_a_step_that_can_decay_weights_needs_no_double(tmp_path: Path) -> None:
     for name in ("cnn-micro", "cnn-i8"):
         elf, _ = on_board(CASES[name](), tmp_path / name, "cortex-m4", defines=defines)
         assert any(s in elf.symbols for s in ("odtplan_shrink_f32", "odtplan_decay_f32"))
+
+
+@needs_gcc
+@needs_zig
+def test_stack_has_a_bound(tmp_path: Path) -> None:
+    """Of all that is linked, of what ran, and what was written to, but for a frame's alignment."""
+    elf, result = on_board(
+        CASES["recurrent"](), tmp_path, "cortex-m33", "gcc", flags=stack.FLAGS
+    )
+    image = stack.Stack(elf.path, "arm-none-eabi-objdump")
+    linked, ran = image.bound("start"), image.bound("start", result.blocks)
+    assert linked.bytes >= ran.bytes >= result.stack_bytes > ran.bytes - 8
+    assert ran.path[:2] == ("start", "main")
+    assert len(ran.path) > 5
+    told = measure_built(tmp_path, "recurrent", "cortex-m33")  # from objects, not from the image
+    assert told is not None
+    assert told.stack_bytes >= image.bound("recurrent_train_step").bytes > told.stack_bytes - 64
+
+
+@needs_gcc
+def test_recursion_has_no_bound(tmp_path: Path) -> None:
+    source = tmp_path / "main.c"
+    source.write_text(
+        "int main(void);\nstatic int f(volatile int n) {\n"
+        "    return n > 1 ? n * f(n - 1) : 1;\n}\nint main(void) {\n    return f(4);\n}\n"
+    )
+    image = lane.build_program(
+        tmp_path, [source], "cortex-m33", "gcc", flags=stack.FLAGS, optimise="-O0"
+    )
+    with pytest.raises(ValueError, match="f calls itself"):
+        stack.Stack(image, "arm-none-eabi-objdump").bound("start")
 
 
 @needs_zig

@@ -22,12 +22,14 @@ class Elf:
     """An executable image.
 
     Attributes:
+        path: Its file.
         segments: (load address, content) of each segment with file content.
         symbols: By name.
     """
 
     def __init__(self, path: Path) -> None:
         """Read a file."""
+        self.path = path
         data = path.read_bytes()
         assert data[:6] == b"\x7fELF\x01\x01", f"{path} is no 32-bit little-endian ELF file"
         ph_offset, sh_offset = struct.unpack_from("<II", data, 28)

@@ -29,6 +29,7 @@ class BoardResult:
         instructions: Executed instructions per region (``infer``, ``train``), all its entries.
         entries: How often each region was entered.
         functions: Executed instructions per region and function.
+        blocks: (address, instructions) of all blocks that ran, in a region or not.
     """
 
     exit_code: int
@@ -37,6 +38,7 @@ class BoardResult:
     instructions: dict[str, int] = field(default_factory=dict)
     entries: dict[str, int] = field(default_factory=dict)
     functions: dict[str, dict[str, int]] = field(default_factory=dict)
+    blocks: frozenset[tuple[int, int]] = frozenset()
 
     def value(self, key: str) -> int:
         """A ``key=value`` line of the console."""
@@ -58,6 +60,7 @@ class BoardResult:
 
     def count(self, elf: Elf, blocks: list[tuple[int, int, int, int]]) -> None:
         """Enter (address, instructions, region, runs) of all blocks."""
+        self.blocks = frozenset((pc, n) for pc, n, _, _ in blocks)
         names = {number: name for name, number in REGIONS.items()}
         functions: dict[str, Counter[str]] = {name: Counter() for name in REGIONS}
         for pc, n, region, runs in blocks:

@@ -183,6 +183,7 @@ def build(
     selftest: bool = True,
     main: Path = FIRMWARE / "main.c",
     mpu: bool = False,
+    flags: Sequence[str] = (),
 ) -> Path:
     """Compile and link a generated model with the board's start-up and main program.
 
@@ -197,6 +198,7 @@ def build(
         selftest: Link and run the golden self-test.
         main: Main program.
         mpu: Protect memory outside flash and RAM (QEMU).
+        flags: More flags of the compiler, for all files.
 
     Returns:
         The ELF file, beside the sources.
@@ -213,6 +215,7 @@ def build(
         limits=limits,
         optimise=optimise,
         defines=macros,
+        flags=flags,
     )
 
 
@@ -225,6 +228,7 @@ def build_program(
     limits: Limits = Limits(),
     optimise: str = "-O2",
     defines: Sequence[str] = (),
+    flags: Sequence[str] = (),
 ) -> Path:
     """Compile and link sources with the board's start-up; ``folder`` is searched for headers."""
     tag = f"{core}-{compiler}{'-mpu' if 'BOARD_MPU' in defines else ''}"
@@ -234,7 +238,7 @@ def build_program(
     memory["RAM"] = limits.ram_origin, limits.ram_bytes
     macros = [f"BOARD_{m}_ORIGIN={at}u" for m, (at, _) in memory.items()]
     macros += [f"BOARD_{m}_BYTES={size}u" for m, (_, size) in memory.items()]
-    command = _driver(core, compiler)
+    command = [*_driver(core, compiler), *flags]
     command += ["-std=c99", optimise, "-ffp-contract=off", "-ffreestanding", "-fno-math-errno"]
     command += ["-Wdouble-promotion", "-ffunction-sections", "-fdata-sections"]
     command += [f"-I{FIRMWARE / 'freestanding'}"]

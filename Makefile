@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # One BLAS thread: the kernels under test use none, and the test processes share the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test bench bench-planner bench-learning bench-runtime lint style types imports clean
+.PHONY: help demo test bench bench-planner bench-learning bench-runtime check-c lint style types imports clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -39,6 +39,9 @@ bench-planner: $(VENV)/.test ## addresses (ODT_PLAN_LAYOUT_INSTANCES, own plans)
 bench-learning: $(VENV)/.test ## what plans learn on real data, by update set, budget and measure of importance
 	$(BIN)/python -m benchmarks.learning
 	$(BIN)/python -m benchmarks.lora
+
+check-c: $(VENV)/.test ## the C of five models: gcc, clang, zig, C++, sanitizers, valgrind, cppcheck with MISRA, five cores, stack
+	$(BIN)/python -m benchmarks.portable_c
 
 lint: style types imports ## ruff, mypy strict, import contracts
 style: $(VENV)/.lint

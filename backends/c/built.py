@@ -42,8 +42,8 @@ void *memcpy(void *to, const void *from, size_t bytes);
 void *memset(void *to, int value, size_t bytes);
 int memcmp(const void *a, const void *b, size_t bytes);
 """
-#: What GCC appends to the name of a copy, ``.constprop.0``, has no number in its stack usage.
-_COPY = re.compile(r"\.\d+$")
+#: What GCC appends to the name of a copy, ``.constprop.0.isra.0``, has no numbers in its stack usage.
+_COPY = re.compile(r"\.\d+(?=\.|$)")
 _TIMEOUT_S = 120
 #: Flags of an ELF section.
 _WRITE, _ALLOC, _EXECUTE = 1, 2, 4

@@ -128,7 +128,7 @@ def test_a_step_that_can_decay_weights_needs_no_double(tmp_path: Path) -> None:
 @needs_gcc
 @needs_zig
 def test_stack_has_a_bound(tmp_path: Path) -> None:
-    """Of all that is linked, of what ran, and what was written to, but for a frame's alignment."""
+    """Of all that is linked, of what ran, and what was written to, but for a word never used."""
     elf, result = on_board(
         CASES["recurrent"](), tmp_path, "cortex-m33", "gcc", flags=stack.FLAGS
     )

@@ -42,7 +42,7 @@ void *memcpy(void *to, const void *from, size_t bytes);
 void *memset(void *to, int value, size_t bytes);
 int memcmp(const void *a, const void *b, size_t bytes);
 """
-#: What GCC appends to the name of a copy, ``.constprop.0.isra.0``, has no numbers in its stack usage.
+#: What GCC appends to names of copies, ``.constprop.0.isra.0``, has no numbers in stack usage.
 _COPY = re.compile(r"\.\d+(?=\.|$)")
 _TIMEOUT_S = 120
 #: Flags of an ELF section.

@@ -371,6 +371,7 @@ def test_comment_stays_a_comment() -> None:
     assert "*/" not in text
     assert "/*" not in text
     assert not text.endswith("\\")
+    assert comment("a//b///*c") == "a/ /b/ / / *c"  # names of nodes may be joined like this
     assert comment("tab\tnew\nline é") == "tab?new?line ?"
 
 

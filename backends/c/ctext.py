@@ -56,9 +56,12 @@ def symbol(prefix: str, index: int, text: str) -> str:
 
 
 def comment(text: str) -> str:
-    """``text`` as it may stand inside a block comment: printable ASCII that can't end it."""
+    """``text`` as it may stand inside a block comment: printable ASCII that can't end it.
+
+    Nor does it look like the beginning of another one.
+    """
     plain = "".join(c if " " <= c <= "~" else "?" for c in text)
-    return plain.replace("*/", "* /").replace("/*", "/ *").replace("??", "? ?").rstrip("\\")
+    return re.sub(r"(?<=/)(?=[/*])|(?<=\*)(?=/)|(?<=\?)(?=\?)", " ", plain).rstrip("\\")
 
 
 def block_comment(text: str) -> list[str]:

@@ -309,7 +309,7 @@ class _Emitter:
             """Where a row of an operand begins."""
             unit = (v.type.size if pointer in typed else v.type.nbytes) // rows
             if row == "row":
-                return f"{pointer} + row * {unit}"
+                return f"{pointer} + row * {unit}" if unit > 1 else f"{pointer} + row"
             return pointer if row == "0" else f"{pointer} + {int(row) * unit}"
 
         def tile_calls(row: str, end: str, count: int) -> list[str]:

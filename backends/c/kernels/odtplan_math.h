@@ -241,12 +241,12 @@ static inline float odtplan_ceilf(float x) {
 
 /* Nearest integer, ties to even. */
 static inline float odtplan_rintf(float x) {
-    const uint32_t sign = odtplan_bits(x) & 0x80000000u;
-    const float a = sign != 0u ? -x : x;
+    const uint32_t negative = odtplan_bits(x) & 0x80000000u;
+    const float a = negative != 0u ? -x : x;
     if (!(a < 8388608.0f)) {
         return x;
     }
-    return odtplan_from_bits(odtplan_bits((a + 8388608.0f) - 8388608.0f) | sign);
+    return odtplan_from_bits(odtplan_bits((a + 8388608.0f) - 8388608.0f) | negative);
 }
 
 /* x**p. Integer exponents up to 16 are multiplied out (error below |p| ulp), others are
@@ -254,7 +254,7 @@ static inline float odtplan_rintf(float x) {
  * the exponent is an integer. */
 static inline float odtplan_powf(float x, float p) {
     const float size = p < 0.0f ? -p : p;
-    const float magnitude = x < 0.0f ? -x : x;
+    const float absolute = x < 0.0f ? -x : x;
     const int whole = !(size < 8388608.0f) || (float)(int32_t)p == p;
     float y;
     if (size <= 16.0f && whole) {
@@ -267,7 +267,7 @@ static inline float odtplan_powf(float x, float p) {
         }
         return p < 0.0f ? 1.0f / y : y;
     }
-    y = odtplan_expf(p * odtplan_logf(magnitude));
+    y = odtplan_expf(p * odtplan_logf(absolute));
     if (x < 0.0f) {
         if (!whole || p != p) {
             return odtplan_from_bits(0x7fc00000u);

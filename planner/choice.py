@@ -26,7 +26,7 @@ from .footprint import Meter
 from .held import Held
 from .milp import Milp
 from .objective import Goal
-from .problem import ALWAYS, Problem, Retention, StreamChoice, Transient
+from .problem import ALWAYS, Problem, Retention, Slot, StreamChoice, Transient
 from .remakes import NEVER
 from .solution import Solution
 from .tensors import aligned
@@ -105,6 +105,11 @@ def cuts_of(problem: Problem) -> dict[str, Cut]:
     return found
 
 
+def _is_step(slot: Slot) -> bool:
+    """A step of backward, which things may be made again for; nothing else asks for them."""
+    return slot.node.phase in ("backward", "update") and not slot.rebuild
+
+
 class ChoiceByCuts(Milp):
     """The program for some cuts.
 
@@ -155,6 +160,7 @@ class ChoiceByCuts(Milp):
 
     def _cut_columns(self) -> None:
         p, last = self.problem, len(self.cuts)
+        backward = next((s.index for s in p.slots if _is_step(s)), NEVER)
         pages = p.cost.storage is not None and p.limits.storage_bytes > 0
         retention = {r.tensor: k for k, r in enumerate(p.retentions)}
         self.paged: dict[tuple[int, int], int] = {}
@@ -164,7 +170,8 @@ class ChoiceByCuts(Milp):
             for s in range(begin, last):
                 self.live[s, i] = self.c.column(integer=True)
             for s in range(begin + 1, last + 1):
-                if tensor.rebuildable:
+                # before backward no step asks for anything again
+                if tensor.rebuildable and (s == last or self.cuts[s].first >= backward):
                     self.again[s, i] = self.c.column(integer=True)
             if pages:
                 self._page_columns(i, retention.get(tensor))
@@ -323,16 +330,12 @@ class ChoiceByCuts(Milp):
         """
         slots = self.problem.slots
         first = {k: c.first for c in cuts_of(self.problem).values() for k in c.slots}
-        backward = [s for s in slots if s.node.phase in ("backward", "update") and not s.rebuild]
-        steps = sorted({first.get(s.index, s.index) for s in backward})
+        steps = sorted({first.get(s.index, s.index) for s in slots if _is_step(s)})
         always = int(Meter(self.problem).live_always().max())
         ends = [*(c.first for c in self.cuts[1:]), len(slots)]
         for s, (cut, end) in enumerate(zip(self.cuts, ends, strict=True), start=1):
             at = steps[bisect_right(steps, cut.last) : bisect_right(steps, end)]
-            if not at:  # nothing is made again before backward
-                for i in self.used:
-                    if (s, i) in self.again:
-                        self.c.upper[self.again[s, i]] = 0.0
+            if not at:
                 continue
             least, around = self._live_through(at)
             known = self.forward

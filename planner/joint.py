@@ -184,9 +184,15 @@ class Joint:
         share = CHOICE_SHARE  # while there may be more cuts, no longer than they may take
         if self.fewer is not None and not many:
             share = min(share, self.quick_s / max(self.stages.watch.left_s, self.quick_s))
-        cuts, unfit = self.cuts | many, self.unfit
         most = self.stages.choice(
-            problem, "learn", cuts, unfit, gap=gap, tree=tree, share=share, fails=first
+            problem,
+            "learn",
+            self.cuts | many,
+            self.unfit,
+            gap=gap,
+            tree=tree,
+            share=share,
+            fails=first,
         )
         if first:
             self.fewer = self.cuts

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plans
@@ -22,7 +23,7 @@ from odt_plan.ir.autodiff import candidates
 from odt_plan.ir.errors import InfeasibleError
 from odt_plan.ir.graph import Graph
 from odt_plan.ir.training import Candidate, TrainingSpec
-from odt_plan.planner import timeline
+from odt_plan.planner import joint, timeline
 from odt_plan.planner.bounds import most_gain
 from odt_plan.planner.check import check
 from odt_plan.planner.choice import ChoiceByCuts, Held, Make, cuts_of
@@ -240,6 +241,30 @@ def test_a_large_models_choice_is_near_that_of_the_whole_program(
     assert learn.bound >= whole.value * (1 - 1e-6)
     assert whole.bound >= learn.value * (1 - 1e-6)
     assert learn.value >= 0.9 * whole.value
+
+
+@pytest.mark.parametrize("seed", [1, 3, 13])
+def test_small_nets_get_all_cuts_where_few_tell_nothing(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With these the choice is proven, and none has to be excluded by itself."""
+    request = half_way(export(random_net(seed, 6 + seed % 12), tmp_path))
+    request = replace(request, ram_bytes=request.ram_bytes * 3 // 5)
+    (whole, _) = make_plan(request).plan.objective
+    cuts: list[int] = []
+
+    def build(program: ChoiceByCuts, *args: Any) -> None:
+        cuts.append(len(args[1]))
+        original(program, *args)
+
+    original = ChoiceByCuts.__init__
+    monkeypatch.setattr(ChoiceByCuts, "__init__", build)
+    monkeypatch.setattr(timeline, "LEARN_REBUILDS", 0)
+    monkeypatch.setattr(joint, "MANY", 0)  # no cuts are few
+    monkeypatch.setattr(joint, "Unfit", None)
+    (learn, _) = make_plan(request).plan.objective
+    assert learn.value == learn.bound == whole.value
+    assert cuts[0] == 0 < cuts[-1]
 
 
 @pytest.mark.parametrize("seed", [3, 5, 7])

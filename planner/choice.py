@@ -11,28 +11,22 @@ nothing in between, making a tensor again has to fit as well.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from itertools import pairwise
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..ir.graph import Node
 from ..ir.opdef import get_op
-from .footprint import Meter
 from .held import Held
 from .milp import Milp
 from .objective import Goal
-from .problem import ALWAYS, Problem, Retention, Slot, StreamChoice, Transient
+from .problem import ALWAYS, Problem, Retention, StreamChoice
 from .remakes import NEVER
 from .solution import Solution
 from .tensors import aligned
-
-#: Of what is live for later reads: the part of a size that counts as another one.
-LEVEL = 0.9
 
 
 @dataclass(frozen=True, order=True)
@@ -105,11 +99,6 @@ def cuts_of(problem: Problem) -> dict[str, Cut]:
     return found
 
 
-def _is_step(slot: Slot) -> bool:
-    """A step of backward, which things may be made again for; nothing else asks for them."""
-    return slot.node.phase in ("backward", "update") and not slot.rebuild
-
-
 class ChoiceByCuts(Milp):
     """The program for some cuts.
 
@@ -152,15 +141,14 @@ class ChoiceByCuts(Milp):
             {(s, m.tensor) for m in makes for s in range(first[m.before] + 1, first[m.cut] + 1)}
         ):
             self._make(s, tensor)
-        if self.cuts:
-            self._fit_alone()
         for u in unfit:
             terms = [*((self.a[a], 1.0) for a in u.on), *((self.a[a], -1.0) for a in u.off)]
             self.c.row(terms, upper=len(u.on) - 1.0)
 
     def _cut_columns(self) -> None:
         p, last = self.problem, len(self.cuts)
-        backward = next((s.index for s in p.slots if _is_step(s)), NEVER)
+        steps = (s for s in p.slots if s.node.phase in ("backward", "update") and not s.rebuild)
+        backward = min((s.index for s in steps), default=NEVER)
         pages = p.cost.storage is not None and p.limits.storage_bytes > 0
         retention = {r.tensor: k for k, r in enumerate(p.retentions)}
         self.paged: dict[tuple[int, int], int] = {}
@@ -300,122 +288,21 @@ class ChoiceByCuts(Milp):
             acts = next((acts for last, acts in t.segments if last >= cut.first), None)
             if t.begin <= before.last and acts is not None:
                 around.append((self._one_of(acts), float(t.tensor.bytes)))
-        for beside, own in self._each_node(again, i):
-            terms = [*own, *around]
+        writers = known.tensors[i].writers
+        for k, w in enumerate(writers):
+            # what its later nodes read is there already, unless it is loaded in between
+            nodes = [w] if self.paged else writers[k:]
+            read = (p.storage.of.get(v) for n in nodes for v in n.operands())
+            beside = {i, *(known.at[t] for t in read if t in known.at)}
+            own = float(aligned(get_op(w.op).workspace(w)))
+            own += sum(known.tensors[j].bytes for j in beside if (j, i) not in known.in_place)
+            terms = [(again, own), *((v, -own) for v in streamed), *around]
+            terms += self._as_mixed(again, w)
             terms += [(apart[j], float(known.tensors[j].bytes)) for j in beside if j in apart]
             for j in self.used:
                 if j not in beside and (v := there(j)) is not None:
                     terms.append((v, float(known.tensors[j].bytes)))
             self.c.row(terms, upper=p.limits.ram_bytes)
-
-    def _each_node(self, again: int, i: int) -> Iterator[tuple[set[int], list[tuple[int, float]]]]:
-        """For each node that makes a tensor: what is there for it, and what it takes again."""
-        known, of = self.forward, self.problem.storage.of
-        writers = known.tensors[i].writers
-        streamed = [self.a[b.activity] for b in self.problem.streams if self._inside(b, i)]
-        for k, w in enumerate(writers):
-            # what its later nodes read is there already, unless it is loaded in between
-            nodes = [w] if self.paged else writers[k:]
-            read = (of.get(v) for n in nodes for v in n.operands())
-            beside = {i, *(known.at[t] for t in read if t in known.at)}
-            own = float(aligned(get_op(w.op).workspace(w)))
-            own += sum(known.tensors[j].bytes for j in beside if (j, i) not in known.in_place)
-            yield beside, [(again, own), *((v, -own) for v in streamed), *self._as_mixed(again, w)]
-
-    def _fit_alone(self) -> None:
-        """What is made again in an interval fits at the step in it where least is live.
-
-        As ``Remakes.makeable`` of fixed updates. A row for a tensor that takes no more than any
-        plan has room for would tell nothing.
-        """
-        slots = self.problem.slots
-        first = {k: c.first for c in cuts_of(self.problem).values() for k in c.slots}
-        steps = sorted({first.get(s.index, s.index) for s in slots if _is_step(s)})
-        always = int(Meter(self.problem).live_always().max())
-        ends = [*(c.first for c in self.cuts[1:]), len(slots)]
-        for s, (cut, end) in enumerate(zip(self.cuts, ends, strict=True), start=1):
-            at = steps[bisect_right(steps, cut.last) : bisect_right(steps, end)]
-            if not at:
-                continue
-            least, around = self._live_through(at)
-            known = self.forward
-            later = {
-                j: self.weakest(a for k, a in known.reads[j] if k >= at[-1])
-                for j in self.used
-                if known.made[j] < at[0] and any(k >= at[-1] for k, _ in known.reads[j])
-            }
-            readers = cache(partial(self._any_reader, later))
-            for i in (i for i in self.used if (s, i) in self.again):
-                sizes = {} if self.paged else {j: int(known.sources[i, j]) for j in later}
-                source = max(sizes.values(), default=0)
-                for _, own in self._each_node(self.again[s, i], i):
-                    if own[0][1] + least + source > always:
-                        terms = [*own, *self.state, *around, *self._source(sizes, readers)]
-                        self.c.row(terms, upper=self.problem.limits.ram_bytes)
-
-    def _any_reader(self, readers: Mapping[int, list[int]], tensors: tuple[int, ...]) -> int:
-        return self._one_of(tuple(a for j in tensors for a in readers[j]))
-
-    @staticmethod
-    def _source(
-        sizes: dict[int, int], readers: Callable[[tuple[int, ...]], int]
-    ) -> Iterator[tuple[int, float]]:
-        """What is live, while a tensor is made, for what is read later: terms of its bytes.
-
-        It is the largest that one of those that are read needs; sizes are told apart by tenths.
-        """
-        levels: list[int] = []
-        for size in sorted(sizes.values(), reverse=True):
-            if size and (not levels or size <= LEVEL * levels[-1]):
-                levels.append(size)
-        for size, smaller in pairwise([*levels, 0]):
-            yield readers(tuple(j for j, b in sizes.items() if b >= size)), float(size - smaller)
-
-    def _live_through(self, at: list[int]) -> tuple[int, list[tuple[int, float]]]:
-        """Bytes of transients that are live before each of some slots at least, and terms of them.
-
-        They are live for several reasons. That by which most is there counts first; what is there
-        by another one as well counts if both hold.
-        """
-        near = [t for t in self.problem.transients if t.begin < at[-1]]
-        size = np.array([t.tensor.bytes for t in near], np.int64)
-        last = [next((acts for k, acts in t.segments if k >= at[-1]), ()) for t in near]
-        live = {
-            reason: self._live_if(reason, near, at)
-            for reason in dict.fromkeys(tuple(self.weakest(acts)) for acts in last if acts)
-        }
-        there, least = np.zeros((len(near), len(at)), bool), 0
-        holds: list[int] = []
-        terms: list[tuple[int, float]] = []
-        while live:
-            most = {r: int((size @ (there | x)).min()) for r, x in live.items()}
-            reason = max(most, key=lambda r: most[r])
-            more, common, acts = float(most[reason] - least), live[reason], [*reason]
-            if more <= 0:
-                break
-            for other, x in live.items():  # those for which as much is there tell the same
-                if int((size @ (there | (common & x))).min()) == most[reason]:
-                    common = common & x
-                    acts += other
-            holds.append(self._one_of(tuple(acts)))
-            terms += [(v, more) for v in holds]
-            terms.append((self.one, more * (1 - len(holds))))
-            there, least = there | common, most[reason]
-        return least, terms
-
-    def _live_if(
-        self, reason: tuple[int, ...], transients: Sequence[Transient], at: list[int]
-    ) -> NDArray[np.bool_]:
-        """Which transients are live before which slots wherever one of these activities holds."""
-        result = np.zeros((len(transients), len(at)), bool)
-        for row, t in zip(result, transients, strict=True):
-            begin = t.begin + 1
-            for last, users in t.segments:
-                mask = sum(1 << a for a in users)
-                if ALWAYS in users or all(self.implied[a] & mask for a in reason):
-                    row[bisect_left(at, begin) : bisect_right(at, last)] = True
-                begin = last + 1
-        return result
 
     def _as_mixed(self, again: int, writer: Node) -> Iterator[tuple[int, float]]:
         """Workspace that making a tensor again takes more if its layer is mixed."""

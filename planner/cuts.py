@@ -73,8 +73,6 @@ class Program:
         self.stored = np.full(n, -1)
         self.objective: list[tuple[int, float]] = []
         self.used = self._used()
-        edges = [-1, *self.cuts, len(remakes.problem.slots)]
-        self.makeable = [remakes.makeable(a + 1, b) for a, b in pairwise(edges)]
         for i in self.used:
             self._columns(i)
         for i in self.used:
@@ -133,7 +131,7 @@ class Program:
         for s in range(f + 1, m + 1):
             if s < m and self.cuts[s] < r.backward:
                 continue  # nothing is made again, or loaded, before forward has ended
-            if self.makeable[s][i] and r.until[i] > self.cuts[s - 1]:
+            if r.can[i] and r.until[i] > self.cuts[s - 1]:
                 self.again[s, i] = self.c.column(integer=True)
             if r.pages:
                 self.loaded[s, i] = self.c.column(integer=True)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import numpy as np
 
 from .problem import Problem
-from .remakes import Ints, sources
 
 
 class Held:
@@ -91,9 +88,3 @@ class Held:
                 found |= more
                 stack += more
         return sorted(found)
-
-    @cached_property
-    def sources(self) -> Ints:
-        """See ``remakes.sources``: (made again, read later) -> bytes."""
-        size = np.array([t.bytes for t in self.tensors], np.int64)
-        return sources(size, self.operands, [t.rebuildable for t in self.tensors], self.order)

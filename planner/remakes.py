@@ -7,9 +7,8 @@ that takes without laying out a timeline, ``Remakes.laid_out`` lays it out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,34 +97,6 @@ class Found:
     makes: tuple[tuple[int, int], ...] = ()
 
 
-def sources(
-    size: Ints, operands: Sequence[Sequence[int]], can: Sequence[bool], order: Sequence[int]
-) -> Ints:
-    """What has to be live, while a tensor is made again, so that another one can be had from it.
-
-    Args:
-        size: Bytes.
-        operands: What each tensor is made from; none: of parameters alone.
-        can: It can be made again.
-        order: Operands come before what is made from them.
-
-    Returns:
-        (Made again, wanted later) -> bytes of the smallest of what the latter is made from, or
-        itself, beside the former and its operands; 0 where these are enough.
-    """
-    beside = np.eye(len(size), dtype=bool)
-    for i, ops in enumerate(operands):
-        beside[i, list(ops)] = True
-    enough, least = beside.copy(), np.where(beside, NEVER, size)
-    for i in np.argsort(order, kind="stable").tolist():
-        if can[i]:
-            ops = list(operands[i])
-            enough[:, i] |= enough[:, ops].all(axis=1)
-            least[:, i] = np.minimum(least[:, i], least[:, ops].min(axis=1, initial=NEVER))
-    result: Ints = np.where(enough, 0, least)
-    return result
-
-
 class Remakes:
     """Tensors made in forward only, by index; times are slots of the problem.
 
@@ -142,7 +113,6 @@ class Remakes:
         cycles: Of making it again.
         operands: What it is made from.
         parts: For each node that makes it, scratch bytes and what it reads.
-        alone: Bytes that making it takes, whatever else is live.
         room: RAM that is left for these tensors at each slot.
         steps: Slots of backward that always run.
         backward: The first of them.
@@ -220,10 +190,6 @@ class Remakes:
         self.scratch = np.array(
             [max((scratch for scratch, _ in parts), default=0) for parts in self.parts]
         )
-        beside = [[(b, [*{i, *read}]) for b, read in ps] for i, ps in enumerate(self.parts)]
-        self.alone = np.array(
-            [max((b + self.size[read].sum() for b, read in ps), default=0) for ps in beside]
-        )
 
     def _between(self) -> Ints:
         """What is live in any case right before each slot."""
@@ -235,32 +201,6 @@ class Remakes:
                 change[last + 1] -= t.tensor.bytes
         result: Ints = np.cumsum(change)
         return result
-
-    def making(self, first: int, last: int) -> Ints:
-        """Arena bytes that making each tensor again before a step in these slots takes at least.
-
-        Its own beside what is live there in any case, and what later reads are made from.
-        """
-        at = [s.index for s in self.steps if first <= s.index <= last]
-        if not at:
-            return np.full(len(self.tensors), NEVER)
-        taken: Ints = self.alone + int(self.between[at].min())
-        if not self.pages:
-            later = [
-                i for i, k in enumerate(self.made) if k < at[0] and self.reads[i][-1:] >= [at[-1]]
-            ]
-            taken += self.sources[:, later].max(axis=1, initial=0)
-        return taken
-
-    def makeable(self, first: int, last: int) -> NDArray[np.bool_]:
-        """What can be made again right before a step in these slots, for all that is known."""
-        room = self.problem.limits.ram_bytes - self.state
-        return self.can & (self.making(first, last) <= room)
-
-    @cached_property
-    def sources(self) -> Ints:
-        """See the function: (made again, read later) -> bytes."""
-        return sources(self.size, self.operands, self.can.tolist(), self.order)
 
     def before(self, step: int) -> int:
         """The slot that runs before a step of backward."""

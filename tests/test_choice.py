@@ -104,7 +104,7 @@ def test_a_choice_over_all_cuts_takes_the_least_ram_that_its_updates_take(
 def test_few_cuts_exclude_no_plan_and_all_that_they_do_for_its_updates(
     seed: int, tmp_path: Path
 ) -> None:
-    """What can't be made again anywhere between two cuts is told by the choice, too."""
+    """Where a program over some cuts has no solution, a choice over them excludes its updates."""
     sample, rng = Sample(seed, tmp_path), np.random.default_rng(seed)
     least, excluded = sample.least(), 0
     for ram, tries in ((least, 16), (least - 4, 4), (least - 64, 4), (least - 256, 4)):

@@ -39,9 +39,9 @@ def excludes(residency: Residency, cuts: Sequence[int], makes: Sequence[tuple[in
 
 
 @pytest.mark.parametrize("solver", ["auto", "highs"])
-@pytest.mark.parametrize(("seed", "made"), [(3, False), (7, True), (59, True)])
-def test_few_cuts_exclude_all_plans(seed: int, made: bool, solver: SolverName) -> None:
-    """And none of the tensors made at them can be left out; there may be none to begin with."""
+@pytest.mark.parametrize("seed", [3, 7, 59])
+def test_few_cuts_exclude_all_plans(seed: int, solver: SolverName) -> None:
+    """And none of the tensors made at them can be left out."""
     net, options = Case(random_net(seed, 8 + seed % 14), updates=seed), replace(EXACT, gap=ANY)
     (high,) = net.budgets(1.0)
     least, _ = net.residency(high).least_ram(high, EXACT, Watch())
@@ -59,4 +59,4 @@ def test_few_cuts_exclude_all_plans(seed: int, made: bool, solver: SolverName) -
         fewer_cuts.append(len(found.cuts) - len(cuts))
         fewer_makes.append(len(found.makes) - len(makes))
     assert max(fewer_cuts) > 0
-    assert (max(fewer_makes) > 0) == made
+    assert max(fewer_makes) > 0

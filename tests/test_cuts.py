@@ -17,7 +17,6 @@ from odt_plan.ir.graph import Graph, TensorType
 from odt_plan.ir.training import TrainingGraph, TrainingSpec
 from odt_plan.planner import cuts
 from odt_plan.planner.device import load_device
-from odt_plan.planner.evicting import evicting
 from odt_plan.planner.footprint import Footprint, measure
 from odt_plan.planner.importance import prior
 from odt_plan.planner.linear import INF, SolverOptions
@@ -26,7 +25,7 @@ from odt_plan.planner.objective import Goal
 from odt_plan.planner.plan import ObjectiveName
 from odt_plan.planner.problem import Limits, Problem
 from odt_plan.planner.progress import Watch
-from odt_plan.planner.remakes import Found, Remade, sources
+from odt_plan.planner.remakes import Found, Remade
 from odt_plan.planner.residency import Residency
 from odt_plan.planner.solution import Solution
 from odt_plan.planner.timeline import Rebuilds, build_problem
@@ -181,36 +180,6 @@ def test_cuts_at_every_step_find_a_plan_at_the_least_ram(
     low, less = net.residency(PLENTY).least_ram(least, EXACT, Watch())
     top = least if less is None else measure(*less).ram_bytes
     assert top - low <= 4, "all cuts leave nothing open"
-
-
-def test_what_later_reads_are_made_from_stays_while_a_tensor_is_made_again() -> None:
-    """An input can't be had back; what is made of parameters alone always can."""
-    size = np.array([8, 4, 16, 32])  # an input, what is made of it, of parameters, of both
-    found = sources(size, [[], [0], [], [1, 2]], [False, True, True, True], [-1, 0, 1, 2])
-    assert found.tolist() == [
-        [0, 0, 0, 0],  # beside the input
-        [0, 0, 0, 0],  # beside the input and what is made of it
-        [8, 4, 0, 4],  # beside what is made of parameters
-        [8, 0, 0, 0],  # beside all but the input
-    ]
-
-
-@pytest.mark.parametrize("seed", [3, 5, 15, 20])
-def test_making_a_tensor_again_takes_no_less_than_is_told_beforehand(seed: int) -> None:
-    """In no plan, for no slots around its step; somewhere it is just that at the step itself."""
-    net, taken = Case(random_net(seed, 8 + seed % 14), updates=seed), []
-    for ram in net.budgets(0.0, 0.1, 0.3):
-        residency = net.residency(ram)
-        remakes, steps = residency.remakes, [s.index for s in residency.remakes.steps]
-        found = residency.search(replace(EXACT, gap=cuts.ANY), Watch()).made
-        for plan in [*evicting(remakes, residency.prices), *([] if found is None else [found])]:
-            needs = remakes.run(plan)
-            for k, i in {(k, i) for k, again in plan.again.items() for i in again}:
-                live = needs.live[(needs.step == k) & (needs.makes == i)].max()
-                for a, b in ((k, k), (steps[0], k), (k, steps[-1]), (steps[0], steps[-1])):
-                    assert remakes.making(a, b)[i] <= live
-                taken.append(remakes.making(k, k)[i] == live)
-    assert any(taken)
 
 
 def test_too_little_room_at_few_cuts_proves_nothing_but_all_cuts_do() -> None:

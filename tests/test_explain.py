@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -352,6 +353,32 @@ def test_command_line(odt: Cli, planned_file: Path) -> None:
     assert "every such plan loses 130,359 or more of learn" in told["proof"]
     assert told["flips"].strip().startswith("at 71,016 B (69.35 KiB) of RAM")
     assert rest[-1] == "conv3/channels8: kept, 512 B"
+
+
+def test_a_new_plan_is_explained_at_once(odt: Cli) -> None:
+    """What the command tells about the plan that was written; in JSON beside the plan."""
+    asked = (MODEL, "--ram", "60KB", "--flash", "1MB", "--explain", "conv2.weight")
+    done = odt(*asked, "--explain", "conv3/channels8", "-o", "out")
+    assert done.code == 0, done.err
+    told = odt("explain", "out/plan.json", "conv2.weight", "conv3/channels8").out
+    assert told.startswith("conv2.weight: frozen")
+    assert done.out.endswith(told)
+    record = odt(*asked, "--json").json
+    assert record.pop("explained") == odt("explain", "out/plan.json", "conv2.weight", "--json").json
+    assert record["decisions"] == json.loads(Path("out/plan.json").read_text())["decisions"]
+
+
+def test_the_plan_is_told_where_it_can_not_be_explained(odt: Cli) -> None:
+    asked = (MODEL, "--ram", "60KB", "--flash", "1MB", "--explain", "conv9")
+    done = odt(*asked, "-o", "out")
+    assert done.code == 2
+    assert "has no layer, parameter or tensor conv9" in done.error
+    assert "written   out: digits_cnn.onnx, plan.json" in done.out
+    assert load_plan(Path("out/plan.json")).model.name
+    done = odt(*asked, "--json")
+    assert done.code == 2
+    assert done.json["decisions"]
+    assert "--quiet leaves --explain nothing to print" in odt(*asked, "-q").error
 
 
 def test_json(odt: Cli, planned_file: Path) -> None:

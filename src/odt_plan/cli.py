@@ -23,6 +23,7 @@ from .diff_command import diff
 from .init_command import init
 from .ir.errors import InfeasibleError, OdtPlanError, UnsupportedModelError
 from .options import (
+    EXPLAIN_S,
     FreezeBefore,
     Gap,
     Importing,
@@ -199,6 +200,14 @@ def plan(
             " by it here; arduino to espidf: it, as a package of these.",
         ),
     ] = None,
+    explain: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYER",
+            help="Also tell why the plan decides as it does about this one, as `odt-plan explain`"
+            " does (repeatable).",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Folder for plan.json, the model and what is emitted."),
@@ -237,6 +246,7 @@ def plan(
         seed=seed,
         threads=threads,
         emit=tuple(emit or ()),
+        explain=tuple(explain or ()),
         output=output,
         as_json=as_json,
         quiet=quiet,
@@ -482,7 +492,7 @@ def explain(
     gap: Gap = 1e-3,
     time_limit: Annotated[
         float, typer.Option(min=0.1, max=1e6, metavar="SECONDS", help="Of one solve.")
-    ] = 20.0,
+    ] = EXPLAIN_S,
     as_json: Json = False,
 ) -> None:
     """Tell why a layer is frozen, recomputed, paged, mixed or i8: plan it the other way as well."""

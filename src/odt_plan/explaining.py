@@ -1,4 +1,4 @@
-"""What ``odt-plan explain PLAN.json LAYER`` prints: decisions, their price, and the other way."""
+"""What ``odt-plan explain`` and ``--explain`` print: decisions, their price, and the other way."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from rich.text import Text
 
 from .live import shown
+from .options import EXPLAIN_S
+from .planner.device import Device
 from .planner.explain import Decision, Explainer, Outcome, Price
-from .planner.plan import load_plan
+from .planner.plan import Plan, load_plan
 from .planner.sizes import format_bytes, format_seconds
 from .planning import device_of_plan
 from .report import console
@@ -33,11 +35,11 @@ class ExplainOptions:
 
     plan_file: Path
     layers: tuple[str, ...]
-    model: Path | None
-    device: str | None
-    gap: float
-    time_limit_s: float
-    as_json: bool
+    model: Path | None = None
+    device: str | None = None
+    gap: float = 1e-3
+    time_limit_s: float = EXPLAIN_S
+    as_json: bool = False
 
 
 def run_explain(options: ExplainOptions) -> list[dict[str, object]]:
@@ -51,6 +53,11 @@ def run_explain(options: ExplainOptions) -> list[dict[str, object]]:
     """
     plan = load_plan(options.plan_file)
     device = device_of_plan(options.plan_file, plan.device.id, options.device)
+    return explain_layers(plan, device, options)
+
+
+def explain_layers(plan: Plan, device: Device, options: ExplainOptions) -> list[dict[str, object]]:
+    """The same for a plan that is at hand; ``options.plan_file`` is where it stands."""
     records: list[dict[str, object]] = []
     with shown(options.as_json) as watch:
         explainer = Explainer(

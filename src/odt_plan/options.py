@@ -18,6 +18,8 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")
 Verbose = Annotated[
     bool, typer.Option("-v", "--verbose", help="Report every tensor, layer and block by name, too.")
 ]
+#: Seconds of one solve that explains a decision.
+EXPLAIN_S = 20.0
 Gap = Annotated[float, typer.Option(min=0.0, max=1.0, help="Relative gap to prove.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1)]
 Jobs = Annotated[

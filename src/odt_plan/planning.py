@@ -80,6 +80,7 @@ class PlanOptions:
     seed: int = 0
     threads: int = 1
     emit: tuple[str, ...] = ()
+    explain: tuple[str, ...] = ()
     output: Path | None = None
     as_json: bool = False
     quiet: bool = False
@@ -95,6 +96,8 @@ def run_plan(options: PlanOptions) -> None:
     """
     if options.quiet and options.verbose:
         raise UsageError("--quiet and --verbose contradict each other; give one")
+    if options.quiet and options.explain and not options.as_json:
+        raise UsageError("--quiet leaves --explain nothing to print; give one, or --json, too")
     with shown(options.quiet) as watch:
         request = make_request(options, watch, trial=True)
     emitted = parse_emit(options.emit)
@@ -120,9 +123,31 @@ def run_plan(options: PlanOptions) -> None:
         (folder / DEVICE_FILE).unlink(missing_ok=True)  # of an earlier plan in this folder
     if options.as_json:
         record = planned.plan.model_dump(mode="json") | ({"built": asdict(built)} if built else {})
-        sys.stdout.write(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        try:
+            if options.explain:
+                record["explained"] = _explained(options, planned, folder)
+        finally:  # the plan is told, whatever becomes of that
+            sys.stdout.write(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     elif not options.quiet:
         print_plan(planned, given, files, built, verbose=options.verbose)
+        if options.explain:
+            _explained(options, planned, folder)
+
+
+def _explained(
+    options: PlanOptions, planned: PlannedModel, folder: Path | None
+) -> list[dict[str, object]]:
+    """Why the plan decides so about some layers, printed unless JSON is wanted."""
+    from .explaining import ExplainOptions, explain_layers
+
+    asked = ExplainOptions(
+        (folder or Path()) / PLAN_FILE,
+        options.explain,
+        model=options.model,
+        gap=options.gap,
+        as_json=options.as_json,
+    )
+    return explain_layers(planned.plan, planned.device, asked)
 
 
 def _planned(options: PlanOptions, request: Request, watch: Watch) -> PlannedModel:

@@ -8,6 +8,7 @@ device's cycles per instruction, rounded up per step.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 
 from ..ir.graph import Node
@@ -32,10 +33,22 @@ class CostModel:
     core: Core
     storage: Storage | None
 
+    @cached_property
+    def _known(self) -> dict[tuple[object, ...], float]:
+        return {}
+
     def _instructions(self, node: Node, tile_rows: int | None = None) -> float:
+        """Of one node; alike ones, which every plan of a model has again, are counted once."""
         op = get_op(node.op)
         if op.view:
             return 0.0
+        types = tuple(v and v.type for v in (*node.inputs, *node.outputs))
+        alike = (node.op, types, tuple(node.attrs.items()), tile_rows)
+        if alike not in self._known:
+            self._known[alike] = self._counted(node, tile_rows)
+        return self._known[alike]
+
+    def _counted(self, node: Node, tile_rows: int | None) -> float:
         result = 0.0
         for work in works(node, tile_rows):
             rate = self.core.rate(work)

@@ -7,11 +7,13 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import plans
 import pytest
 from op_cases import cases
 
 from odt_plan.ir.opdef import Work, works
-from odt_plan.planner.device import bundled_ids, load_core
+from odt_plan.planner.cost import CostModel
+from odt_plan.planner.device import bundled_ids, load_core, load_device
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.calibrate import nonnegative
@@ -69,3 +71,12 @@ def test_an_operator_without_rates_of_its_own_has_those_of_its_class() -> None:
     general = core.instructions["f32"]["pointwise"]
     assert core.rate(Work("pointwise", 1, operator="Another")) == general
     assert core.rate(Work("pool", 1, operator="Conv")) == core.instructions["f32"]["pool"]
+
+
+def test_nodes_cost_the_same_after_all_others_as_alone() -> None:
+    """What is known of one node is taken for no other than its like."""
+    device = load_device(plans.BOARD)
+    core = load_core(device.core)
+    shared = CostModel(device, core, None)
+    for case in cases():
+        assert shared.node_cycles(case.node) == CostModel(device, core, None).node_cycles(case.node)

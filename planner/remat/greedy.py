@@ -69,12 +69,14 @@ class _Run:
         self.size = x.size_bytes.tolist()
         self.scratch = x.scratch_bytes.tolist()
         self.last_stage = x.last_stage.tolist()
+        self.keep, self.lazy = x.keep.tolist(), x.lazy.tolist()
+        self.latest = [max(users, default=-1) for users in x.users]
         self.page_in = x.page_in_cost.tolist() if x.page_in_cost is not None else None
         self.page_out = x.page_out_cost.tolist() if x.page_out_cost is not None else None
         for stage in range(x.nodes):
-            if not x.lazy[stage] and not self._stage(stage, [stage]):
+            if not self.lazy[stage] and not self._stage(stage, [stage]):
                 return None
-        kept = [v for v in range(x.nodes) if x.keep[v] and v not in self.resident]
+        kept = [v for v in range(x.nodes) if self.keep[v] and v not in self.resident]
         if kept and not self._stage(x.nodes - 1, kept):
             return None
         return self.steps
@@ -187,9 +189,9 @@ class _Run:
         x = self.instance
         result = [NEVER] * x.nodes
         for v in range(x.nodes - 1, -1, -1):
-            best = x.nodes if x.keep[v] else NEVER
+            best = x.nodes if self.keep[v] else NEVER
             for u in x.users[v]:
-                if u > stage and not x.lazy[u]:
+                if u > stage and not self.lazy[u]:
                     best = min(best, u)
                 elif (u not in self.resident and u not in self.stored) and result[u] < best:
                     best = result[u]
@@ -200,8 +202,9 @@ class _Run:
         dead = [
             v
             for v in self.resident
-            if not self.instance.keep[v]
-            and all(u <= stage and self._useless(u) for u in self.instance.users[v])
+            if self.latest[v] <= stage
+            and not self.keep[v]
+            and all(map(self._useless, self.instance.users[v]))
         ]
         for v in dead:
             self.resident.discard(v)

@@ -28,6 +28,8 @@ from .progress import Watch
 FIRST = (0.25, 1.0)
 #: Relative gap of a leaf's LP from which on it counts as loose: cores don't help then.
 LOOSE = 0.03
+#: Part of the gap that a leaf is proven within, so that no rounding takes it beyond.
+WITHIN = 1 - 1e-6
 #: Distance from an integer that counts as none.
 FRACTION = 1e-6
 
@@ -250,7 +252,7 @@ class _Search:
 
         False: the time is over.
         """
-        below = self.best - self.options.gap * abs(self.best)
+        below = self.best - WITHIN * self.options.gap * abs(self.best)
         delta = max(0.0, below - relaxed.bound)
         core = _core(self._within(part), relaxed, delta)
         result = self._solve(core, effort=Effort(below=below))

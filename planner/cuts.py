@@ -25,8 +25,9 @@ from itertools import pairwise, product
 import numpy as np
 from numpy.typing import NDArray
 
+from .core import WITHIN
 from .evicting import guided
-from .linear import INF, LinearProgram, SolverName, SolverOptions
+from .linear import INF, Effort, LinearProgram, SolverName, SolverOptions
 from .progress import Watch
 from .remakes import NEVER, Found, Ints, Needs, Prices, Remade, Remakes
 
@@ -335,9 +336,15 @@ class _Search:
                 self._cut_everywhere()
             program = Program(self.remakes, self.cuts, self._rooms(), self.prices, self.makes)
             terms = [*program.objective, (program.one, self.base)]
-            result = program.c.solve(terms, self._options(), maximize=False, watch=self.watch)
+            options, below = self._options(), self._below()
+            effort = Effort(below=below) if below < INF and options.solver == "highs" else None
+            result = program.c.solve(
+                terms, options, maximize=False, watch=self.watch, effort=effort
+            )
             if not self.tighter:
                 bound = INF if result.status == "infeasible" else result.bound - self.base
+                if effort is not None:
+                    bound = min(bound, below - self.base)
                 self.best = replace(self.best, bound=max(self.best.bound, bound))
             if result.values is None:
                 tightened = result.status == "infeasible" and bool(self.tighter)  # proves nothing
@@ -350,6 +357,11 @@ class _Search:
         bound = min(self.best.bound, self.best.price)
         makes = tuple(sorted(self.makes))
         return replace(self.best, bound=bound, cuts=tuple(self.cuts), makes=makes)
+
+    def _below(self) -> float:
+        """What a plan costs that is better than the best one by more than the gap."""
+        total = self.base + self.best.price
+        return total if total == INF else total - WITHIN * self.options.gap * total
 
     def _options(self) -> SolverOptions:
         o = self.options

@@ -17,11 +17,11 @@ from collections.abc import Container, Sequence
 
 import numpy as np
 
+from .adapters import without_unused
 from .candidates import candidates, param_slots, saves
 from .errors import UnsupportedModelError, UsageError
 from .grad_builder import GradBuilder
 from .graph import Attr, Graph, Node, TensorType, Value
-from .lora import without_unused
 from .losses import Ending, add_losses
 from .opdef import ParamSlot, get_op
 from .ops.qtypes import scales_constant

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import replace
 
+from .adapters import adapters_by_param
 from .graph import Graph, Node
-from .lora import adapters_by_param
 from .opdef import ParamSlot, parameter_slots
 from .training import Candidate, Saved, StateForm
 

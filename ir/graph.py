@@ -20,7 +20,7 @@ from .provenance import Origin
 from .quantization import Quantization
 
 if TYPE_CHECKING:
-    from .lora import Adapter
+    from .adapters import Adapter
 
 Array = NDArray[Any]
 Attr = int | float | str | tuple[int, ...] | tuple[float, ...]
@@ -183,7 +183,7 @@ class Graph:
         unchanged: Layers that ``ir.precision`` found to do nothing in i8, and left out.
         merged: Nodes that ``ir.precision`` made no node of -> the one that made their results
             before them; None: a run-time input holds it.
-        adapters: What ``ir.lora`` has put beside layers.
+        adapters: What stands beside layers; see ``ir.adapters``.
     """
 
     def __init__(self, name: str) -> None:

@@ -9,6 +9,8 @@ from .errors import UsageError
 
 #: A dimension can't be longer.
 _LONGEST = 2**31 - 1
+#: The largest window of a lite residual module.
+_WIDEST = 31
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,29 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class Lite:
+    """Lite residual modules beside the blocks of a model; see ``ir.lite_residual``.
+
+    Attributes:
+        kernel: Height and width of the window of their first convolution.
+        seed: What its weight is drawn from.
+    """
+
+    kernel: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Reject impossible numbers."""
+        if not (1 <= self.kernel <= _WIDEST and self.kernel % 2):
+            told = f"the window must be odd and from 1 to {_WIDEST}, not {self.kernel}"
+            raise UsageError(f"--lite-residual: {told}")
+        if not 0 <= self.seed <= _LONGEST:
+            raise UsageError(
+                f"--lite-residual: the seed must be from 0 to {_LONGEST}, not {self.seed}"
+            )
+
+
+@dataclass(frozen=True)
 class ImportOptions:
     """How a model file is imported.
 
@@ -52,6 +77,7 @@ class ImportOptions:
         dims: Open dimensions beside the batch, by name or ``INPUT:AXIS``, and their values.
         outputs: Those that are kept; empty: all.
         lora: Low-rank adapters beside its layers; None: none.
+        lite_residual: Lite residual modules beside its blocks; None: none.
     """
 
     batch: int = 1
@@ -60,6 +86,12 @@ class ImportOptions:
     dims: tuple[tuple[str, int], ...] = ()
     outputs: tuple[str, ...] = ()
     lora: Lora | None = None
+    lite_residual: Lite | None = None
+
+    def __post_init__(self) -> None:
+        """Reject what does not go together."""
+        if self.lora is not None and self.lite_residual is not None:
+            raise UsageError("--lora and --lite-residual do not go together; give one of them")
 
     @property
     def folds(self) -> bool:
@@ -101,3 +133,18 @@ def parse_lora(text: str) -> Lora:
         return Lora(int(rank), float(alpha or rank), int(seed or 0))
     except ValueError:
         raise UsageError(f"--lora: {text!r} is not RANK[:ALPHA[:SEED]], as 4 or 4:8") from None
+
+
+def parse_lite(text: str) -> Lite:
+    """``K[:SEED]`` of ``--lite-residual``; SEED is 0 where it is not given.
+
+    Raises:
+        UsageError: Another form.
+    """
+    kernel, _, seed = text.partition(":")
+    try:
+        if text.endswith(":"):
+            raise ValueError
+        return Lite(int(kernel), int(seed or 0))
+    except ValueError:
+        raise UsageError(f"--lite-residual: {text!r} is not K[:SEED], as 3 or 5:1") from None

@@ -1,22 +1,20 @@
 """Low-rank adapters beside frozen weights: LoRA (Hu et al., 2021, arXiv 2106.09685).
 
 Beside a layer ``y = x W + b`` stand two small weights, ``y = x W + b + (alpha / rank) (x A) B``. A
-is drawn at random and B is zero, so that the model computes what it did before. They are ordinary
-layers and an ordinary sum: gradients, kernels and precisions are those of any other node. What has
-been learned goes back into ``W + (alpha / rank) A B``, and an adapter that learns nothing is taken
-out of the graph again (``without_unused``).
+is drawn at random and B is zero, so that the model computes what it did before. What has been
+learned goes back into ``W + (alpha / rank) A B``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod, sqrt
 
 import numpy as np
 
+from .adapters import Adapter
 from .errors import UnsupportedModelError, UsageError
-from .graph import Array, Graph, Node, Value, unique_name
+from .graph import Array, Graph, Node, unique_name
 from .import_options import Lora
 from .lowered_layers import out_axis
 from .surgery import operand_of, owned_constant, rename
@@ -26,29 +24,29 @@ LAYERS = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """The names of what stands beside one layer.
+class LowRankAdapter(Adapter):
+    """Two small weights beside a frozen one.
 
     Attributes:
-        layer: The node.
-        weight: Its weight, which is frozen while the adapter learns.
-        down: A, from the layer's input to ``rank`` channels.
-        up: B, from there to the layer's result.
         scale: ``alpha / rank``.
-        nodes: Those that A, the scale where it is not 1, B and the sum are the work of.
     """
 
-    layer: str
-    weight: str
-    down: str
-    up: str
     scale: float
-    nodes: tuple[str, ...]
 
     @property
-    def params(self) -> tuple[str, str]:
-        """A and B, which are updated together."""
+    def params(self) -> tuple[str, ...]:
+        """A and B."""
         return self.down, self.up
+
+    @property
+    def way(self) -> tuple[str, ...]:
+        """The work of A."""
+        return self.nodes[:1]
+
+    @property
+    def choice(self) -> str:
+        """The weight beside it, which is frozen while the adapter learns."""
+        return self.weight
 
     def merged(self, weight: Array, down: Array, up: Array, axis: int) -> Array:
         """The weight that does what weight and adapter do, summed in double precision.
@@ -63,11 +61,6 @@ class Adapter:
         # output channels first, or both flat
         product = b.reshape(len(b), -1) @ a.reshape(len(a), -1) if axis == 0 else a @ b
         return (weight + self.scale * product.reshape(weight.shape)).astype(np.float32)
-
-
-def adapters_by_param(graph: Graph) -> dict[str, Adapter]:
-    """A and B of each adapter -> the adapter."""
-    return {p: a for a in graph.adapters for p in a.params}
 
 
 def add_adapters(graph: Graph, lora: Lora) -> None:
@@ -128,7 +121,7 @@ def _most(node: Node) -> int:
     return min(shape[axis], prod(shape) // shape[axis])
 
 
-def _add(graph: Graph, layer: Node, lora: Lora, rng: np.random.Generator) -> Adapter:
+def _add(graph: Graph, layer: Node, lora: Lora, rng: np.random.Generator) -> LowRankAdapter:
     weight, y, axis = operand_of(layer, 1), layer.out, out_axis(layer)
     shape = weight.type.shape
     inputs = prod(shape) // shape[axis]
@@ -157,50 +150,4 @@ def _add(graph: Graph, layer: Node, lora: Lora, rng: np.random.Generator) -> Ada
     graph.outputs = [made[-1].out if v is y else v for v in graph.outputs]
     graph.nodes += behind
     names = tuple(n.name for n in made)
-    return Adapter(layer.name, weight.name, down.name, up.name, lora.scale, names)
-
-
-def without_unused(graph: Graph, params: Collection[str]) -> Graph:
-    """A forward graph without the adapters that none of these parameters belongs to.
-
-    Their B is zero, so it computes the same; what is left has the names that it would have without
-    them.
-
-    Args:
-        graph: It is not modified; the same one if there is nothing to leave out.
-        params: What is to be updated.
-    """
-    wanted = set(params)
-    unused = [a for a in graph.adapters if not wanted.intersection(a.params)]
-    if not unused:
-        return graph
-    gone = {name for a in unused for name in a.nodes}
-    sums = {a.layer: a.nodes[-1] for a in unused}
-    by_name = {n.name: n for n in graph.nodes}
-    names = {by_name[layer].out: by_name[total].out.name for layer, total in sums.items()}
-    read = {v for n in graph.nodes if n.name not in gone for v in n.operands()}
-    read |= set(graph.outputs)
-    result = Graph(graph.name)
-    twin: dict[Value, Value] = {v: result.add_input(v.name, v.type) for v in graph.inputs}
-    for name, data in graph.constants.items():
-        v = graph.values[name]
-        if v in read:
-            t, origin = v.type, graph.origins.get(name)
-            twin[v] = result.add_constant(
-                name, data, t.dtype, t.quant, shape=t.shape, origin=origin
-            )
-    for node in graph.nodes:
-        if node.name in gone:
-            twin[node.out] = twin[operand_of(node, 0)]  # of the sum: what the layer makes
-            continue
-        inputs = [None if v is None else twin[v] for v in node.inputs]
-        wanted_names = [names.get(v, v.name) for v in node.outputs]
-        made = result.add_node(node.op, inputs, node.attrs, name=node.name, outputs=wanted_names)
-        twin |= dict(zip(node.outputs, made.outputs, strict=True))
-    result.outputs = [twin[v] for v in graph.outputs]
-    result.quantization = {k: q for k, q in graph.quantization.items() if k in result.values}
-    result.unchanged, result.merged = graph.unchanged, graph.merged
-    result.loss, result.notes = graph.loss, graph.notes
-    result.adapters = tuple(a for a in graph.adapters if a not in unused)
-    result.verify()
-    return result
+    return LowRankAdapter(layer.name, weight.name, down.name, up.name, names, lora.scale)

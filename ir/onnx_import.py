@@ -16,6 +16,7 @@ from .file_loss import part_loss, take_head
 from .graph import Attr, Graph, TensorType, Value
 from .head import replace_head
 from .import_options import PLAIN, ImportOptions
+from .lite_residual import add_lite_residuals
 from .lora import add_adapters
 from .obstacles import Obstacle, report_obstacles
 from .onnx_convert import Conversion, RejectedError, Rule, Site
@@ -78,8 +79,8 @@ def finish(graph: Graph, options: ImportOptions) -> None:
     """Make a cleaned graph one that is trained: its loss apart, its head replaced, with adapters.
 
     Raises:
-        UnsupportedModelError: The loss can't be parted off, the head not replaced, or no layer can
-            have an adapter.
+        UnsupportedModelError: The loss can't be parted off, the head not replaced, or no layer or
+            block can have an adapter.
         UsageError: The rank of adapters is too large.
     """
     part_loss(graph)
@@ -88,6 +89,8 @@ def finish(graph: Graph, options: ImportOptions) -> None:
         take_head(graph)
     if options.lora is not None:
         add_adapters(graph, options.lora)
+    if options.lite_residual is not None:
+        add_lite_residuals(graph, options.lite_residual)
 
 
 def convert(file: ModelFile) -> Conversion:

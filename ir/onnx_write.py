@@ -1,8 +1,8 @@
-"""A model file written again: the same file but for the tensors and notes that are replaced."""
+"""A model file written again: the same file but for what is replaced, noted and added."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableSequence
+from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from onnx import (
     numpy_helper,
 )
 
-from .graph import Array
+from .graph import Array, Node
 from .onnx_external import all_tensors
 from .onnx_file import unique_names
+from .onnx_insert import insert
 from .onnx_read import read_proto, tensor_array
 from .onnx_scopes import STANDARD_DOMAINS, copies, hoist_constants, inner_constants
 
@@ -131,6 +132,18 @@ class OriginalFile:
         graph.value_info.extend(known)
         for v in (v for v in graph.output if v.name in touched):
             _set_sizes(v, shapes[v.name])
+
+    def insert(self, nodes: Sequence[Node], constants: Mapping[str, Array]) -> list[str]:
+        """Put an adapter's nodes beside those of the file; arguments and errors are ``insert``'s.
+
+        Returns:
+            Names of the tensors that the file has got.
+        """
+        graph = self._proto.graph
+        count, known = len(graph.node), len(graph.initializer)
+        at = insert(self._proto, nodes, constants)
+        self.nodes[at:at] = [n.name for n in graph.node[at : at + len(graph.node) - count]]
+        return [t.name for t in graph.initializer[known:]]
 
     def annotate(
         self, prefix: str, model: Mapping[str, str], nodes: Mapping[str, Mapping[str, str]]

@@ -58,6 +58,7 @@ def source_of(path: Path, options: ImportOptions) -> ModelInfo:
         dims=dict(options.dims),
         outputs=options.outputs,
         lora=options.lora,
+        lite_residual=options.lite_residual,
     )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..ir.adapters import adapters_by_param
 from ..ir.graph import Graph
-from ..ir.lora import adapters_by_param
 from ..ir.precision import Precision
 from ..ir.training import Candidate
 from .problem import Forced, Problem
@@ -84,7 +84,7 @@ def demanded_precision(demands: Iterable[Demand]) -> dict[str, Precision]:
 def demanded_updates(
     forward: Graph, chosen: Sequence[Candidate], demands: Iterable[Demand]
 ) -> list[Candidate]:
-    """A fixed update set with what is demanded; both of an adapter are updated, or none."""
+    """A fixed update set with what is demanded; all of an adapter are updated, or none."""
     adapters = adapters_by_param(forward)
     own = {p: a.params for p, a in adapters.items()}
     wanted = [(d.kind, p) for d in demands for p in own.get(d.name, (d.name,))]

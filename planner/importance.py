@@ -78,8 +78,8 @@ def prior(
     quarter of the channels keeps half of the gain) and depth rising linearly from 0.5 at the first
     trainable layer to 1 at the last; biases and scales count half of that, and ``KEPT`` of it is
     left where the input is compressed, ``PAGED_WORTH`` where the optimizer's state is paged, and
-    ``sgd_worth`` where it is given up. An adapter is one tensor of its A and B, and of no more
-    parameters than the weight beside it; each has its share of the score.
+    ``sgd_worth`` where it is given up. An adapter is one tensor of all that it updates, one of low
+    rank of no more parameters than the weight beside it; each has its share of the score.
 
     Args:
         forward: Forward graph.
@@ -117,9 +117,10 @@ def _prior(
     size = {p: float(forward.values[p].type.size) for p in slots}
     for a in forward.adapters:
         layer |= dict.fromkeys(a.params, a.layer)  # beside which it stands
-        both = sum(size[p] for p in a.params)
-        root = sqrt(min(both, size[a.weight]))  # of both together, which learn no more than that
-        size |= {p: (root * size[p] / both) ** 2 for p in a.params}
+        every = sum(size[p] for p in a.params)
+        # of all together; what stands for a weight learns no more than that
+        root = sqrt(min(every, size[a.weight]) if a.choice == a.weight else every)
+        size |= {p: (root * size[p] / every) ** 2 for p in a.params}
     owners = sorted(set(layer.values()), key=order.__getitem__)
     depth = {n: 0.5 + 0.5 * i / max(1, len(owners) - 1) for i, n in enumerate(owners)}
     raw: dict[Candidate, float] = {}

@@ -9,12 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from ..ir.adapters import without_unused
 from ..ir.autodiff import build_training, candidates, param_slots
 from ..ir.candidates import with_states
 from ..ir.errors import InfeasibleError, UnsupportedModelError, UsageError
 from ..ir.freezing import frozen_before, stop_reasons, untrainable, way_out
 from ..ir.import_options import PLAIN, ImportOptions
-from ..ir.lora import without_unused
 from ..ir.obstacles import report_obstacles
 from ..ir.precision import Precision, lower, quantizable
 from ..ir.ranges import Method
@@ -351,8 +351,14 @@ class Planner:
         return stages, Start(decided, tuple(every), tuple(free), fixed, goals, r.known)
 
     def _check_adapters(self, pins: Mapping[str, Precision]) -> None:
-        """Adapters and the layers beside them are float ones."""
+        """Adapters and the layers beside them are float ones; beside modules of blocks, all are."""
         layers = quantizable(self.forward) if self.forward.quantization else {}
+        lite = self.forward.adapters and self.request.importing.lite_residual is not None
+        if lite and any(p is None and pins.get(n) != "f32" for n, p in layers.items()):
+            raise UsageError(
+                "--lite-residual: its modules are for float models: give --precision '*=f32', or"
+                " leave --calib out"
+            )
         for adapter in self.forward.adapters:
             for name in (adapter.layer, *adapter.nodes):
                 if layers.get(name, "f32") is None and pins.get(name) != "f32":

@@ -40,7 +40,7 @@ from pydantic import (
 )
 
 from ..ir.errors import UsageError
-from ..ir.import_options import ImportOptions, Lora
+from ..ir.import_options import ImportOptions, Lite, Lora
 from ..ir.precision import Precision
 from ..ir.training import LossName, OptimizerName, RoundingName, Saved, StateForm
 
@@ -92,7 +92,8 @@ class ModelInfo(_Lean):
 
     ``head`` is the number of classes that its last layer was replaced for, if it was; ``dims`` are
     the values of open dimensions beside the batch; ``outputs`` those that were kept, if not all;
-    ``lora`` is what adapters beside its layers were made by.
+    ``lora`` is what adapters beside its layers were made by, ``lite_residual`` modules beside its
+    blocks.
     """
 
     name: str
@@ -104,14 +105,16 @@ class ModelInfo(_Lean):
     dims: dict[str, PositiveInt] = {}
     outputs: tuple[str, ...] = ()
     lora: Lora | None = None
-    left_out: ClassVar[tuple[str, ...]] = ("head", "dims", "outputs", "lora")
+    lite_residual: Lite | None = None
+    left_out: ClassVar[tuple[str, ...]] = ("head", "dims", "outputs", "lora", "lite_residual")
 
     @property
     def importing(self) -> ImportOptions:
         """How the file was imported."""
         dims = tuple(self.dims.items())
+        more = self.lora, self.lite_residual
         return ImportOptions(
-            self.batch, self.fold_batchnorm, self.head, dims, self.outputs, self.lora
+            self.batch, self.fold_batchnorm, self.head, dims, self.outputs, *more
         )
 
 

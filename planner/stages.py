@@ -304,7 +304,7 @@ class Stages:
             most[c.param] = max(most.get(c.param, 0), score)
         for a in self.forward.adapters:
             of_adapter = sum(most.pop(p, 0) for p in a.params)
-            most[a.weight] = max(most.get(a.weight, 0), of_adapter)
+            most[a.choice] = max(most.get(a.choice, 0), of_adapter)
         return most
 
     def streaming_choices(self, start: Decided, free: Sequence[str]) -> Choices | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..ir.adapters import Adapter, adapters_by_param
 from ..ir.graph import Node
-from ..ir.lora import Adapter, adapters_by_param
 from ..ir.opdef import get_op
 from ..ir.training import Candidate, TrainingGraph, Update
 from .adapters import AdapterSteps, together
@@ -135,7 +135,7 @@ class _Builder:
         paged = []
         for u, a in self.update_activity.items():
             adapter = adapter_of.get(u.candidate.param)
-            param = u.candidate.param if adapter is None else adapter.weight
+            param = u.candidate.param if adapter is None else adapter.choice
             if a not in choices.setdefault(param, []):
                 choices[param].append(a)
             score = self.importance[u.candidate]

@@ -7,11 +7,19 @@ from difflib import get_close_matches
 from fractions import Fraction
 from types import MappingProxyType
 
+from ..ir.adapters import Adapter, adapters_by_param
 from ..ir.autodiff import param_slots
 from ..ir.errors import UsageError
 from ..ir.graph import Graph
-from ..ir.lora import adapters_by_param
+from ..ir.lite_residual import LiteResidual
+from ..ir.lora import LowRankAdapter
 from ..ir.training import Candidate
+
+#: Items that stand for adapters: their class, what they are called, and what offers them.
+_ADAPTERS: dict[str, tuple[type[Adapter], str, str]] = {
+    "lora": (LowRankAdapter, "adapters", "--lora RANK"),
+    "lite": (LiteResidual, "lite residual modules", "--lite-residual K"),
+}
 
 
 def choose(
@@ -26,7 +34,8 @@ def choose(
         forward: Imported graph.
         train: ``auto``, ``all`` (every parameter of the model whole), or items: ``last`` (the last
             layer with a weight), ``bias`` (biases and scales), ``lora`` (adapters, but for those of
-            weights that are updated themselves), ``PARAM`` and ``PARAM=RATIO``.
+            weights that are updated themselves), ``lite`` (lite residual modules), ``PARAM`` and
+            ``PARAM=RATIO``.
         every: All candidates.
         frozen: Parameters that are none because of ``--freeze-before``, each with its node.
 
@@ -42,7 +51,7 @@ def choose(
     if items == ["all"]:
         return whole
     slots = param_slots(forward)
-    kinds = [i for i in ("last", "bias", "lora") if i in items and i not in slots]
+    kinds = [i for i in ("last", "bias", *_ADAPTERS) if i in items and i not in slots]
     found = [_candidate(forward, item) for item in items if item not in kinds]
     if "last" in kinds:
         order = {n: i for i, n in enumerate(forward.nodes)}
@@ -54,12 +63,15 @@ def choose(
         if not biases:
             raise UsageError(f"{forward.name} has no biases to train; use --train all or last")
         found += biases
-    if "lora" in kinds:
-        if not adapters:
-            raise UsageError("--train lora: there are no adapters; give --lora RANK, too")
-        own = {c.param for c in found}
+    for kind, (sort, what, option) in _ADAPTERS.items():
+        if kind not in kinds:
+            continue
+        offered = {p: a for p, a in adapters.items() if isinstance(a, sort)}
+        if not offered:
+            raise UsageError(f"--train {kind}: there are no {what}; give {option}, too")
+        own = {c.param for c in found}.difference(adapters)
         known = {c.param for c in every}
-        found += [Candidate(p) for p, a in adapters.items() if p in known and a.weight not in own]
+        found += [Candidate(p) for p, a in offered.items() if p in known and a.choice not in own]
     if kinds:  # one parameter, of several kinds
         found = [*{c.param: c for c in reversed(found)}.values()][::-1]
     for c in found:

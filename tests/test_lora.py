@@ -19,12 +19,13 @@ from oracle import Unconstrained, batch
 from odt_plan.backends.c.golden import random_samples
 from odt_plan.backends.numpy import Runtime
 from odt_plan.backends.numpy.gradients import measure_gradients
+from odt_plan.ir.adapters import without_unused
 from odt_plan.ir.autodiff import build_training, candidates
 from odt_plan.ir.errors import InfeasibleError, UsageError
 from odt_plan.ir.graph import Graph
 from odt_plan.ir.import_options import ImportOptions, Lora, parse_lora
 from odt_plan.ir.interpreter import run
-from odt_plan.ir.lora import add_adapters, without_unused
+from odt_plan.ir.lora import add_adapters
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec
 from odt_plan.planner import search

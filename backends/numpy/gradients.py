@@ -9,18 +9,20 @@ gradient of micro-batch n with respect to a parameter ``w`` and ``N`` their numb
     that is linear in its parameters the inner sum is that of ``w g_n`` over the parameters of
     channel o, which is how it is found here. The parameters of a layer share it in proportion to
     their ``sum_n |g_n|^2``, so that a bias of zeros has its part. An input channel counts by its
-    own potential, ``sum_n (sum x_nc dL/dx_nc)^2`` with ``x`` the input of this layer alone. B of an
-    adapter, which is zero, has the share of its gradient beside those of the layer's own.
+    own potential, ``sum_n (sum x_nc dL/dx_nc)^2`` with ``x`` the input of this layer alone. The
+    last weight of an adapter, which is zero, has the share of its gradient beside those of the
+    layer's own.
 ``magnitude``
-    ``|g| |w|`` of the mean gradient, by input channel; for B of an adapter ``|w|`` is that of the
-    weight that it stands beside.
+    ``|g| |w|`` of the mean gradient, by input channel; for the last weight of an adapter ``|w|`` is
+    that of the weight that it stands beside.
 ``gradient``
     What a step on one sample takes off the loss of another one, to first order and per unit of the
     step size: the mean of ``g_n . g_m`` over all pairs of two micro-batches, at least 0. The square
     of the mean gradient, ElasticTrainer's importance (MobiSys'23), would count the noise of single
     samples as gain.
 
-A of an adapter has no gradient, because B is zero: the score of both is that of B.
+What is before the last weight of an adapter has no gradient, because that is zero: the score of all
+is that of the last weight.
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ...ir.adapters import adapters_by_param
 from ...ir.autodiff import build_training, param_slots
 from ...ir.candidates import channel_axis, counts
 from ...ir.errors import UsageError
 from ...ir.graph import Array, Graph, Node
 from ...ir.interpreter import run
-from ...ir.lora import adapters_by_param
 from ...ir.lowered_layers import out_axis
 from ...ir.opdef import ParamSlot
 from ...ir.sample import Samples

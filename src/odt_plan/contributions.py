@@ -16,12 +16,12 @@ from . import __version__
 from .backends.numpy.contribution import HELD_OUT, RATES, UPDATES, contribution
 from .backends.numpy.gradients import Gains
 from .backends.numpy.micro_batches import feeds, plain
+from .ir.adapters import adapters_by_param
 from .ir.autodiff import build_training
 from .ir.candidates import param_slots, parts
 from .ir.errors import OdtPlanError, UsageError
 from .ir.graph import Array, Graph
 from .ir.import_options import ImportOptions
-from .ir.lora import adapters_by_param
 from .ir.onnx_external import external_files
 from .ir.onnx_import import import_model
 from .ir.training import Candidate, TrainingSpec
@@ -51,7 +51,7 @@ class Trial:
         name: For messages.
         source: The model, on this machine.
         spec: The loss.
-        candidate: What is trained; of an adapter B, and A with it.
+        candidate: What is trained; of an adapter its last weight, and all else with it.
         learned: Micro-batches that it is trained on.
         held_out: Those that the gain is measured on.
     """
@@ -101,8 +101,8 @@ def contributions(
         source: Model file.
         forward: The same, imported.
         spec: The loss.
-        params: Parameters to score; those that learn without a gradient score 0, and so does A of
-            an adapter, whose score is that of B.
+        params: Parameters to score; those that learn without a gradient score 0, and so do those
+            of an adapter, whose score is that of its last weight.
         x: Samples.
         y: Labels or targets.
         watch: Told what goes on.
@@ -111,8 +111,8 @@ def contributions(
         UsageError: The data do not fit the model or are too few, nothing gains, or a run failed.
     """
     slots = param_slots(forward)
-    downs = {a.down for a in forward.adapters}
-    learn = [p for p in params if slots[p][0][1].role != "statistic" and p not in downs]
+    others = {p for a in forward.adapters for p in a.params if p != a.up}
+    learn = [p for p in params if slots[p][0][1].role != "statistic" and p not in others]
     batches = feeds(build_training(forward, plain(spec), [Candidate(learn[0])]), x, y)
     if len(batches) < HELD_OUT:
         raise UsageError(

@@ -12,12 +12,14 @@ from .backends.c.golden import random_samples
 from .backends.c.saved import DELTA_MAGIC, MAGIC, load_delta, load_saved
 from .backends.numpy import Runtime
 from .backends.viz.notes import model_notes, node_notes
+from .ir.adapters import adapters_by_param, without_unused
 from .ir.array_file import array_file, write_arrays
 from .ir.autodiff import build_training
 from .ir.errors import OdtPlanError, UnsupportedModelError, UsageError
 from .ir.graph import Array, Graph
 from .ir.interpreter import run
-from .ir.lora import adapters_by_param, without_unused
+from .ir.lite_residual import LiteResidual
+from .ir.lora import LowRankAdapter
 from .ir.lowered_layers import out_axis
 from .ir.onnx_external import external_files
 from .ir.onnx_write import OriginalFile
@@ -97,6 +99,7 @@ def run_export(options: ExportOptions) -> dict[str, object]:
     if written is not None:
         record |= {
             "changed": {k: [*shape] for k, shape in written.changed.items()},
+            "added": written.added,
             "rounded": written.rounded,
             "difference": difference,
             "rounding_difference": written.drift,
@@ -150,6 +153,7 @@ class _Written:
 
     Attributes:
         changed: Tensors and their shapes.
+        added: Tensors of layers that the file did not have.
         rounded: Tensors that hold less than f32, with the largest difference to what was learned,
             relative to its largest number.
         drift: What that makes of predictions.
@@ -159,6 +163,7 @@ class _Written:
     """
 
     changed: dict[str, tuple[int, ...]]
+    added: list[str]
     rounded: dict[str, float]
     drift: float
     samples: list[dict[str, Array]]
@@ -219,19 +224,23 @@ def _load(runtime: Runtime, path: Path) -> None:
 def _learned(
     plan: Plan, source: Path, lowered: Graph, before: dict[str, Array], runtime: Runtime
 ) -> dict[str, tuple[Array, Array]]:
-    """Each learned constant as it was and is, adapters merged, and those of a fresh head."""
+    """Each learned constant of the file as it was and is, and those of a fresh head.
+
+    Adapters of low rank are merged; others are no part of it.
+    """
     after = runtime.params()
     names = {u.candidate.param for u in runtime.training.updates}
     learned = {n: (before[n], after[n]) for n in after if n in names}
-    layers = {n.name: n for n in lowered.nodes}
-    for a in runtime.training.graph.adapters:
-        axis = out_axis(layers[a.layer])
-        new = a.merged(after[a.weight], after[a.down], after[a.up], axis)
-        learned[a.weight] = (before[a.weight], new)
-        for p in a.params:
-            learned.pop(p, None)
     if bad := [n for n, (_, a) in learned.items() if not np.isfinite(a).all()]:
         raise UsageError(f"{bad[0]} has learned NaN or infinite numbers; train with a smaller --lr")
+    layers = {n.name: n for n in lowered.nodes}
+    for a in runtime.training.graph.adapters:
+        for p in a.params:
+            learned.pop(p, None)
+        if isinstance(a, LowRankAdapter):
+            axis = out_axis(layers[a.layer])
+            new = a.merged(after[a.weight], after[a.down], after[a.up], axis)
+            learned[a.weight] = (before[a.weight], new)
     if plan.model.head is not None:
         old = as_planned(plan, imported(plan, source))
         known = {name: now for name, (_, now) in learned.items()}
@@ -253,6 +262,7 @@ def _write(
     """Put the learned constants into the file."""
     try:
         changed, held = write_back(lowered, learned, file.tensors)
+        added = _insert(file, lowered, runtime)
     except ProvenanceError as e:
         raise UnsupportedModelError(
             f"{source}: {e}; freeze it, or export the model with a float tensor of its own there"
@@ -271,7 +281,8 @@ def _write(
     samples = [random_samples(runtime.training, rng) for _ in range(_SAMPLES)]
     predictions = trained = _predicted(runtime, samples)
     adapters = runtime.training.graph.adapters
-    if any(a.weight in rounded for a in adapters):  # which the runtime has in two parts
+    merged_ones = [a for a in adapters if isinstance(a, LowRankAdapter)]
+    if any(a.weight in rounded for a in merged_ones):  # which the runtime has in two parts
         merged = without_unused(lowered, ())
         merged.constants |= {n: a for n, a in held.items() if n in merged.constants}
         predictions = _computed(merged, samples)
@@ -280,7 +291,17 @@ def _write(
         runtime.set_params({n: a for n, a in held.items() if n in updated})
         predictions = _predicted(runtime, samples)
     shapes = {n: a.shape for n, a in changed.items()}
-    return _Written(shapes, rounded, _difference(trained, predictions), samples, predictions)
+    return _Written(shapes, added, rounded, _difference(trained, predictions), samples, predictions)
+
+
+def _insert(file: OriginalFile, lowered: Graph, runtime: Runtime) -> list[str]:
+    """Put lite residual modules into the file; the tensors that it has got."""
+    nodes, params = {n.name: n for n in lowered.nodes}, runtime.params()
+    added: list[str] = []
+    for a in runtime.training.graph.adapters:
+        if isinstance(a, LiteResidual):
+            added += file.insert([nodes[name] for name in a.nodes], params)
+    return added
 
 
 def _predicted(runtime: Runtime, samples: list[dict[str, Array]]) -> dict[str, Array]:
@@ -330,6 +351,8 @@ def _tell(record: dict[str, Any]) -> None:
     lines = []
     if changed := record["changed"]:
         lines.append(f"{len(changed)} tensors changed, all others are as they were")
+    if added := record.get("added"):
+        lines.append(f"{len(added)} tensors added, with the layers that read them")
     if rounded := record.get("rounded"):
         worst = max(rounded, key=rounded.__getitem__)
         lines.append(

@@ -131,6 +131,8 @@ def heading(planned: PlannedModel, budgeted: Budgeted) -> list[Line]:
     fold = ", BatchNormalization folded" if m.fold_batchnorm else ""
     fold += f", a fresh head for {m.head} classes" if m.head else ""
     fold += f", adapters of rank {m.lora.rank} times {m.lora.scale:g} offered" if m.lora else ""
+    if (lite := m.lite_residual) is not None:
+        fold += f", lite residual modules of {lite.kernel}x{lite.kernel} offered"
     if plan.asked is not None and plan.asked.freeze_before:
         fold += f", nothing before {', '.join(plan.asked.freeze_before)}"
     loss = _losses(planned.training)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from .ir.import_options import ImportOptions, parse_dims, parse_lora
+from .ir.import_options import ImportOptions, parse_dims, parse_lite, parse_lora
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of the report.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
@@ -75,13 +75,22 @@ class Importing:
             " times ALPHA / RANK; see --train lora.  [default: ALPHA is RANK]",
         ),
     ] = None
+    lite_residual: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K[:SEED]",
+            help="Offer a lite residual module (TinyTL) with a KxK window beside each block of"
+            " convolutions; see --train lite.",
+        ),
+    ] = None
 
     @property
     def options(self) -> ImportOptions:
         """What they say."""
         dims, kept = parse_dims(self.dim or ()), tuple(dict.fromkeys(self.keep_output or ()))
         lora = None if self.lora is None else parse_lora(self.lora)
-        return ImportOptions(self.batch, self.fold_batchnorm, self.head, dims, kept, lora)
+        lite = None if self.lite_residual is None else parse_lite(self.lite_residual)
+        return ImportOptions(self.batch, self.fold_batchnorm, self.head, dims, kept, lora, lite)
 
 
 # -- what is trained, and how ----------------------------------------------------------------------
@@ -109,10 +118,10 @@ class Training:
     train: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="auto|all|last|bias|lora|NAME[=RATIO],...",
-            help="What to train; auto lets the solver choose; lora: the adapters of --lora, beside"
-            " which last, bias and names may stand.  [default: auto; pareto: auto for learn, else"
-            " all]",
+            metavar="auto|all|last|bias|lora|lite|NAME[=RATIO],...",
+            help="What to train; auto lets the solver choose; lora: the adapters of --lora, lite:"
+            " the modules of --lite-residual, beside which last, bias and names may stand."
+            "  [default: auto; pareto: auto for learn, else all]",
         ),
     ] = None
     freeze_before: FreezeBefore = None

@@ -1,18 +1,18 @@
-"""Update sets that are usual without any planner: last layers, biases, adapters."""
+"""Update sets that are usual without any planner: last layers, biases, adapters, TinyTL's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from .ir.adapters import adapters_by_param
 from .ir.candidates import param_slots
 from .ir.freezing import frozen_before, untrainable
-from .ir.lora import adapters_by_param
 from .planner.imported import Imported
 from .planner.pipeline import PlannedModel, Request
 
 LAST, BIASES, LAYERS = "last layer", "biases", "last layers that fit"
-#: Where ``--lora`` puts some beside the layers.
-ADAPTERS = "adapters"
+#: Where ``--lora`` puts some beside layers, and where ``--lite-residual`` does beside blocks.
+ADAPTERS, TINYTL = "adapters", "lite residual, biases, last layer"
 #: Plans a named set of ``--train`` items; text: why there is no plan.
 Made = Callable[[str, tuple[str, ...]], PlannedModel | str]
 
@@ -26,8 +26,10 @@ def usual_plans(
     yield BIASES, made(BIASES, ("bias",))
     more = last_layers(imported, request)[1:]
     yield LAYERS, last if isinstance(last, str) else _most(last, more, made)
-    if imported.forward.adapters:
+    if request.importing.lora is not None:
         yield ADAPTERS, made(ADAPTERS, ("lora",))
+    if request.importing.lite_residual is not None:
+        yield TINYTL, made(TINYTL, ("lite", "bias", "last"))
 
 
 def _most(best: PlannedModel, more: list[tuple[str, ...]], made: Made) -> PlannedModel:

@@ -83,7 +83,10 @@ def add_lite_residuals(graph: Graph, lite: Lite) -> None:
         )
     rng = np.random.default_rng(lite.seed)
     told = ", ".join(f"{b.start.name} .. {b.end.name}" for b in blocks)
-    graph.adapters = tuple(_add(graph, block, lite, rng) for block in blocks)
+    # from the last block on, so that what a block reads is what the one before it really makes
+    weights = [_drawn(b, lite, rng) for b in blocks]
+    made = [_add(graph, b, w) for b, w in zip(reversed(blocks), reversed(weights), strict=True)]
+    graph.adapters = tuple(reversed(made))
     graph.notes += (f"lite residual modules are offered beside {told}",)
     graph.verify()
 
@@ -94,7 +97,16 @@ def _bears_one(graph: Graph, block: ConvBlock) -> bool:
     return max(block.start.type.shape[2:]) > 1 and weight.name in graph.constants
 
 
-def _add(graph: Graph, block: ConvBlock, lite: Lite, rng: np.random.Generator) -> LiteResidual:
+def _drawn(block: ConvBlock, lite: Lite, rng: np.random.Generator) -> Array:
+    """The first weight of a module; its window has one element along an axis of one pixel."""
+    channels, *sizes = block.start.type.shape[1:]
+    group = GROUPS if channels % GROUPS == 0 else 1
+    shape = (channels, channels // group, *(lite.kernel if n > 1 else 1 for n in sizes))
+    data: Array = rng.standard_normal(shape) * sqrt(2 / prod(shape[1:]))
+    return data
+
+
+def _add(graph: Graph, block: ConvBlock, data: Array) -> LiteResidual:
     x, y, made = block.start, block.end, list[Node]()
     name, weight = block.layer.name, operand_of(block.layer, 1).name
     nodes, end = graph.nodes, y.producer
@@ -109,16 +121,12 @@ def _add(graph: Graph, block: ConvBlock, lite: Lite, rng: np.random.Generator) -
 
     channels, results = x.type.shape[1], y.type.shape[1]
     pool = tuple(min(POOLED, n) for n in x.type.shape[2:])
-    group = GROUPS if channels % GROUPS == 0 else 1
-    window = tuple(lite.kernel if n > 1 else 1 for n in x.type.shape[2:])
-    shape = (channels, channels // group, *window)
-    data = rng.standard_normal(shape) * sqrt(2 / prod(shape[1:]))
     down = _parameter(graph, f"{weight}.lite_down", data)
     bias = _parameter(graph, f"{weight}.lite_bias", np.zeros(channels))
     up = _parameter(graph, f"{weight}.lite_up", np.zeros((results, channels, 1, 1)))
     sizes = y.type.shape[2:]
     strides = tuple(max(1, round(a / b)) for a, b in zip(x.type.shape[2:], sizes, strict=True))
-    pads = tuple(k // 2 for k in window) * 2
+    pads, group = tuple(k // 2 for k in data.shape[2:]) * 2, channels // data.shape[1]
 
     h = add("AveragePool", "pool", x, kernel_shape=pool, strides=pool)
     nodes += inside

@@ -22,6 +22,8 @@ _KEPT = {
 }
 #: The first opset whose Resize can go by the centres of pixels.
 _BY_CENTRES = 11
+#: The first one whose Resize needs no region.
+_ROI_OPTIONAL = 13
 
 
 def insert(proto: ModelProto, nodes: Sequence[Node], constants: Mapping[str, Array]) -> int:
@@ -111,7 +113,10 @@ def _resized(
     pairs = list(zip(before, after, strict=True))
     if opset >= _BY_CENTRES:
         scales = np.array([1, 1, *(_scale(n, m) for n, m in pairs)], np.float32)
-        operands = [x, "", _constant(proto, names.fresh(f"{node.name}/scales"), scales)]
+        none = "" if opset >= _ROI_OPTIONAL else _constant(
+            proto, names.fresh(f"{node.name}/roi"), np.zeros(0, np.float32)
+        )
+        operands = [x, none, _constant(proto, names.fresh(f"{node.name}/scales"), scales)]
         attrs = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
         yield helper.make_node("Resize", operands, [result], names.node(node.name), **attrs)
         return
@@ -126,8 +131,7 @@ def _resized(
 def _scale(size: int, wanted: int) -> np.float32:
     """A scale by which runtimes find the wanted size, which is rounded down."""
     scale = np.float32(wanted / size)
-    exact = np.floor(np.float32(size) * scale) == wanted
-    return scale if exact else np.nextafter(scale, np.float32(np.inf))
+    return scale if float(scale) * size >= wanted else np.nextafter(scale, np.float32(np.inf))
 
 
 def _matrix(size: int, wanted: int) -> Array:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from ..ir.adapters import adapters_by_param
 from ..ir.autodiff import build_training
 from ..ir.errors import InfeasibleError
 from ..ir.training import Candidate
@@ -28,6 +29,8 @@ from .stages import Stages
 
 #: Rounds of choosing updates again, with less RAM, where no layout was found for them.
 ROUNDS = 3
+#: The part of the time that plans without adapters take at most, where adapters may be chosen.
+BARE_SHARE = 0.25
 #: A stage of the objective and the bound on it.
 Bounds = Sequence[tuple[Goal, float]]
 
@@ -142,8 +145,9 @@ class Search:
         start, last = self.start, self.start.goals[-1]
         known = start.known.plan
         self._at_once(last)
+        self._without_adapters()
         if self.best is not None:
-            self._decided = (self.best.scheduled.decided,)
+            self._decided = (self.best.scheduled.decided, *self._decided)
         if known is not None and (self.best is None or self._is_better(start.known.value)):
             self._offer(self._again(known))
             self._decided = (known.decided, *self._decided)
@@ -171,6 +175,27 @@ class Search:
             self._offer(at_once(self.stages, decided, last, fixed=True, free=free))
             if self.best is not None:
                 break
+
+    def _without_adapters(self) -> None:
+        """The best plan of no adapter, where some may be chosen: one with them is to be better.
+
+        The choice does not count all bytes that they take, and is larger with them.
+        """
+        start, watch = self.start, self.watch.part(BARE_SHARE * self.watch.left_s)
+        own = adapters_by_param(self.stages.forward)
+        bare = tuple(c for c in start.decided.updates if c.param not in own)
+        if start.fixed or len(bare) in (0, len(start.decided.updates)):
+            return
+        start = replace(start, decided=replace(start.decided, updates=bare), known=Known())
+        stages = replace(self.stages, watch=watch)
+        try:
+            found = Search(stages, start, self.gap, watch, self.checked).run()
+        except (InfeasibleError, StoppedEarlyError):
+            return
+        finally:
+            self.stages.time_s += stages.time_s
+        self._offer(found.scheduled)
+        self._decided = (found.scheduled.decided,)
 
     def settled(self) -> bool:
         """The plan reaches bounds that take no solver and hold for any order of operators."""

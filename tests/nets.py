@@ -188,6 +188,25 @@ def resnet(
     return g
 
 
+def bottlenecks(size: int = 14, seed: int = 0, batch: int = 1) -> Graph:
+    """MobileNetV2 in small: a separable block, two inverted bottlenecks, a wide 1x1 layer."""
+    rng, g = np.random.default_rng(seed), Graph("bottlenecks")
+    x = g.add_input("x", TensorType((batch, 3, size, size)))
+    x = relu(g, conv(g, rng, x, "stem", 6, stride=2), "stem.relu")
+    x = relu(g, conv(g, rng, x, "b0.depthwise", 6, group=6), "b0.relu")
+    x = conv(g, rng, x, "b0.project", 4, kernel=1)
+    for i, stride in ((1, 2), (2, 1)):
+        y = relu(g, conv(g, rng, x, f"b{i}.expand", 12, kernel=1), f"b{i}.relu1")
+        y = relu(g, conv(g, rng, y, f"b{i}.depthwise", 12, stride=stride, group=12), f"b{i}.relu2")
+        y = conv(g, rng, y, f"b{i}.project", 4, kernel=1)
+        x = g.add_node("Add", (x, y), name=f"b{i}.add").out if stride == 1 else y
+    x = relu(g, conv(g, rng, x, "head", 16, kernel=1), "head.relu")
+    x = g.add_node("GlobalAveragePool", (x,), name="pool").out
+    g.outputs = [dense(g, rng, flat(g, x), "fc", 3)]
+    g.verify()
+    return g
+
+
 def functions(size: int = 6) -> Graph:
     """Elementwise functions between layers: trained slopes, computed and constant conditions."""
     rng, g = np.random.default_rng(0), Graph("functions")

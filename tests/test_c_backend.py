@@ -22,7 +22,8 @@ from odt_plan.ir.autodiff import build_training, candidates
 from odt_plan.ir.calibrate import calibrate
 from odt_plan.ir.errors import OdtPlanError
 from odt_plan.ir.graph import Graph
-from odt_plan.ir.import_options import Lora
+from odt_plan.ir.import_options import Lite, Lora
+from odt_plan.ir.lite_residual import add_lite_residuals
 from odt_plan.ir.lora import add_adapters
 from odt_plan.ir.precision import all_i8, lower
 from odt_plan.ir.targets import random_target
@@ -30,6 +31,7 @@ from odt_plan.ir.training import Candidate, TrainingGraph, TrainingSpec
 from odt_plan.planner.device import load_device
 from odt_plan.planner.pipeline import Request, make_plan
 from odt_plan.planner.plan import Plan
+from odt_plan.planner.train_set import choose
 
 Planned = tuple[Plan, TrainingGraph]
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
@@ -93,6 +95,15 @@ def adapted(forward: Graph) -> Planned:
     return plans.within(forward, training, 0.9, None), training
 
 
+def modular(forward: Graph, train: str = "lite,bias,last") -> Planned:
+    """Lite residual modules beside frozen blocks."""
+    add_lite_residuals(forward, Lite(3))
+    chosen = choose(forward, (train,), candidates(forward))
+    assert chosen
+    training = build_training(forward, TrainingSpec(optimizer="momentum"), chosen)
+    return plans.within(forward, training, 0.9, None), training
+
+
 CASES: dict[str, Callable[[], Planned]] = {
     "mlp-sgd": lambda: planned(nets.mlp()),
     "mlp-mse": lambda: planned(nets.mlp(), TrainingSpec(loss="mse")),
@@ -116,6 +127,8 @@ CASES: dict[str, Callable[[], Planned]] = {
     "cnn-partly": lambda: partly(nets.cnn(channels=8)),
     "cnn-adapters": lambda: adapted(nets.cnn(channels=8)),
     "transformer-adapters": lambda: adapted(nets.transformer(rows=9, width=16)),
+    "resnet-modules": lambda: modular(nets.resnet(channels=6, size=9)),
+    "bottlenecks-modules": lambda: modular(nets.bottlenecks(), "lite"),
     "cnn-paged": lambda: paged(nets.cnn(size=8)),
     "cnn-overlapped": lambda: paged(nets.cnn(size=8), storage="sdram"),
     "resnet-overlapped-micro": lambda: paged(

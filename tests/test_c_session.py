@@ -170,6 +170,7 @@ MADE: dict[str, Callable[[], Planned]] = {
         "mlp-mse", "mlp-bce", "mlp-triplet", "mlp-adagrad", "resnet-adam",
         "cnn-momentum-batch2", "batch-normalized-micro", "cnn-micro", "cnn-paged", "cnn-overlapped",
         "resnet-overlapped-micro", "cnn-i8-input", "resnet-i8-middle", "functions-i8",
+        "resnet-modules",
     )},
     **{f"replay {n}": c for n, c in test_replay.CASES.items()},
 }  # fmt: skip

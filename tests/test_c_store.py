@@ -81,13 +81,13 @@ def test_power_is_lost_at_every_byte(case: Callable[[Path], Planned], tmp_path: 
 @needs_gcc
 @pytest.mark.parametrize(
     "case",
-    [CASES["cnn-micro"], CASES["cnn-partly"], CASES["cnn-adapters"],
+    [CASES["cnn-micro"], CASES["cnn-partly"], CASES["cnn-adapters"], CASES["resnet-modules"],
      test_int8_training.CASES["momentum-accumulate"]],
 )  # fmt: skip
 def test_changes_are_those_of_the_saved_state(
     case: Callable[[], Planned], tmp_path: Path
 ) -> None:
-    """Bit for bit; floats, parts of weights, adapters, integers."""
+    """Bit for bit; floats, parts of weights, adapters, modules, integers."""
     plan, training = case()
     name = emit_c(plan, training, tmp_path)[0].stem
     defines = [f'DELTA_HEADER="{name}_delta.h"']

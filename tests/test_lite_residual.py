@@ -514,6 +514,17 @@ def opset_of(path: Path, opset: int) -> Path:
     return path
 
 
+def filled(file: Path) -> tuple[Runtime, dict[str, Array]]:
+    """A plan that has learned other numbers, and these."""
+    plan = load_plan(file)
+    trained, rng = Runtime(plan, rebuild(plan, file)), np.random.default_rng(6)
+    first = trained.params()
+    names = [u.candidate.param for u in trained.training.updates]
+    values = {n: 0.3 * floats(rng, *first[n].shape) for n in names}
+    trained.set_params(values)
+    return trained, values
+
+
 @pytest.mark.parametrize(
     ("net", "opset"), [*((n, 17) for n in BLOCKS), ("plain", 8), ("resnet", 11)]
 )
@@ -552,13 +563,7 @@ def test_an_exported_file_is_valid_and_trains_by_names(odt: Cli, tmp_path: Path)
     path = export(nets.bottlenecks(), tmp_path)
     options = ("--lite-residual", "3", "--train", "lite", "-q", "-o", "out")
     assert odt(path, *LIMITS, *options).code == 0
-    plan = load_plan(PLAN)
-    trained = Runtime(plan, rebuild(plan, PLAN))
-    rng, first = np.random.default_rng(6), trained.params()
-    values = {
-        u.candidate.param: 0.3 * floats(rng, *first[u.candidate.param].shape)
-        for u in trained.training.updates
-    }
+    trained, values = filled(PLAN)
     np.savez("w.npz", **values)
     assert odt("export", PLAN, "w.npz", "-o", "tuned.onnx").code == 0
     proto = onnx.load("tuned.onnx")
@@ -571,7 +576,6 @@ def test_an_exported_file_is_valid_and_trains_by_names(odt: Cli, tmp_path: Path)
         assert np.array_equal(graph.constants[name], data)
     names = ",".join(values)
     assert odt("tuned.onnx", *LIMITS, "--train", names, "-q", "-o", "again").code == 0
-    trained.set_params(values)
     again = Path("again") / "plan.json"
     (x,) = trained.training.samples
     given = {x.name: sample(graph)["x"]}
@@ -579,22 +583,45 @@ def test_an_exported_file_is_valid_and_trains_by_names(odt: Cli, tmp_path: Path)
     assert_close(other.infer(given), trained.infer(given), 1e-6)
 
 
+@pytest.mark.parametrize("last", ["b0.add", "b0.relu2"])
+def test_a_block_inside_a_function(odt: Cli, tmp_path: Path, last: str) -> None:
+    """A module stands beside the call, where both of its ends are; else it has no place."""
+    proto = onnx.load(export(nets.resnet(blocks=1), tmp_path))
+    nodes = [*proto.graph.node]
+    end = [n.name for n in nodes].index(last) + 1
+    operands = ["stem.relu", *(f"b0.conv{i}.{what}" for i in (1, 2) for what in ("weight", "bias"))]
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    proto.functions.append(
+        onnx.helper.make_function("own", "Block", operands, [last], nodes[2:end], opsets)
+    )
+    proto.opset_import.append(onnx.helper.make_opsetid("own", 1))
+    call = onnx.helper.make_node("Block", operands, ["sum"], "block", domain="own")
+    nodes[end].input[0] = "sum"
+    del proto.graph.node[2:]
+    proto.graph.node.extend([call, *nodes[end:]])
+    options = ("--lite-residual", "3", "--train", "lite", "-q", "-o", "out")
+    assert odt(save(proto, tmp_path), *LIMITS, *options).code == 0
+    trained, values = filled(PLAN)
+    np.savez("w.npz", **values)
+    done = odt("export", PLAN, "w.npz", "-o", "tuned.onnx")
+    if last == "b0.relu2":
+        assert done.code == 4
+        assert "lite_up can't be written: the file has no value" in done.error
+        return
+    assert done.code == 0, done.err
+    given = random_samples(trained.training, np.random.default_rng(0))
+    assert_close(runtime(Path("tuned.onnx"), given)[0], trained.infer(given), 1e-5)
+
+
 def test_a_fresh_head_and_modules(odt: Cli, tmp_path: Path) -> None:
     path = export(nets.resnet(), tmp_path)
     options = ("--lite-residual", "3", "--head", "5", "--train", "lite,last", "-q", "-o", "out")
     assert odt(path, *LIMITS, *options).code == 0
-    plan = load_plan(PLAN)
-    trained = Runtime(plan, rebuild(plan, PLAN))
-    rng, first = np.random.default_rng(7), trained.params()
-    values = {
-        u.candidate.param: 0.3 * floats(rng, *first[u.candidate.param].shape)
-        for u in trained.training.updates
-    }
-    trained.set_params(values)
+    trained, values = filled(PLAN)
     np.savez("w.npz", **values)
     done = odt("export", PLAN, "w.npz", "-o", "tuned.onnx", "--json")
     assert done.code == 0, done.err
-    given = random_samples(trained.training, rng)
+    given = random_samples(trained.training, np.random.default_rng(0))
     assert_close(runtime(Path("tuned.onnx"), given)[0], trained.infer(given), 1e-5)
 
 

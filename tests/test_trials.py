@@ -188,6 +188,24 @@ def test_adapters_are_a_set_where_they_are_offered(
     assert odt("verify", out / "plan.json").code == 0
 
 
+def test_modules_with_biases_and_the_last_layer_are_a_set_where_they_are_offered(
+    odt: Cli, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "lite residual, biases, last layer"
+    by_fixed_set(monkeypatch, name)
+    out = tmp_path / "out"
+    ran = odt(*words(files, "--ram", 13000, "--lite-residual", 3, "-o", out))
+    assert ran.code == 0, ran.err
+    decided = Plan.model_validate_json((out / "plan.json").read_text()).decisions
+    assert decided.trial is not None
+    names = [n for t in decided.trial.tried for n in t.names]
+    assert sorted(names) == sorted({*SETS, name})
+    lite = {f"c2.weight.lite_{what}" for what in ("down", "bias", "up")}
+    chosen = {u.param for u in decided.updates if u.ratio}
+    assert chosen == lite | {"c1.bias", "c2.bias", "fc.weight", "fc.bias"}
+    assert odt("verify", out / "plan.json").code == 0
+
+
 def test_a_chosen_set_is_one_of_those_tried() -> None:
     one = TriedSet(
         names=("prior",), updated=1, ram_bytes=4, lr=0.1, loss=1.0, more=0.0, error=0.0

@@ -230,9 +230,8 @@ def _learned(
     """
     after = runtime.params()
     names = {u.candidate.param for u in runtime.training.updates}
-    learned = {n: (before[n], after[n]) for n in after if n in names}
-    if bad := [n for n, (_, a) in learned.items() if not np.isfinite(a).all()]:
-        raise UsageError(f"{bad[0]} has learned NaN or infinite numbers; train with a smaller --lr")
+    own = {n: (before[n], after[n]) for n in after if n in names}
+    learned = dict(own)
     layers = {n.name: n for n in lowered.nodes}
     for a in runtime.training.graph.adapters:
         for p in a.params:
@@ -241,6 +240,8 @@ def _learned(
             axis = out_axis(layers[a.layer])
             new = a.merged(after[a.weight], after[a.down], after[a.up], axis)
             learned[a.weight] = (before[a.weight], new)
+    if bad := [n for n, (_, a) in (own | learned).items() if not np.isfinite(a).all()]:
+        raise UsageError(f"{bad[0]} has learned NaN or infinite numbers; train with a smaller --lr")
     if plan.model.head is not None:
         old = as_planned(plan, imported(plan, source))
         known = {name: now for name, (_, now) in learned.items()}
@@ -262,11 +263,11 @@ def _write(
     """Put the learned constants into the file."""
     try:
         changed, held = write_back(lowered, learned, file.tensors)
-        added = _insert(file, lowered, runtime)
     except ProvenanceError as e:
         raise UnsupportedModelError(
             f"{source}: {e}; freeze it, or export the model with a float tensor of its own there"
         ) from None
+    added = _insert(file, lowered, runtime, source)
     lossy = {n for n, a in changed.items() if a.dtype not in (np.float32, np.float64)}
     resized = [n for n, a in changed.items() if a.shape != file.tensors[n].shape]
     for name, data in changed.items():
@@ -294,13 +295,23 @@ def _write(
     return _Written(shapes, added, rounded, _difference(trained, predictions), samples, predictions)
 
 
-def _insert(file: OriginalFile, lowered: Graph, runtime: Runtime) -> list[str]:
-    """Put lite residual modules into the file; the tensors that it has got."""
+def _insert(file: OriginalFile, lowered: Graph, runtime: Runtime, source: Path) -> list[str]:
+    """Put lite residual modules into the file; the tensors that it has got.
+
+    Raises:
+        UnsupportedModelError: It has no value that one reads or is added to.
+    """
     nodes, params = {n.name: n for n in lowered.nodes}, runtime.params()
     added: list[str] = []
     for a in runtime.training.graph.adapters:
         if isinstance(a, LiteResidual):
-            added += file.insert([nodes[name] for name in a.nodes], params)
+            try:
+                added += file.insert([nodes[name] for name in a.nodes], params)
+            except ProvenanceError as e:
+                raise UnsupportedModelError(
+                    f"{source}: {a.up} can't be written: {e}; plan without --lite-residual, or"
+                    " freeze it"
+                ) from None
     return added
 
 

@@ -30,7 +30,7 @@ from .stages import Stages
 #: Rounds of choosing updates again, with less RAM, where no layout was found for them.
 ROUNDS = 3
 #: The part of the time that plans without adapters take at most, where adapters may be chosen.
-BARE_SHARE = 0.25
+BARE_SHARE = 0.5
 #: A stage of the objective and the bound on it.
 Bounds = Sequence[tuple[Goal, float]]
 

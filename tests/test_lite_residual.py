@@ -35,6 +35,7 @@ from odt_plan.planner.pipeline import Request, make_plan
 from odt_plan.planner.plan import ImportanceTable, Plan, load_plan
 from odt_plan.planner.rebuild import rebuild
 from odt_plan.planner.search import Search
+from odt_plan.planner.tensors import Storage
 from odt_plan.planner.train_set import choose
 
 Array = NDArray[Any]
@@ -297,6 +298,20 @@ def test_backward_reads_nothing_of_the_block() -> None:
         for i in (0, 1)
         for what in ("pool", "relu")
     }
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_the_sum_takes_over_what_the_block_makes(net: str) -> None:
+    """Whatever is trained: no map of the block's size is there for the module's sake."""
+    graph = modular(NETS[net]())
+    every = [*plans.whole(graph)]
+    storage = Storage(build_training(graph, TrainingSpec(), every))
+    values = storage.training.graph.values
+    for a in modules(graph):
+        total = next(n for n in graph.nodes if n.name == a.nodes[-1])
+        frozen, beside = (values[v.name] for v in total.operands())
+        assert storage.aliases[values[total.out.name]] is frozen
+        assert storage.of[beside] is not storage.of[frozen]
 
 
 @pytest.mark.parametrize("net", [n for n in NETS if n != "normalized"])

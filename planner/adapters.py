@@ -62,7 +62,7 @@ class AdapterSteps:
             cost: Predicted costs.
             activities: Of an adapter's updates, in each form.
         """
-        sums = {a: n for n, a in self.passing.items() if n not in self.entries and n.op == "Add"}
+        sums = {a: n for n, a in self.passing.items() if n.op == "Add"}
         for node, adapter in self.passing.items():
             more, slot = cost.node_cycles(node), self._maker(sums[adapter].inputs[0])
             for a in activities[adapter]:

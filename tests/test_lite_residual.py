@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx_files import assert_close, export, floats, model, node, runtime, save
 from oracle import Unconstrained, batch
 
+from odt_plan import contributions
 from odt_plan.backends.c.golden import random_samples
 from odt_plan.backends.numpy import Runtime
 from odt_plan.backends.numpy.gradients import measure_gradients
@@ -24,13 +25,14 @@ from odt_plan.ir.adapters import without_unused
 from odt_plan.ir.autodiff import build_training, candidates
 from odt_plan.ir.conv_blocks import conv_blocks
 from odt_plan.ir.errors import InfeasibleError, UnsupportedModelError, UsageError
-from odt_plan.ir.graph import Graph, TensorType
+from odt_plan.ir.graph import Attr, Graph, TensorType, Value
 from odt_plan.ir.import_options import ImportOptions, Lite, Lora, parse_lite
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.lite_residual import LiteResidual, add_lite_residuals
 from odt_plan.ir.onnx_import import import_model
 from odt_plan.ir.training import Candidate, TrainingSpec
 from odt_plan.planner.device import load_device
+from odt_plan.planner.importance import prior
 from odt_plan.planner.pipeline import Request, make_plan
 from odt_plan.planner.plan import ImportanceTable, Plan, load_plan
 from odt_plan.planner.rebuild import rebuild
@@ -110,40 +112,81 @@ def test_blocks_of_the_usual_kinds(net: str) -> None:
     assert [b.layer.op for b in found] == ["Conv"] * len(found)
 
 
-def test_gates_and_normalizations_belong_to_blocks() -> None:
-    """A squeeze-and-excite gate parts no block, a normalization is part of what it follows."""
-    rng, g = np.random.default_rng(0), Graph("gated")
+def gate(g: Graph, rng: np.random.Generator, x: Value, name: str) -> Value:
+    """Squeeze and excite: channels times numbers that follow from their means."""
+    s = g.add_node("GlobalAveragePool", (x,), name=f"{name}.squeeze").out
+    s = nets.relu(g, nets.conv(g, rng, s, f"{name}.less", 2, kernel=1), f"{name}.relu")
+    s = nets.conv(g, rng, s, f"{name}.more", x.type.shape[1], kernel=1)
+    s = g.add_node("Sigmoid", (s,), name=f"{name}.share").out
+    return g.add_node("Mul", (x, s), name=name).out
+
+
+def normalized(g: Graph, x: Value, name: str) -> Value:
+    """BatchNormalization with numbers of its own."""
+    shape = x.type.shape[1:2]
+    numbers = [g.add_constant(f"{name}.{n}", np.ones(shape, np.float32)) for n in "sbmv"]
+    attrs: dict[str, Attr] = {"epsilon": 1e-5}
+    return g.add_node("BatchNormalization", (x, *numbers), attrs, name=name).out
+
+
+def begun(name: str) -> tuple[Graph, np.random.Generator, Value]:
+    """A graph with a stem."""
+    rng, g = np.random.default_rng(0), Graph(name)
     x = g.add_input("x", TensorType((1, 3, 8, 8)))
-    x = nets.relu(g, nets.conv(g, rng, x, "stem", 4), "stem.relu")
-    y = nets.conv(g, rng, x, "depthwise", 4, group=4)
-    s = g.add_node("GlobalAveragePool", (y,), name="squeeze").out
-    s = nets.relu(g, nets.conv(g, rng, s, "less", 2, kernel=1), "less.relu")
-    s = nets.conv(g, rng, s, "more", 4, kernel=1)
-    y = g.add_node("Mul", (y, g.add_node("Sigmoid", (s,), name="share").out), name="gate").out
-    y = nets.conv(g, rng, y, "project", 6, kernel=1)
-    numbers = [g.add_constant(n, np.ones(6, np.float32)) for n in ("s", "b", "m", "v")]
-    y = g.add_node("BatchNormalization", (y, *numbers), {"epsilon": 1e-5}, name="norm").out
-    y = g.add_node("HardSwish", (y,), name="swish").out
-    g.outputs = [nets.dense(g, rng, nets.flat(g, y), "fc", 3)]
+    return g, rng, nets.relu(g, nets.conv(g, rng, x, "stem", 4), "stem.relu")
+
+
+def blocks_of(g: Graph, rng: np.random.Generator, x: Value) -> list[tuple[str, str, str]]:
+    g.outputs = [nets.dense(g, rng, nets.flat(g, x), "fc", 3)]
     g.verify()
-    (block,) = conv_blocks(g)
-    assert (block.start.name, block.end.name) == ("stem.relu", "norm")
-    assert block.layer.name == "project"
+    return [(b.start.name, b.end.name, b.layer.name) for b in conv_blocks(g)]
+
+
+def test_gates_and_normalizations_belong_to_blocks() -> None:
+    """A gate parts no block, a normalization is part of what it follows."""
+    g, rng, x = begun("gated")
+    x = gate(g, rng, nets.conv(g, rng, x, "depthwise", 4, group=4), "gate")
+    x = normalized(g, nets.conv(g, rng, x, "project", 6, kernel=1), "norm")
+    x = g.add_node("HardSwish", (x,), name="swish").out
+    assert blocks_of(g, rng, x) == [("stem.relu", "norm", "project")]
+
+
+def test_a_gate_at_the_end_is_behind_the_sum() -> None:
+    g, rng, x = begun("gated")
+    x = gate(g, rng, nets.conv(g, rng, x, "wide", 4), "gate")
+    assert blocks_of(g, rng, x) == [("stem.relu", "wide", "wide")]
+
+
+def test_normalized_bottlenecks_are_linear_too() -> None:
+    g, rng, x = begun("normalized")
+    for i in (0, 1):
+        x = normalized(g, nets.conv(g, rng, x, f"b{i}.expand", 8, kernel=1), f"b{i}.norm1")
+        x = nets.relu(g, x, f"b{i}.relu1")
+        x = nets.conv(g, rng, x, f"b{i}.depthwise", 8, stride=2, group=8)
+        x = nets.relu(g, normalized(g, x, f"b{i}.norm2"), f"b{i}.relu2")
+        x = normalized(g, nets.conv(g, rng, x, f"b{i}.project", 4, kernel=1), f"b{i}.norm3")
+    last = ("b0.norm3", "b1.norm3", "b1.project")
+    # the first begins at an activation, so its stride parts it from the layer before
+    assert blocks_of(g, rng, x) == [("b0.relu1", "b0.norm3", "b0.project"), last]
+
+
+def test_branches_that_are_multiplied_are_no_block() -> None:
+    g, rng, x = begun("product")
+    one, two = (nets.conv(g, rng, x, name, 4) for name in ("one", "two"))
+    x = g.add_node("Mul", (one, two), name="product").out
+    x = nets.conv(g, rng, x, "next", 4)
+    assert blocks_of(g, rng, x) == [("product", "next", "next")]
 
 
 def test_a_part_with_branches_is_a_block() -> None:
     """Two branches of other widths, joined by channels; what follows in a row is another block."""
-    rng, g = np.random.default_rng(0), Graph("branches")
-    x = g.add_input("x", TensorType((1, 3, 8, 8)))
-    x = nets.relu(g, nets.conv(g, rng, x, "stem", 4), "stem.relu")
+    g, rng, x = begun("branches")
     one = nets.conv(g, rng, x, "narrow", 2, kernel=1)
     three = nets.conv(g, rng, x, "wide", 2)
     x = nets.relu(g, g.add_node("Concat", (one, three), {"axis": 1}, name="join").out, "join.relu")
     x = nets.relu(g, nets.conv(g, rng, x, "next", 4), "next.relu")
-    g.outputs = [nets.dense(g, rng, nets.flat(g, x), "fc", 3)]
-    g.verify()
-    found = [(b.start.name, b.end.name) for b in conv_blocks(g)]
-    assert found == [("stem.relu", "join"), ("join.relu", "next")]
+    wanted = [("stem.relu", "join", "wide"), ("join.relu", "next", "next")]
+    assert blocks_of(g, rng, x) == wanted
 
 
 # ---- the graph -----------------------------------------------------------------------------------
@@ -495,6 +538,52 @@ def test_a_module_that_is_not_chosen_costs_nothing(tmp_path: Path) -> None:
     assert with_.claims == without.claims
 
 
+def test_where_there_is_room_everything_is_updated(tmp_path: Path) -> None:
+    path = small(tmp_path)
+    auto = planned(path, 1 << 20, "auto")
+    assert modules_of(auto) == {"b0.conv2"}
+    assert {u.param for u in auto.decisions.updates if u.ratio == 1} == {
+        *import_model(path, ImportOptions(lite_residual=Lite(3))).constants
+    } - {"b0.conv2/lite_positions"}
+    assert auto.objective[0].bound >= learns(auto)
+
+
+def test_the_prior_of_a_module_is_that_of_one_tensor() -> None:
+    """It may be larger than the weight that it stands beside, and scores more then."""
+    graph = modular(nets.resnet(), kernel=5)
+    scores = {c.param: n for c, n in prior(graph, plans.whole(graph)).items()}
+    size = {p: graph.values[p].type.size for p in scores}
+    for a in modules(graph):
+        weights = [p for p in a.params if p != a.bias]
+        whole = sum(scores[p] for p in weights) + 2 * scores[a.bias]  # half of it, as of any bias
+        every = sum(size[p] for p in a.params)
+        assert every > size[a.weight]
+        ratio = np.sqrt(every / size[a.weight])
+        assert whole / scores[a.weight] == pytest.approx(ratio, rel=1e-4)
+        assert scores[a.down] / scores[a.up] == pytest.approx(size[a.down] / size[a.up], rel=1e-4)
+
+
+def test_a_contribution_is_of_all_of_it(
+    odt: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ODT_PLAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(contributions, "cores", lambda: 1)
+    rng = np.random.default_rng(3)
+    y = rng.integers(0, 3, 24).astype(np.int32)
+    x = floats(rng, 24, 2, 6, 6) + y[:, None, None, None].astype(np.float32)
+    np.savez("c.npz", x=x, y=y)
+    options = ("--calib", "c.npz", "--precision", "*=f32", "--importance", "contribution")
+    path = small(tmp_path)
+    assert odt(path, *LIMITS, *options, "--lite-residual", "3", "-q", "-o", "out").code == 0
+    asked = load_plan(PLAN).asked
+    assert asked is not None
+    table = asked.importance
+    assert table is not None
+    gains = {p: g[-1][1] for p, g in table.gains.items() if ".lite_" in p}
+    assert gains.pop("b0.conv2.weight.lite_up") > 0
+    assert gains == {f"b0.conv2.weight.lite_{what}": 0 for what in ("down", "bias")}
+
+
 @pytest.mark.parametrize("method", ["gradient", "fisher", "magnitude"])
 def test_scores_stand_with_the_last_weight(method: Any) -> None:
     graph, bare = modular(nets.resnet()), nets.resnet()
@@ -560,6 +649,10 @@ def test_modules_that_have_learned_are_part_of_the_exported_file(
     assert ran.code == 0, ran.err
     done = odt("export", PLAN, "w.npz", "-o", "tuned.onnx", "--json")
     assert done.code == 0, done.err
+    written = onnx.load("tuned.onnx")
+    if written.ir_version < 4:
+        tensors = {t.name for t in written.graph.initializer}
+        assert tensors <= {v.name for v in written.graph.input}
     values = dict(np.load("w.npz"))
     of_module = {n for n in values if ".lite_" in n}
     assert {*done.json["changed"]} == {*values} - of_module
@@ -638,6 +731,26 @@ def test_a_fresh_head_and_modules(odt: Cli, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     given = random_samples(trained.training, np.random.default_rng(0))
     assert_close(runtime(Path("tuned.onnx"), given)[0], trained.infer(given), 1e-5)
+
+
+def test_a_weight_in_half_floats_beside_a_module(odt: Cli, tmp_path: Path) -> None:
+    proto = onnx.load(export(nets.resnet(blocks=1), tmp_path))
+    (weight,) = (t for t in proto.graph.initializer if t.name == "b0.conv2.weight")
+    half = onnx.numpy_helper.to_array(weight).astype(np.float16)
+    weight.CopyFrom(onnx.numpy_helper.from_array(half, "half"))
+    proto.graph.node.insert(0, node("Cast", "half", "b0.conv2.weight", "cast", to=1))
+    path = save(proto, tmp_path)
+    params = [n for n in import_model(path).constants if n.endswith("weight")]
+    (beside,) = (n for n in params if n not in ("stem.weight", "b0.conv1.weight", "fc.weight"))
+    options = ("--lite-residual", "3", "--train", f"lite,{beside}", "-q", "-o", "out")
+    assert odt(path, *LIMITS, *options).code == 0
+    trained, values = filled(PLAN)
+    np.savez("w.npz", **values)
+    done = odt("export", PLAN, "w.npz", "-o", "tuned.onnx", "--json")
+    assert done.code == 0, done.err
+    assert done.json["rounded"]
+    given = random_samples(trained.training, np.random.default_rng(0))
+    assert_close(runtime(Path("tuned.onnx"), given)[0], trained.infer(given), 1e-2)
 
 
 def test_window_and_seed_are_part_of_the_plan(odt: Cli, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from board import lane
 from board.objects import compiled
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,15 +36,11 @@ from odt_plan.ir.opdef import Sample, all_ops, get_op, inplace_operands
 KERNELS = Path(odt_plan.backends.c.__file__).parent / "kernels"
 SOURCES = sorted(KERNELS.glob("odtplan_*.c"))
 HEADERS = sorted(KERNELS.glob("odtplan_*.h"))
-FLAGS = [
-    *("-std=c99", "-ffp-contract=off", "-fno-math-errno", "-fPIC"),
-    *("-Wall", "-Wextra", "-Wconversion", "-Wdouble-promotion", "-Werror"),
-]
-#: At -O2 the instrumented kernels take gcc two minutes.
-SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 #: Set in the environment of the sanitized run of this file.
 SANITIZED = "ODT_PLAN_TEST_SANITIZED"
 sanitized = SANITIZED in os.environ
+if sanitized:
+    os.environ.pop("LD_PRELOAD", None)  # the runtime is here; compilers are slow with it
 #: Bytes around each buffer that must not change; the sanitizer guards exact buffers better.
 GUARD = 0 if sanitized else 64
 #: Fill of the guards; they differ, so that copying one over the other shows.
@@ -138,7 +135,7 @@ class Library:
         if compiler is None:
             pytest.skip("neither gcc nor ziglang is here")
         self.folder, self.compiler = folder, compiler
-        self.flags = FLAGS + (SANITIZE if sanitized else ["-O2"])
+        self.flags = [*lane.STRICT, *(lane.CHECKED if sanitized else lane.OPTIMISED)]
         self.objects = [compiled([*compiler, *self.flags], source) for source in SOURCES]
 
     def function(self, case: Case, *, rows: bool = False) -> ctypes._CFuncPtr:
@@ -402,7 +399,7 @@ def test_every_operator_has_a_kernel_and_samples() -> None:
 def test_clang_accepts(source: Path, tmp_path: Path) -> None:
     zig = _zig()
     assert zig is not None
-    _run([*zig, *FLAGS, "-O2", "-c", source, "-o", tmp_path / "kernel.o"])
+    _run([*zig, *lane.STRICT, *lane.OPTIMISED, "-c", source, "-o", tmp_path / "kernel.o"])
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not here")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +16,12 @@ import plans
 import pytest
 import torch
 from board import lane
+from board.objects import link
 from numpy.typing import NDArray
 from onnx_files import export
 from test_board import needs_zig, on_board
 from test_c_backend import Planned, reference, samples
-from test_c_kernels import FLAGS, KERNELS
+from test_c_kernels import KERNELS
 
 from odt_plan.backends.c import emit_c
 from odt_plan.backends.numpy import Runtime
@@ -98,8 +98,8 @@ def test_numpy_halves_are_those_of_torch() -> None:
 def test_c_halves_are_those_of_numpy_and_come_back_exactly(tmp_path: Path) -> None:
     library = tmp_path / "half.so"
     names = ("half", "depthwise_grad", "margin", "gather", "sums")
-    sources = [str(KERNELS / f"odtplan_{n}.c") for n in names]
-    subprocess.run(["gcc", *FLAGS, "-shared", *sources, "-o", str(library)], check=True)
+    sources = [KERNELS / f"odtplan_{n}.c" for n in names]
+    link(["gcc", *lane.STRICT, *lane.OPTIMISED], sources, ["-shared"], library)
     c = ctypes.CDLL(str(library))
     x = hard_floats()
     got = np.zeros(len(x), np.uint16)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import nets
 import numpy as np
 import plans
 import pytest
+from board import lane
+from board.objects import link
 from numpy.typing import NDArray
 from onnx_files import export, floats
 from test_cli import Cli
@@ -130,9 +131,8 @@ def test_c_quantizes_samples_bit_for_bit(
     assert np.float32(scale[1]) == np.float32(quant.scale[0])
     assert f"#define NET_SAMPLE_ZERO_POINT {quant.zero_point} " in header
     library = tmp_path / "net.so"
-    sources = [str(p) for p in files if p.suffix == ".c"]
-    flags = ["-std=c99", "-O2", "-ffp-contract=off", "-shared", "-fPIC"]
-    subprocess.run(["gcc", *flags, *sources, "-o", str(library)], check=True)
+    sources = [p for p in files if p.suffix == ".c"]
+    link(["gcc", *lane.STRICT, *lane.OPTIMISED], sources, ["-shared"], library)
     x = reals(training, 1)
     x.reshape(-1)[-3:] = np.inf, -np.inf, np.nan
     got = np.zeros(x.shape, np.int8)

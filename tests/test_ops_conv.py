@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from board import lane
+from board.objects import link
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as f
@@ -31,6 +32,14 @@ CONV_FILES += ("pointwise", "simd", "sums", "wide_depthwise", "wide_grad")
 OPTIMISE = ("-O2", "-O3 -march=native")
 OPTIMISE += tuple(f"-O2 -Wno-psabi -DODTPLAN_LANES={n}" for n in (0, 8, 16))
 Array = np.ndarray[Any, Any]
+
+
+def flags_of(optimise: str) -> list[str]:
+    """Those of one of ``OPTIMISE``; the bits are the same with all of them."""
+    given = optimise.split()
+    return lane.OPTIMISED if given == ["-O2"] else [*given, *lane.BITS]
+
+
 FAST = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 
@@ -276,12 +285,9 @@ def kernels(
     if compiler is None:
         pytest.skip("needs a C compiler")
     out = tmp_path_factory.mktemp("conv") / "libconv.so"
-    flags = "-std=c99 -ffp-contract=off -Wall -Wextra -Wconversion -Wdouble-promotion -Werror"
-    flags += f" {request.param}"
-    sources = [str(KERNELS / f"odtplan_{f}.c") for f in CONV_FILES]
-    command = [compiler, *flags.split(), "-shared", "-fPIC", *sources]
-    subprocess.run([*command, "-o", str(out)], check=True)
-    return ctypes.CDLL(str(out))
+    sources = [KERNELS / f"odtplan_{f}.c" for f in CONV_FILES]
+    command = [compiler, *lane.STRICT, *flags_of(request.param)]
+    return ctypes.CDLL(str(link(command, sources, ["-shared"], out)))
 
 
 def call(lib: ctypes.CDLL, node: Node, inputs: Sequence[Array | None], rows: int) -> Array:

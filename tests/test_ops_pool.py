@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from board import lane
+from board.objects import link
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as f
@@ -222,12 +223,10 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if compiler is None:
         pytest.skip("needs a C compiler")
     out = tmp_path_factory.mktemp("pool") / "libpool.so"
-    flags = "-std=c99 -O2 -ffp-contract=off -Wall -Wextra -Wconversion -Wdouble-promotion -Werror"
     stems = [f"odtplan_{f}" for f in ("pool", "norm", "conv_grad")]
-    sources = [str(KERNELS / f) for f in kernel_files(stems) if f.endswith(".c")]
-    command = [compiler, *flags.split(), "-shared", "-fPIC", *sources, "-o", str(out)]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(out))
+    sources = [KERNELS / f for f in kernel_files(stems) if f.endswith(".c")]
+    command = [compiler, *lane.STRICT, *lane.OPTIMISED]
+    return ctypes.CDLL(str(link(command, sources, ["-shared"], out)))
 
 
 def call(lib: ctypes.CDLL, node: Node, inputs: Sequence[Array], *, in_place: bool) -> Array:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
+from board import lane
+from board.objects import link
 from op_cases import Case, build
-from test_c_kernels import FLAGS, KERNELS, Buffer, _invoke, _wrapper, assert_same_bits
-from test_ops_conv import OPTIMISE
+from test_c_kernels import KERNELS, Buffer, _invoke, _wrapper, assert_same_bits
+from test_ops_conv import OPTIMISE, flags_of
 
 from odt_plan.backends.c.emit import kernel_files
 from odt_plan.ir.graph import TensorType
@@ -47,11 +47,11 @@ def library(
     stems = sorted({c.op.c.source for c in CASES if c.op.c is not None})
     text = "".join(f'#include "{stem}.h"\n' for stem in stems)
     (folder / "cases.c").write_text(text + "\n".join(_wrapper(i, c) for i, c in enumerate(CASES)))
-    sources: list[str | Path] = [KERNELS / f for f in kernel_files(stems) if f.endswith(".c")]
-    flags = [f for f in FLAGS if f != "-O2"] + str(request.param).split()
-    command = ["gcc", *flags, f"-I{KERNELS}", "-shared", folder / "cases.c", *sources]
-    subprocess.run([*command, "-o", folder / "cases.so"], check=True, timeout=120)
-    return ctypes.CDLL(str(folder / "cases.so"))
+    sources = [KERNELS / f for f in kernel_files(stems) if f.endswith(".c")]
+    command = ["gcc", *lane.STRICT, *flags_of(request.param)]
+    options = ["-shared", f"-I{KERNELS}"]
+    library = link(command, [folder / "cases.c", *sources], options, folder / "cases.so")
+    return ctypes.CDLL(str(library))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

@@ -138,9 +138,10 @@ def _kernel(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
     y = np.zeros((x.shape[0], group, filters, win.y.out, win.x.out), x.dtype)
     if b is not None:
         y += b.reshape(group, filters, 1, 1)
+    walk = [(tap, y[outs], xs[ins]) for tap, outs, ins in win.walk()]
     for c in range(depth):
-        for tap, outs, ins in win.walk():
-            y[outs] += xs[:, :, c : c + 1][ins] * taps[:, :, c, tap]
+        for tap, met, given in walk:
+            met += given[:, :, c : c + 1] * taps[:, :, c, tap]
     return [y.reshape(node.out.type.shape)]
 
 

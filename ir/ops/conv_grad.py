@@ -64,9 +64,10 @@ def spread(
     dx = np.zeros((shape[0], group, depth, win.y.size, win.x.size), dy.dtype)
     if bias is not None:
         dx += bias.reshape(group, depth, 1, 1)
+    walk = [(tap, dx[ins], dys[outs]) for tap, outs, ins in win.walk()]
     for o in range(filters):
-        for tap, outs, ins in win.walk():
-            dx[ins] += dys[:, :, o : o + 1][outs] * taps[:, o, :, tap]
+        for tap, met, given in walk:
+            met += given[:, :, o : o + 1] * taps[:, o, :, tap]
     return dx.reshape(tuple(shape))
 
 
@@ -161,14 +162,18 @@ def rows_grad_weight(node: Node, inputs: Sequence[Array | None], begin: int, end
     filters = dy.shape[1] // node.int_attr("group", 1)
     xs, dys = np.swapaxes(planes(x), 0, 1), np.swapaxes(planes(dy)[:, begin:end], 0, 1)
     groups = np.arange(begin, end) // filters
-    if groups[0] == groups[-1]:
-        groups = groups[:1]
+    first = int(groups[0]) * shape[1]
     channels = groups[:, None] * shape[1] + np.arange(shape[1])  # of x, by row of the weight
     dw = np.zeros((end - begin, shape[1], win.y.kernel * win.x.kernel), x.dtype)
     for tap, outs, ins in win.walk():
-        a, b = dys[outs].reshape(end - begin, -1), xs[ins].reshape(x.shape[1], -1)
-        if a.shape[1] > 0:
-            dw[:, :, tap] = _products(a, b[channels])
+        a = dys[outs].reshape(end - begin, -1)
+        if a.shape[1] == 0:
+            continue
+        if groups[0] == groups[-1]:  # all rows have the same channels
+            b = xs[first : first + shape[1]][ins].reshape(1, shape[1], -1)
+        else:
+            b = xs[ins].reshape(x.shape[1], -1)[channels]
+        dw[:, :, tap] = _products(a, b)
     return dw.reshape(end - begin, *shape[1:])
 
 

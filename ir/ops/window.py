@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from ..graph import Array, Attr, Node
 
 #: Taps, distances and padding of a window; beyond it is a damaged file.
 LARGEST = 2**16
+#: A tap's number, the windows whose tap lies inside the input, and the inputs that they meet.
+Tap = tuple[int, tuple[slice, ...], tuple[slice, ...]]
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,12 @@ class Axis:
         hi = min(self.out, (self.size + end - 1 - first) // self.stride + 1)
         return lo, max(lo, hi)
 
-    def slices(self, tap: int) -> tuple[slice, slice]:
-        """Windows whose tap is inside the input, and the inputs that those taps meet."""
+    @cached_property
+    def slices(self) -> tuple[tuple[slice, slice], ...]:
+        """By tap: windows whose tap is inside the input, and the inputs that those taps meet."""
+        return tuple(map(self._slices, range(self.kernel)))
+
+    def _slices(self, tap: int) -> tuple[slice, slice]:
         lo, hi = self.span(tap)
         start = lo * self.stride + tap * self.dilation - self.begin
         if lo == hi:
@@ -97,14 +104,12 @@ class Window:
         """Neighbouring windows, as many as elements."""
         return all(a.stride == a.dilation == 1 and a.out == a.size for a in (self.x, self.y))
 
-    def walk(
-        self, reverse: bool = False
-    ) -> Iterator[tuple[int, tuple[slice, ...], tuple[slice, ...]]]:
+    def walk(self, reverse: bool = False) -> Iterator[Tap]:
         """Taps in order ``(ky, kx)`` or backwards: tap number, windows, the inputs they meet."""
         count = self.y.kernel * self.x.kernel
         for tap in reversed(range(count)) if reverse else range(count):
             ky, kx = divmod(tap, self.x.kernel)
-            (oy, iy), (ox, ix) = self.y.slices(ky), self.x.slices(kx)
+            (oy, iy), (ox, ix) = self.y.slices[ky], self.x.slices[kx]
             yield tap, (..., oy, ox), (..., iy, ix)  # type: ignore[misc]  # Ellipsis indexes too
 
     def out_shape(self, rank: int) -> tuple[int, ...]:
@@ -135,28 +140,44 @@ def window(node: Node, spatial: Sequence[int], kernel: Sequence[int]) -> Window:
     Raises:
         GraphError: Attributes that do not fit the rank, or an empty result.
     """
+    ones, zeros = (1,) * len(spatial), (0,) * (2 * len(spatial))
+    return _window(
+        tuple(spatial),
+        tuple(kernel),
+        node.ints_attr("strides", ones),
+        node.ints_attr("dilations", ones),
+        node.ints_attr("pads", zeros),
+        bool(node.int_attr("ceil_mode", 0)),
+    )
+
+
+@lru_cache(1024)  # a session in NumPy asks for the same ones at every step
+def _window(
+    spatial: tuple[int, ...],
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+    pads: tuple[int, ...],
+    ceil: bool,
+) -> Window:
     rank = len(spatial)
     if rank not in (1, 2):
         raise GraphError(f"{rank} spatial axes; 1 and 2 are supported")
-    strides = node.ints_attr("strides", (1,) * rank)
-    dilations = node.ints_attr("dilations", (1,) * rank)
-    pads = node.ints_attr("pads", (0,) * (2 * rank))
     if not len(kernel) == len(strides) == len(dilations) == len(pads) // 2 == rank:
         raise GraphError(
-            f"kernel {tuple(kernel)}, strides {strides}, dilations {dilations}, pads {pads}"
+            f"kernel {kernel}, strides {strides}, dilations {dilations}, pads {pads}"
             f" do not fit {rank} spatial axes"
         )
     if min(*kernel, *strides, *dilations) < 1 or min(pads) < 0:
         raise GraphError(
-            f"kernel {tuple(kernel)}, strides {strides}, dilations {dilations} must be positive,"
+            f"kernel {kernel}, strides {strides}, dilations {dilations} must be positive,"
             f" pads {pads} not negative"
         )
     if max(*kernel, *strides, *dilations, *pads) > LARGEST:
         raise GraphError(
-            f"kernel {tuple(kernel)}, strides {strides}, dilations {dilations}, pads {pads} exceed"
+            f"kernel {kernel}, strides {strides}, dilations {dilations}, pads {pads} exceed"
             f" {LARGEST}"
         )
-    ceil = bool(node.int_attr("ceil_mode", 0))
     axes = [Axis(1, 1, 1, 1, 0, 0, 1)] * (2 - rank)
     for i, (n, k) in enumerate(zip(spatial, kernel, strict=True)):
         begin, end = pads[i], pads[i + rank]

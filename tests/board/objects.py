@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 _INCLUDE = re.compile(r'^#include "(odtplan_\w+\.h)"', re.MULTILINE)
+_NAME = re.compile(r"\w+")
 Texts = tuple[tuple[str, str], ...]
 #: Environment: the folder of objects that several processes share; else each has its own.
 SHARED = "ODT_PLAN_TEST_OBJECTS"
@@ -44,10 +45,16 @@ def link(command: Sequence[str], sources: Sequence[Path], options: Sequence[str]
 def compiled(command: Sequence[str], source: Path) -> Path:
     """The object of a library file; equal ones are made once.
 
+    Macros of the command that neither the file nor its headers name are left out: they change
+    nothing.
+
     Raises:
         BuildError: The compiler refused.
     """
-    return _object(tuple(command), source.name, _texts(source))
+    texts = _texts(source)
+    named = set(_NAME.findall("".join(text for _, text in texts)))
+    flags = (f for f in command if not f.startswith("-D") or f[2:].partition("=")[0] in named)
+    return _object(tuple(flags), source.name, texts)
 
 
 def _texts(source: Path) -> Texts:

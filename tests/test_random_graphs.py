@@ -43,7 +43,7 @@ MOST_BITS, MOST_SCHEDULES = 12, 3000
 #: Parameters that may be updated there.
 MOST_PARAMETERS = 4
 #: Time limit where plans keep what they promise without a proof of the optimum, too.
-SECONDS = 6.0
+SECONDS = 20.0
 
 
 # --- brute force ----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from .live import shown
 from .options import EXPLAIN_S
 from .planner.device import Device
 from .planner.explain import Decision, Explainer, Outcome, Price
+from .planner.pipeline import PlannedModel
 from .planner.plan import Plan, load_plan
 from .planner.sizes import format_bytes, format_seconds
 from .planning import device_of_plan
@@ -56,8 +57,21 @@ def run_explain(options: ExplainOptions) -> list[dict[str, object]]:
     return explain_layers(plan, device, options)
 
 
+def explain_planned(
+    layers: tuple[str, ...],
+    model: Path,
+    gap: float,
+    as_json: bool,
+    planned: PlannedModel,
+    plan_file: Path,
+) -> list[dict[str, object]]:
+    """The same for a plan that was just made of a model, and stands, or would stand, in a file."""
+    options = ExplainOptions(plan_file, layers, model=model, gap=gap, as_json=as_json)
+    return explain_layers(planned.plan, planned.device, options)
+
+
 def explain_layers(plan: Plan, device: Device, options: ExplainOptions) -> list[dict[str, object]]:
-    """The same for a plan that is at hand; ``options.plan_file`` is where it stands."""
+    """The same for a plan that is at hand."""
     records: list[dict[str, object]] = []
     with shown(options.as_json) as watch:
         explainer = Explainer(

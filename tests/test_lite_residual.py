@@ -16,6 +16,7 @@ from cli_run import Cli
 from numpy.typing import NDArray
 from onnx_files import assert_close, export, floats, model, node, runtime, save
 from oracle import Unconstrained, batch
+from test_lora import LIMITS, PLAN, chosen, learned, learns, of_adapters, sample
 
 from odt_plan import contributions
 from odt_plan.backends.c.golden import random_samples
@@ -41,8 +42,6 @@ from odt_plan.planner.tensors import Storage
 from odt_plan.planner.train_set import choose
 
 Array = NDArray[Any]
-PLAN = Path("out") / "plan.json"
-LIMITS = ("--ram", "16MB", "--flash", "64MB", "--time-limit", "10")
 
 
 def plain(size: int = 12) -> Graph:
@@ -84,22 +83,6 @@ def modular(graph: Graph, kernel: int = 3, seed: int = 0) -> Graph:
 
 def modules(graph: Graph) -> list[LiteResidual]:
     return [a for a in graph.adapters if isinstance(a, LiteResidual)]
-
-
-def of_modules(graph: Graph) -> list[Candidate]:
-    return [Candidate(p) for a in graph.adapters for p in a.params]
-
-
-def learned(graph: Graph) -> dict[str, Array]:
-    """Other numbers for every parameter of a module."""
-    rng = np.random.default_rng(5)
-    params = [p for a in graph.adapters for p in a.params]
-    return {p: 0.3 * floats(rng, *graph.constants[p].shape) for p in params}
-
-
-def sample(graph: Graph, seed: int = 0) -> dict[str, Array]:
-    (x,) = graph.inputs
-    return {x.name: floats(np.random.default_rng(seed), *x.type.shape)}
 
 
 # ---- blocks --------------------------------------------------------------------------------------
@@ -362,7 +345,7 @@ def test_the_sum_takes_over_what_the_block_makes(net: str) -> None:
 def test_a_plan_trains_them_bit_for_bit(net: str, optimizer: Any) -> None:
     graph = modular(NETS[net]())
     spec = TrainingSpec(optimizer=optimizer, micro_batches=2 if optimizer == "adam" else 1)
-    training = build_training(graph, spec, of_modules(graph))
+    training = build_training(graph, spec, of_adapters(graph))
     plan = plans.within(graph, training, 0.9, None)
     trained, oracle = Runtime(plan, training), Unconstrained(training)
     rng = np.random.default_rng(2)
@@ -373,13 +356,6 @@ def test_a_plan_trains_them_bit_for_bit(net: str, optimizer: Any) -> None:
 
 
 # ---- what is trained -----------------------------------------------------------------------------
-
-
-def chosen(graph: Graph, *train: str) -> set[str]:
-    found = choose(graph, train, candidates(graph))
-    assert found is not None
-    assert len({c.param for c in found}) == len(found)
-    return {c.param for c in found}
 
 
 def test_kinds_of_updates_stand_beside_each_other() -> None:
@@ -424,10 +400,6 @@ def planned(path: Path, ram: int, train: str, flash: int = 1 << 24, **options: A
 def modules_of(plan: Plan) -> set[str]:
     steps = {name for s in plan.steps for name in s.nodes}
     return {n.split("/")[0] for n in steps if n.endswith("/lite")}
-
-
-def learns(plan: Plan) -> float:
-    return sum(u.importance for u in plan.decisions.updates)
 
 
 def small(tmp_path: Path) -> Path:

@@ -28,7 +28,7 @@ class Corner:
     def _draws(self, first: int) -> list[Draw]:
         found = []
         for seed in (first, first + 1):
-            (x, y), (tx, ty) = labelled(20, seed), labelled(30, seed + 100)
+            (x, y), (tx, ty) = labelled(20, seed), labelled(20, seed + 100)
             found.append(Draw(self._model, x, y.astype(np.int32), tx, ty.astype(np.int32)))
         return found
 

@@ -317,7 +317,7 @@ def test_a_start_within_the_gap_of_an_inherited_bound_needs_no_search(
     def no_search(*_: object, **__: object) -> None:
         raise AssertionError("searched")
 
-    more = replace(request, ram_bytes=request.ram_bytes + 8)
+    more = replace(request, ram_bytes=request.ram_bytes + 16)
     with monkeypatch.context() as patch:
         patch.setattr(Stages, "choice", no_search)
         with pytest.raises(AssertionError, match="searched"):
@@ -331,7 +331,7 @@ def test_a_start_within_the_gap_of_an_inherited_bound_needs_no_search(
             again = make_plan(replace(more, known=known)).plan
         assert again.objective[0].value == learn.value
         assert [o.gap <= 1e-3 for o in again.objective] == [True, True]
-        assert again.device.budget.ram_bytes == request.ram_bytes + 8
+        assert again.device.budget.ram_bytes == request.ram_bytes + 16
 
 
 def test_an_inherited_bound_that_a_plan_beats_is_dropped(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class Planned:
 
     def __init__(self, odt: Cli, patch: pytest.MonkeyPatch) -> None:
         self._odt, self._seen = odt, list[PlanOptions]()
-        patch.setattr(planning, "run_plan", self._seen.append)
+        patch.setattr(planning, "run_plan", lambda options, _: self._seen.append(options))
 
     def __call__(self, *words: str | Path) -> PlanOptions:
         done = self._odt(*words)
@@ -61,6 +61,7 @@ def project(folder: Path, text: str, name: str = "odt-plan.yaml") -> Path:
         ("micro-batches: auto", ("--micro-batches", "auto")),
         ("min-steps: 1_000", ("--min-steps", "1000")),
         ("objective: learn=1,ram=0.5", ("--objective", "learn=1,ram=0.5")),
+        ("explain: conv2", ("--explain", "conv2")),
         ("calib: synthetic", ("--calib", "synthetic")),
     ],
 )

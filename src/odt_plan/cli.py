@@ -9,7 +9,6 @@ import os
 import sys
 import traceback
 import warnings
-from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -221,8 +220,9 @@ def plan(
     ] = False,
 ) -> None:
     """Plan the training of a model (the default command)."""
+    from .explaining import explain_planned
     from .planner.infeasible import infeasible_record
-    from .planning import Explain, PlanOptions, parse_micro_batches, run_plan
+    from .planning import PlanOptions, parse_micro_batches, run_plan
 
     assert model is not None  # its callback has seen to it
     options = PlanOptions(
@@ -247,19 +247,15 @@ def plan(
         seed=seed,
         threads=threads,
         emit=tuple(emit or ()),
+        explain=tuple(explain or ()),
         output=output,
         as_json=as_json,
         quiet=quiet,
         verbose=verbose,
         force=force,
     )
-    told: Explain | None = None
-    if explain:
-        from .explaining import explain_planned
-
-        told = partial(explain_planned, tuple(explain), model, gap, as_json)
     try:
-        run_plan(options, told)
+        run_plan(options, explain_planned)
     except InfeasibleError as e:
         if as_json:
             print_json(infeasible_record(e))

@@ -14,7 +14,7 @@ from .planner.explain import Decision, Explainer, Outcome, Price
 from .planner.pipeline import PlannedModel
 from .planner.plan import Plan, load_plan
 from .planner.sizes import format_bytes, format_seconds
-from .planning import device_of_plan
+from .planning import PlanOptions, device_of_plan
 from .report import console
 
 _LABEL = 12
@@ -58,15 +58,12 @@ def run_explain(options: ExplainOptions) -> list[dict[str, object]]:
 
 
 def explain_planned(
-    layers: tuple[str, ...],
-    model: Path,
-    gap: float,
-    as_json: bool,
-    planned: PlannedModel,
-    plan_file: Path,
+    asked: PlanOptions, planned: PlannedModel, plan_file: Path
 ) -> list[dict[str, object]]:
-    """The same for a plan that was just made of a model, and stands, or would stand, in a file."""
-    options = ExplainOptions(plan_file, layers, model=model, gap=gap, as_json=as_json)
+    """The same for a plan that was just made, and stands, or would stand, in a file."""
+    options = ExplainOptions(
+        plan_file, asked.explain, model=asked.model, gap=asked.gap, as_json=asked.as_json
+    )
     return explain_layers(planned.plan, planned.device, options)
 
 

@@ -80,6 +80,7 @@ class PlanOptions:
     seed: int = 0
     threads: int = 1
     emit: tuple[str, ...] = ()
+    explain: tuple[str, ...] = ()
     output: Path | None = None
     as_json: bool = False
     quiet: bool = False
@@ -88,22 +89,22 @@ class PlanOptions:
 
 
 #: Tells why a plan, which is in this file, decides as it does, and prints it unless JSON is wanted.
-Explain = Callable[[PlannedModel, Path], list[dict[str, object]]]
+Explain = Callable[[PlanOptions, PlannedModel, Path], list[dict[str, object]]]
 
 
-def run_plan(options: PlanOptions, explain: Explain | None = None) -> None:
+def run_plan(options: PlanOptions, explain: Explain) -> None:
     """Plan, write and report.
 
     Args:
         options: As they were typed.
-        explain: What ``--explain`` asks for.
+        explain: For ``--explain``.
 
     Raises:
         OdtPlanError: Everything that can go wrong, with its exit code; no file is left behind.
     """
     if options.quiet and options.verbose:
         raise UsageError("--quiet and --verbose contradict each other; give one")
-    if options.quiet and explain and not options.as_json:
+    if options.quiet and options.explain and not options.as_json:
         raise UsageError("--quiet leaves --explain nothing to print; give one, or --json, too")
     with shown(options.quiet) as watch:
         request = make_request(options, watch, trial=True)
@@ -131,14 +132,14 @@ def run_plan(options: PlanOptions, explain: Explain | None = None) -> None:
     if options.as_json:
         record = planned.plan.model_dump(mode="json") | ({"built": asdict(built)} if built else {})
         try:
-            if explain:
-                record["explained"] = explain(planned, (folder or Path()) / PLAN_FILE)
+            if options.explain:
+                record["explained"] = explain(options, planned, (folder or Path()) / PLAN_FILE)
         finally:  # the plan is told, whatever becomes of that
             sys.stdout.write(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     elif not options.quiet:
         print_plan(planned, given, files, built, verbose=options.verbose)
-        if explain:
-            explain(planned, (folder or Path()) / PLAN_FILE)
+        if options.explain:
+            explain(options, planned, (folder or Path()) / PLAN_FILE)
 
 
 def _planned(options: PlanOptions, request: Request, watch: Watch) -> PlannedModel:

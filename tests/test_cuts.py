@@ -131,6 +131,29 @@ def cuts_against_the_whole_model(seed: int) -> list[bool]:
     return met
 
 
+def test_a_gap_leaves_plans_and_bounds_true() -> None:
+    """Plans that are better by less than it are not sought; the bound excludes none of them."""
+    found = [f for seed in range(8) for f in with_and_without_a_gap(seed, 0.05)]
+    assert any(loose > exact for exact, loose in found), "none was left out"
+
+
+def with_and_without_a_gap(seed: int, gap: float) -> list[tuple[float, float]]:
+    """Values of the plans, where the best one is proven."""
+    net, found = case(seed), []
+    for ram in net.budgets(0.1, 0.3, 0.5, 0.7):
+        residency = net.residency(ram)
+        exact, loose = (
+            residency.search(replace(EXACT, gap=g), Watch()) for g in (0.0, gap)
+        )
+        if exact.made is None or exact.bound < exact.price * (1 - 1e-9):
+            continue
+        best, value = residency.total(exact.price), residency.total(loose.price)
+        assert residency.total(loose.bound) <= best * (1 + 1e-9) <= value * (1 + 2e-9)
+        assert value - residency.total(loose.bound) <= gap * value
+        found.append((best, value))
+    return found
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_moments_of_parts_of_weights_are_those_of_the_timeline(seed: int) -> None:
     """Leading channels that forward cuts off keep what they are cut from until then."""

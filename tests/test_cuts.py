@@ -133,7 +133,7 @@ def cuts_against_the_whole_model(seed: int) -> list[bool]:
 
 def test_a_gap_leaves_plans_and_bounds_true() -> None:
     """Plans that are better by less than it are not sought; the bound excludes none of them."""
-    found = [f for seed in range(8) for f in with_and_without_a_gap(seed, 0.05)]
+    found = [f for seed in range(8) for f in with_and_without_a_gap(seed, 0.1)]
     assert any(loose > exact for exact, loose in found), "none was left out"
 
 

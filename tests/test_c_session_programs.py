@@ -144,19 +144,19 @@ def test_faults_change_nothing(case: str, tmp_path: Path) -> None:
 @needs_gcc
 @pytest.mark.parametrize("replay", [False, True])
 def test_digits_by_the_command_line(replay: bool, odt: Cli, tmp_path: Path) -> None:
-    """100 updates of the bundled model; what was learned goes back into the model file."""
+    """200 updates of the bundled model; what was learned goes back into the model file."""
     with np.load(DATA) as whole:
-        some = {k: a[:40] if k.endswith("_val") else a[:50] for k, a in whole.items()}
+        some = {k: a[:40] if k.endswith("_val") else a[:100] for k, a in whole.items()}
     np.savez("some.npz", **some)
-    words = ("--train", "last", "--replay", "50") if replay else ()
+    words = ("--train", "last", "--replay", "100") if replay else ()
     made = odt(DIGITS, "--ram", "320KB", "--flash", "1MB", "--emit", "host", "-o", "out", *words)
     assert made.code == 0, made.err
     given = ("run", "out/plan.json", "--data", "some.npz", "--epochs", "2", "--lr", "0.02",
-             "--schedule", "cosine", "--warmup", "10", "--seed", "3")  # fmt: skip
+             "--schedule", "cosine", "--warmup", "20", "--seed", "3")  # fmt: skip
     wanted = odt(*given, "--exact", "--json", "--save", "numpy.npz").json
     written = odt(*given, "--c-session", "session.bin", "--json")
     assert written.json["file"] == "session.bin"
-    assert (written.json["samples"], written.json["judged"]) == (50, 40)
+    assert (written.json["samples"], written.json["judged"]) == (100, 40)
     assert written.json["bytes"] == Path("session.bin").stat().st_size
     sources = [f for f in Path("out").glob("*.c") if not f.stem.endswith("_selftest")]
     command = ["gcc", *lane.STRICT, *lane.OPTIMISED]
@@ -165,7 +165,7 @@ def test_digits_by_the_command_line(replay: bool, odt: Cli, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["loss"] for line in told if "update" in line] == wanted["losses"]
-    assert len(wanted["losses"]) == 100
+    assert len(wanted["losses"]) == 200
     epochs = [line for line in told if "epoch" in line]
     assert [e["value"] for e in epochs] == [e["validation"]["accuracy"] for e in wanted["epochs"]]
     assert told[-1]["kept"] == wanted["kept_epoch"]

@@ -42,8 +42,6 @@ BOARD = load_device(plans.BOARD)
 MOST_BITS, MOST_SCHEDULES = 12, 3000
 #: Parameters that may be updated there.
 MOST_PARAMETERS = 4
-#: Time limit where plans keep what they promise without a proof of the optimum, too.
-SECONDS = 20.0
 
 
 # --- brute force ----------------------------------------------------------------------------------
@@ -170,7 +168,7 @@ def test_updates_take_the_same_ram_among_all_and_alone(seed: int) -> None:
 
 def planned(path: Path, ram_bytes: int | None, *, rivals: bool = False) -> PlannedModel | None:
     """A plan of a float network within so much RAM; None: proven that there is none."""
-    request = Request(path, BOARD, ram_bytes=ram_bytes, with_baselines=rivals, time_limit_s=SECONDS)
+    request = Request(path, BOARD, ram_bytes=ram_bytes, with_baselines=rivals, time_limit_s=20)
     try:
         return make_plan(request)
     except InfeasibleError:
@@ -235,7 +233,7 @@ def test_a_large_models_choice_is_near_that_of_the_whole_program(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With so little RAM that not everything fits, and a bound that no plan exceeds."""
-    request = half_way(export(random_net(seed, 6 + seed), tmp_path), time_limit_s=SECONDS)
+    request = half_way(export(random_net(seed, 6 + seed), tmp_path))
     request = replace(request, ram_bytes=request.ram_bytes * 3 // 5)
     (whole, _) = make_plan(request).plan.objective
     monkeypatch.setattr(timeline, "LEARN_REBUILDS", 0)

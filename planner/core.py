@@ -21,15 +21,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .linear import INF, Effort, LinearProgram, LinearResult, SolverOptions, Status, Terms
+from .linear import INF, WITHIN, Effort, LinearProgram, LinearResult, SolverOptions, Status, Terms
 from .progress import Watch
 
 #: ``delta`` of the cores that first solutions come from, in gaps.
 FIRST = (0.25, 1.0)
 #: Relative gap of a leaf's LP from which on it counts as loose: cores don't help then.
 LOOSE = 0.03
-#: Part of the gap that a leaf is proven within, so that no rounding takes it beyond.
-WITHIN = 1 - 1e-6
 #: Distance from an integer that counts as none.
 FRACTION = 1e-6
 

@@ -25,9 +25,8 @@ from itertools import pairwise, product
 import numpy as np
 from numpy.typing import NDArray
 
-from .core import WITHIN
 from .evicting import guided
-from .linear import INF, Effort, LinearProgram, SolverName, SolverOptions
+from .linear import INF, WITHIN, Effort, LinearProgram, SolverName, SolverOptions
 from .progress import Watch
 from .remakes import NEVER, Found, Ints, Needs, Prices, Remade, Remakes
 

@@ -32,6 +32,8 @@ INF = float("inf")
 LARGEST = 1e13
 #: What a bound of whole numbers may be off.
 ROUNDING = 1e-6
+#: Part of a gap that ``Effort.below`` leaves unsought, so that no rounding takes a proof beyond it.
+WITHIN = 1 - 1e-6
 #: A linear expression: (column, coefficient) terms; columns may repeat.
 Terms = Iterable[tuple[int, float]]
 

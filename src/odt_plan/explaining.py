@@ -36,11 +36,11 @@ class ExplainOptions:
 
     plan_file: Path
     layers: tuple[str, ...]
-    model: Path | None = None
-    device: str | None = None
-    gap: float = 1e-3
-    time_limit_s: float = EXPLAIN_S
-    as_json: bool = False
+    model: Path | None
+    device: str | None
+    gap: float
+    time_limit_s: float
+    as_json: bool
 
 
 def run_explain(options: ExplainOptions) -> list[dict[str, object]]:
@@ -62,7 +62,7 @@ def explain_planned(
 ) -> list[dict[str, object]]:
     """The same for a plan that was just made, and stands, or would stand, in a file."""
     options = ExplainOptions(
-        plan_file, asked.explain, model=asked.model, gap=asked.gap, as_json=asked.as_json
+        plan_file, asked.explain, asked.model, None, asked.gap, EXPLAIN_S, asked.as_json
     )
     return explain_layers(planned.plan, planned.device, options)
 

@@ -107,6 +107,18 @@ def test_normalized_bottlenecks_are_linear_too() -> None:
     assert blocks_of(g, rng, x) == [("b0.relu1", "b0.norm3", "b0.project"), last]
 
 
+def test_a_bottleneck_behind_a_sum_has_its_stride_inside() -> None:
+    """A sum without an activation is linear, too."""
+    g, rng, x = begun("behind a sum")
+    y = nets.conv(g, rng, x, "beside", 4)
+    x = g.add_node("Add", (x, y), name="sum").out
+    x = nets.relu(g, nets.conv(g, rng, x, "expand", 8, kernel=1), "relu1")
+    x = nets.relu(g, nets.conv(g, rng, x, "depthwise", 8, stride=2, group=8), "relu2")
+    x = nets.conv(g, rng, x, "project", 4, kernel=1)
+    wanted = [("stem.relu", "sum", "beside"), ("sum", "project", "project")]
+    assert blocks_of(g, rng, x) == wanted
+
+
 def test_branches_that_are_multiplied_are_no_block() -> None:
     g, rng, x = begun("product")
     one, two = (nets.conv(g, rng, x, name, 4) for name in ("one", "two"))

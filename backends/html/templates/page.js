@@ -186,6 +186,10 @@ function follow() {
   drawing.select(element);
 }
 addEventListener("hashchange", follow);
+addEventListener("click", (event) => {
+  const link = event.target.closest('a[href^="#"]');
+  if (link && link.hash === location.hash) follow(); // nothing changes, so no event tells of it
+});
 follow();
 
 for (const table of document.querySelectorAll("table")) {

@@ -23,10 +23,10 @@ from ..ir.opdef import get_op
 from .held import Held
 from .milp import Milp
 from .objective import Goal
-from .problem import ALWAYS, Problem, Retention, StreamChoice
+from .problem import ALWAYS, Problem, StreamChoice
 from .remakes import NEVER
 from .solution import Solution
-from .tensors import aligned
+from .tensors import Tensor, aligned
 
 
 @dataclass(frozen=True, order=True)
@@ -148,7 +148,7 @@ class ChoiceByCuts(Milp):
     def _cut_columns(self) -> None:
         p, last = self.problem, len(self.cuts)
         steps = (s for s in p.slots if s.node.phase in ("backward", "update") and not s.rebuild)
-        backward = min((s.index for s in steps), default=NEVER)
+        self.backward = min((s.index for s in steps), default=NEVER)
         pages = p.cost.storage is not None and p.limits.storage_bytes > 0
         retention = {r.tensor: k for k, r in enumerate(p.retentions)}
         self.paged: dict[tuple[int, int], int] = {}
@@ -159,7 +159,7 @@ class ChoiceByCuts(Milp):
                 self.live[s, i] = self.c.column(integer=True)
             for s in range(begin + 1, last + 1):
                 # before backward no step asks for anything again
-                if tensor.rebuildable and (s == last or self.cuts[s].first >= backward):
+                if tensor.rebuildable and (s == last or self.cuts[s].first >= self.backward):
                     self.again[s, i] = self.c.column(integer=True)
             if pages:
                 self._page_columns(i, retention.get(tensor))
@@ -212,12 +212,16 @@ class ChoiceByCuts(Milp):
 
     def _supply_at_cuts(self, i: int) -> None:
         """What is read, held or needed to make something again is there."""
-        reads, row = self.forward.reads[i], self.c.row
-        for s in range(self.begin[i], len(self.cuts)):
+        reads, row, begin = self.forward.reads[i], self.c.row, self.begin[i]
+        early = self.forward.auxiliary.get(self.forward.tensors[i])
+        if early is not None and self.cuts[begin].first < self.backward:
+            made = self.a[self.problem.slots[early].activity]  # by then nothing is made late
+            row([(made, 1.0), (self.live[begin, i], -1.0)], lower=0.0)
+        for s in range(begin, len(self.cuts)):
             cut = self.cuts[s]
             for terms in self._read(a for k, a in reads if k in cut.slots):
                 row([(self.live[s, i], 1.0), *terms], lower=0.0)
-        for s in range(self.begin[i] + 1, len(self.cuts) + 1):
+        for s in range(begin + 1, len(self.cuts) + 1):
             ways, behind = self._ways(s, i), self.cuts[s - 1].last
             end = self.cuts[s].first if s < len(self.cuts) else NEVER
             for terms in self._read(a for k, a in reads if behind < k < end):
@@ -246,15 +250,11 @@ class ChoiceByCuts(Milp):
         for acts in self._alternatives(dict.fromkeys(activities)):
             yield [(self.a[a], -1.0) for a in acts]
 
-    def _occupy_reads(self, r: Retention) -> None:
-        """At cuts what is held counts, elsewhere what is read."""
-        i = self.forward.at.get(r.tensor)
-        at = set()
-        if i is not None and self.begin[i] < len(self.cuts):
-            at = {k for c in self.cuts[self.begin[i] :] for k in c.slots}
-        for e in r.events:
-            if not e.writes and e.slot not in at:
-                self.occupancy.add(e.slot, e.slot, self.a[e.activity], r.tensor.bytes)
+    def _at_cuts(self, tensor: Tensor) -> Collection[int]:
+        i = self.forward.at.get(tensor)
+        if i is None:
+            return ()
+        return {k for c in self.cuts[self.begin[i] :] for k in c.slots}
 
     def _occupy_cuts(self) -> None:
         for (s, i), column in self.live.items():
@@ -348,14 +348,14 @@ class ChoiceByCuts(Milp):
         return v
 
     def _remade_cycles(self) -> list[tuple[int, float]]:
-        """Cycles of making things again; auxiliary tensors have slots of their own for that."""
+        """Cycles of making things again; those of auxiliary tensors are counted without cuts."""
         cost, micro = self.problem.cost, self.problem.micro_batches
         cycles = [
             0 if t in self.forward.auxiliary else micro * sum(map(cost.node_cycles, t.writers))
             for t in self.forward.tensors
         ]
         again = [(column, float(cycles[i])) for (_, i), column in self.again.items()]
-        return again + self.unread
+        return super()._remade_cycles() + again + self.unread
 
     def _solution(self, values: NDArray[np.float64]) -> Solution:
         """Activities alone: what is loaded between which cuts is no decision about a slot."""

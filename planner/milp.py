@@ -9,7 +9,7 @@ All memory rows are linear: update choice is a knapsack, and it needs their LP b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -104,6 +104,7 @@ class Milp:
         self.held: list[list[int]] = []
         self.loaded: list[dict[int, int]] = []
         self.stored: list[int | None] = []
+        self.late: list[tuple[int, float]] = []
         for r in problem.retentions:
             self._retention_variables(r)
         self.peak = self.c.column(integer=False, upper=float("inf"))
@@ -275,12 +276,26 @@ class Milp:
         self._supply_of_alternatives(i, r)
 
     def _made(self, r: Retention) -> None:
-        """An auxiliary tensor that is read has been made, by any of its slots."""
-        if r.window is None:
-            makers = dict.fromkeys(e.activity for e in r.events if e.writes)
-            for acts in self._alternatives(e.activity for e in r.events if not e.writes):
-                terms = [*((self.a[m], 1.0) for m in makers), *((self.a[a], -1.0) for a in acts)]
-                self.c.row(terms, lower=0.0)
+        """An auxiliary tensor that is read has been made: by a slot, or where none is offered.
+
+        Slots make it in forward, or right before what reads it; before any other step of backward
+        it may be made, too.
+        """
+        if r.window is not None:
+            return
+        slots = {e.activity: self.problem.slots[e.slot] for e in r.events if e.writes}
+        makers = [(self.a[m], 1.0) for m in slots]
+        early = [s for s in slots.values() if self._is_auxiliary(s)]
+        if early:
+            late = self.c.column(integer=False)
+            makers.append((late, 1.0))
+            cycles = [c for s in early for c in (s.cycles, s.mixed.cycles if s.mixed else s.cycles)]
+            self.late.append((late, float(min(cycles))))
+        for acts in self._alternatives(e.activity for e in r.events if not e.writes):
+            self.c.row([*makers, *((self.a[a], -1.0) for a in acts)], lower=0.0)
+
+    def _is_auxiliary(self, slot: Slot) -> bool:
+        return self.problem.activities[slot.activity].kind == "auxiliary"
 
     def _makers(self) -> dict[int, int]:
         """Activities that make what only one candidate reads -> the candidate."""
@@ -480,7 +495,7 @@ class Milp:
             self._occupy_window(r.tensor, *r.window)
             begin = r.window[1] + 1
         if self.relaxed:
-            self._occupy_reads(r)
+            self._occupy_events(r)
             return
         for j, e in enumerate(r.events):
             add(begin, e.slot - 1, self.held[i][j], size, continues=True)
@@ -493,10 +508,17 @@ class Milp:
                 add(e.slot, e.slot, v, size)
             begin = e.slot + 1
 
-    def _occupy_reads(self, r: Retention) -> None:
+    def _occupy_events(self, r: Retention) -> None:
+        """A tensor takes RAM in the slots that read it, and in that of forward that makes it."""
+        at_cuts = self._at_cuts(r.tensor)
         for e in r.events:
-            if not e.writes:
+            again = e.writes and self.problem.slots[e.slot].rebuild
+            if e.slot not in at_cuts and not again:
                 self.occupancy.add(e.slot, e.slot, self.a[e.activity], r.tensor.bytes)
+
+    def _at_cuts(self, tensor: Tensor) -> Collection[int]:
+        """Slots of cuts that say whether a tensor is held."""
+        return ()
 
     def _occupy_cuts(self) -> None:
         """What a program with cuts holds at them."""
@@ -585,8 +607,8 @@ class Milp:
         return terms + self._remade_cycles() + self.page_cycles + self._hidden
 
     def _remade_cycles(self) -> list[tuple[int, float]]:
-        """Cycles of what a program with cuts makes again."""
-        return []
+        """Cycles of what a relaxed program makes again without a slot."""
+        return self.late
 
     @cached_property
     def energy(self) -> list[tuple[int, float]]:

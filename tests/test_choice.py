@@ -89,11 +89,14 @@ def everywhere(problem: Problem, alone: Residency) -> set[Cut | Make]:
     return {*places.values(), *makes}
 
 
-@pytest.mark.parametrize("seed", [9, 23, 38, 42, 71])
+@pytest.mark.parametrize("seed", [9, 23, 24, 34, 38, 42, 60, 71])
 def test_a_choice_over_all_cuts_takes_the_least_ram_that_its_updates_take(
     seed: int, tmp_path: Path
 ) -> None:
-    """Neither more, then it would exclude plans, nor less, then it would have to be tried."""
+    """Neither more, then it would exclude plans, nor less, then it would have to be tried.
+
+    In 24, 34 and 60 what is made for backward alone is made late, before a step that reads it not.
+    """
     sample = Sample(seed, tmp_path)
     least = sample.least()
     assert sample.fits(least)

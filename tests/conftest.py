@@ -32,8 +32,9 @@ def odt(
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--graphs``: how many random networks."""
+    """``--graphs``: how many random networks; ``--seconds``: how long each plan is searched."""
     parser.addoption("--graphs", type=int, default=5, help="seeds of each test of random networks")
+    parser.addoption("--seconds", type=float, default=20.0, help="time limit of their plans")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,6 +1,7 @@
 """Random networks: the planner against brute force, and the laws that every plan obeys.
 
-``--graphs N`` tries so many seeds of each test; the default is a sample.
+``--graphs N`` tries so many seeds of each test; the default is a sample. ``--seconds S`` ends the
+search of a plan: laws hold of unproven plans, too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from odt_plan.planner import joint, timeline
 from odt_plan.planner.bounds import most_gain
 from odt_plan.planner.check import check
 from odt_plan.planner.choice import ChoiceByCuts, Held, Make, cuts_of
+from odt_plan.planner.decided import OutOfTimeError
 from odt_plan.planner.device import load_device
 from odt_plan.planner.imported import import_requested
 from odt_plan.planner.linear import SolverOptions
@@ -166,11 +168,15 @@ def test_updates_take_the_same_ram_among_all_and_alone(seed: int) -> None:
 # --- laws -----------------------------------------------------------------------------------------
 
 
-def planned(path: Path, ram_bytes: int | None, *, rivals: bool = False) -> PlannedModel | None:
+def planned(
+    path: Path, ram_bytes: int | None, seconds: float, *, rivals: bool = False
+) -> PlannedModel | None:
     """A plan of a float network within so much RAM; None: proven that there is none."""
-    request = Request(path, BOARD, ram_bytes=ram_bytes, with_baselines=rivals, time_limit_s=20)
+    request = Request(path, BOARD, ram_bytes=ram_bytes, with_baselines=rivals, time_limit_s=seconds)
     try:
         return make_plan(request)
+    except OutOfTimeError:
+        raise
     except InfeasibleError:
         return None
 
@@ -181,16 +187,19 @@ def learned(model: PlannedModel) -> tuple[float, float]:
     return learn.value, learn.bound
 
 
-def test_plans_keep_their_promises(graph_seed: int, tmp_path: Path) -> None:
+def test_plans_keep_their_promises(
+    graph_seed: int, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
     """Checked; bound >= learning >= the baselines that fit; more RAM is never worse."""
+    seconds = pytestconfig.getoption("seconds")
     nodes = 4 + graph_seed * 7 % 57
     path = export(random_net(graph_seed, nodes), tmp_path)
-    most = planned(path, 10**7)
+    most = planned(path, 10**7, seconds)
     assert most is not None
     need = most.plan.claims.ram_bytes.total
     before: tuple[float, float] | None = None
     for ram in (need // 3, need * 2 // 3, need):
-        model = planned(path, ram, rivals=True)
+        model = planned(path, ram, seconds, rivals=True)
         if model is None:
             assert before is None, "less RAM was enough"
             continue

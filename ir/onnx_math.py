@@ -67,6 +67,12 @@ def _celu(s: Site) -> Value:
     return s.emit("Elu", (s.value(0),), attrs)
 
 
+def _tan(s: Site) -> Value:
+    """Sine by cosine; both are exact to the last bits, next to the zeros of the cosine too."""
+    x = s.value(0)
+    return s.emit("Div", (s.emit("Sin", (x,), None, "sine"), s.emit("Cos", (x,), None, "cosine")))
+
+
 # -- several operands ------------------------------------------------------------------------------
 
 
@@ -284,13 +290,20 @@ def _expand(s: Site) -> Value:
 
 RULES: dict[str, Rule] = {
     "Abs": _plain("Abs"),
+    "Acos": _plain("Acos"),
+    "Acosh": _plain("Acosh"),
     "Add": _add,
     "And": _logic("And", 2),
+    "Asin": _plain("Asin"),
+    "Asinh": _plain("Asinh"),
+    "Atan": _plain("Atan"),
+    "Atanh": _plain("Atanh"),
     "Cast": _cast,
     "CastLike": _cast_like,
     "Ceil": _plain("Ceil"),
     "Celu": _celu,
     "Cos": _plain("Cos"),
+    "Cosh": _plain("Cosh"),
     "Div": _plain("Div", 2),
     "Elu": _elu,
     "Equal": _equal,
@@ -325,6 +338,7 @@ RULES: dict[str, Rule] = {
     "Sigmoid": _plain("Sigmoid"),
     "Sign": _plain("Sign"),
     "Sin": _plain("Sin"),
+    "Sinh": _plain("Sinh"),
     "Softplus": _plain("Softplus"),
     "Softsign": _plain("Softsign"),
     "Sqrt": _plain("Sqrt"),
@@ -332,6 +346,7 @@ RULES: dict[str, Rule] = {
     "Sum": lambda s: _chain(s, "Add"),
     "Swish": _with_reals("Swish", alpha=1.0),
     "Tanh": _plain("Tanh"),
+    "Tan": _tan,
     "ThresholdedRelu": _with_reals("ThresholdedRelu", alpha=1.0),
     "Where": _where,
     "Xor": _logic("Xor", 2),

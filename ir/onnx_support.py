@@ -52,6 +52,7 @@ WRITTEN_AS: dict[str, tuple[str, ...]] = {
     "Split": ("Slice",),
     "Squeeze": ("Reshape",),
     "Sum": ("Add",),
+    "Tan": ("Sin", "Cos", "Div"),
     "Tile": ("Expand",),
     "Unsqueeze": ("Reshape",),
     "Upsample": ("Resize",),

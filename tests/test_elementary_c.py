@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from odt_plan.ir.graph import Array
+from odt_plan.ir.ops import trigonometry as trig
 from odt_plan.ir.ops.elementary import (
     cos32,
     erf32,
@@ -41,11 +42,19 @@ TWINS: dict[str, Callable[[Array], Array]] = {
     "erff": erf32,
     "sinf": sin32,
     "cosf": cos32,
+    "acosf": trig.acos32,
+    "acoshf": trig.acosh32,
+    "asinf": trig.asin32,
+    "asinhf": trig.asinh32,
+    "atanf": trig.atan32,
+    "atanhf": trig.atanh32,
+    "coshf": trig.cosh32,
+    "sinhf": trig.sinh32,
     "floorf": np.floor,
     "ceilf": np.ceil,
     "rintf": np.rint,
 }
-SOURCE = '#include "odtplan_math.h"\n' + "".join(
+SOURCE = '#include "odtplan_trigonometry.h"\n' + "".join(
     f"""
 void run_{name}(const float *x, float *y, int32_t n);
 void run_{name}(const float *x, float *y, int32_t n) {{

@@ -473,13 +473,13 @@ def test_nodes_that_are_not_supported(tmp_path: Path, name: str) -> None:
 def test_all_obstacles_at_once(tmp_path: Path) -> None:
     """Input, weight and nodes, also behind nodes that are refused; equal reasons share a line."""
     nodes = [
-        node("Acosh", "x", "a", name="first"),
+        node("Bernoulli", "x", "a", name="first"),
         node("Conv", "a w", "b", name="conv"),
-        node("Acosh", "b", "c", name="second"),
+        node("Bernoulli", "b", "c", name="second"),
         node("Pad", "c p", "d", name="pad", mode="mirror"),
         node("Fancy", "d", "e", name="custom", domain="com.example"),
         node("Add", "e other", "f", name="sum"),
-        node("Atanh", "f", "y", name="last"),
+        node("RandomUniformLike", "f", "y", name="last"),
     ]
     w = np.full((2, 2, 3, 3), np.nan, np.float32)
     constants = {"w": w, "p": np.array([0, 0, 1, 1] * 2)}
@@ -487,12 +487,12 @@ def test_all_obstacles_at_once(tmp_path: Path) -> None:
     proto.opset_import.append(helper.make_opsetid("com.example", 1))
     text = refused(
         save(proto, tmp_path),
-        "first, second (Acosh): the operator is not supported",
+        "first, second (Bernoulli): the operator is not supported",
         "w (initializer): holds 36 NaN",
         "other (input): dimension 2 (h) is not known",
         "pad (Pad): mode mirror",
         "custom (Fancy)",
-        "last (Atanh)",
+        "last (RandomUniformLike)",
         "7 obstacles",
     )
     assert len(text.splitlines()) == 7

@@ -122,10 +122,17 @@ CASES: dict[str, tuple[list[onnx.NodeProto], set[str], int]] = {
     **{
         op.lower(): ([node(op, "x", "y")], {op}, 18)
         for op in (
-            "Abs", "Ceil", "Cos", "Erf", "Exp", "Floor", "Mish", "Neg", "Reciprocal", "Round",
-            "Sign", "Sin", "Softplus", "Softsign",
+            "Abs", "Asinh", "Atan", "Ceil", "Cos", "Cosh", "Erf", "Exp", "Floor", "Mish", "Neg",
+            "Reciprocal", "Round", "Sign", "Sin", "Sinh", "Softplus", "Softsign",
         )
     },
+    "tangent": ([node("Tan", "x", "y")], {"Sin", "Cos", "Div"}, 8),
+    **{
+        op.lower(): ([node("Softsign", "x", "a"), node(op, "a", "y")], {"Softsign", op}, 9)
+        for op in ("Acos", "Asin", "Atanh")
+    },
+    "acosh": ([node("Exp", "x", "e"), node("Max", "e p1", "a"), node("Acosh", "a", "y")],
+              {"Exp", "Clip", "Acosh"}, 9),
     "log": ([POSITIVE, node("Log", "a", "y")], {"Softplus", "Log"}, 8),
 }  # fmt: skip
 

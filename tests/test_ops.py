@@ -13,6 +13,7 @@ from odt_plan.ir.errors import GraphError, UsageError
 from odt_plan.ir.graph import Graph, TensorType, Value
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.opdef import OpDef, Sample, all_ops, get_op, inplace_operands, register, works
+from odt_plan.ir.ops import trigonometry as trig
 from odt_plan.ir.ops.elementary import (
     cos32,
     erf32,
@@ -316,8 +317,19 @@ def _near_one() -> Array:
         (erf32, None, 2.0),
         (sin32, np.sin, 3.0),
         (cos32, np.cos, 3.0),
+        (trig.atan32, np.arctan, 4.0),
+        (trig.asin32, np.arcsin, 4.0),
+        (trig.acos32, np.arccos, 4.0),
+        (trig.sinh32, np.sinh, 4.0),
+        (trig.cosh32, np.cosh, 4.0),
+        (trig.asinh32, np.arcsinh, 4.0),
+        (trig.acosh32, np.arccosh, 4.0),
+        (trig.atanh32, np.arctanh, 4.0),
     ],
-    ids=["exp", "log", "tanh", "sigmoid", "expm1", "softplus", "erf", "sin", "cos"],
+    ids=[
+        *("exp", "log", "tanh", "sigmoid", "expm1", "softplus", "erf", "sin", "cos"),
+        *("atan", "asin", "acos", "sinh", "cosh", "asinh", "acosh", "atanh"),
+    ],
 )
 def test_elementary_function_is_accurate(
     mine: Callable[[Array], Array], exact: Callable[[Array], Array] | None, ulps: float
@@ -378,7 +390,18 @@ def test_elementary_functions_at_the_edges() -> None:
     np.testing.assert_array_equal(tanh32(x)[[0, 2, 3, 4, 5]], [-1, 0, 0, 1, nan])
     np.testing.assert_array_equal(sigmoid32(x)[[0, 2, 3, 4, 5]], [0, 0.5, 0.5, 1, nan])
     np.testing.assert_array_equal(sqrt32(x), [nan, nan, 0, 0, inf, nan])
-    for f in (exp32, log32, tanh32, sigmoid32, sqrt32):
+    np.testing.assert_array_equal(trig.atan32(x[[0, 4]]), np.float32([-np.pi / 2, np.pi / 2]))
+    np.testing.assert_array_equal(trig.asin32(x), [nan, np.float32(-np.pi / 2), 0, 0, nan, nan])
+    np.testing.assert_array_equal(trig.acos32(x)[[0, 1, 4, 5]], [nan, np.float32(np.pi), nan, nan])
+    np.testing.assert_array_equal(trig.sinh32(x)[[0, 2, 3, 4, 5]], [-inf, 0, 0, inf, nan])
+    np.testing.assert_array_equal(trig.cosh32(x)[[0, 2, 3, 4, 5]], [inf, 1, 1, inf, nan])
+    np.testing.assert_array_equal(trig.asinh32(x)[[0, 2, 3, 4, 5]], [-inf, 0, 0, inf, nan])
+    np.testing.assert_array_equal(trig.acosh32(x), [nan, nan, nan, nan, inf, nan])
+    np.testing.assert_array_equal(trig.atanh32(x), [nan, -inf, 0, 0, nan, nan])
+    for odd in (trig.atan32, trig.asin32, trig.sinh32, trig.asinh32, trig.atanh32):
+        np.testing.assert_array_equal(np.signbit(odd(x[2:4])), [True, False])
+    of_sines = (trig.atan32, trig.sinh32, trig.cosh32, trig.atanh32)
+    for f in (exp32, log32, tanh32, sigmoid32, sqrt32, *of_sines):
         assert f(np.asarray(np.float32(0.5))).dtype == np.float32
         assert f(np.asarray(np.float32(0.5))).shape == ()
         assert f(np.array([0.5])).dtype == np.float64

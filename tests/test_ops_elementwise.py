@@ -50,6 +50,10 @@ UNARY: dict[str, tuple[dict[str, Attr], Callable[[torch.Tensor], torch.Tensor]]]
     "Sin": ({}, torch.sin),
     "Cos": ({}, torch.cos),
     "Erf": ({}, torch.erf),
+    "Atan": ({}, torch.atan),
+    "Sinh": ({}, torch.sinh),
+    "Cosh": ({}, torch.cosh),
+    "Asinh": ({}, torch.asinh),
     "Softplus": ({}, torch.nn.functional.softplus),
     "Softsign": ({}, torch.nn.functional.softsign),
     "Mish": ({}, torch.nn.functional.mish),
@@ -112,6 +116,28 @@ def test_positive_operand_like_torch(
     op: str, function: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, ...], seed: int
 ) -> None:
     against_torch(op, [np.random.default_rng(seed).uniform(0.01, 5, shape)], function)
+
+
+@pytest.mark.parametrize(
+    ("op", "function", "low", "high"),
+    [
+        ("Asin", torch.asin, -1, 1),
+        ("Acos", torch.acos, -1, 1),
+        ("Acosh", torch.acosh, 1, 20),
+        ("Atanh", torch.atanh, -1, 1),
+    ],
+)
+@FAST
+@given(shape=SHAPES, seed=SEEDS)
+def test_operand_of_a_domain_like_torch(
+    op: str,
+    function: Callable[[torch.Tensor], torch.Tensor],
+    low: float,
+    high: float,
+    shape: tuple[int, ...],
+    seed: int,
+) -> None:
+    against_torch(op, [np.random.default_rng(seed).uniform(low, high, shape)], function)
 
 
 @FAST

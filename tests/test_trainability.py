@@ -71,7 +71,7 @@ def test_what_is_trainable_can_be_built(tmp_path: Path) -> None:
 
 
 def test_rejected_model_is_reported_in_full(tmp_path: Path) -> None:
-    path = _chain(tmp_path, "Acosh")
+    path = _chain(tmp_path, "Bernoulli")
     with pytest.raises(UnsupportedModelError):
         import_model(path)
     report = trainability(path)
@@ -81,9 +81,9 @@ def test_rejected_model_is_reported_in_full(tmp_path: Path) -> None:
     assert report.layers[0].reason == "frozen: no gradient passes middle behind it"
     assert report.layers[1].reason == "the operator is not supported"
     assert str(report.layers[1].output) == "f32[1,5]"
-    assert [(o.where, o.op) for o in report.obstacles] == [("middle", "Acosh")]
+    assert [(o.where, o.op) for o in report.obstacles] == [("middle", "Bernoulli")]
     assert report.share == 0.5
-    assert report.advice.startswith("cut the file behind middle (Acosh)")
+    assert report.advice.startswith("cut the file behind middle (Bernoulli)")
     assert "1 of 2 layers remain trainable" in report.advice
     assert report.summary().endswith("; 1 obstacle")
 
@@ -114,7 +114,7 @@ def test_gradient_must_pass_on_every_way(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     nodes = [
         node("Gemm", "x w", "a", name="trunk"),
-        node("Acosh", "a", "b", name="branch"),
+        node("Bernoulli", "a", "b", name="branch"),
         node("Gemm", "a v", "c", name="beside"),
         node("Add", "b c", "y", name="join"),
     ]

@@ -93,7 +93,7 @@ def exp32(x: Array) -> Array:
         clamped = np.clip(x, _F(-104.0), _F(89.0))
         n = (clamped * _LOG2_E + _ROUND) - _ROUND
         r = (clamped - n * _LN2_HI) - n * _LN2_LO
-        y = (r * r) * _horner(_EXP, r) + r + _F(1.0)
+        y = (r * r) * horner(_EXP, r) + r + _F(1.0)
         k = np.where(np.isnan(n), _F(0.0), n).astype(np.int32)
         half = k >> 1  # two factors, because 2**k itself can leave the range of normal numbers
         return _as_array((y * _power_of_two(half)) * _power_of_two(k - half))
@@ -111,7 +111,7 @@ def log32(x: Array) -> Array:
         f = (bits - (k << 23)).astype(np.int32).view(np.float32) - _F(1.0)
         n = np.where(subnormal, k - 23, k).astype(np.float32)
         z = f * f
-        y = (f * z) * _horner(_LOG, f) + n * _LN2_LO
+        y = (f * z) * horner(_LOG, f) + n * _LN2_LO
         y = y - _F(0.5) * z
         y = (f + y) + n * _LN2_HI
         y = np.where(x == _F(0.0), _F(-np.inf), y)
@@ -127,7 +127,7 @@ def tanh32(x: Array) -> Array:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         a = np.abs(x)
         z = x * x
-        small = x + (x * z) * _horner(_TANH, z)
+        small = x + (x * z) * horner(_TANH, z)
         large = _F(1.0) - _F(2.0) / (exp32(_as_array(a + a)) + _F(1.0))
         return _as_array(np.where(a < _F(0.625), small, np.where(x < _F(0.0), -large, large)))
 
@@ -154,7 +154,7 @@ def expm1_32(x: Array) -> Array:
     if x.dtype != np.float32:
         return _as_array(np.expm1(x))
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        small = (x * x) * _horner(_EXP, x) + x
+        small = (x * x) * horner(_EXP, x) + x
         return _as_array(np.where(np.abs(x) < _F(0.34375), small, exp32(x) - _F(1.0)))
 
 
@@ -175,9 +175,9 @@ def erf32(x: Array) -> Array:
         return _as_array(_erf64(x))
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         z = x * x
-        small = x + x * _horner(_ERF, z)
+        small = x + x * horner(_ERF, z)
         a = np.abs(x)
-        q = _horner(_ERFC, np.where(a > _F(4.0), _F(4.0), a))
+        q = horner(_ERFC, np.where(a > _F(4.0), _F(4.0), a))
         large = _F(1.0) - exp32(_as_array(-q))
         return _as_array(np.where(a < _F(0.875), small, np.where(x < _F(0.0), -large, large)))
 
@@ -222,8 +222,8 @@ def _sine(x: Array, quarters: int) -> Array:
         r = np.where(large, rest * _QUARTER, a).astype(np.float32)
         k = np.where(large, nearest, np.uint64(0)) + np.uint64(quarters)
         z = r * r
-        sine = r + (r * z) * _horner(_SIN, z)
-        cosine = (_F(1.0) - _F(0.5) * z) + (z * z) * _horner(_COS, z)
+        sine = r + (r * z) * horner(_SIN, z)
+        cosine = (_F(1.0) - _F(0.5) * z) + (z * z) * horner(_COS, z)
         y = np.where((k & np.uint64(1)) != 0, cosine, sine)
         y = np.where((k & np.uint64(2)) != 0, -y, y)
         if quarters == 0:
@@ -258,7 +258,8 @@ def pow32(x: Array, p: Array) -> Array:
         return _as_array(np.where(multiplied, product, y))
 
 
-def _horner(coefficients: tuple[np.float32, ...], x: Array) -> Any:
+def horner(coefficients: tuple[np.float32, ...], x: Array) -> Any:
+    """A polynomial of ``x``, lowest power first, each step rounded to fp32."""
     y: Any = coefficients[-1]
     for c in reversed(coefficients[:-1]):
         y = y * x + c

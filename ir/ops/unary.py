@@ -35,6 +35,16 @@ from .elementary import (
     tanh32,
 )
 from .elementwise import count_params, infer_like
+from .trigonometry import (
+    acos32,
+    acosh32,
+    asin32,
+    asinh32,
+    atan32,
+    atanh32,
+    cosh32,
+    sinh32,
+)
 
 if TYPE_CHECKING:
     from ..grad_builder import GradBuilder
@@ -261,6 +271,27 @@ def _softsign_slope(y: Array) -> Any:
     return rest * rest
 
 
+def _arc_slope(x: Array) -> Any:
+    """Slope of the inverse sine; that of the inverse cosine is its negative."""
+    one = scalar(x, 1)
+    return one / sqrt32(np.asarray((one - x) * (one + x)))
+
+
+def _asinh_slope(x: Array) -> Any:
+    one = scalar(x, 1)
+    return one / sqrt32(np.asarray(x * x + one))
+
+
+def _acosh_slope(x: Array) -> Any:
+    one = scalar(x, 1)
+    return one / sqrt32(np.asarray((x - one) * (x + one)))
+
+
+def _atanh_slope(x: Array) -> Any:
+    one = scalar(x, 1)
+    return one / ((one - x) * (one + x))
+
+
 def _sign(x: Array) -> Any:
     """-1, 0 or 1; NaN stays."""
     below = np.where(x < 0, scalar(x, -1), np.where(x == 0, scalar(x, 0), x))
@@ -285,6 +316,14 @@ TABLE = (
     Unary("Log", log32, lambda x: scalar(x, 1) / x, low=0.1),
     Unary("Sin", sin32, cos32, low=-9.0, high=9.0, grad_class="transcendental"),
     Unary("Cos", cos32, lambda x: -sin32(x), low=-9.0, high=9.0, grad_class="transcendental"),
+    Unary("Atan", atan32, lambda x: scalar(x, 1) / (x * x + scalar(x, 1))),
+    Unary("Asin", asin32, _arc_slope, low=-0.95, high=0.95),
+    Unary("Acos", acos32, lambda x: -_arc_slope(x), low=-0.95, high=0.95),
+    Unary("Sinh", sinh32, cosh32, grad_class="transcendental"),
+    Unary("Cosh", cosh32, sinh32, grad_class="transcendental"),
+    Unary("Asinh", asinh32, _asinh_slope),
+    Unary("Acosh", acosh32, _acosh_slope, low=1.1, high=9.0),
+    Unary("Atanh", atanh32, _atanh_slope, low=-0.9, high=0.9),
     Unary(
         "Erf",
         erf32,

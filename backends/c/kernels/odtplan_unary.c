@@ -1,6 +1,7 @@
 #include "odtplan_unary.h"
 
 #include "odtplan_math.h"
+#include "odtplan_trigonometry.h"
 
 /* y = value, an expression of v, the operand. */
 #define UNARY(name, params, value)                                                                 \
@@ -22,11 +23,6 @@
             dx[i] = dy[i] * (slope);                                                               \
         }                                                                                          \
     }
-
-static inline float magnitude(float x)
-{
-    return odtplan_from_bits(odtplan_bits(x) & 0x7fffffffu);
-}
 
 #define CUBE 0.044715f
 #define ROOT 0.797884583f /* sqrt(2 / pi) */
@@ -96,8 +92,13 @@ static inline float hardswish_slope(float x)
 
 static inline float softsign_slope(float y)
 {
-    const float rest = 1.0f - magnitude(y);
+    const float rest = 1.0f - odtplan_absf(y);
     return rest * rest;
+}
+
+static inline float arc_slope(float x)
+{
+    return 1.0f / odtplan_sqrtf((1.0f - x) * (1.0f + x));
 }
 
 static inline float sign(float x)
@@ -117,6 +118,22 @@ UNARY(sin, odtplan_count_t, odtplan_sinf(v))
 SLOPE(sin, odtplan_count_t, odtplan_cosf(v))
 UNARY(cos, odtplan_count_t, odtplan_cosf(v))
 SLOPE(cos, odtplan_count_t, -odtplan_sinf(v))
+UNARY(atan, odtplan_count_t, odtplan_atanf(v))
+SLOPE(atan, odtplan_count_t, 1.0f / (v * v + 1.0f))
+UNARY(asin, odtplan_count_t, odtplan_asinf(v))
+SLOPE(asin, odtplan_count_t, arc_slope(v))
+UNARY(acos, odtplan_count_t, odtplan_acosf(v))
+SLOPE(acos, odtplan_count_t, -arc_slope(v))
+UNARY(sinh, odtplan_count_t, odtplan_sinhf(v))
+SLOPE(sinh, odtplan_count_t, odtplan_coshf(v))
+UNARY(cosh, odtplan_count_t, odtplan_coshf(v))
+SLOPE(cosh, odtplan_count_t, odtplan_sinhf(v))
+UNARY(asinh, odtplan_count_t, odtplan_asinhf(v))
+SLOPE(asinh, odtplan_count_t, 1.0f / odtplan_sqrtf(v * v + 1.0f))
+UNARY(acosh, odtplan_count_t, odtplan_acoshf(v))
+SLOPE(acosh, odtplan_count_t, 1.0f / odtplan_sqrtf((v - 1.0f) * (v + 1.0f)))
+UNARY(atanh, odtplan_count_t, odtplan_atanhf(v))
+SLOPE(atanh, odtplan_count_t, 1.0f / ((1.0f - v) * (1.0f + v)))
 UNARY(erf, odtplan_count_t, odtplan_erff(v))
 SLOPE(erf, odtplan_count_t, 1.12837923f * odtplan_expf(-(v * v)))
 UNARY(sigmoid, odtplan_count_t, odtplan_sigmoidf(v))
@@ -125,7 +142,7 @@ UNARY(tanh, odtplan_count_t, odtplan_tanhf(v))
 SLOPE(tanh, odtplan_count_t, 1.0f - v * v)
 UNARY(softplus, odtplan_count_t, odtplan_softplusf(v))
 SLOPE(softplus, odtplan_count_t, -odtplan_expm1f(-v))
-UNARY(softsign, odtplan_count_t, v / (1.0f + magnitude(v)))
+UNARY(softsign, odtplan_count_t, v / (1.0f + odtplan_absf(v)))
 SLOPE(softsign, odtplan_count_t, softsign_slope(v))
 UNARY(elu, odtplan_elu_t, v > 0.0f ? v * p->gamma : p->alpha * odtplan_expm1f(v * p->rate))
 SLOPE(elu, odtplan_elu_t, v > 0.0f ? p->gamma : p->rate * (v + p->alpha))

@@ -43,8 +43,13 @@ INPUT_KINDS = (
 QUANTIZED_ONLY = ("float4", "float8", "int2", "int4", "uint2", "uint4")
 EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8)
 INDICES = (TensorProto.INT32, TensorProto.INT64)
-#: Operators that read indices or labels as operand 1, from the input of a model as well.
-_INDEXED = ("Gather", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss")
+#: Operators that read indices or labels, from the input of a model as well -> which operand.
+_INDEXED = {
+    "Gather": 1,
+    "NegativeLogLikelihoodLoss": 1,
+    "OneHot": 0,
+    "SoftmaxCrossEntropyLoss": 1,
+}
 #: Operators that hand the integers of operand 0 on.
 INTEGER_MOVES = (
     *("Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze"),
@@ -275,8 +280,9 @@ def _indices(proto: ModelProto) -> set[str]:
     """Values that are read as indices or labels, maybe after they were moved or computed with."""
     found: set[str] = set()
     for node in reversed(list(all_nodes(proto.graph))):
-        if node.op_type in _INDEXED and len(node.input) > 1:
-            found.add(node.input[1])
+        at = _INDEXED.get(node.op_type)
+        if at is not None and len(node.input) > at:
+            found.add(node.input[at])
         if node.op_type in INTEGER_MOVES and found.intersection(node.output):
             found.update(node.input[:1])
         if node.op_type in INTEGER_OPS and found.intersection(node.output):

@@ -306,7 +306,12 @@ def _cumsum(s: Site) -> Value:
     return s.emit("CumSum", (x,), attrs | {"axis": axis})
 
 
-def _constant_only(s: Site) -> Value:
+def constant_only(s: Site) -> Value:
+    """Refuse what constant folding has left.
+
+    Raises:
+        RejectedError: Always.
+    """
     if all(s.data(i) is not None for i, name in enumerate(s.node.inputs) if name):
         raise RejectedError("its result is not defined, or has too many elements to be written out")
     raise RejectedError(
@@ -317,7 +322,7 @@ def _constant_only(s: Site) -> Value:
 
 #: Operators that give shapes, indices or what follows from them: folded where they are constant.
 CONSTANT_ONLY = (
-    *("ConstantOfShape", "EyeLike", "IsInf", "NonZero", "OneHot", "Range", "Shape", "Size"),
+    *("ConstantOfShape", "EyeLike", "NonZero", "Range", "Shape", "Size"),
 )
 #: ONNX operator of the standard domain -> its rule.
 INDEX_RULES: dict[str, Rule] = {
@@ -334,5 +339,5 @@ INDEX_RULES: dict[str, Rule] = {
     "Split": _split,
     "Tile": _tile,
     "Trilu": _trilu,
-    **dict.fromkeys(CONSTANT_ONLY, _constant_only),
+    **dict.fromkeys(CONSTANT_ONLY, constant_only),
 }

@@ -7,7 +7,7 @@ is a Clip, a square is a product, a mask of two values that is added is a choice
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf, isfinite
+from math import copysign, inf, isfinite
 
 import numpy as np
 
@@ -23,6 +23,7 @@ _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
 #: Adding a number at least this far below zero gives that number, whatever finite activation it is
 #: added to (less than half a step of it in magnitude, 3e22).
 _MASKED = -1e30
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def _plain(op: str, operands: int = 1) -> Rule:
@@ -132,6 +133,11 @@ def _pow(s: Site) -> Value:
     return s.emit("Pow", (x, _real_constant(s, 1, power)))
 
 
+def _mod(s: Site) -> Value:
+    """The rest of a division: with the sign of the divisor, or with ``fmod`` the dividend's."""
+    return s.emit("Fmod" if s.integer("fmod") else "Mod", (s.value(0), s.value(1)))
+
+
 def _real_constant(s: Site, index: int, data: Array) -> Value:
     """A constant that the file may hold in another type, which the operator allows."""
     if data.dtype == np.float32:
@@ -207,18 +213,40 @@ def _compare(op: str, *, swapped: bool = False) -> Rule:
 
 
 def _equal(s: Site) -> Value:
-    """Equal, also of conditions."""
+    """Equal, also of conditions, and with an infinite number, which no constant holds."""
     data = [s.data(i) for i in (0, 1)]
     values = [s.value(i) for i in (0, 1) if data[i] is None]
     if any(v.type.dtype == "bits" for v in values):
         differ = s.emit("Xor", (_condition(s, 0), _condition(s, 1)), None, "differ")
         return s.emit("Not", (differ,))
+    for i in (0, 1):
+        number = data[i]
+        if number is not None and number.size == 1 and np.isinf(number).all():
+            x = s.value(1 - i)
+            if number.ndim <= len(x.type.shape):
+                return _infinite(s, x, float(number.reshape(())))
     return s.emit("Equal", (s.value(0), s.value(1)))
 
 
 def _is_nan(s: Site) -> Value:
     x = s.value(0)
     return s.emit("Not", (s.emit("Equal", (x, x), None, "itself"),))
+
+
+def _is_inf(s: Site) -> Value:
+    x = s.value(0)
+    above, below = s.integer("detect_positive", 1), s.integer("detect_negative", 1)
+    if above and below:
+        return _infinite(s, s.emit("Abs", (x,), None, "absolute"), inf)
+    if above or below:
+        return _infinite(s, x, inf if above else -inf)
+    return s.emit("Greater", (x, x))  # nowhere
+
+
+def _infinite(s: Site, x: Value, kind: float) -> Value:
+    """Where ``x`` is ``inf`` or ``-inf``: beyond the largest number on that side."""
+    limit = _number(s, copysign(_LARGEST, kind), "largest")
+    return s.emit("Greater", (x, limit) if kind > 0 else (limit, x))
 
 
 def _logic(op: str, operands: int) -> Rule:
@@ -316,6 +344,7 @@ RULES: dict[str, Rule] = {
     "GreaterOrEqual": _compare("GreaterOrEqual"),
     "HardSigmoid": _with_reals("HardSigmoid", alpha=0.2, beta=0.5),
     "HardSwish": _plain("HardSwish"),
+    "IsInf": _is_inf,
     "IsNaN": _is_nan,
     "LeakyRelu": _with_reals("LeakyRelu", alpha=0.01),
     "Less": _compare("Greater", swapped=True),
@@ -325,6 +354,7 @@ RULES: dict[str, Rule] = {
     "Mean": _mean,
     "Min": _extremum("Min", "max"),
     "Mish": _plain("Mish"),
+    "Mod": _mod,
     "Mul": _plain("Mul", 2),
     "Neg": _plain("Neg"),
     "Not": _logic("Not", 1),
@@ -335,6 +365,7 @@ RULES: dict[str, Rule] = {
     "Relu": _plain("Relu"),
     "Round": _plain("Round"),
     "Selu": _selu,
+    "Shrink": _with_reals("Shrink", lambd=0.5, bias=0.0),
     "Sigmoid": _plain("Sigmoid"),
     "Sign": _plain("Sign"),
     "Sin": _plain("Sin"),

@@ -28,6 +28,7 @@ from .onnx_quantize import (
 from .onnx_recurrent import RECURRENT_RULES
 from .onnx_reduce import REDUCE_RULES
 from .onnx_resize import RESIZE_RULES
+from .onnx_select import SELECT_RULES
 from .onnx_shapes import positive_axis
 from .onnx_spatial import SPATIAL_RULES
 from .provenance import Affine, Moved, spread_out
@@ -172,4 +173,5 @@ RULES: dict[str, Rule] = {
     **INDEX_RULES,
     **LOSS_RULES,
     **REDUCE_RULES,
+    **SELECT_RULES,
 }

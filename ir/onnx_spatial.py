@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
+
+import numpy as np
 
 from .graph import Attr, Value
 from .onnx_convert import RejectedError, Rule, Site
@@ -101,6 +104,85 @@ def _pool_merged(s: Site, op: str, x: Value, attrs: dict[str, Attr]) -> Value:
     return s.reshape(y, (shape[0], *(sizes.get(i, n) for i, n in enumerate(shape[1:]))))
 
 
+def _lp_pool(s: Site) -> Value:
+    """LpPool: the root of the sum of powers over each window, which is its mean times its taps."""
+    x, kernel = s.value(0), s.integers("kernel_shape")
+    sizes = x.type.shape[2:]
+    attrs = _geometry(s, sizes, kernel)
+    if s.integer("ceil_mode") and not s.text("auto_pad", "NOTSET").startswith("SAME"):
+        attrs["pads"] = _filled_up(sizes, kernel, attrs)
+    attrs |= {"kernel_shape": kernel, "ceil_mode": 0, "count_include_pad": 1}
+    if len(kernel) not in (1, 2):
+        raise RejectedError(f"{len(kernel)} spatial axes; 1 and 2 are supported")
+    p = _norm_order(s)
+    mean = s.emit("AveragePool", (_power(s, x, p),), attrs, "mean")
+    taps = s.conversion.constant(f"{s.node.name}/taps", np.array(prod(kernel), np.float32))
+    return _root(s, s.emit("Mul", (mean, taps), None, "sum" if p > 1 else ""), p)
+
+
+def _filled_up(
+    sizes: tuple[int, ...], kernel: tuple[int, ...], attrs: Mapping[str, Attr]
+) -> tuple[int, ...]:
+    """Pads with which windows that start inside and reach beyond the end fit in."""
+    strides, dilations, pads = (attrs[k] for k in ("strides", "dilations", "pads"))
+    assert isinstance(strides, tuple)
+    assert isinstance(dilations, tuple)
+    assert isinstance(pads, tuple)
+    rank = len(sizes)
+    ends = []
+    for i, (n, k, step, d) in enumerate(zip(sizes, kernel, strides, dilations, strict=True)):
+        begin, end = int(pads[i]), int(pads[rank + i])
+        window = (k - 1) * int(d) + 1
+        windows = -(-(begin + n + end - window) // int(step)) + 1
+        if (windows - 1) * int(step) >= begin + n:  # it would lie in the padding alone
+            windows -= 1
+        ends.append(max(end, (windows - 1) * int(step) + window - begin - n))
+    return (*(int(b) for b in pads[:rank]), *ends)
+
+
+def _global_lp_pool(s: Site) -> Value:
+    x, p = s.value(0), _norm_order(s)
+    n, c, *sizes = x.type.shape
+    if not sizes:
+        raise RejectedError(f"input {x.type} has no spatial axis")
+    rows, last = s.reshape(x, (n, c, prod(sizes)), "rows"), (n, c, *(1 for _ in sizes))
+    if p <= 2:
+        y = s.emit("ReduceL1" if p == 1 else "ReduceL2", (rows,), {"axis": 2}, "norm")
+        return s.reshape(y, last)
+    attrs: dict[str, Attr] = {"axes": (2,), "keepdims": 0}
+    total = s.emit("ReduceSum", (_power(s, rows, p),), attrs, "sum")
+    return _root(s, s.reshape(total, last, "total"), p)
+
+
+def _norm_order(s: Site) -> int:
+    p = s.integer("p", 2)
+    if p < 1:
+        raise RejectedError(f"p is {p}; only norms of order 1 and above are supported")
+    return p
+
+
+def _power(s: Site, x: Value, p: int) -> Value:
+    """|x|**p."""
+    if p == 2:
+        return s.emit("Mul", (x, x), None, "square")
+    absolute = s.emit("Abs", (x,), None, "absolute")
+    if p == 1:
+        return absolute
+    exponent = s.conversion.constant(f"{s.node.name}/p", np.array(p, np.float32))
+    return s.emit("Pow", (absolute, exponent), None, "power")
+
+
+def _root(s: Site, x: Value, p: int) -> Value:
+    """x**(1 / p) of x >= 0; the Relu, which changes nothing, stops the infinite slope at 0."""
+    if p == 1:
+        return x
+    x = s.emit("Relu", (x,), None, "positive")
+    if p == 2:
+        return s.emit("Sqrt", (x,))
+    root = s.conversion.constant(f"{s.node.name}/1_p", np.array(1 / p, np.float32))
+    return s.emit("Pow", (x, root))
+
+
 def _conv_transpose(s: Site) -> Value:
     x, w = s.value(0), s.value(1)
     sizes, kernel = x.type.shape[2:], w.type.shape[2:]
@@ -184,8 +266,10 @@ SPATIAL_RULES: dict[str, Rule] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "GlobalAveragePool": lambda s: s.emit("GlobalAveragePool", (s.value(0),)),
+    "GlobalLpPool": _global_lp_pool,
     "GlobalMaxPool": _global_max_pool,
     "LRN": _lrn,
+    "LpPool": _lp_pool,
     "MaxPool": _pool("MaxPool"),
     "QLinearConv": _qlinear_conv,
 }

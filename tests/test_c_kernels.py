@@ -64,7 +64,9 @@ def _random_samples(rng: np.random.Generator) -> Iterator[tuple[str, Sample]]:
         whole = shape(rank)
         a, b = (tuple(d if rng.random() < 0.6 else 1 for d in whole) for _ in range(2))
         b = b[int(rng.integers(0, rank)) :]
-        for op in ("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PowSlope", "PowLog"):
+        for op in (
+            *("Add", "Sub", "Mul", "Div", "Max", "Min", "Mod", "Fmod", "Pow", "PowSlope", "PowLog"),
+        ):
             yield op, Sample((TensorType(a), TensorType(b)))
         for op in ("Greater", "GreaterOrEqual", "Equal"):
             yield op, Sample((TensorType(a), TensorType(b)))

@@ -24,8 +24,9 @@ from odt_plan.ir.onnx_unroll import CONTROL_FLOW, DEFINED
 NODE_CASES, FOLDER_CASES = 1000, 99
 #: Cases that pass in part: the first result of several, or float32 where the case has double.
 PARTLY = 80
-#: These need no case that passes: they are refused unless their operands are constant.
-WITHOUT_CASE = set(CONSTANT_ONLY)
+#: These need no case that passes: they are refused unless their operands are constant, or onnx
+#: has no case of them.
+WITHOUT_CASE = {*CONSTANT_ONLY, "GlobalLpPool"}
 #: What rules write beside the operator itself: views, moved axes, annotations, 1 and 0 of
 #: conditions that a model returns.
 BESIDE = {"Reshape", "Transpose", "Dequantize", "Where"}

@@ -66,15 +66,19 @@ void run_{name}(const float *x, float *y, int32_t n) {{
 """
     for name in TWINS
 )
-SOURCE += """
-void run_powf(const float *x, const float *p, float *y, int32_t n);
-void run_powf(const float *x, const float *p, float *y, int32_t n) {
+PAIRS = ("powf", "fmodf")
+SOURCE += "".join(
+    f"""
+void run_{name}(const float *x, const float *p, float *y, int32_t n);
+void run_{name}(const float *x, const float *p, float *y, int32_t n) {{
     int32_t i;
-    for (i = 0; i < n; i++) {
-        y[i] = odtplan_powf(x[i], p[i]);
-    }
-}
+    for (i = 0; i < n; i++) {{
+        y[i] = odtplan_{name}(x[i], p[i]);
+    }}
+}}
 """
+    for name in PAIRS
+)
 FLAGS = ["-std=c99", "-O2", "-ffp-contract=off", "-fPIC", "-shared"]
 FLAGS += ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
 COMPILERS = {"gcc": ["gcc"], "zig": [sys.executable, "-m", "ziglang", "cc"]}
@@ -124,14 +128,29 @@ def test_c_gives_the_bits_of_numpy(
     assert not len(where), f"{x[where[:3]]}: C {got[where[:3]]}, NumPy {want[where[:3]]}"
 
 
+def _of_pairs(library: ctypes.CDLL, name: str, x: Array, p: Array) -> Array:
+    got = np.empty_like(x)
+    pointers = (ctypes.c_void_p(a.ctypes.data) for a in (x, p, got))
+    function = library[f"run_{name}"]
+    function.restype = None
+    function(*pointers, len(x))
+    return got
+
+
+def test_c_rest_is_that_of_numpy(library: ctypes.CDLL) -> None:
+    """Exact, also of subnormal numbers and where the quotient has hundreds of bits."""
+    x = np.random.default_rng(1).permutation(_numbers())
+    p = np.random.default_rng(2).permutation(_numbers())
+    with np.errstate(all="ignore"):
+        want = np.fmod(x, p)
+    assert _same(_of_pairs(library, "fmodf", x, p), want).all()
+
+
 def test_c_power_gives_the_bits_of_numpy(library: ctypes.CDLL) -> None:
     x = np.random.default_rng(1).permutation(_numbers())
     p = np.random.default_rng(2).permutation(_numbers())
     p[::3] = np.rint(np.random.default_rng(3).uniform(-20, 20, len(p[::3])))
-    got = np.empty_like(x)
-    pointers = (ctypes.c_void_p(a.ctypes.data) for a in (x, p, got))
-    library.run_powf.restype = None
-    library.run_powf(*pointers, len(x))
+    got = _of_pairs(library, "powf", x, p)
     want = pow32(x, p)
     where = np.flatnonzero(~_same(got, want))
     assert not len(where), f"{x[where[:3]]} ** {p[where[:3]]}: {got[where[:3]]}, {want[where[:3]]}"

@@ -126,6 +126,20 @@ def test_products_beside_zeros(tmp_path: Path) -> None:
     equals_torch(graph, x, lambda t: t.prod(1, True))
 
 
+@pytest.mark.parametrize("p", [1, 2, 4])
+def test_pool_of_powers(p: int, tmp_path: Path) -> None:
+    """Result and gradient are PyTorch's, but where its root of 0 has the slope NaN: 0 here."""
+    attrs = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    graph = imported(tmp_path, "LpPool", (1, 2, 4, 6), p=p, **attrs)
+    x = np.random.default_rng(0).uniform(0.1, 1, (1, 2, 4, 6))
+    equals_torch(graph, x, lambda t: torch.nn.functional.lp_pool2d(t, p, 2))
+    graph = imported(tmp_path, "LpPool", (1, 2, 4, 6), p=p, **attrs)
+    x[:, :, :2, :2] = 0
+    dx = gradient(graph, np.ones((1, 2, 2, 3)), {"x": x}, "x")
+    assert np.isfinite(dx).all()
+    assert p == 1 or (dx[:, :, :2, :2] == 0).all()
+
+
 def test_extremes_of_equal_numbers(tmp_path: Path) -> None:
     """The first one gets the gradient, the positions are the first or the last."""
     x = np.array([[1.0, 3.0, 3.0, -1.0, -1.0]])

@@ -74,6 +74,67 @@ def test_batch_normalization_is_folded_into_a_transposed_convolution(
     assert _imported(tmp_path, nodes, (1, 4, 3, 3), constants) == ["ConvTranspose"]
 
 
+# -- pools of powers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "attrs"),
+    [
+        ((1, 3, 7, 8), {"kernel_shape": [2, 3]}),
+        ((2, 3, 7, 8), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 0, 0, 1]}),
+        ((1, 3, 7, 8), {"kernel_shape": [3, 3], "strides": [2, 3], "auto_pad": "SAME_LOWER"}),
+        ((1, 2, 9), {"kernel_shape": [4], "strides": [3]}),
+    ],
+)
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_pool_of_powers(
+    tmp_path: Path, shape: tuple[int, ...], attrs: dict[str, Any], p: int
+) -> None:
+    ops = _imported(tmp_path, [node("LpPool", "x", "y", p=p, **attrs)], shape)
+    roots = {1: ["Mul"], 2: ["Mul", "Relu", "Sqrt"], 3: ["Mul", "Relu", "Pow"]}
+    powers = {1: ["Abs"], 2: ["Mul"], 3: ["Abs", "Pow"]}
+    assert ops == [*powers[p], "AveragePool", *roots[p]]
+
+
+@pytest.mark.parametrize("size", range(5, 10))
+def test_pool_of_powers_rounds_up(tmp_path: Path, size: int) -> None:
+    """Windows that reach beyond the end, which the runtime counts otherwise: against PyTorch."""
+    torch = pytest.importorskip("torch")
+    attrs: dict[str, Any] = {"kernel_shape": [3, 2], "strides": [2, 3], "ceil_mode": 1}
+    proto = model([node("LpPool", "x", "y", **attrs)], {"x": [1, 2, size, 9]}, ["y"], opset=18)
+    x = floats(RNG, 1, 2, size, 9)
+    (got,) = outputs(import_model(save(proto, tmp_path)), {"x": x})
+    squares = torch.nn.functional.avg_pool2d(
+        torch.tensor(np.pad(x, ((0, 0), (0, 0), (0, 4), (0, 4))) ** 2), (3, 2), (2, 3)
+    )
+    _, _, high, wide = got.shape
+    want = np.sqrt(6 * squares.numpy())[..., :high, :wide]
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    pooled = torch.nn.functional.max_pool2d(torch.tensor(x), (3, 2), (2, 3), ceil_mode=True)
+    assert got.shape == pooled.shape
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_global_pool_of_powers(tmp_path: Path, p: int) -> None:
+    expected = {
+        1: ["Reshape", "ReduceL1", "Reshape"],
+        2: ["Reshape", "ReduceL2", "Reshape"],
+        3: ["Reshape", "Abs", "Pow", "ReduceSum", "Reshape", "Relu", "Pow"],
+    }
+    ops = _imported(tmp_path, [node("GlobalLpPool", "x", "y", p=p)], (2, 3, 5, 4))
+    assert [o for o in ops if o != "Reshape"] == [o for o in expected[p] if o != "Reshape"]
+
+
+def test_pools_of_powers_that_are_refused(tmp_path: Path) -> None:
+    for op, attrs in (("LpPool", {"kernel_shape": [2, 2]}), ("GlobalLpPool", {})):
+        proto = model([node(op, "x", "y", p=0, **attrs)], {"x": [1, 1, 4, 4]}, ["y"])
+        with pytest.raises(UnsupportedModelError, match="p is 0; only norms of order 1 and above"):
+            import_model(save(proto, tmp_path))
+    proto = model([node("LpPool", "x", "y", kernel_shape=[2] * 3)], {"x": [1, 1, 4, 4, 4]}, ["y"])
+    with pytest.raises(UnsupportedModelError, match="3 spatial axes; 1 and 2 are supported"):
+        import_model(save(proto, tmp_path))
+
+
 # -- normalizations --------------------------------------------------------------------------------
 
 

@@ -49,6 +49,8 @@ CONSTANTS: dict[str, Array] = {
     "pn": np.array([1.0, 2.0, 0.0, -1.0, 3.0, 0.5, 2.5], F32),
 }
 POSITIVE = node("Softplus", "x", "a")
+#: Numbers from -2 to 2, and infinite ones.
+FRACTIONS = [node("Abs", "x", "s"), node("Floor", "s", "z"), node("Div", "x z", "i")]
 #: Chains of nodes from x to y, the operators that come out, and the least opset.
 CASES: dict[str, tuple[list[onnx.NodeProto], set[str], int]] = {
     "elu": ([node("Elu", "x", "y", alpha=0.7)], {"Elu"}, 8),
@@ -60,6 +62,31 @@ CASES: dict[str, tuple[list[onnx.NodeProto], set[str], int]] = {
     "prelu": ([node("PRelu", "x c", "y")], {"PRelu"}, 9),
     "prelu one": ([node("PRelu", "x one", "y")], {"PRelu"}, 9),
     "square": ([node("Pow", "x i2", "y")], {"Mul"}, 12),
+    "rest": ([node("Mod", "x d", "y", fmod=1)], {"Fmod"}, 13),
+    "rest of a number": ([node("Mod", "x half", "y", fmod=1)], {"Fmod"}, 13),
+    "shrink": ([node("Shrink", "x", "y", lambd=0.7, bias=0.3)], {"Shrink"}, 9),
+    **{
+        f"infinite {up} {down}": (
+            [
+                *FRACTIONS,
+                node("IsInf", "i", "f", detect_positive=up, detect_negative=down),
+                node("Cast", "f", "y", to=1),
+            ],
+            {"Abs", "Floor", "Div", "Greater", "Where"},
+            10,
+        )
+        for up in (0, 1)
+        for down in (0, 1)
+    },
+    "equals infinity": (
+        [
+            *FRACTIONS,
+            node("Equal", "inf i", "f"),
+            node("Cast", "f", "y", to=1),
+        ],
+        {"Abs", "Floor", "Div", "Greater", "Where"},
+        13,
+    ),
     "cube": ([node("Pow", "x p3", "y")], {"Pow"}, 9),
     "itself": ([node("Pow", "x p1", "a"), node("Neg", "a", "y")], {"Neg"}, 9),
     "inverse square": ([node("Pow", "x p-2", "y")], {"Pow"}, 9),
@@ -259,6 +286,7 @@ def test_steps_have_no_gradient_and_say_so(op: str, tmp_path: Path) -> None:
     [
         ([node("Celu", "x", "y", alpha=0.0)], {}, "alpha is 0"),
         ([node("Elu", "x", "y", alpha=-1.0)], {}, "alpha = -1; only finite numbers >= 0"),
+        ([node("Shrink", "x", "y", lambd=-1.0)], {}, "lambd = -1, bias = 0: give finite ones"),
         ([node("PRelu", "x s", "y")], {"s": np.ones((3, 2, 4), F32)}, "does not broadcast to f32"),
         ([node("Expand", "x s", "y")], {"s": np.array([3, 4])}, "does not expand to [3, 4]"),
         ([node("And", "x x", "y")], {}, "operand 0 is f32[2,4], not boolean"),

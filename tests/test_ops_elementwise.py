@@ -32,12 +32,15 @@ BINARY: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "Div": torch.div,
     "Max": torch.maximum,
     "Min": torch.minimum,
+    "Fmod": torch.fmod,
+    "Mod": torch.remainder,
 }
 UNARY: dict[str, tuple[dict[str, Attr], Callable[[torch.Tensor], torch.Tensor]]] = {
     "Neg": ({}, torch.neg),
     "Relu": ({}, torch.relu),
     "LeakyRelu": ({"alpha": 0.2}, lambda x: torch.nn.functional.leaky_relu(x, 0.2)),
     "Clip": ({"min": -1.0, "max": 2.0}, lambda x: torch.clamp(x, -1.0, 2.0)),
+    "Shrink": ({"lambd": 1.5, "bias": 1.5}, lambda x: torch.nn.functional.softshrink(x, 1.5)),
     "Sigmoid": ({}, torch.sigmoid),
     "Tanh": ({}, torch.tanh),
     "HardSigmoid": ({"alpha": 1 / 6, "beta": 0.5}, lambda x: torch.clamp(x / 6 + 0.5, 0, 1)),
@@ -97,6 +100,14 @@ def broadcast_pairs(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def test_binary_like_torch(op: str, shapes: tuple[tuple[int, ...], ...], seed: int) -> None:
     rng = np.random.default_rng(seed)
     data = [rng.uniform(0.5, 2, s) * rng.choice((-1, 1), s) for s in shapes]
+    against_torch(op, data, BINARY[op])
+
+
+@pytest.mark.parametrize("op", ["Fmod", "Mod"])
+def test_rest_of_a_large_quotient_like_torch(op: str) -> None:
+    """What the gradient of the divisor takes for the quotient is next to a whole number."""
+    rng = np.random.default_rng(0)
+    data = [rng.uniform(-1000, 1000, 400), rng.uniform(0.1, 1, 400) * rng.choice((-1, 1), 400)]
     against_torch(op, data, BINARY[op])
 
 
@@ -170,6 +181,15 @@ def test_thresholded_relu_like_torch(shape: tuple[int, ...], seed: int, alpha: f
     )
     _, dy, (dx,) = forward_and_gradients("ThresholdedRelu", [np.array([0.0])], {"alpha": -1.0})
     assert dx == dy  # a result of 0 above the threshold
+
+
+@FAST
+@given(shape=SHAPES, seed=SEEDS, lambd=st.floats(0, 3, width=32))
+def test_shrink_like_torch(shape: tuple[int, ...], seed: int, lambd: float) -> None:
+    x = np.random.default_rng(seed).uniform(-5, 5, shape)
+    f = torch.nn.functional
+    against_torch("Shrink", [x], lambda t: f.softshrink(t, lambd), {"lambd": lambd, "bias": lambd})
+    against_torch("Shrink", [x], lambda t: f.hardshrink(t, lambd), {"lambd": lambd, "bias": 0.0})
 
 
 @FAST

@@ -110,6 +110,51 @@ _register(
 )
 
 
+# --- Shrink ---------------------------------------------------------------------------------------
+
+
+def _shrink(node: Node, x: Array) -> Array:
+    """Numbers beyond ``lambd`` come ``bias`` closer to zero, others become zero; NaN stays."""
+    lambd, bias = (scalar(x, node.float_attr(k)) for k in ("lambd", "bias"))
+    size = np.abs(x)
+    kept = np.where(x > lambd, x - bias, np.where(size > lambd, x + bias, x))
+    return np.where(size <= lambd, scalar(x, 0), kept)
+
+
+def _vjp_shrink(
+    builder: GradBuilder, node: Node, dy: Value, need: Sequence[bool]
+) -> list[Value | None]:
+    """0 strictly between the bounds, else 1: at a bound one of the subgradients."""
+    x, lambd = node.inputs[0], node.float_attr("lambd")
+    assert x is not None
+    if not need[0]:
+        return [None]
+    attrs: dict[str, Attr] = {"min": -lambd, "max": lambd}
+    return _masked(builder, dy, builder.aux("ClipMask", (x,), attrs, suffix="mask"), 0.0, 1.0)
+
+
+def _check_shrink(node: Node) -> None:
+    lambd, bias = node.float_attr("lambd"), node.float_attr("bias")
+    if not (0 <= lambd < math.inf and math.isfinite(bias)):
+        raise GraphError(f"lambd = {lambd:g}, bias = {bias:g}: give finite ones, lambd >= 0")
+
+
+_register(
+    "Shrink",
+    _shrink,
+    _vjp_shrink,
+    [
+        Sample(
+            (TensorType(s),), {"lambd": lambd, "bias": bias}, kinks=(-lambd, lambd), gap=1e-2
+        )
+        for s in SHAPES
+        for lambd, bias in ((0.5, 0.0), (0.5, 0.5), (1.5, -0.25))
+    ],
+    attrs=("lambd", "bias"),
+    check=_check_shrink,
+)
+
+
 # --- Abs, ThresholdedRelu -------------------------------------------------------------------------
 
 

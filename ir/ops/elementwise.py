@@ -1,4 +1,4 @@
-"""Binary arithmetic with NumPy broadcasting: Add, Sub, Mul, Div, Max, Min, Pow, PRelu; and Neg.
+"""Binary arithmetic with NumPy broadcasting: Add to Div, Max, Min, Mod, Fmod, Pow, PRelu; and Neg.
 
 The C kernels walk the broadcast in merged axes, so equal shapes are one loop, a scalar operand is
 one loop with stride 0, and a channel operand ``[C,1,1]`` is two loops.
@@ -233,6 +233,23 @@ def _vjp_pow(
     return [da, db]
 
 
+def _vjp_mod(
+    builder: GradBuilder, node: Node, dy: Value, need: Sequence[bool]
+) -> list[Value | None]:
+    """Of y = a - n * b with a whole number n, which is that next to (a - y) / b."""
+    a, b = _operands(node)
+    da = db = None
+    if need[0]:
+        da = sum_to(builder, dy, a, "grad_a")
+    if need[1]:
+        multiple = builder.add("Sub", (a, node.out), suffix="multiple")
+        quotient = builder.add("Div", (multiple, b), suffix="quotient")
+        whole = builder.add("Round", (quotient,), suffix="whole")
+        product = builder.add("Mul", (dy, whole), suffix="dy_whole")
+        db = builder.add("Neg", (sum_to(builder, product, b, "sum_b"),), suffix="grad_b")
+    return [da, db]
+
+
 def _binary_samples(low: float) -> Callable[[], Iterator[Sample]]:
     def samples() -> Iterator[Sample]:
         shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
@@ -294,6 +311,17 @@ _register_binary("Div", np.divide, _vjp_div, low=0.5)
 # Not np.maximum, whose choice between 0 and -0 differs from machine to machine.
 _register_binary("Max", lambda a, b: np.where((a > b) | np.isnan(a), a, b), _vjp_extremum((0, 1)))
 _register_binary("Min", lambda a, b: np.where((a < b) | np.isnan(a), a, b), _vjp_extremum((1, 0)))
+
+
+def _mod(a: Array, b: Array) -> Array:
+    """The rest of a division that rounds down: it has the sign of the divisor."""
+    rest = np.fmod(a, b)
+    return np.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)
+
+
+# Rests are exact but for the sum above: no rounding of a quotient enters them.
+_register_binary("Fmod", np.fmod, _vjp_mod, low=0.5, cost_class="transcendental")
+_register_binary("Mod", _mod, _vjp_mod, low=0.5, cost_class="transcendental")
 
 
 def _infer_prelu(node: Node) -> list[TensorType]:

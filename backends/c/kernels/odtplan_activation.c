@@ -48,6 +48,20 @@ void odtplan_thresholdedrelu_f32(const odtplan_thresholdedrelu_t *p, const float
     }
 }
 
+void odtplan_shrink_f32(const odtplan_shrink_t *p, const float *x, float *y)
+{
+    for (int32_t i = 0; i < p->count; ++i) {
+        const float v = x[i];
+        if (v > p->lambd) {
+            y[i] = v - p->bias;
+        } else if (v < -p->lambd) {
+            y[i] = v + p->bias;
+        } else {
+            y[i] = v == v ? 0.0f : v;
+        }
+    }
+}
+
 void odtplan_abs_f32(const odtplan_count_t *p, const float *x, float *y)
 {
     for (int32_t i = 0; i < p->count; ++i) {

@@ -21,6 +21,12 @@ typedef struct {
 
 typedef struct {
     int32_t count;
+    float lambd; /* up to it in magnitude numbers become 0 */
+    float bias;  /* others come as much closer to 0 */
+} odtplan_shrink_t;
+
+typedef struct {
+    int32_t count;
     float min;
     float max;
 } odtplan_clip_t;
@@ -48,6 +54,7 @@ void odtplan_leakyrelu_f32(const odtplan_leakyrelu_t *p, const float *x, float *
 void odtplan_clip_f32(const odtplan_clip_t *p, const float *x, float *y);
 void odtplan_hardsigmoid_f32(const odtplan_hardsigmoid_t *p, const float *x, float *y);
 void odtplan_thresholdedrelu_f32(const odtplan_thresholdedrelu_t *p, const float *x, float *y);
+void odtplan_shrink_f32(const odtplan_shrink_t *p, const float *x, float *y);
 void odtplan_abs_f32(const odtplan_count_t *p, const float *x, float *y);
 
 /* Bit set where y > 0. */

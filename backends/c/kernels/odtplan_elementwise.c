@@ -99,6 +99,8 @@ static inline float pow_log(float y, float x)
     return x == 0.0f && y < 3.40282347e+38f ? 0.0f : y * odtplan_logf(x);
 }
 
+BINARY_LONG(odtplan_fmod_f32, odtplan_fmodf)
+BINARY_LONG(odtplan_mod_f32, odtplan_modf)
 BINARY_LONG(odtplan_pow_f32, odtplan_powf)
 BINARY_LONG(odtplan_powslope_f32, pow_slope)
 BINARY_LONG(odtplan_powlog_f32, pow_log)

@@ -23,6 +23,9 @@ void odtplan_mul_f32(const odtplan_binary_t *p, const float *a, const float *b, 
 void odtplan_div_f32(const odtplan_binary_t *p, const float *a, const float *b, float *y);
 void odtplan_max_f32(const odtplan_binary_t *p, const float *a, const float *b, float *y);
 void odtplan_min_f32(const odtplan_binary_t *p, const float *a, const float *b, float *y);
+/* Rests of divisions that round towards zero, and down. */
+void odtplan_fmod_f32(const odtplan_binary_t *p, const float *a, const float *b, float *y);
+void odtplan_mod_f32(const odtplan_binary_t *p, const float *a, const float *b, float *y);
 void odtplan_prelu_f32(const odtplan_binary_t *p, const float *x, const float *slope, float *y);
 void odtplan_pow_f32(const odtplan_binary_t *p, const float *x, const float *power, float *y);
 /* Derivatives of y = x**power by x, and by the power. */

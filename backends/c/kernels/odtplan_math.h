@@ -249,6 +249,59 @@ static inline float odtplan_rintf(float x) {
     return odtplan_from_bits(odtplan_bits((a + 8388608.0f) - 8388608.0f) | negative);
 }
 
+/* Exponent of the bits of a positive number, and its mantissa with the leading one in bit 23. */
+static inline int32_t odtplan_split(uint32_t bits, uint32_t *mantissa) {
+    int32_t exponent = (int32_t)(bits >> 23);
+    uint32_t m = bits & 0x007fffffu;
+    if (exponent != 0) {
+        *mantissa = m | 0x00800000u;
+        return exponent;
+    }
+    for (exponent = 1; (m & 0x00800000u) == 0u; exponent--) { /* a subnormal number */
+        m <<= 1;
+    }
+    *mantissa = m;
+    return exponent;
+}
+
+/* Rest of a division that rounds towards zero, exact; it has the sign of x. By long division of the
+ * mantissas. */
+static inline float odtplan_fmodf(float x, float y) {
+    const uint32_t sign = odtplan_bits(x) & 0x80000000u;
+    const uint32_t dividend = odtplan_bits(x) & 0x7fffffffu;
+    const uint32_t divisor = odtplan_bits(y) & 0x7fffffffu;
+    uint32_t rest, unit;
+    int32_t exponent, last;
+    if (dividend >= 0x7f800000u || divisor > 0x7f800000u || divisor == 0u) {
+        return odtplan_from_bits(0x7fc00000u);
+    }
+    if (dividend < divisor) {
+        return x;
+    }
+    last = odtplan_split(divisor, &unit);
+    for (exponent = odtplan_split(dividend, &rest); exponent > last; exponent--) {
+        rest = (rest >= unit ? rest - unit : rest) << 1;
+    }
+    rest = rest >= unit ? rest - unit : rest;
+    if (rest == 0u) {
+        return odtplan_from_bits(sign);
+    }
+    while ((rest & 0x00800000u) == 0u) {
+        rest <<= 1;
+        exponent--;
+    }
+    if (exponent > 0) {
+        return odtplan_from_bits(sign | ((uint32_t)exponent << 23) | (rest & 0x007fffffu));
+    }
+    return odtplan_from_bits(sign | (rest >> (1 - exponent)));
+}
+
+/* Rest of a division that rounds down; it has the sign of y. */
+static inline float odtplan_modf(float x, float y) {
+    const float rest = odtplan_fmodf(x, y);
+    return rest != 0.0f && (rest < 0.0f) != (y < 0.0f) ? rest + y : rest;
+}
+
 /* x**p. Integer exponents up to 16 are multiplied out (error below |p| ulp), others are
  * exp(p * log|x|) (relative error below (2 + |p * log|x||) * 2**-23); a negative base has a power if
  * the exponent is an integer. */
@@ -291,18 +344,7 @@ static inline float odtplan_sqrtf_soft(float x) {
     if (bits >= 0x7f800000u) {
         return x;
     }
-    exponent = (int32_t)(bits >> 23);
-    mantissa = bits & 0x007fffffu;
-    if (exponent == 0) {
-        exponent = 1;
-        while ((mantissa & 0x00800000u) == 0u) { /* normalise a subnormal number */
-            mantissa <<= 1;
-            exponent--;
-        }
-    } else {
-        mantissa |= 0x00800000u;
-    }
-    exponent -= 127;
+    exponent = odtplan_split(bits, &mantissa) - 127;
     if ((exponent & 1) != 0) {
         mantissa <<= 1;
         exponent--;

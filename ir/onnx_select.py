@@ -1,0 +1,71 @@
+"""Conversion rules of operators that tell or take entries by their positions: OneHot, Hardmax."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .graph import Array, Attr, Value
+from .onnx_convert import RejectedError, Rule, Site
+from .onnx_index import constant_only
+from .onnx_shapes import positive_axis
+from .ops.integers import EXACT
+
+
+def _one_hot(s: Site) -> Value:
+    """OneHot of indices that depend on the data of a sample."""
+    if s.data(0) is not None:
+        return constant_only(s)
+    depth, data = s.ints(1, "depth"), s.data(2)
+    if depth is None or len(depth) != 1 or not 1 <= depth[0] <= EXACT:
+        raise RejectedError(f"depth is {depth}, not a number from 1 to {EXACT}")
+    if data is None or data.size != 2:
+        raise RejectedError("the values are not two constants")
+    if data.dtype != np.float32 and data.dtype.kind not in "iu":
+        raise RejectedError(f"the values are {data.dtype}; float32 and integers are supported")
+    off, on = map(float, data.reshape(-1))
+    x = s.value(0)
+    if x.type.dtype == "i32":
+        x = s.integers_as_real(0)
+    elif s.node.inputs[0] not in s.conversion.spans:  # real numbers, of which the fraction is cut
+        index = s.emit("ToIndex", (x,), {"size": EXACT}, "index")
+        x = s.emit("ToReal", (index,), {"limit": EXACT}, "whole")
+    rank = len(x.type.shape)
+    axis = positive_axis(s.integer("axis", -1), rank + 1)
+    zero, size = (_constant(s, f"{n}", np.array(n, np.float32)) for n in (0, depth[0]))
+    negative = s.emit("Greater", (zero, x), None, "negative")
+    from_end = s.emit("Add", (x, size), None, "from_end")
+    at = s.emit("Where", (negative, from_end, x), None, "at")
+    return _marked(s, at, depth[0], axis, on, off)
+
+
+def _hardmax(s: Site) -> Value:
+    """Hardmax: 1 at the first maximum, else 0; before opset 13 of all axes from one on."""
+    x = s.value(0)
+    shape, rank = x.type.shape, len(x.type.shape)
+    axis = positive_axis(s.integer("axis", 1 if s.opset < 13 else -1), rank)
+    if s.opset < 13:
+        shape = (int(np.prod(shape[:axis])), int(np.prod(shape[axis:])))
+        rows, axis = s.reshape(x, shape, "rows"), 1
+    else:
+        rows = x
+    first = s.emit("ArgMax", (rows,), {"axis": axis, "last": 0}, "first")
+    at = s.emit("ToReal", (first,), {"limit": shape[axis]}, "at")
+    return s.reshape(_marked(s, at, shape[axis], axis, 1.0, 0.0), x.type.shape)
+
+
+def _marked(s: Site, at: Value, size: int, axis: int, on: float, off: float) -> Value:
+    """``on`` at the positions ``at`` of a new axis, ``off`` elsewhere."""
+    shape = at.type.shape
+    at = s.reshape(at, (*shape[:axis], 1, *shape[axis:]), "positions")
+    every = np.arange(size, dtype=np.float32).reshape(size, *(1 for _ in shape[axis:]))
+    there = s.emit("Equal", (at, _constant(s, "every", every)), None, "there")
+    values: dict[str, Attr] = {"on": on, "off": off}
+    return s.emit("Where", (there, None, None), values, "marks")
+
+
+def _constant(s: Site, what: str, data: Array) -> Value:
+    return s.conversion.constant(f"{s.node.name}/{what}", data)
+
+
+#: ONNX operator of the standard domain -> its rule.
+SELECT_RULES: dict[str, Rule] = {"Hardmax": _hardmax, "OneHot": _one_hot}

@@ -46,6 +46,7 @@ INDICES = (TensorProto.INT32, TensorProto.INT64)
 #: Operators that read indices or labels, from the input of a model as well -> which operand.
 _INDEXED = {
     "Gather": 1,
+    "GatherElements": 1,
     "NegativeLogLikelihoodLoss": 1,
     "OneHot": 0,
     "SoftmaxCrossEntropyLoss": 1,

@@ -22,7 +22,7 @@ from .obstacles import Obstacle, report_obstacles
 from .onnx_convert import Conversion, RejectedError, Rule, Site
 from .onnx_file import SHAPING, FileNode, ModelFile, load_file
 from .onnx_fold import INCONSISTENT
-from .onnx_integers import limit_of, span_of_result
+from .onnx_integers import POSITIONS, limit_of, span_of_result
 from .onnx_ops import RULES
 from .onnx_quantize import add_input, integers_kept, spread
 from .passes import clean
@@ -181,7 +181,7 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         if result is None:
             conversion.empty.add(out)
             continue
-        if span is not None:
+        if span is not None and (node.op not in POSITIONS or result.type.dtype == "i32"):
             conversion.spans[out] = span
         if stored is not None:
             conversion.stored[out] = stored

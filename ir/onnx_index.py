@@ -20,14 +20,7 @@ def _gather(s: Site) -> Value:
     shape = x.type.shape
     axis, data = positive_axis(s.integer("axis", 0), len(shape)), s.data(1)
     if data is None:
-        index = s.value(1)
-        if s.node.inputs[1] in s.conversion.spans and index.type.dtype == "f32":
-            index = s.emit("ToIndex", (index,), {"size": shape[axis]}, "index")
-        if index.type.dtype != "i32":
-            raise RejectedError(
-                f"indices {index.name} are {index.type}; give integers: constants, or an input of"
-                " the model as it is"
-            )
+        index = _computed_index(s, s.value(1), shape[axis])
         return s.emit("Gather", (x, index), {"axis": axis})
     listed = _from_front(data, shape[axis], f"axis {axis} of {x.type}")
     run = _run(listed.reshape(-1).tolist())
@@ -109,10 +102,43 @@ def _of_tuples(s: Site, x: Value, batch_axes: int) -> tuple[Array, int]:
 
 
 def _gather_elements(s: Site) -> Value:
+    """GatherElements: of constant positions a Gather, of computed ones lanes."""
     x = s.value(0)
+    if s.data(1) is None:
+        return _take_lanes(s, x)
     at = _along_axis(s, x)
     flat = s.reshape(x, (x.type.size,), "flat")
     return s.emit("Gather", (flat, s.indices(at)), {"axis": 0})
+
+
+def _take_lanes(s: Site, x: Value) -> Value:
+    index, shape = s.value(1), x.type.shape
+    axis = positive_axis(s.integer("axis", 0), len(shape))
+    lanes = (*index.type.shape[:axis], shape[axis], *index.type.shape[axis + 1 :])
+    if len(lanes) != len(shape) or any(n > d for n, d in zip(lanes, shape, strict=True)):
+        raise RejectedError(f"indices {index.type} do not fit {x.type}")
+    index = _computed_index(s, index, shape[axis])
+    if lanes != shape:
+        steps = (1,) * len(shape)
+        attrs: dict[str, Attr] = {"starts": (0,) * len(shape), "sizes": lanes, "steps": steps}
+        x = s.emit("Slice", (x,), attrs, "lanes")
+    return s.emit("TakeLanes", (x, index), {"axis": axis})
+
+
+def _computed_index(s: Site, index: Value, size: int) -> Value:
+    """Computed indices of an axis of ``size`` entries as i32.
+
+    Raises:
+        RejectedError: They are real numbers.
+    """
+    if s.node.inputs[1] in s.conversion.spans and index.type.dtype == "f32":
+        index = s.emit("ToIndex", (index,), {"size": size}, "index")
+    if index.type.dtype != "i32":
+        raise RejectedError(
+            f"indices {index.name} are {index.type}; give integers: constants, or an input of"
+            " the model as it is"
+        )
+    return index
 
 
 def _gather_nd(s: Site) -> Value:

@@ -15,7 +15,8 @@ from .onnx_file import INTEGER_MOVES, INTEGER_OPS, FileNode, ModelFile
 from .ops.integers import EXACT
 
 _COMPARING = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
-_POSITIONS = ("ArgMax", "ArgMin")
+#: Their i32 results are integers, whatever they are positions of.
+POSITIONS = ("ArgMax", "ArgMin", "TopK")
 
 
 def limit_of(file: ModelFile, name: str) -> int | None:
@@ -43,7 +44,7 @@ def span_of_result(conversion: Conversion, node: FileNode) -> Span | None:
     """
     running = [i for i in node.inputs if i in conversion.spans]
     known = [s for i in node.inputs if i and (s := _span(conversion, i)) is not None]
-    if node.op in _POSITIONS:
+    if node.op in POSITIONS:
         x = conversion.values.get(node.inputs[0])
         return None if x is None else (0, max(x.type.shape, default=1) - 1)
     if node.op == "Cast":

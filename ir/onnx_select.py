@@ -1,4 +1,4 @@
-"""Conversion rules of operators that tell or take entries by their positions: OneHot, Hardmax."""
+"""Conversion rules of operators that find entries or mark positions: OneHot, Hardmax, TopK."""
 
 from __future__ import annotations
 
@@ -53,6 +53,19 @@ def _hardmax(s: Site) -> Value:
     return s.reshape(_marked(s, at, shape[axis], axis, 1.0, 0.0), x.type.shape)
 
 
+def _top_k(s: Site) -> tuple[Value | None, ...]:
+    """TopK of a constant k: positions, and the entries that are there."""
+    x, given = s.value(0), (s.integer("k"),) if s.has("k") else s.ints(1, "k")
+    if s.node.inputs[0] in s.conversion.spans:
+        raise RejectedError(f"operand {s.node.inputs[0]} holds computed integers, no real numbers")
+    axis = positive_axis(s.integer("axis", -1), len(x.type.shape))
+    if given is None or len(given) != 1:
+        raise RejectedError(f"k is {given}, not a number")
+    attrs: dict[str, Attr] = {"axis": axis, "k": given[0], "largest": s.integer("largest", 1)}
+    index = s.emit("ArgTopK", (x,), attrs, "positions")
+    return s.emit("TakeLanes", (x, index), {"axis": axis}, "values"), index
+
+
 def _marked(s: Site, at: Value, size: int, axis: int, on: float, off: float) -> Value:
     """``on`` at the positions ``at`` of a new axis, ``off`` elsewhere."""
     shape = at.type.shape
@@ -68,4 +81,4 @@ def _constant(s: Site, what: str, data: Array) -> Value:
 
 
 #: ONNX operator of the standard domain -> its rule.
-SELECT_RULES: dict[str, Rule] = {"Hardmax": _hardmax, "OneHot": _one_hot}
+SELECT_RULES: dict[str, Rule] = {"Hardmax": _hardmax, "OneHot": _one_hot, "TopK": _top_k}

@@ -12,7 +12,7 @@ from .onnx_index import CONSTANT_ONLY
 from .onnx_ops import RULES
 from .onnx_read import MIN_OPSET
 from .onnx_unroll import CONTROL_FLOW, DEFINED
-from .opdef import all_ops
+from .opdef import OpDef, all_ops
 
 #: ONNX operator -> what a rule writes for it, where that is not the operator of the same name.
 #: Reshapes (views) and numbers beside it are left out; nothing: it is gone once imported.
@@ -27,7 +27,7 @@ WRITTEN_AS: dict[str, tuple[str, ...]] = {
     "Dropout": (),
     "Einsum": ("MatMul", "Mul", "ReduceSum", "Transpose"),
     "Flatten": ("Reshape",),
-    "GatherElements": ("Gather",),
+    "GatherElements": ("Gather", "TakeLanes"),
     "GatherND": ("Gather",),
     "GlobalLpPool": ("ReduceL1", "ReduceL2", "ReduceSum", "Abs", "Relu", "Pow"),
     "GlobalMaxPool": ("MaxPool",),
@@ -60,6 +60,7 @@ WRITTEN_AS: dict[str, tuple[str, ...]] = {
     "Sum": ("Add",),
     "Tan": ("Sin", "Cos", "Div"),
     "Tile": ("Expand",),
+    "TopK": ("ArgTopK", "TakeLanes"),
     "Unsqueeze": ("Reshape",),
     "Upsample": ("Resize",),
 }
@@ -103,6 +104,10 @@ def _versions() -> dict[str, list[tuple[int, bool]]]:
     return found
 
 
+def _is_passed(op: OpDef) -> bool:
+    return op.vjp is not None or op.view
+
+
 def _support(name: str) -> Support:
     ops, constant = all_ops(), name in CONSTANT_ONLY
     written = () if constant else WRITTEN_AS.get(name, (name,))
@@ -114,7 +119,7 @@ def _support(name: str) -> Support:
         operator=name,
         written_as=written,
         constant=constant,
-        gradient=not constant and all(ops[o].vjp is not None or ops[o].view for o in written),
+        gradient=not constant and all(_is_passed(ops[o]) for o in written if o != "ArgTopK"),
         int8=bool(written) and all(o in INTEGER or o in KEEPING for o in written),
         first_opset=first,
         last_opset=last,

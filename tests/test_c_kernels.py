@@ -357,6 +357,15 @@ def test_indices_outside_read_and_write_nothing(library: Library) -> None:
             _invoke(function, case, [first, bad.astype(np.int32)], [out], rows)
         got = out.array(case.node.out.type)
         assert np.array_equal(got, np.full_like(got, fill), equal_nan=True)
+    for op, fill in (("TakeLanes", np.nan), ("TakeLanesGrad", 0.0)):
+        case = next(c for c in CASES if c.op.name == op)
+        first, index = case.data()
+        assert index is not None
+        bad = np.resize(np.array([5, -6, 2**31 - 1, -(2**31)], np.int32), index.shape)
+        out = Buffer(case.node.out.type.nbytes)
+        _invoke(library.function(case), case, [first, bad], [out])
+        got = out.array(case.node.out.type)
+        assert np.array_equal(got, np.full_like(got, fill), equal_nan=True)
     scatter = next(c for c in CASES if c.op.name == "Scatter" and c.index == 0)
     x, index, rows_ = scatter.data()
     assert x is not None
@@ -367,8 +376,8 @@ def test_indices_outside_read_and_write_nothing(library: Library) -> None:
 
 
 LANES = (
-    *("ArgMax", "ArgMin", "LogSoftmax", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax"),
-    *("ReduceMin", "ReduceProd", "ReduceProdGrad", "ReduceL1Grad", "ReduceL2Grad"),
+    *("ArgMax", "ArgMin", "ArgTopK", "LogSoftmax", "ReduceL1", "ReduceL2", "ReduceLogSumExp"),
+    *("ReduceMax", "ReduceMin", "ReduceProd", "ReduceProdGrad", "ReduceL1Grad", "ReduceL2Grad"),
 )
 
 

@@ -392,8 +392,23 @@ CASES: dict[str, tuple[list[NodeProto], dict[str, NDArray[Any]], str]] = {
         "indices x are f32[1,2,4,4]; give integers",
     ),
     "form": ([node("Gelu", "x", "y", approximate="sine")], {}, "approximate sine is not known"),
+    "numbers as positions": (
+        [node("GatherElements", "x x", "y")],
+        {},
+        "indices x are f32[1,2,4,4]; give integers",
+    ),
+    "too many of the largest": (
+        [node("TopK", "x k", "y i")],
+        {"k": _ints(5)},
+        "k = 5; lanes along axis 3",
+    ),
+    "any number of the largest": (
+        [node("ReduceMax", "x", "m", keepdims=0), node("TopK", "x m", "y i")],
+        {},
+        "k m is not constant",
+    ),
     "positions at run time": (
-        [node("ArgMax", "x", "i"), node("GatherElements", "x i", "y")],
+        [node("ArgMax", "x", "i"), node("ScatterElements", "x i x", "y")],
         {},
         "indices i are computed; only constant ones are supported here",
     ),

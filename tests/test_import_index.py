@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto
-from onnx_files import Array, agrees, floats, model, node, outputs, save
+from onnx import TensorProto, helper
+from onnx_files import Array, agrees, floats, model, node, outputs, runtime, save
 
 from odt_plan.ir.candidates import param_slots
-from odt_plan.ir.errors import UnsupportedModelError
+from odt_plan.ir.errors import UnsupportedModelError, UsageError
 from odt_plan.ir.grad_builder import GradBuilder
 from odt_plan.ir.graph import Graph
 from odt_plan.ir.interpreter import run
@@ -212,6 +212,83 @@ def test_gathers(tmp_path: Path, shape: tuple[int, ...], data: st.DataObject) ->
     cut = tuple(torch.tensor(index[..., i] % shape[i]) for i in range(length))
     graph = imported(tmp_path, "GatherND", shape, index)
     equals_torch(graph, x, lambda t: t[cut])
+
+
+def _computed(folder: Path, shape: tuple[int, ...], few: tuple[int, ...], axis: int) -> Graph:
+    """GatherElements whose indices are an input."""
+    proto = model([node("GatherElements", "x i", "y", axis=axis)], {"x": shape}, ["y"])
+    proto.graph.input.append(helper.make_tensor_value_info("i", TensorProto.INT64, few))
+    return import_model(save(proto, folder))
+
+
+@FAST
+@given(SHAPES, st.data())
+def test_gathers_by_computed_indices(
+    tmp_path: Path, shape: tuple[int, ...], data: st.DataObject
+) -> None:
+    """Entries may be taken twice, and other axes need not be taken whole."""
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    few = tuple(3 if i == axis else int(rng.integers(1, n + 1)) for i, n in enumerate(shape))
+    size = shape[axis]
+    index = rng.integers(-size, size, few, np.int32)
+    graph = _computed(tmp_path, shape, few, axis)
+    leaf = torch.tensor(rng.standard_normal(shape), requires_grad=True)
+    want = leaf.gather(axis, torch.tensor(index % size, dtype=torch.int64))
+    dy = rng.uniform(-1, 1, few)
+    want.backward(torch.tensor(dy))
+    feeds = {"x": leaf.detach().numpy(), "i": index}
+    assert np.array_equal(run(graph, feeds)[graph.outputs[0].name], want.detach().numpy())
+    np.testing.assert_allclose(gradient(graph, dy, feeds, "x"), leaf.grad.numpy(), rtol=1e-12)
+
+
+def test_indices_outside_of_lanes(tmp_path: Path) -> None:
+    graph = _computed(tmp_path, (2, 3), (2, 1), 1)
+    feeds = {"x": np.zeros((2, 3), np.float32), "i": np.array([[1], [3]], np.int32)}
+    with pytest.raises(UsageError, match=r"index 3 at position 1 is not in -3..2"):
+        run(graph, feeds)
+    with pytest.raises(UnsupportedModelError, match=r"indices i32\[3,1\] do not fit f32\[2,3\]"):
+        _computed(tmp_path, (2, 3), (3, 1), 1)
+
+
+@FAST
+@given(SHAPES, st.data())
+def test_largest_entries(tmp_path: Path, shape: tuple[int, ...], data: st.DataObject) -> None:
+    """Values of TopK have the gradient of PyTorch's; so have those of positions moved on."""
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    k = data.draw(st.integers(1, shape[axis]))
+    largest = data.draw(st.booleans())
+    x = np.random.default_rng(0).permutation(int(np.prod(shape))).reshape(shape) / 7.0
+    attrs = {"axis": axis, "largest": int(largest)}
+    nodes = [node("TopK", "x k", "y i", **attrs)]
+    proto = model(nodes, {"x": shape}, ["y"], {"k": np.array([k])})
+    equals_torch(
+        import_model(save(proto, tmp_path)), x, lambda t: t.topk(k, axis, largest=largest)[0]
+    )
+    nodes = [
+        node("TopK", "x k", "v i", **attrs),
+        node("GatherElements", "x i", "e", axis=axis),
+        node("Mul", "v half", "h"),
+        node("Add", "h e", "y"),
+    ]
+    constants = {"k": np.array([k]), "half": np.array(0.5, np.float32)}
+    proto = model(nodes, {"x": shape}, ["y"], constants)
+    equals_torch(
+        import_model(save(proto, tmp_path)), x, lambda t: 1.5 * t.topk(k, axis, largest=largest)[0]
+    )
+
+
+@pytest.mark.parametrize("opset", [9, 10, 11])
+def test_largest_entries_equal_runtime(opset: int, tmp_path: Path) -> None:
+    """Equal entries in their order; the indices are an output."""
+    x = np.array([[2, 5, 5, 1, 5, 0], [1, 1, 1, 1, 1, 1]], np.float32)
+    top = node("TopK", "x", "y i", k=4) if opset < 10 else node("TopK", "x k", "y i")
+    proto = model([top], {"x": [2, 6]}, ["y", "i"], {"k": np.array([4])}, opset=opset)
+    proto.graph.output[1].type.tensor_type.elem_type = TensorProto.INT64
+    path = save(proto, tmp_path)
+    got = outputs(import_model(path), {"x": x})
+    for g, w in zip(got, runtime(path, {"x": x}), strict=True):
+        assert np.array_equal(g, w)
 
 
 def test_scatter_replaces(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def _axis(node: Node, shape: Sequence[int]) -> int:
     return axis % len(shape)
 
 
-def _positions(node: Node, index: Array, size: int) -> Array:
+def positions(node: Node, index: Array, size: int) -> Array:
     """Indices counted from the front, in row-major order.
 
     Raises:
@@ -83,7 +83,7 @@ def _infer_gather(node: Node) -> list[TensorType]:
 def _kernel_gather(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
     x, index = array(inputs, 0), array(inputs, 1)
     axis = _axis(node, x.shape)
-    at = _positions(node, index, x.shape[axis])
+    at = positions(node, index, x.shape[axis])
     return [x.take(at, axis=axis).reshape(node.out.type.shape)]
 
 
@@ -156,7 +156,7 @@ def _rows_grad(node: Node, inputs: Sequence[Array | None], begin: int, end: int)
     dy, index = array(inputs, 0), array(inputs, 1)
     shape = node.ints_attr("shape")
     axis = _axis(node, shape)
-    at = _positions(node, index, shape[axis])
+    at = positions(node, index, shape[axis])
     dy = dy.reshape(*shape[:axis], len(at), *shape[axis + 1 :])
     if axis == 0:
         inside = (begin <= at) & (at < end)
@@ -227,7 +227,7 @@ def _infer_scatter(node: Node) -> list[TensorType]:
 
 def _kernel_scatter(node: Node, inputs: Sequence[Array | None]) -> list[Array]:
     x, index, rows = array(inputs, 0), array(inputs, 1), inputs[2]
-    at = _positions(node, index, len(x))
+    at = positions(node, index, len(x))
     y = x.copy()
     new = np.zeros((len(at), *x.shape[1:]), x.dtype)
     if rows is not None:

@@ -4,12 +4,6 @@
 
 #include <string.h>
 
-/* An index from the front; what lies outside stays outside of 0 .. size - 1. */
-static int32_t from_front(int32_t index, int32_t size)
-{
-    return index < 0 ? index + size : index;
-}
-
 void odtplan_index_to_f32(const odtplan_count_t *p, const int32_t *x, float *y)
 {
     for (int32_t i = 0; i < p->count; i++) {
@@ -30,7 +24,7 @@ void odtplan_take_f32(const odtplan_index_t *p, const float *x, const int32_t *i
     const int32_t inner = p->inner;
     for (int32_t o = 0; o < p->outer; o++) {
         for (int32_t k = 0; k < p->count; k++) {
-            const int32_t at = from_front(index[k], p->size);
+            const int32_t at = odtplan_from_front(index[k], p->size);
             if (at >= 0 && at < p->size) {
                 memcpy(y, x + (ptrdiff_t)at * inner, (size_t)inner * sizeof *y);
             } else {
@@ -59,7 +53,7 @@ void odtplan_take_grad_f32(const odtplan_index_t *p, const float *dy, const int3
             dx[i] = 0.0f;
         }
         for (int32_t k = 0; k < p->count; k++) {
-            const int32_t at = from_front(index[k], p->size);
+            const int32_t at = odtplan_from_front(index[k], p->size);
             if (at >= first && at < last) {
                 float *entry = dx + (ptrdiff_t)(at - first) * inner;
                 for (int32_t i = 0; i < inner; i++) {
@@ -80,7 +74,7 @@ void odtplan_scatter_f32(const odtplan_scatter_t *p, const float *x, const int32
         memcpy(y, x, (size_t)p->size * (size_t)inner * sizeof *y);
     }
     for (int32_t k = 0; k < p->count; k++) {
-        const int32_t at = from_front(index[k], p->size);
+        const int32_t at = odtplan_from_front(index[k], p->size);
         if (at < 0 || at >= p->size) {
             continue;
         }

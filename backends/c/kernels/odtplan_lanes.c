@@ -62,6 +62,84 @@ void odtplan_lane_argmin_f32(const odtplan_lane_arg_t *p, const float *x, int32_
     positions(p, x, index, -1.0f);
 }
 
+/* Entry i comes before entry j in descending order. */
+static int comes_before(float a, int32_t i, float b, int32_t j)
+{
+    if (a < b || a > b) {
+        return a > b;
+    }
+    if ((a != a) != (b != b)) {
+        return a != a;
+    }
+    return i < j;
+}
+
+void odtplan_lane_top_f32(const odtplan_lane_top_t *p, const float *x, int32_t *index)
+{
+    const odtplan_lanes_t from = {p->outer, p->size, p->inner};
+    const odtplan_lanes_t to = {p->outer, p->count, p->inner};
+    const float sign = p->largest ? 1.0f : -1.0f;
+    for (int32_t n = 0; n < p->outer * p->inner; n++) {
+        const float *l = x + lane(&from, n);
+        int32_t *at = index + lane(&to, n);
+        float last = 0.0f;
+        int32_t last_at = -1;
+        for (int32_t k = 0; k < p->count; k++) {
+            float best = 0.0f;
+            int32_t best_at = -1;
+            for (int32_t i = 0; i < p->size; i++) {
+                const float v = sign * l[(ptrdiff_t)i * p->inner];
+                if ((last_at < 0 || comes_before(last, last_at, v, i)) &&
+                    (best_at < 0 || comes_before(v, i, best, best_at))) {
+                    best = v;
+                    best_at = i;
+                }
+            }
+            last = best;
+            last_at = best_at;
+            at[(ptrdiff_t)k * p->inner] = best_at;
+        }
+    }
+}
+
+void odtplan_lane_take_f32(const odtplan_lane_take_t *p, const float *x, const int32_t *index,
+                           float *y)
+{
+    const odtplan_lanes_t from = {p->outer, p->size, p->inner};
+    const odtplan_lanes_t to = {p->outer, p->count, p->inner};
+    for (int32_t n = 0; n < p->outer * p->inner; n++) {
+        const float *l = x + lane(&from, n);
+        const ptrdiff_t begin = lane(&to, n);
+        for (int32_t k = 0; k < p->count; k++) {
+            const ptrdiff_t to_k = begin + (ptrdiff_t)k * p->inner;
+            const int32_t i = odtplan_from_front(index[to_k], p->size);
+            y[to_k] = i >= 0 && i < p->size ? l[(ptrdiff_t)i * p->inner]
+                                            : odtplan_from_bits(0x7fc00000u);
+        }
+    }
+}
+
+void odtplan_lane_take_grad_f32(const odtplan_lane_take_t *p, const float *dy, const int32_t *index,
+                                float *dx)
+{
+    const odtplan_lanes_t from = {p->outer, p->size, p->inner};
+    const odtplan_lanes_t to = {p->outer, p->count, p->inner};
+    for (int32_t n = 0; n < p->outer * p->inner; n++) {
+        float *l = dx + lane(&from, n);
+        const ptrdiff_t begin = lane(&to, n);
+        for (int32_t i = 0; i < p->size; i++) {
+            l[(ptrdiff_t)i * p->inner] = 0.0f;
+        }
+        for (int32_t k = 0; k < p->count; k++) {
+            const ptrdiff_t to_k = begin + (ptrdiff_t)k * p->inner;
+            const int32_t i = odtplan_from_front(index[to_k], p->size);
+            if (i >= 0 && i < p->size) {
+                l[(ptrdiff_t)i * p->inner] += dy[to_k];
+            }
+        }
+    }
+}
+
 void odtplan_lane_at_grad_f32(const odtplan_lanes_t *p, const float *dy, const int32_t *index,
                               float *dx)
 {

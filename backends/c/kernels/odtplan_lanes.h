@@ -22,6 +22,22 @@ typedef struct {
     int32_t last; /* 1: the last of equal extremes, 0: the first */
 } odtplan_lane_arg_t;
 
+/* Lanes of `count` positions in lanes of `size`. */
+typedef struct {
+    int32_t outer;
+    int32_t size;
+    int32_t inner;
+    int32_t count;
+} odtplan_lane_take_t;
+
+typedef struct {
+    int32_t outer;
+    int32_t size;
+    int32_t inner;
+    int32_t count;
+    int32_t largest; /* 1: the largest entries, 0: the smallest */
+} odtplan_lane_top_t;
+
 typedef struct {
     int32_t outer;
     int32_t size;
@@ -61,6 +77,19 @@ void odtplan_lane_product_grad_f32(const odtplan_lanes_t *p, const float *x, con
 /* Position of an extreme in each lane; of the first or last NaN if there is one. */
 void odtplan_lane_argmax_f32(const odtplan_lane_arg_t *p, const float *x, int32_t *index);
 void odtplan_lane_argmin_f32(const odtplan_lane_arg_t *p, const float *x, int32_t *index);
+
+/* Positions of the largest or smallest entries of each lane in their order: of equal ones the first
+ * one first, NaN before all. */
+void odtplan_lane_top_f32(const odtplan_lane_top_t *p, const float *x, int32_t *index);
+
+/* Entries of each lane at positions, which count from the end where they are negative. NaN for those
+ * that lie outside. */
+void odtplan_lane_take_f32(const odtplan_lane_take_t *p, const float *x, const int32_t *index,
+                           float *y);
+
+/* dy is added up at the positions. */
+void odtplan_lane_take_grad_f32(const odtplan_lane_take_t *p, const float *dy, const int32_t *index,
+                                float *dx);
 
 /* Zero but for dy at each lane's position. */
 void odtplan_lane_at_grad_f32(const odtplan_lanes_t *p, const float *dy, const int32_t *index,

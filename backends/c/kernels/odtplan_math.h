@@ -24,6 +24,11 @@ static inline float odtplan_from_bits(uint32_t bits) {
     return u.number;
 }
 
+/* An index from the front; what lies outside stays outside of 0 .. size - 1. */
+static inline int32_t odtplan_from_front(int32_t index, int32_t size) {
+    return index < 0 ? index + size : index;
+}
+
 /* 2**k for -126 <= k <= 127. */
 static inline float odtplan_power_of_two(int32_t k) {
     return odtplan_from_bits((uint32_t)(k + 127) << 23);

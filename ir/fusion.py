@@ -129,6 +129,33 @@ def drop_nan_guards(graph: Graph) -> bool:
     return changed
 
 
+def drop_zero_states(graph: Graph) -> bool:
+    """Sums with what a gate lets through of a state of zeros are left out.
+
+    It is the state that an LSTM begins with where its steps are written out; no parameter.
+    """
+    changed = False
+    for node in nodes_of(graph, "Add"):
+        for x, kept in (node.inputs, node.inputs[::-1]):
+            gated = None if kept is None else kept.producer
+            if x is None or x.type != node.out.type or gated is None or gated.op != "Mul":
+                continue
+            gate, zeros = sorted(gated.operands(), key=lambda v: v.name in graph.constants)
+            data = graph.constants.get(zeros.name)
+            if data is None or data.any() or zeros.type != node.out.type:
+                continue
+            if gate.producer is None or gate.producer.op != "Sigmoid":
+                continue
+            whole, node.inputs = node.inputs, (x,)
+            if take_out(graph, node):
+                drop_unread(graph, gated)
+                changed = True
+            else:
+                node.inputs = whole
+            break
+    return changed
+
+
 def drop_zero_masks(graph: Graph) -> bool:
     """Sums with zeros that nodes of the file make of no weight are left out.
 

@@ -15,6 +15,7 @@ from .graph import MAX_ELEMENTS, Array, TensorType, unique_name
 from .import_options import PLAIN, ImportOptions
 from .obstacles import Obstacle
 from .onnx_dims import bind_dims
+from .onnx_first_step import put_back_first_steps
 from .onnx_flags import numbers_for_flags
 from .onnx_fold import ELEMENT_TYPES, infer_and_fold
 from .onnx_guard import is_sound
@@ -172,6 +173,7 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
     constants, obstacles = read_initializers(proto)
     known = set(constants) | {o.where for o in obstacles}
     runtime = [v for v in proto.graph.input if v.name not in known]
+    repeated = put_back_first_steps(proto, constants)
     del proto.graph.input[:]
     indices = _indices(proto)
     numbers = _numbers(proto) - indices
@@ -179,7 +181,7 @@ def model_file(proto: ModelProto, path: Path, batch: int) -> ModelFile:
     proto.graph.input.extend(runtime)
     proto.ir_version = max(proto.ir_version, 4)  # from here on initializers need not be inputs
     _forget_symbols(proto)
-    folded = infer_and_fold(proto, constants, opset, copied)
+    folded = infer_and_fold(proto, constants, opset, copied, repeated)
     obstacles += [o for o in folded.errors if o not in obstacles]
     records = [_record(n, opset, folded.kept.get(n.name, "")) for n in proto.graph.node]
     needed = _needed(records, {v.name for v in proto.graph.output})

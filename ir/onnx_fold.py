@@ -79,7 +79,11 @@ class Folded:
 
 
 def infer_and_fold(
-    proto: ModelProto, constants: dict[str, Array], opset: int, copied: Collection[str] = ()
+    proto: ModelProto,
+    constants: dict[str, Array],
+    opset: int,
+    copied: Collection[str] = (),
+    origins: Mapping[str, Origin] | None = None,
 ) -> Folded:
     """Infer types, fold constant nodes and write out nodes that stand for graphs, to the end.
 
@@ -89,9 +93,10 @@ def infer_and_fold(
         constants: Initializers; folded values are added in place.
         opset: Version of the standard operator set.
         copied: Results of nodes that count as tensors of the file.
+        origins: Where initializers come from that are no tensors of the file as they are.
     """
     stored: dict[str, Quantization] = {}
-    origins: dict[str, Origin] = {}
+    origins = dict(origins or {})
     errors: list[Obstacle] = []
     leave_readable(proto, constants)
     types: dict[str, TensorType] = {}
@@ -231,7 +236,7 @@ def _evaluate(
         data = dims if node.op_type == "Shape" else int(np.prod(shape))
         return {node.output[0]: np.array(data, np.int64)}
     names = [i for i in node.input if i]
-    if any(i not in constants for i in names):
+    if any(i not in constants for i in names) or _begins_recurrence(node, constants, proto):
         return None
     if sum(types[o].size for o in node.output if o in types) > room:
         return None
@@ -257,6 +262,21 @@ def _evaluate(
     if any(a.dtype.kind not in "fiub" or a.dtype.itemsize > 8 for a in arrays):
         return None
     return dict(zip(wanted, arrays, strict=True))
+
+
+def _begins_recurrence(node: NodeProto, constants: Mapping[str, Array], proto: ModelProto) -> bool:
+    """A layer of zeros whose weights layers of other values have, too.
+
+    It is the first step of a recurrent layer that is written out, from a state of zeros. Folded,
+    its bias would be a parameter of its own beside that of the other steps.
+    """
+    if node.op_type not in ("Conv", "Gemm", "MatMul") or constants[node.input[0]].any():
+        return False
+    weight = node.input[1]
+    return any(
+        n.op_type == node.op_type and n.input[1] == weight and n.input[0] not in constants
+        for n in proto.graph.node
+    )
 
 
 def _range_length(start: Array | None, limit: Array | None, delta: Array | None) -> int | None:

@@ -12,7 +12,13 @@ from functools import partial
 import numpy as np
 
 from .flat_conv import flatten_convolutions
-from .fusion import drop_nan_guards, drop_zero_masks, merge_activations, merge_two_classes
+from .fusion import (
+    drop_nan_guards,
+    drop_zero_masks,
+    drop_zero_states,
+    merge_activations,
+    merge_two_classes,
+)
 from .graph import Array, Graph, Node, Value
 from .layout import (
     flatten_products,
@@ -70,6 +76,7 @@ def clean(graph: Graph, *, fold_batchnorm: bool = True) -> None:
         merge_two_classes,
         drop_nan_guards,
         drop_zero_masks,
+        drop_zero_states,
         merge_group_norm,
         merge_scale,
         merge_row_norm,

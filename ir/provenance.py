@@ -267,6 +267,20 @@ class Cast:
 
 
 @dataclass(frozen=True, eq=False)
+class Repeated:
+    """A tensor that others of the file repeat in their rows."""
+
+    def forward(self, *sources: Array) -> Array:
+        """The tensor."""
+        return sources[0]
+
+    def backward(self, new: Array, *sources: Array) -> Sequence[Array]:
+        """It, and the rows."""
+        _, *others = sources
+        return [new, *(np.broadcast_to(new, (len(o), *new.shape)).copy() for o in others)]
+
+
+@dataclass(frozen=True, eq=False)
 class Computed:
     """Something that has no way back.
 

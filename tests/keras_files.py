@@ -37,6 +37,15 @@ def tokens(keras: Any) -> Any:
     )
 
 
+def groups(keras: Any) -> Any:
+    layers = keras.layers
+    x = inputs = keras.Input((8, 8, 3))
+    x = layers.GroupNormalization(3)(layers.Conv2D(6, 3, padding="same")(x))
+    x = layers.GroupNormalization(-1)(layers.Conv2D(4, 3, activation="relu")(x))
+    x = layers.GroupNormalization(2)(layers.Dense(6)(layers.Flatten()(x)))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
 def rows(keras: Any) -> Any:
     layers = keras.layers
     x = inputs = keras.Input((6, 8))
@@ -64,4 +73,5 @@ def write(make: Any, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write({"mobile": mobile, "rows": rows, "tokens": tokens}[sys.argv[1]], Path(sys.argv[2]))
+    networks = {"groups": groups, "mobile": mobile, "rows": rows, "tokens": tokens}
+    write(networks[sys.argv[1]], Path(sys.argv[2]))

@@ -254,7 +254,12 @@ def test_slices_backwards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "transposes", "inner"),
-    [("mobile", 1, "HardSwish"), ("tokens", None, "Gather"), ("rows", None, "LayerNormalization")],
+    [
+        ("groups", 1, "GroupNormalization"),
+        ("mobile", 1, "HardSwish"),
+        ("tokens", None, "Gather"),
+        ("rows", None, "LayerNormalization"),
+    ],
 )
 def test_files_of_tf2onnx(name: str, transposes: int | None, inner: str, tmp_path: Path) -> None:
     """Written by another process: TensorFlow and OR-Tools don't load into one."""

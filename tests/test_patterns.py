@@ -237,6 +237,97 @@ def test_constants_that_others_read_keep_their_form(
     trained_alike(path, graph)
 
 
+GROUPS = {
+    "scale and bias": (
+        *INVERSE[:-1], "n = Neg m", "s = Mul n g", "t = Add bias s", "x = Mul h g", "z = Add x t",
+    ),
+    "scale": (*INVERSE[:-1], "n = Neg m", "s = Mul n g", "x = Mul h g", "z = Add x s"),
+    "bias": (
+        *INVERSE[:-2], "n = Neg m", "s = Mul n i", "t = Add bias s", "x = Mul h i", "z = Add x t",
+    ),
+    "bare": (*INVERSE[:-2], "n = Neg m", "s = Mul n i", "x = Mul h i", "z = Add x s"),
+}  # fmt: skip
+#: Places of the groups -> shape behind the layer, and what its channels are split into.
+PLACES: dict[str, tuple[list[int], list[int]]] = {
+    "last": ([2, 3, 4, WIDTH], [2, 3, 4, 3, 2]),
+    "instances": ([2, 3, 4, WIDTH], [2, 3, 4, WIDTH, 1]),
+    "all": ([2, 3, 4, WIDTH], [2, 3, 4, 1, WIDTH]),
+    "first": ([2, WIDTH, 3, 4], [2, 3, 2, 3, 4]),
+    "no space": ([2, WIDTH], [2, 2, 3]),
+}
+
+
+@pytest.mark.parametrize("form", GROUPS)
+@pytest.mark.parametrize("place", PLACES)
+def test_groups_of_channels(form: str, place: str, tmp_path: Path) -> None:
+    """GroupNormalization of Keras: the file's results, the same training, no Transpose left."""
+    shape, split = PLACES[place]
+    axis = shape.index(WIDTH)
+    kept = [1] * axis + split[axis : axis + 2] + [1] * (len(split) - axis - 2)
+    axes = [a for a in range(1, len(split)) if a != axis]
+    spatial = [1] * (len(shape) - 2)
+    wide = [a for a in range(1, len(shape)) if a != axis]
+    data = constants(*kept) | {"split": np.array(split), "whole": np.array(shape)}
+    data["w"], data["u"] = floats(RNG, WIDTH, 4, *spatial), floats(RNG, 3, WIDTH, *spatial)
+    layer = "Conv" if spatial else "Gemm"
+    more = {} if spatial else {"transB": 1}
+    to_last = [node("Transpose", "a", "b", perm=[0, *(1 + a for a in range(1, 3)), 1])]
+    to_first = [node("Transpose", "c", "f", perm=[0, 3, 1, 2])]
+    moved = place not in ("first", "no space")
+    nodes = [
+        node(layer, "in w", "a", **more),
+        *(to_last if moved else [node("Identity", "a", "b")]),
+        node("Reshape", "b split", "h"),
+        *chain(*GROUPS[form], axes=axes),
+        node("Reshape", "z whole", "c"),
+        *(to_first if moved else [node("Identity", "c", "f")]),
+        node(layer, "f u", "y0", **more),
+    ]
+    used = {i for n in nodes for i in n.input}
+    inputs = {"in": [2, 4, *(shape[a] for a in wide)]}
+    data = {k: a for k, a in data.items() if k in used}
+    path = save(model(nodes, inputs, ["y0"], data), tmp_path)
+    merged = agrees(path, batch=2)
+    alone = form == "bias" and place != "instances"  # without scales it is one per group
+    assert [n.op for n in merged.nodes if n.op != "Reshape"] == [
+        *(layer, "GroupNormalization", *["Add"] * alone, layer)
+    ]
+    trained_alike(path, merged, least=data.keys() & {"u", "w", "scale", "bias"})
+
+
+def test_a_scale_across_groups_stays(tmp_path: Path) -> None:
+    """One per row of the image is none of channels."""
+    data = constants(1, 3, 1, 1, 1) | {"split": np.array([1, 3, 4, 3, 2])}
+    nodes = [
+        node("Reshape", "in split", "h"),
+        *chain(*GROUPS["scale"], axes=[1, 2, 4]),
+        node("Relu", "z", "y0"),
+    ]
+    used = {i for n in nodes for i in n.input}
+    data = {k: a for k, a in data.items() if k in used}
+    graph = agrees(save(model(nodes, {"in": [1, 3, 4, 6]}, ["y0"], data), tmp_path))
+    assert "GroupNormalization" not in {n.op for n in graph.nodes}
+
+
+def test_a_bias_behind_groups_without_a_scale_stays(tmp_path: Path) -> None:
+    """As PyTorch writes GroupNorm without parameters before opset 18, and a sum behind it."""
+    nodes = [
+        node("Reshape", "in split", "r"),
+        node("InstanceNormalization", "r ones zeros", "a"),
+        node("Reshape", "a whole", "b"),
+        node("Add", "b bias", "y0"),
+    ]
+    data = {
+        "split": np.array([1, 2, -1]),
+        "whole": np.array([1, 4, 3, 3]),
+        "ones": np.ones(2, np.float32),
+        "zeros": np.zeros(2, np.float32),
+        "bias": floats(RNG, 1, 4, 1, 1),
+    }
+    graph = agrees(save(model(nodes, {"in": [1, 4, 3, 3]}, ["y0"], data), tmp_path))
+    assert [n.op for n in graph.nodes] == ["GroupNormalization", "Add"]
+
+
 OTHERS = {
     "epsilon behind the root": (
         *DEVIATION, "q = Mul d d", "v = ReduceMean q", "s = Sqrt v", "r = Add s eps",

@@ -17,11 +17,24 @@ class Obstacle:
         where: Node, input or initializer name.
         op: Operator type; for things that are not nodes what it is, as "initializer".
         reason: What is wrong, and the way out where there is one.
+        options: Options of the command that remove it, with ``N`` for numbers.
     """
 
     where: str
     op: str
     reason: str
+    options: tuple[str, ...] = ()
+
+
+def binding(obstacles: Sequence[Obstacle]) -> str:
+    """The way out of open dimensions, in one line; empty if there are none."""
+    options = dict.fromkeys(option for o in obstacles for option in o.options)
+    if not options:
+        return ""
+    return (
+        f"bind the open dimensions with {' '.join(options)}, numbers in the place of N; what is"
+        " behind them can be judged then"
+    )
 
 
 #: What helps against an operator that can't be run.
@@ -48,7 +61,7 @@ def report_obstacles(
     count = len({(o.where, o.op) for o in obstacles})
     many = f"{count} obstacles" if count > 1 else "one obstacle"
     return UnsupportedModelError(
-        f"{path}: {many}; {way_out or _EXPORT}:\n  " + "\n  ".join(lines)
+        f"{path}: {many}; {binding(obstacles) or way_out or _EXPORT}:\n  " + "\n  ".join(lines)
     )
 
 

@@ -257,7 +257,7 @@ def _input_type(
         reason = f"has a fixed batch of {fixed}, not {batch}; use --batch {fixed}"
         obstacles.append(Obstacle(v.name, "input", reason))
     if unknown := [axis for axis, d in enumerate(dims) if d.dim_value < 1]:
-        obstacles.append(Obstacle(v.name, "input", _unknown(v, unknown)))
+        obstacles.append(Obstacle(v.name, "input", *_unknown(v, unknown)))
         return None
     sizes = tuple(d.dim_value for d in dims)
     if not is_sound(sizes):
@@ -269,14 +269,14 @@ def _input_type(
     return TensorType(sizes, "i32" if indexing else dtype)
 
 
-def _unknown(v: ValueInfoProto, axes: list[int]) -> str:
-    """Which dimensions of an input have no value, and how to give them one."""
+def _unknown(v: ValueInfoProto, axes: list[int]) -> tuple[str, tuple[str, ...]]:
+    """Which dimensions of an input have no value, and the options that give them one."""
     names = {a: v.type.tensor_type.shape.dim[a].dim_param for a in axes}
     told = ", ".join(f"{a} ({name or 'unnamed'})" for a, name in names.items())
     keys = dict.fromkeys(name or f"{v.name}:{a}" for a, name in names.items())
-    options = " ".join(f"--dim {quote(f'{key}=N')}" for key in keys)
+    options = tuple(f"--dim {quote(f'{key}=N')}" for key in keys)
     subject = f"dimensions {told} are" if len(axes) > 1 else f"dimension {told} is"
-    return f"{subject} not known; bind with {options}"
+    return f"{subject} not known; bind with {' '.join(options)}", options
 
 
 def _indices(proto: ModelProto) -> set[str]:

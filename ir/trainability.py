@@ -15,7 +15,7 @@ from .errors import UnsupportedModelError
 from .freezing import frozen_before, stop_reasons, stops, untrainable, way_out
 from .graph import Graph, Node, TensorType, Value
 from .import_options import PLAIN, ImportOptions
-from .obstacles import Obstacle
+from .obstacles import Obstacle, binding
 from .onnx_convert import Conversion
 from .onnx_file import FileNode, load_file
 from .onnx_import import convert, finish
@@ -200,6 +200,8 @@ def _rejected(node: FileNode, conversion: Conversion) -> LayerReport:
 
 
 def _advice(report: TrainabilityReport, rejected: Container[str]) -> str:
+    if told := binding(report.obstacles):
+        return told
     stuck = [x for x in report.layers if x.name in rejected]
     if not stuck:
         return "remove the obstacles and export again"

@@ -99,6 +99,35 @@ def test_the_message_tells_the_options(odt: Cli, tmp_path: Path) -> None:
     assert odt("check", path, *options, "--json").json["layers"][0]["output"] == "f32[1,4,6,6]"
 
 
+def test_check_tells_the_options_of_all_inputs(odt: Cli, tmp_path: Path) -> None:
+    """Once each, as the way out; the plan's error doesn't say that the file must be another."""
+    proto = model(
+        [node("Add", "x z", "a", "sum"), node("Bernoulli", "a", "y", "noise")],
+        {"x": ["N", "time", 4], "z": ["N", "time", None]},
+        ["y"],
+    )
+    path = save(proto, tmp_path)
+    way_out = "bind the open dimensions with --dim time=N --dim z:2=N, numbers in the place of N"
+    checked = odt("check", path)
+    assert f"way out: {way_out}" in checked.out
+    assert "obstacle: x (input): dimension 1 (time) is not known; bind with --dim time=N" in (
+        checked.out
+    )
+    record = odt("check", path, "--json").json
+    assert record["advice"].startswith(way_out)
+    assert [o["options"] for o in record["obstacles"]] == [
+        ["--dim time=N"], ["--dim time=N", "--dim z:2=N"], [],
+    ]  # fmt: skip
+    done = odt(path, *LIMITS)
+    assert done.code == 4
+    first = done.err.splitlines()[0]
+    assert way_out in first
+    assert "exported without" not in first
+    bound_ = odt("check", path, "--dim", "time=3", "--dim", "z:2=4")
+    assert "obstacle: noise (Bernoulli)" in bound_.out
+    assert "way out: no layer behind noise" in bound_.out
+
+
 def test_a_name_that_a_shell_would_split(tmp_path: Path) -> None:
     path = save(model([node("Relu", "x", "y")], {"x": ["N", "sequence length"]}, ["y"]), tmp_path)
     with pytest.raises(UnsupportedModelError) as e:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -10,9 +10,12 @@ import numpy as np
 from .graph import Attr, Value
 from .onnx_convert import RejectedError, Rule, Site
 from .onnx_quantize import qlinear_operands, qlinear_result
+from .provenance import Moved
+
+Sizes = tuple[int, ...]
 
 
-def _geometry(s: Site, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> dict[str, Attr]:
+def _geometry(s: Site, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> dict[str, Sizes]:
     """Strides, dilations and explicit pads of a convolution or pool."""
     rank = len(sizes)
     strides = s.integers("strides", (1,) * rank)
@@ -41,7 +44,54 @@ def _geometry(s: Site, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> dict[
 
 
 def _conv(s: Site) -> Value:
-    return _convolution(s, s.value(0), s.value(1), s.optional(2))
+    x, w = s.value(0), s.value(1)
+    if len(x.type.shape) == len(w.type.shape) == 5:
+        return _conv_of_volumes(s, x, w)
+    return _convolution(s, x, w, s.optional(2))
+
+
+def _conv_of_volumes(s: Site, x: Value, w: Value) -> Value:
+    """A convolution over three axes: one over two of them, of the planes that a window holds.
+
+    The planes of each channel stand beside each other, as the weight has them; windows along the
+    first axis are samples.
+    """
+    filters, depth, taps, *kernel = w.type.shape
+    stated = s.integers("kernel_shape", w.type.shape[2:])
+    if stated != w.type.shape[2:]:
+        raise RejectedError(f"kernel_shape {stated} is not the weight's {w.type.shape[2:]}")
+    geometry = _geometry(s, x.type.shape[2:], w.type.shape[2:])
+    (step, *strides), (dilation, *dilations) = geometry["strides"], geometry["dilations"]
+    pads = geometry["pads"]
+    if pads[0] or pads[3]:
+        begins, ends = (0, 0, pads[0], 0, 0), (0, 0, pads[3], 0, 0)
+        x = s.emit("Pad", (x,), {"begins": begins, "ends": ends, "value": 0.0}, "padded")
+    n, c, size, *plane = x.type.shape
+    windows = (size - (taps - 1) * dilation - 1) // step + 1
+    if windows < 1:
+        raise RejectedError(f"a window of {taps} planes does not fit {x.type}")
+    x = s.emit("Transpose", (x,), {"perm": (0, 2, 1, 3, 4)}, "planes")
+    planes = []
+    for tap in range(taps):
+        cut: dict[str, Attr] = {
+            "starts": (0, tap * dilation, 0, 0, 0),
+            "sizes": (n, windows, c, *plane),
+            "steps": (1, step, 1, 1, 1),
+        }
+        part = x if windows == size else s.emit("Slice", (x,), cut, f"plane{tap}")
+        planes.append(s.reshape(part, (n * windows, c, 1, *plane), f"tap{tap}"))
+    x = planes[0] if taps == 1 else s.emit("Concat", planes, {"axis": 2}, "window")
+    x = s.reshape(x, (n * windows, c * taps, *plane), "samples")
+    shape = (filters, depth * taps, *kernel)
+    if s.data(1) is None:
+        w = s.reshape(w, shape, "weight")
+    else:
+        w = s.derived(1, "planes", Moved(lambda data: data.reshape(shape)))
+    attrs: dict[str, Attr] = {"strides": tuple(strides), "dilations": tuple(dilations)}
+    attrs |= {"pads": (*pads[1:3], *pads[4:]), "group": s.integer("group", 1)}
+    y = s.emit("Conv", (x, w, s.optional(2)), attrs, "convolved")
+    y = s.reshape(y, (n, windows, *y.type.shape[1:]), "volumes")
+    return s.emit("Transpose", (y,), {"perm": (0, 2, 1, 3, 4)})
 
 
 def _qlinear_conv(s: Site) -> Value:
@@ -57,8 +107,8 @@ def _convolution(s: Site, x: Value, w: Value, bias: Value | None) -> Value:
         raise RejectedError(f"kernel_shape {stated} is not the weight's {kernel}")
     if len(kernel) > 2:
         raise RejectedError(f"{len(kernel)} spatial axes; 1 and 2 are supported")
-    attrs = _geometry(s, x.type.shape[2:], kernel) | {"group": s.integer("group", 1)}
-    return s.emit("Conv", (x, w, bias), attrs)
+    group: dict[str, Attr] = {"group": s.integer("group", 1)}
+    return s.emit("Conv", (x, w, bias), group | _geometry(s, x.type.shape[2:], kernel))
 
 
 def _pool(op: str) -> Rule:
@@ -68,7 +118,8 @@ def _pool(op: str) -> Rule:
         x, kernel = s.value(0), s.integers("kernel_shape")
         if len(x.type.shape) < 3:
             raise RejectedError(f"input {x.type} has no spatial axis")
-        attrs = _geometry(s, x.type.shape[2:], kernel) | {"kernel_shape": kernel}
+        attrs: dict[str, Attr] = {"kernel_shape": kernel}
+        attrs |= _geometry(s, x.type.shape[2:], kernel)
         same = s.text("auto_pad", "NOTSET").startswith("SAME")
         attrs["ceil_mode"] = 0 if same else s.integer("ceil_mode")
         if op == "AveragePool":
@@ -81,7 +132,9 @@ def _pool(op: str) -> Rule:
 def _pool_merged(s: Site, op: str, x: Value, attrs: dict[str, Attr]) -> Value:
     """A pool of three axes and more; neighbours that it leaves alone are seen as one.
 
-    PyTorch writes the sums of LocalResponseNorm as such a pool over channels.
+    PyTorch writes the sums of LocalResponseNorm as such a pool over channels. Where that leaves too
+    many axes, the last ones are pooled first: a maximum is one of maxima, of equal ones the first
+    in row-major order, and a mean one of means, as each axis has its own count of elements.
     """
     shape, rank = x.type.shape, len(x.type.shape) - 2
     window = {k: v for k, v in attrs.items() if isinstance(v, tuple)}
@@ -95,49 +148,64 @@ def _pool_merged(s: Site, op: str, x: Value, attrs: dict[str, Attr]) -> Value:
         else:
             groups.append([i])
     if len(groups) > 3:
-        raise RejectedError(f"{len(groups) - 1} spatial axes; 1 and 2 are supported")
+        moving = [i - 1 for i, alone in enumerate(stays) if not alone]
+        half = len(moving) // 2
+        x = _pool_merged(s, op, x, _only(attrs, moving[half:]))
+        return _pool_merged(s, op, x, _only(attrs, moving[:half]))
     merged = (shape[0], *(prod(shape[1 + i] for i in g) for g in groups))
     *lists, begins, ends = zip(*(columns[g[0] - 1] for g in groups[1:]), strict=True)
     attrs = attrs | dict(zip(window, lists, strict=True)) | {"pads": (*begins, *ends)}
-    y = s.emit(op, (s.reshape(x, merged, "merged"),), attrs, "pooled")
+    over = "x".join(str(i - 1) for i, alone in enumerate(stays) if not alone)
+    y = s.emit(op, (s.reshape(x, merged, f"merged{over}"),), attrs, f"pooled{over}")
     sizes = {g[0]: n for g, n in zip(groups[1:], y.type.shape[2:], strict=True) if len(g) == 1}
-    return s.reshape(y, (shape[0], *(sizes.get(i, n) for i, n in enumerate(shape[1:]))))
+    result = (shape[0], *(sizes.get(i, n) for i, n in enumerate(shape[1:])))
+    return s.reshape(y, result, f"axes{over}")
+
+
+def _only(attrs: Mapping[str, Attr], axes: Sequence[int]) -> dict[str, Attr]:
+    """A pool that leaves all spatial axes but some alone."""
+    result = dict(attrs)
+    for key, value in attrs.items():
+        if isinstance(value, tuple):
+            alone = 0 if key == "pads" else 1
+            rank = len(value) // 2 if key == "pads" else len(value)
+            result[key] = tuple(v if i % rank in axes else alone for i, v in enumerate(value))
+    return result
 
 
 def _lp_pool(s: Site) -> Value:
     """LpPool: the root of the sum of powers over each window, which is its mean times its taps."""
     x, kernel = s.value(0), s.integers("kernel_shape")
     sizes = x.type.shape[2:]
-    attrs = _geometry(s, sizes, kernel)
+    geometry = _geometry(s, sizes, kernel)
     if s.integer("ceil_mode") and not s.text("auto_pad", "NOTSET").startswith("SAME"):
-        attrs["pads"] = _filled_up(sizes, kernel, attrs)
-    attrs |= {"kernel_shape": kernel, "ceil_mode": 0, "count_include_pad": 1}
-    if len(kernel) not in (1, 2):
-        raise RejectedError(f"{len(kernel)} spatial axes; 1 and 2 are supported")
+        geometry["pads"] = _filled_up(sizes, kernel, geometry)
+    attrs: dict[str, Attr] = {"kernel_shape": kernel, "ceil_mode": 0, "count_include_pad": 1}
+    attrs |= geometry
     p = _norm_order(s)
-    mean = s.emit("AveragePool", (_power(s, x, p),), attrs, "mean")
+    powers = _power(s, x, p)
+    if len(kernel) < 3:
+        mean = s.emit("AveragePool", (powers,), attrs, "mean")
+    else:
+        mean = _pool_merged(s, "AveragePool", powers, attrs)
     taps = s.conversion.constant(f"{s.node.name}/taps", np.array(prod(kernel), np.float32))
     return _root(s, s.emit("Mul", (mean, taps), None, "sum" if p > 1 else ""), p)
 
 
 def _filled_up(
-    sizes: tuple[int, ...], kernel: tuple[int, ...], attrs: Mapping[str, Attr]
-) -> tuple[int, ...]:
+    sizes: Sizes, kernel: Sizes, geometry: Mapping[str, Sizes]
+) -> Sizes:
     """Pads with which windows that start inside and reach beyond the end fit in."""
-    strides, dilations, pads = (attrs[k] for k in ("strides", "dilations", "pads"))
-    assert isinstance(strides, tuple)
-    assert isinstance(dilations, tuple)
-    assert isinstance(pads, tuple)
+    strides, dilations, pads = (geometry[k] for k in ("strides", "dilations", "pads"))
     rank = len(sizes)
     ends = []
     for i, (n, k, step, d) in enumerate(zip(sizes, kernel, strides, dilations, strict=True)):
-        begin, end = int(pads[i]), int(pads[rank + i])
-        window = (k - 1) * int(d) + 1
-        windows = -(-(begin + n + end - window) // int(step)) + 1
-        if (windows - 1) * int(step) >= begin + n:  # it would lie in the padding alone
+        begin, end, window = pads[i], pads[rank + i], (k - 1) * d + 1
+        windows = -(-(begin + n + end - window) // step) + 1
+        if (windows - 1) * step >= begin + n:  # it would lie in the padding alone
             windows -= 1
-        ends.append(max(end, (windows - 1) * int(step) + window - begin - n))
-    return (*(int(b) for b in pads[:rank]), *ends)
+        ends.append(max(end, (windows - 1) * step + window - begin - n))
+    return (*pads[:rank], *ends)
 
 
 def _global_lp_pool(s: Site) -> Value:

@@ -236,7 +236,9 @@ def _evaluate(
         data = dims if node.op_type == "Shape" else int(np.prod(shape))
         return {node.output[0]: np.array(data, np.int64)}
     names = [i for i in node.input if i]
-    if any(i not in constants for i in names) or _begins_recurrence(node, constants, proto):
+    if any(i not in constants for i in names):
+        return None
+    if len(names) > 1 and _begins_recurrence(node, constants, proto):
         return None
     if sum(types[o].size for o in node.output if o in types) > room:
         return None
@@ -270,11 +272,11 @@ def _begins_recurrence(node: NodeProto, constants: Mapping[str, Array], proto: M
     It is the first step of a recurrent layer that is written out, from a state of zeros. Folded,
     its bias would be a parameter of its own beside that of the other steps.
     """
-    if node.op_type not in ("Conv", "Gemm", "MatMul") or constants[node.input[0]].any():
+    x, *weights = node.input[:2]
+    if node.op_type not in ("Conv", "Gemm", "MatMul") or not x or constants[x].any():
         return False
-    weight = node.input[1]
     return any(
-        n.op_type == node.op_type and n.input[1] == weight and n.input[0] not in constants
+        n.op_type == node.op_type and n.input[1:2] == weights and n.input[0] not in constants
         for n in proto.graph.node
     )
 

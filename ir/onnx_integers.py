@@ -51,7 +51,7 @@ def span_of_result(conversion: Conversion, node: FileNode) -> Span | None:
         to_integers = node.attrs.get("to") in INTEGER_TYPES
         return (known[0] if running else (0, 1)) if to_integers else None
     if node.op == "OneHot":
-        return known[-1] if _span(conversion, node.inputs[-1]) else None
+        return _span(conversion, node.inputs[2]) if len(node.inputs) > 2 else None
     if node.op == "Where" and not running:
         return _union(known) if len(known) == 2 else None
     indexing = node.op in ("Gather", "GatherND") and node.inputs[0] not in running

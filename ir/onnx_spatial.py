@@ -177,6 +177,8 @@ def _lp_pool(s: Site) -> Value:
     """LpPool: the root of the sum of powers over each window, which is its mean times its taps."""
     x, kernel = s.value(0), s.integers("kernel_shape")
     sizes = x.type.shape[2:]
+    if not sizes:
+        raise RejectedError(f"input {x.type} has no spatial axis")
     geometry = _geometry(s, sizes, kernel)
     if s.integer("ceil_mode") and not s.text("auto_pad", "NOTSET").startswith("SAME"):
         geometry["pads"] = _filled_up(sizes, kernel, geometry)
@@ -210,9 +212,9 @@ def _filled_up(
 
 def _global_lp_pool(s: Site) -> Value:
     x, p = s.value(0), _norm_order(s)
-    n, c, *sizes = x.type.shape
-    if not sizes:
+    if len(x.type.shape) < 3:
         raise RejectedError(f"input {x.type} has no spatial axis")
+    n, c, *sizes = x.type.shape
     rows, last = s.reshape(x, (n, c, prod(sizes)), "rows"), (n, c, *(1 for _ in sizes))
     if p <= 2:
         y = s.emit("ReduceL1" if p == 1 else "ReduceL2", (rows,), {"axis": 2}, "norm")

@@ -130,6 +130,9 @@ def test_pools_of_powers_that_are_refused(tmp_path: Path) -> None:
         proto = model([node(op, "x", "y", p=0, **attrs)], {"x": [1, 1, 4, 4]}, ["y"])
         with pytest.raises(UnsupportedModelError, match="p is 0; only norms of order 1 and above"):
             import_model(save(proto, tmp_path))
+        proto = model([node(op, "x", "y", **attrs)], {"x": [4]}, ["y"])
+        with pytest.raises(UnsupportedModelError, match="has no spatial axis"):
+            import_model(save(proto, tmp_path))
 
 
 # -- normalizations --------------------------------------------------------------------------------

@@ -6,15 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plans
 import pytest
 import torch
+from board import lane
 from cli_run import Cli
 from onnx_files import agrees, floats, model, node, outputs, save
+from test_c_backend import needs_gcc, reference, samples
 from test_export import exported, learn, planned
 from test_import_index import equals_torch, gradient, imported
 
+from odt_plan.backends.c import emit_c
+from odt_plan.ir.autodiff import build_training
 from odt_plan.ir.errors import UnsupportedModelError
 from odt_plan.ir.onnx_import import import_model
+from odt_plan.ir.training import TrainingSpec
 
 RNG = np.random.default_rng(0)
 F = torch.nn.functional
@@ -115,6 +121,31 @@ def test_learned_weights_of_volumes_go_back(odt: Cli, tmp_path: Path) -> None:
     tuned = exported(odt, learn())
     assert tuned.changed == {"w", "b", "v"}
     assert tuned.data("w").shape == (4, 2, 3, 3, 3)
+
+
+@needs_gcc
+def test_volumes_train_in_c(tmp_path: Path) -> None:
+    """The bits of NumPy, also of the largest entries and of functions behind them."""
+    nodes = [
+        node("Conv", "x w b", "c", pads=[1] * 6),
+        node("AveragePool", "c", "p", kernel_shape=[2, 2, 2], strides=[2, 2, 2]),
+        node("TopK", "p k", "t i", axis=1),
+        node("Flatten", "t", "f"),
+        node("Tan", "f", "g"),
+        node("Asinh", "g", "h"),
+        node("Shrink", "h", "s", lambd=0.1, bias=0.1),
+        node("Gemm", "s v", "y"),
+    ]
+    data = {"w": floats(RNG, 4, 2, 3, 3, 3) / 8, "b": floats(RNG, 4), "v": floats(RNG, 16, 3)}
+    data["k"] = np.array([2])
+    path = save(model(nodes, {"x": [1, 2, 4, 4, 4]}, ["y"], data), tmp_path)
+    forward = import_model(path)
+    training = build_training(forward, TrainingSpec(), plans.whole(forward))
+    plan = plans.keep_all(training)
+    program = lane.build_host(tmp_path, emit_c(plan, training, tmp_path)[0].stem)
+    result = lane.run_host(program, lane.training_input(*samples(training, 3), 0.05))
+    assert result.exit_code == 0, result.stdout
+    assert result.files["output.bin"] == reference(plan, training, 3, 0.05)
 
 
 def test_what_does_not_fit(tmp_path: Path) -> None:

@@ -478,6 +478,19 @@ def test_another_head(odt: Cli, tmp_path: Path, classes: int) -> None:
     assert kept == {v.name for v in tuned.old.graph.value_info} - {"y"} if classes != 5 else kept
 
 
+@pytest.mark.parametrize("precision", ["f32", "mixed", "i8"])
+def test_another_head_of_a_calibrated_model(odt: Cli, tmp_path: Path, precision: str) -> None:
+    """The scales of the plan are those of the fresh head, which the file's last layer has not."""
+    path = conv_net(tmp_path, rng())
+    options = ("--calib", "synthetic", "--precision", f"head*={precision}", "--train", "fc,fc.b")
+    done = odt(path, *BUDGET, "-o", "out", *options, "--head", "9", "-q")
+    assert done.code == 0, done.err
+    learn()
+    done = odt("export", PLAN, "w.npz", "-o", "tuned.onnx", "--json")
+    assert done.code == 0, done.err
+    assert done.json["changed"] == {"fc": [9, 3], "fc.b": [9]}
+
+
 def test_a_head_that_is_stored_in_integers(odt: Cli, tmp_path: Path) -> None:
     proto = onnx.load(qdq(tmp_path))
     del proto.graph.node[-3:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from .ir.lite_residual import LiteResidual
 from .ir.lora import LowRankAdapter
 from .ir.lowered_layers import out_axis
 from .ir.onnx_external import external_files
+from .ir.onnx_import import import_model
 from .ir.onnx_write import OriginalFile
 from .ir.provenance import ProvenanceError, write_back
 from .ir.whole_file import whole_file
@@ -84,7 +85,7 @@ def run_export(options: ExportOptions) -> dict[str, object]:
         runtime = Runtime(plan, training)
         before = runtime.params()
         _load(runtime, options.weights)
-        learned = _learned(plan, source, lowered, before, runtime)
+        learned = _learned(plan, source, forward, lowered, before, runtime)
         written = _write(file, lowered, learned, runtime, source)
     file.annotate(PREFIX, model_notes(plan), node_notes(plan, training, file.nodes))
     with OutputFolder(options.output.parent, force=True) as folder:
@@ -222,7 +223,12 @@ def _load(runtime: Runtime, path: Path) -> None:
 
 
 def _learned(
-    plan: Plan, source: Path, lowered: Graph, before: dict[str, Array], runtime: Runtime
+    plan: Plan,
+    source: Path,
+    forward: Graph,
+    lowered: Graph,
+    before: dict[str, Array],
+    runtime: Runtime,
 ) -> dict[str, tuple[Array, Array]]:
     """Each learned constant of the file as it was and is, and those of a fresh head.
 
@@ -243,11 +249,11 @@ def _learned(
     if bad := [n for n, (_, a) in (own | learned).items() if not np.isfinite(a).all()]:
         raise UsageError(f"{bad[0]} has learned NaN or infinite numbers; train with a smaller --lr")
     if plan.model.head is not None:
-        old = as_planned(plan, imported(plan, source))
+        old = import_model(source, replace(plan.model.importing, head=None))
         known = {name: now for name, (_, now) in learned.items()}
         names |= adapters_by_param(lowered).keys()
-        for name in (n for n in lowered.constants if n not in names):
-            was, now = old.constants.get(name), known.get(name, lowered.constants[name])
+        for name in (n for n in forward.constants if n not in names):
+            was, now = old.constants.get(name), known.get(name, forward.constants[name])
             if was is not None and not np.array_equal(was, now):
                 learned[name] = (was, now)
     return learned

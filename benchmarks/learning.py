@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from odt_plan.backends.numpy.parameters import merged
 from odt_plan.ir.autodiff import build_training, param_slots
 from odt_plan.ir.candidates import parts
+from odt_plan.ir.channels import reordered
 from odt_plan.ir.graph import Array, Graph
 from odt_plan.ir.import_options import ImportOptions, Lora
 from odt_plan.ir.onnx_import import import_model
@@ -35,7 +36,7 @@ from odt_plan.planner.greedy import choose_updates
 from odt_plan.planner.importance import scores
 from odt_plan.planner.imported import import_requested
 from odt_plan.planner.pipeline import Planner, Request, make_plan
-from odt_plan.planner.plan import ImportanceTable
+from odt_plan.planner.plan import ImportanceTable, Plan
 from odt_plan.planner.progress import Watch
 from odt_plan.planner.rebuild import updates_of
 from odt_plan.trials import TRIAL, Outcome, Trials
@@ -68,7 +69,20 @@ FIXED = {LAST: "last", BIASES: "bias", "all": "all"}
 #: Samples per update where everything is updated on a larger machine.
 BATCHED = 8
 Floats = NDArray[np.float64]
-Updates = tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Updates:
+    """What is trained: an update set, and the order of channels that its parts are of."""
+
+    chosen: tuple[Candidate, ...]
+    channels: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @staticmethod
+    def of(plan: Plan) -> Updates:
+        """That of a plan."""
+        chosen = sorted(updates_of(plan), key=str)
+        return Updates(tuple(chosen), tuple(plan.model.channels.items()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,7 +318,7 @@ class Bench:
         """
         if (draw, ram, train) not in self._plans:
             plan = make_plan(self._request(draw, ram, train)).plan
-            self._plans[draw, ram, train] = tuple(updates_of(plan)), plan.claims.ram_bytes.total
+            self._plans[draw, ram, train] = Updates.of(plan), plan.claims.ram_bytes.total
         return self._plans[draw, ram, train]
 
     def tried(self, draw: Draw, ram: int) -> _Tried:
@@ -321,7 +335,9 @@ class Bench:
         planner = Planner(request, import_requested(request, Watch()), Watch())
         found = choose_updates(planner.problem())
         assert found is not None, ram
-        return tuple(found[0]), sum(planner.prepared[0].importance[c] for c in found[0])
+        channels = () if table is None else tuple(table.channels.items())
+        updates = Updates(tuple(found[0]), channels)
+        return updates, sum(planner.prepared[0].importance[c] for c in found[0])
 
     def _total(self, draw: Draw, ram: int) -> int:
         """Score of all tensors, whole."""
@@ -332,9 +348,10 @@ class Bench:
 
     def learn(self, draw: Draw, updates: Updates, rate: float) -> float:
         """Accuracy after training by these updates."""
-        key = draw, tuple(sorted(updates, key=str)), rate
+        key = draw, updates, rate
         if key not in self._learned:
-            training = build_training(draw.forward, TrainingSpec(), updates)
+            forward = reordered(draw.forward, dict(updates.channels))
+            training = build_training(forward, TrainingSpec(), updates.chosen)
             learner = Learner(training)
             order = self._order(len(draw.y))
             share = (np.arange(len(order)) + 1) / len(order)
@@ -382,7 +399,7 @@ class Bench:
             return self._fixed[strategy][0]
         if strategy == GREEDY:
             return self.greedy(draw, ram, CHOSEN)[0]
-        return tuple(updates_of(self.tried(draw, ram).plans[strategy]))
+        return Updates.of(self.tried(draw, ram).plans[strategy])
 
     @cached_property
     def _fixed(self) -> dict[str, tuple[Updates, int]]:

@@ -95,6 +95,7 @@ def without_unused(graph: Graph, params: Collection[str]) -> Graph:
     result.quantization = {k: q for k, q in graph.quantization.items() if k in result.values}
     result.unchanged, result.merged = graph.unchanged, graph.merged
     result.loss, result.notes = graph.loss, graph.notes
+    result.orders = {k: o for k, o in graph.orders.items() if k in result.constants}
     result.adapters = tuple(a for a in graph.adapters if a not in unused)
     result.verify()
     return result

@@ -80,7 +80,7 @@ class _TrainingBuilder:
         self.superset = any(len(cs) > 1 for cs in self.chosen.values())
         self.graph = Graph(forward.name)
         self.graph.unchanged, self.graph.merged = forward.unchanged, forward.merged
-        self.graph.adapters = forward.adapters
+        self.graph.adapters, self.graph.orders = forward.adapters, forward.orders
         self.map: dict[Value, Value] = {}
         self.cold: dict[str, Value] = {}
         self.aux: dict[Node, list[Node]] = {}

@@ -21,6 +21,7 @@ from .quantization import Quantization
 
 if TYPE_CHECKING:
     from .adapters import Adapter
+    from .channels import AxisOrders
 
 Array = NDArray[Any]
 Attr = int | float | str | tuple[int, ...] | tuple[float, ...]
@@ -184,6 +185,8 @@ class Graph:
         merged: Nodes that ``ir.precision`` made no node of -> the one that made their results
             before them; None: a run-time input holds it.
         adapters: What stands beside layers; see ``ir.adapters``.
+        orders: Constants whose channels stand in another order than in the file -> by axis, the
+            file's index of each; None: as in the file. See ``ir.channels``.
     """
 
     def __init__(self, name: str) -> None:
@@ -201,6 +204,7 @@ class Graph:
         self.unchanged: frozenset[str] = frozenset()
         self.merged: dict[str, str | None] = {}
         self.adapters: tuple[Adapter, ...] = ()
+        self.orders: dict[str, AxisOrders] = {}
 
     def add_input(self, name: str, type_: TensorType) -> Value:
         """Declare a run-time input."""

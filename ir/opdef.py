@@ -7,7 +7,7 @@ and nothing else. Adding an operator is one record in ``ir/ops/<family>.py`` and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +17,7 @@ from .graph import Array, Attr, Node, TensorType, Value
 
 if TYPE_CHECKING:
     from .autodiff import GradBuilder
+    from .axes import Split, Tie
 
 #: Cost classes: inner loops of the C kernels, forward and backward; specs/cores/*.yaml gives
 #: executed instructions for each. ``pointwise``, ``conv*``, ``depthwise*`` and ``gemm*`` count
@@ -198,6 +199,8 @@ class OpDef:
             kernel is that of the run which begins at row 0.
         params: Operands that can be trainable parameters.
         stateful: Must run exactly once per step (batch statistics, random draws).
+        axes: Axes that can run in another order, and which of them together, see ``ir.axes``; of
+            nodes in imported graphs. None: all keep their order.
     """
 
     name: str
@@ -216,6 +219,7 @@ class OpDef:
     run_kernel: RunKernel | None = None
     params: tuple[ParamSlot, ...] = ()
     stateful: bool = False
+    axes: Callable[[Node], Iterable[Tie | Split]] | None = None
 
 
 OPS: dict[str, OpDef] = {}

@@ -220,6 +220,8 @@ class _Lowering:
         if v not in self.real:
             if v.name in self.old.constants:
                 data = self.old.constants[v.name]
+                if (orders := self.old.orders.get(v.name)) is not None:
+                    self.new.orders[v.name] = orders
                 self.real[v] = self.new.add_constant(
                     v.name,
                     data,
@@ -267,6 +269,8 @@ class _Lowering:
         while wanted in self.new.values or (wanted == name and kept):
             suffix = "i8" if quant is not None else "i32"
             wanted, i = f"{name}/{suffix}" if i == 2 else f"{name}/{suffix}~{i}", i + 1
+        if (orders := self.old.orders.get(v.name)) is not None:
+            self.new.orders[wanted] = orders
         return self.new.add_constant(wanted, array, None, quant, origin=origin)
 
     def _kept_real(self, name: str) -> bool:
@@ -325,8 +329,11 @@ class _Lowering:
         constants = bias_and_factors(self.old, node, attrs)
         name = f"{w.name}/{node.name}" if w in self.stored else w.name
         weight = self._constant(w, name, constants.weight, constants.quant)
-        if out_axis(node) != 0 and (origin := self.new.origins.get(weight.name)) is not None:
-            self.new.origins[weight.name] = origin.then(Moved(np.transpose))
+        if out_axis(node) != 0:
+            if (origin := self.new.origins.get(weight.name)) is not None:
+                self.new.origins[weight.name] = origin.then(Moved(np.transpose))
+            if (orders := self.new.orders.get(weight.name)) is not None:
+                self.new.orders[weight.name] = orders[::-1]
         self.stored.setdefault(w, weight)
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         b = None if bias is None else self._constant(bias, bias.name, constants.bias)

@@ -179,5 +179,6 @@ def stream(lowered: Graph, names: Collection[str]) -> Graph:
     result.quantization = {k: q for k, q in lowered.quantization.items() if k in result.values}
     result.unchanged, result.merged = lowered.unchanged, lowered.merged
     result.loss, result.adapters = lowered.loss, lowered.adapters
+    result.orders = lowered.orders
     result.verify()
     return result

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..ir.autodiff import param_slots
+from ..ir.channels import Channels
 from ..ir.graph import Graph, Node
 from ..ir.import_options import ImportOptions
 from ..ir.opdef import get_op
@@ -46,7 +47,7 @@ from .tensors import aligned
 ROUNDING = 1e-6
 
 
-def source_of(path: Path, options: ImportOptions) -> ModelInfo:
+def source_of(path: Path, options: ImportOptions, channels: Channels) -> ModelInfo:
     """What identifies the model and how it was imported; the plan lies beside the file."""
     return ModelInfo(
         name=path.stem,
@@ -59,6 +60,7 @@ def source_of(path: Path, options: ImportOptions) -> ModelInfo:
         outputs=options.outputs,
         lora=options.lora,
         lite_residual=options.lite_residual,
+        channels={name: tuple(order) for name, order in channels.items()},
     )
 
 

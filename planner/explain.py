@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..ir.autodiff import build_training
+from ..ir.candidates import channel_axis, param_slots
+from ..ir.channels import orders_of
 from ..ir.errors import InfeasibleError, UsageError
 from ..ir.precision import mixable, quantizable
 from ..ir.streaming import Block, blocks
@@ -40,6 +42,9 @@ from .search import Start
 from .stages import Stages
 from .subjects import Subject, SubjectKind, matching, subjects_of
 from .tensors import aligned
+
+#: Channels that are told one by one.
+_TOLD = 8
 
 
 @dataclass(frozen=True)
@@ -225,12 +230,23 @@ class Explainer:
         flip = Flip(searched=False)
         if other.kind == "update" and self._start.goals[0] == "learn":
             flip = flip_of(self._first, (other,), "learn", self._planner.options)
-        chosen = f"{u.ratio:.1%} updated" if u.ratio else "frozen"
+        chosen = f"{u.ratio:.1%} updated{self._which(u)}" if u.ratio else "frozen"
         chosen += {"keep": "", "paged": ", optimizer state paged", "sgd": ", plain SGD"}[u.state]
         front = self.plan.steps[: self._replay.front] if self._replay is not None else ()
         if any(u.node in step.nodes for step in front):
             chosen += ", its layer runs once per sample (replay)"
         return Decision(s.name, "update", chosen, given, self._price(u), (outcome,), flip)
+
+    def _which(self, u: UpdateDecision) -> str:
+        """The file's channels that a part is of, where they are not the first ones."""
+        axis = channel_axis(param_slots(self.forward)[u.param])
+        orders = orders_of(self.forward, self.plan.model.channels).get(u.param)
+        order = None if orders is None or axis is None else orders[axis]
+        if u.channels is None or order is None:
+            return ""
+        told = ", ".join(map(str, order[: min(u.channels, _TOLD)]))
+        more = f" and {u.channels - _TOLD} more" if u.channels > _TOLD else ""
+        return f", input channels {told}{more} of the file"
 
     def _price(self, u: UpdateDecision) -> Price:
         """Of what the plan updates, or else of the whole tensor, as the only update of a graph."""

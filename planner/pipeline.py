@@ -12,6 +12,7 @@ from typing import Literal
 from ..ir.adapters import without_unused
 from ..ir.autodiff import build_training, candidates, param_slots
 from ..ir.candidates import with_states
+from ..ir.channels import Channels, of_parts, reordered
 from ..ir.errors import InfeasibleError, UnsupportedModelError, UsageError
 from ..ir.freezing import frozen_before, stop_reasons, untrainable, way_out
 from ..ir.import_options import PLAIN, ImportOptions
@@ -48,6 +49,7 @@ from .plan import (
 from .precision import choosable, pinned, unchosen
 from .problem import Limits, Problem, RamRegion
 from .progress import Watch
+from .rebuild import as_planned
 from .replay import RAM, Wanted, storages, with_replay
 from .search import Bounds, Found, Search, Start, StoppedEarlyError
 from .sizes import LARGEST_BYTES
@@ -259,7 +261,7 @@ class Planner:
         core = load_core(request.device.core)
         spec = replace(request.spec, tile_bytes=core.gradient_tile.value)
         self.request, self.watch, self.imported = replace(request, spec=spec), watch, imported
-        self.forward = imported.forward
+        self.forward = reordered(imported.forward, self._channels)
         self.frozen = frozen_before(self.forward, request.freeze_before)
         self.stuck = untrainable(self.forward, self.frozen)
         device = request.device
@@ -414,7 +416,8 @@ class Planner:
         rivals: tuple[Baseline, ...] = ()
         if r.with_baselines and not self.watch.interrupted:
             rivals = self._baselines(stages, start)
-        plan, training, report, reason = found.plan, found.scheduled.training, found.report, ""
+        plan, training, report = self._in_least_order(found)
+        reason = ""
         if r.replay is not None:
             plan, reason = with_replay(plan, training, r.replay, self.cost)
             report = check(plan, training, r.device)
@@ -480,7 +483,7 @@ class Planner:
             done.training,
             done.schedule,
             self.cost,
-            source=source_of(r.model, r.importing),
+            source=source_of(r.model, r.importing, self._channels),
             device=self._device_info(),
             bounds=bounds,
             gap=r.gap,
@@ -493,7 +496,9 @@ class Planner:
                 stopped=stopped,
             ),
             calibrated={
-                n: q for n, q in self.forward.quantization.items() if n not in self.imported.in_file
+                n: q
+                for n, q in self.imported.forward.quantization.items()
+                if n not in self.imported.in_file
             },
             precision={n: p for n, p in decided.precision.items() if n not in gone},
             streamed=decided.streamed,
@@ -508,6 +513,24 @@ class Planner:
             ),
         )
         return Found(done, plan, check(plan, done.training, r.device))
+
+    @property
+    def _channels(self) -> Channels:
+        """The order of channels that scores are for."""
+        table = self.request.importance
+        return {} if table is None else table.channels
+
+    def _in_least_order(self, found: Found) -> tuple[Plan, TrainingGraph, CheckReport]:
+        """The plan with channels as in the file wherever no part of a weight is updated by them."""
+        plan, training = found.plan, found.scheduled.training
+        model, updates = self.imported.forward, found.scheduled.decided.updates
+        needed = of_parts(model, plan.model.channels, updates)
+        if needed == plan.model.channels:
+            return plan, training, found.report
+        source = plan.model.model_copy(update={"channels": needed})
+        plan = plan.model_copy(update={"model": source})
+        training = build_training(as_planned(plan, model), self.request.spec, updates)
+        return plan, training, check(plan, training, self.request.device)
 
     def _device_info(self) -> DeviceInfo:
         r, limits = self.request, self.limits

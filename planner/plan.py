@@ -93,7 +93,9 @@ class ModelInfo(_Lean):
     ``head`` is the number of classes that its last layer was replaced for, if it was; ``dims`` are
     the values of open dimensions beside the batch; ``outputs`` those that were kept, if not all;
     ``lora`` is what adapters beside its layers were made by, ``lite_residual`` modules beside its
-    blocks.
+    blocks. ``channels`` are those that the plan has in another order than the file, because parts
+    of weights are updated by them: ``VALUE:AXIS`` of the first result that runs over them -> the
+    file's index of each.
     """
 
     name: str
@@ -106,7 +108,10 @@ class ModelInfo(_Lean):
     outputs: tuple[str, ...] = ()
     lora: Lora | None = None
     lite_residual: Lite | None = None
-    left_out: ClassVar[tuple[str, ...]] = ("head", "dims", "outputs", "lora", "lite_residual")
+    channels: dict[str, tuple[NonNegativeInt, ...]] = {}
+    left_out: ClassVar[tuple[str, ...]] = (
+        *("head", "dims", "outputs", "lora", "lite_residual", "channels"),
+    )
 
     @property
     def importing(self) -> ImportOptions:
@@ -492,7 +497,7 @@ class QuantizationRecord(_Record):
     axis: NonNegativeInt | None = None
 
 
-class ImportanceTable(_Record):
+class ImportanceTable(_Lean):
     """Scores of updates, and where they come from.
 
     A plan holds them, so that it can be verified and explained without the samples.
@@ -504,6 +509,8 @@ class ImportanceTable(_Record):
         samples: Number of samples that were measured.
         gains: Parameter -> (updated part of it, score), the part rising to at most 1. Scores of
             different parameters are comparable; their unit is that of the method.
+        channels: Axes whose channels stand in another order than in the file, by falling score; see
+            ``ModelInfo``. Parts are of the leading ones in this order.
     """
 
     method: str
@@ -511,6 +518,8 @@ class ImportanceTable(_Record):
     sha256: Sha256
     samples: NonNegativeInt = 0
     gains: dict[str, tuple[tuple[_Part, _Score], ...]]
+    channels: dict[str, tuple[NonNegativeInt, ...]] = {}
+    left_out: ClassVar[tuple[str, ...]] = ("channels",)
 
     @field_validator("gains")
     @classmethod

@@ -13,7 +13,9 @@ Subject = Literal["update", "precision", "saved", "streamed"]
 #: What a plan was made by; figures and decisions are compared on their own.
 _SETTINGS = {"odt_plan_version", "model", "training", "device", "status", "asked", "solver"}
 #: Parts of these that are measured, or that take time.
-_LEFT_OUT = {"asked.noise", "asked.importance", "solver.time_s", "solver.stopped"}
+_LEFT_OUT = {
+    *("asked.noise", "asked.importance", "model.channels", "solver.time_s", "solver.stopped"),
+}
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,16 @@ def _settings(a: Plan, b: Plan) -> Iterator[Setting]:
     before, after = (dict(_leaves(p.model_dump(mode="json", include=_SETTINGS))) for p in (a, b))
     before["importance"] = a.decisions.importance_source
     after["importance"] = b.decisions.importance_source
+    if a.model.channels != b.model.channels:
+        before["order of channels"], after["order of channels"] = map(_order_words, (a, b))
     for field in {**before, **after}:
         if before.get(field) != after.get(field):
             yield Setting(field, before.get(field), after.get(field))
+
+
+def _order_words(plan: Plan) -> str:
+    axes = len(plan.model.channels)
+    return f"by score on {axes} ax{'i' if axes == 1 else 'e'}s" if axes else "as in the file"
 
 
 def _figures(a: Plan, b: Plan) -> Iterator[Figure]:

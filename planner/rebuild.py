@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..ir.autodiff import build_training
+from ..ir.channels import reordered
 from ..ir.errors import GraphError, UsageError
 from ..ir.graph import Graph
 from ..ir.onnx_import import import_model
@@ -35,7 +36,16 @@ def rebuild(plan: Plan, plan_path: Path, model_path: Path | None = None) -> Trai
 
 
 def as_planned(plan: Plan, forward: Graph) -> Graph:
-    """An imported model in the plan's precisions, its blocks by rows.
+    """An imported model in the plan's order of channels and precisions, its blocks by rows.
+
+    Raises:
+        UsageError: The plan's channels or precisions do not fit it.
+    """
+    return in_precisions(plan, reordered(forward, plan.model.channels))
+
+
+def in_precisions(plan: Plan, forward: Graph) -> Graph:
+    """An imported model in the plan's precisions, its blocks by rows; channels stay as they are.
 
     Raises:
         UsageError: The plan's precisions do not fit it.
@@ -62,7 +72,10 @@ def updates_of(plan: Plan) -> list[Candidate]:
 
 
 def forward_of(plan: Plan, plan_path: Path, model_path: Path | None = None) -> Graph:
-    """The plan's imported model with its scales; arguments and errors are those of ``rebuild``."""
+    """The plan's imported model with its scales, in the file's order of channels.
+
+    Arguments and errors are those of ``rebuild``.
+    """
     path = model_of(plan, plan_path, model_path)
     if not path.is_file():
         raise UsageError(f"{path}: the plan's model file is missing; give it with --model")

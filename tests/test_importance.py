@@ -433,7 +433,7 @@ def test_a_worker_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     from odt_plan.contributions import Source, Trial
     from odt_plan.ir.import_options import PLAIN
 
-    trial = Trial("c1 whole", Source(Path("gone.onnx"), PLAIN), SPEC, Candidate("c1"), (), ())
+    trial = Trial("c1 whole", Source(Path("gone.onnx"), PLAIN), {}, SPEC, Candidate("c1"), (), ())
     assert trial.lost("its worker died") == "its worker died"
     assert "gone.onnx" in str(trial.run())
     assert replace(trial, name="other").name == "other"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from benchmarks import learning
-from benchmarks.learning import RATES, Bench, Draw
+from benchmarks.learning import RATES, Bench, Draw, Updates
 from onnx_files import export
 from test_compare import labelled
 from test_importance import small
 
 from odt_plan.ir.errors import InfeasibleError
+from odt_plan.ir.training import Candidate
 from odt_plan.trials import LEAD
 from odt_plan.usual_sets import LAYERS
 
@@ -57,8 +59,19 @@ def test_choices_keep_their_budgets_and_the_solver_is_no_worse_than_greedy(bench
             score = bench.score(draw, ram, method)
             _, greedy = bench.greedy(draw, ram, method)
             assert score >= greedy * (1 - learning.GAP)
-        fitting = [c.param for c in bench.updates(draw, LAYERS, ram)]
+        fitting = [c.param for c in bench.updates(draw, LAYERS, ram).chosen]
         assert bench._plan(draw, ram, *fitting)[1] <= ram
+
+
+def test_a_part_is_of_the_channels_that_are_in_front(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(Bench, "_tested", lambda _, __, state: seen.append(state) or 0.0)
+    updates = Updates((Candidate("c2.weight", 2),), (("c1:1", (5, 3, 0, 1, 2, 4, 6, 7)),))
+    bench.learn(bench._draws[0], updates, 0.01)
+    moved = seen[0]["c2.weight"] != bench._draws[0].forward.constants["c2.weight"]
+    assert np.flatnonzero(moved.any((0, 2, 3))).tolist() == [3, 5]
 
 
 def test_rows_tell_every_strategy(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

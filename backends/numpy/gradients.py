@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from ...ir.adapters import adapters_by_param
 from ...ir.autodiff import build_training, param_slots
 from ...ir.candidates import channel_axis, counts
+from ...ir.channels import NO_ORDERS, AxisOrders
 from ...ir.errors import UsageError
 from ...ir.graph import Array, Graph, Node
 from ...ir.interpreter import run
@@ -122,8 +123,28 @@ class GradientScores:
                 results[found.size] = results.get(found.size, 0.0) + found
             self._potential[layer] += sum(float((a * a).sum()) for a in results.values()) / 2
 
-    def gains(self, method: GradientMethod) -> dict[str, Gains]:
+    def channels(self, method: GradientMethod) -> dict[str, tuple[int, Floats]]:
+        """Scores of the input channels of each weight that can be updated in parts.
+
+        Returns:
+            Parameter -> the axis of its channels, and their scores, whose sum is that of the whole.
+        """
+        found: dict[str, tuple[int, Floats]] = {}
+        for p, axis in self._axis.items():
+            if axis is not None:
+                whole, shares = self._score(p, method)
+                total = float(shares.sum())
+                found[p] = axis, whole * shares / total if total else np.zeros(shares.size)
+        return found
+
+    def gains(
+        self, method: GradientMethod, orders: Mapping[str, AxisOrders] = NO_ORDERS
+    ) -> dict[str, Gains]:
         """Scores of the parts that updates are offered in: of the leading input channels.
+
+        Args:
+            method: What is scored by.
+            orders: Parameters whose channels are in another order than here, see ``ir.channels``.
 
         Raises:
             UsageError: Nothing was added, or no parameter has a gradient.
@@ -140,9 +161,12 @@ class GradientScores:
             )
         found: dict[str, Gains] = {}
         for p in self._slots:
-            whole, share = total[p], np.cumsum(shares[p])
+            axis = self._axis[p]
+            order = None if axis is None or p not in orders else orders[p][axis]
+            whole = total[p]
+            share = np.cumsum(shares[p] if order is None else shares[p][order])
             part = share / share[-1] if share[-1] > 0 else np.arange(1, share.size + 1) / share.size
-            each = [] if self._axis[p] is None else counts(share.size)
+            each = [] if axis is None else counts(share.size)
             points = [(k / share.size, whole * float(part[k - 1])) for k in each]
             found[p] = (*points, (1.0, whole))
         return found

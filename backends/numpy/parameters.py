@@ -1,6 +1,7 @@
 """Parameters by their names in the model: updated ones in RAM, frozen ones and parts in flash.
 
-Outside they are real numbers, f32; those of integer layers are stored as i8 weights and i32 biases.
+Outside they are real numbers, f32, with channels as the model file orders them; those of integer
+layers are stored as i8 weights and i32 biases, and a plan may have channels in another order.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ...ir.channels import in_file_order, permuted
 from ...ir.errors import UsageError
 from ...ir.graph import Array, Node, TensorType, Value
 from ...ir.opdef import ParamSlot, get_op, parameter_slots
@@ -75,7 +77,7 @@ def merged(training: TrainingGraph, resident: Mapping[str, Array]) -> dict[str, 
         if p.cold is not None:
             axis, rest = p.cold
             data = np.concatenate([data, p.real(rest, constants[rest.name])], axis)
-        result[p.name] = data
+        result[p.name] = in_file_order(data, training.graph.orders.get(p.name, ()))
     return result
 
 
@@ -121,7 +123,7 @@ def by_parameter(training: TrainingGraph, changed: Mapping[str, Array]) -> dict[
             if p.cold is not None:
                 axis, rest = p.cold
                 data = np.concatenate([data, np.zeros(rest.type.shape, np.float32)], axis)
-            result[p.name] = data
+            result[p.name] = in_file_order(data, training.graph.orders.get(p.name, ()))
     return result
 
 
@@ -150,6 +152,7 @@ def split(
             raise UsageError(f"the model has no parameter {name}")
         p = parameters[name]
         new = fitted(given, TensorType(whole[name].shape), f"parameter {name}")
+        new = permuted(new, training.graph.orders.get(name, ()))
         frozen = [(p.value, new)] if p.update is None else []
         if p.update is not None:
             if p.cold is not None:

@@ -328,7 +328,7 @@ class Runtime:
         """Every parameter by its name in the model, learned values merged in.
 
         Real numbers, whole tensors: those of integer layers are dequantized (their matrices lie
-        output features first).
+        output features first). Channels stand as in the model file, whatever the plan's order.
         """
         return merged(self.training, self._resident)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..axes import same_axes
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, Sample, Vjp, array, register
@@ -56,6 +57,7 @@ def _register(
             samples=lambda: iter(samples),
             vjp=vjp,
             inplace=(0,),
+            axes=same_axes,
         )
     )
 

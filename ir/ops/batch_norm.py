@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..axes import channel_vectors
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, ParamSlot, Sample, Work, array, f32_operand, operand, register
@@ -90,6 +91,7 @@ register(
             ParamSlot(3, "statistic", observed="BatchMean"),
             ParamSlot(4, "statistic", observed="BatchVariance"),
         ),
+        axes=channel_vectors,
     )
 )
 

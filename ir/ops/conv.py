@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..axes import Tie
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import (
@@ -190,6 +191,17 @@ def _c_params(node: Node) -> dict[str, Attr]:
     return struct(node, _window(node), x[0], x[1], weight, hot)
 
 
+def _axes(node: Node) -> Iterator[Tie]:
+    x, w, *bias = node.operands()
+    made: Tie = ((node.out, 1), (w, 0), *((b, 0) for b in bias))
+    yield (x, 0), (node.out, 0)
+    if node.int_attr("group", 1) == 1:
+        yield (x, 1), (w, 1)
+        yield made
+    elif x.type.shape[1] == w.type.shape[0] == node.int_attr("group"):
+        yield (x, 1), *made
+
+
 # -- samples ---------------------------------------------------------------------------------------
 
 #: x, weight, attributes: plain, strided with uneven pads, dilated, grouped, depthwise, depthwise
@@ -241,5 +253,6 @@ register(
             ParamSlot(1, "weight", _channel_axis, cold_index=3, compressible=True),
             ParamSlot(2, "bias"),
         ),
+        axes=_axes,
     )
 )

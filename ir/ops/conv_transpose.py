@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..axes import Tie
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, ParamSlot, Sample, Work, array, f32_operand, operand, register
@@ -173,6 +174,17 @@ def _samples() -> Iterator[Sample]:
         yield Sample((T(x), T(w), bias), attrs)
 
 
+def _axes(node: Node) -> Iterator[Tie]:
+    x, w, *bias = node.operands()
+    made = ((node.out, 1), *((b, 0) for b in bias))
+    yield (x, 0), (node.out, 0)
+    if node.int_attr("group", 1) == 1:
+        yield (x, 1), (w, 0)
+        yield *made, (w, 1)
+    elif x.type.shape[1] == node.out.type.shape[1] == node.int_attr("group"):
+        yield (x, 1), (w, 0), *made
+
+
 register(
     OpDef(
         name="ConvTranspose",
@@ -183,5 +195,6 @@ register(
         samples=_samples,
         vjp=_vjp,
         params=(ParamSlot(1, "weight"), ParamSlot(2, "bias")),
+        axes=_axes,
     )
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from ..axes import same_axes
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import (
@@ -296,6 +297,7 @@ def _register_binary(
             vjp=vjp,
             inplace=(0, 1),
             params=params,
+            axes=same_axes,
         )
     )
 
@@ -393,5 +395,6 @@ register(
             builder.add("Neg", (dy,), suffix="grad") if need[0] else None
         ],
         inplace=(0,),
+        axes=same_axes,
     )
 )

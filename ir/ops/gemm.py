@@ -13,6 +13,7 @@ from math import prod
 import numpy as np
 
 from ..autodiff import GradBuilder
+from ..axes import Tie
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, CostClass, OpDef, ParamSlot, Sample, Work, operand, register
@@ -167,6 +168,14 @@ def _gemm_params(node: Node) -> dict[str, Attr]:
     return {"m": m, "n": n, "hot": hot, "cold": cold, "trans_b": node.int_attr("trans_b", 0)}
 
 
+def _gemm_axes(node: Node) -> Iterator[Tie]:
+    x, w, *bias = node.operands()
+    ins = 1 if node.int_attr("trans_b", 0) else 0
+    yield (x, 0), (node.out, 0)
+    yield (x, 1), (w, ins)
+    yield (node.out, 1), (w, 1 - ins), *((b, 0) for b in bias)
+
+
 def _gemm_samples() -> Iterator[Sample]:
     yield Sample((T((2, 5)), T((6, 5)), T((6,))), {"trans_b": 1})
     yield Sample((T((3, 4)), T((4, 7)), T((7,))), {"trans_b": 0})
@@ -194,6 +203,7 @@ register(
             ),
             ParamSlot(2, "bias"),
         ),
+        axes=_gemm_axes,
     )
 )
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..axes import same_axes
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, ParamSlot, Sample, Work, array, f32_operand, operand, register
@@ -208,6 +209,7 @@ register(
         vjp=_vjp,
         inplace=(0,),
         params=(ParamSlot(1, "scale"), ParamSlot(2, "bias")),
+        axes=same_axes,
     )
 )
 register(
@@ -221,6 +223,7 @@ register(
         vjp=_vjp,
         inplace=(0,),
         params=(ParamSlot(1, "scale"),),
+        axes=same_axes,
     )
 )
 register(

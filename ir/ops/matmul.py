@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..autodiff import GradBuilder
+from ..axes import Tie
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, ParamSlot, Sample, Work, operand, register
@@ -141,6 +142,15 @@ def _params(node: Node) -> dict[str, Attr]:
     }
 
 
+def _axes(node: Node) -> Iterator[Tie]:
+    """Of the matrices; the axes in front of them keep their order."""
+    a, b = node.operands()
+    (rows, left), (right, columns) = ((-1, -2) if flip else (-2, -1) for flip in _transposed(node))
+    y = node.out
+    for tie in (((a, rows), (y, -2)), ((a, left), (b, right)), ((b, columns), (y, -1))):
+        yield tuple((v, len(v.type.shape) + axis) for v, axis in tie)
+
+
 def _samples() -> Iterator[Sample]:
     yield Sample((T((2, 5)), T((5, 6))))
     yield Sample((T((2, 3, 5)), T((5, 4))))
@@ -163,5 +173,6 @@ register(
         params=(
             ParamSlot(1, "weight", lambda node: 0 if _layer(node) else None, 2, compressible=True),
         ),
+        axes=_axes,
     )
 )

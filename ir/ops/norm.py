@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..axes import channel_vectors
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, ParamSlot, Sample, Work, array, f32_operand, operand, register
@@ -128,6 +129,7 @@ register(
         vjp=_vjp,
         inplace=(0,),
         params=(ParamSlot(1, "scale"), ParamSlot(2, "bias")),
+        axes=channel_vectors,
     )
 )
 register(

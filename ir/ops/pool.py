@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..axes import first_axes
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, Sample, Work, array, f32_operand, operand, register
@@ -198,6 +199,7 @@ register(
         c=CKernel("odtplan_max_pool_f32", "odtplan_pool_t", "odtplan_pool", struct_of_input),
         samples=_samples_max,
         vjp=_vjp_max,
+        axes=first_axes,
     )
 )
 register(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..axes import first_axes
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, Sample, Work, array, f32_operand, operand, register
@@ -138,6 +139,7 @@ register(
         c=CKernel("odtplan_average_pool_f32", "odtplan_pool_t", "odtplan_pool", struct_of_input),
         samples=_samples_average,
         vjp=_vjp_average,
+        axes=first_axes,
     )
 )
 register(
@@ -171,6 +173,7 @@ register(
             [Sample((TensorType((2, 3, 4, 5)),)), Sample((TensorType((1, 4, 7)),))]
         ),
         vjp=_vjp_global,
+        axes=first_axes,
     )
 )
 register(

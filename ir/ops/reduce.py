@@ -11,6 +11,7 @@ from math import prod
 import numpy as np
 
 from ..autodiff import GradBuilder
+from ..axes import Tie
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, Sample, Work, operand, register
@@ -77,6 +78,19 @@ def _count(node: Node) -> int:
     return prod(shape[a] for a in _axes(node, shape))
 
 
+def _reduce_axes(node: Node) -> Iterator[Tie]:
+    """Reduced axes may run in any order, the others in that of the result."""
+    (x,) = node.operands()
+    gone, keep = _axes(node, x.type.shape), bool(node.int_attr("keepdims", 1))
+    kept = 0
+    for axis in range(len(x.type.shape)):
+        if axis in gone:
+            yield ((x, axis),)
+        else:
+            yield (x, axis), (node.out, axis if keep else kept)
+            kept += 1
+
+
 def _reduce_samples() -> Iterator[Sample]:
     yield Sample((T((2, 3, 4, 5)),), {"axes": (2, 3), "keepdims": 1})
     yield Sample((T((2, 3, 4)),), {"axes": (0, -1), "keepdims": 0})
@@ -121,6 +135,7 @@ def _register_reduce(name: str, divisor: Callable[[Node], int]) -> None:
             ),
             samples=_reduce_samples,
             vjp=vjp,
+            axes=_reduce_axes,
         )
     )
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..axes import Tie
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, CostClass, OpDef, Sample, Work, array, f32_operand, operand, register
@@ -172,6 +173,13 @@ def _samples(gradient: bool) -> Iterator[Sample]:
                 yield Sample((T(x), positions), attrs, differentiable=(0,), low=0.0, high=3.0)
 
 
+def _planes(node: Node) -> Iterator[Tie]:
+    """All axes but the two that are resized."""
+    x = next(node.operands())
+    for axis in range(len(x.type.shape) - 2):
+        yield (x, axis), (node.out, axis)
+
+
 register(
     OpDef(
         name="Resize",
@@ -186,6 +194,7 @@ register(
         ),
         samples=lambda: _samples(False),
         vjp=_vjp,
+        axes=_planes,
     )
 )
 register(

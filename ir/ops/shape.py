@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..axes import Tie, kept_axes, reshaped_axes, same_axes
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, Sample, Vjp, Work, array, f32_operand, operand, register
@@ -78,6 +79,7 @@ register(
         ),
         vjp=_vjp_reshape,
         view=True,
+        axes=reshaped_axes,
     )
 )
 
@@ -92,6 +94,7 @@ def register_read(
     walk: Callable[[Node], tuple[int, tuple[int, ...]]],
     vjp: Vjp,
     samples: Sequence[Sample],
+    axes: Callable[[Node], Iterator[Tie]] | None = None,
 ) -> None:
     """Register a strided read, the loop nest in C that Transpose, Slice and Expand have in common.
 
@@ -102,6 +105,7 @@ def register_read(
         walk: The first element read and the operand's stride per axis of the result.
         vjp: Its gradient rule.
         samples: Its samples.
+        axes: Its rule for the order of axes; None: all keep theirs.
     """
 
     def params(node: Node) -> dict[str, Attr]:
@@ -124,6 +128,7 @@ def register_read(
             ),
             samples=lambda: iter(samples),
             vjp=vjp,
+            axes=axes,
         )
     )
 
@@ -151,6 +156,12 @@ def _vjp_transpose(
     return [builder.add("Transpose", (dy,), {"perm": inverse}, suffix="grad")]
 
 
+def _axes_transpose(node: Node) -> Iterator[Tie]:
+    (x,) = node.operands()
+    for i, axis in enumerate(node.ints_attr("perm")):
+        yield (x, axis), (node.out, i)
+
+
 register_read(
     "Transpose",
     _infer_transpose,
@@ -168,6 +179,7 @@ register_read(
         Sample((_I8,), {"perm": (1, 0, 2, 3)}, differentiable=()),
         Sample((_I32,), {"perm": (2, 0, 1)}, differentiable=()),
     ],
+    _axes_transpose,
 )
 
 
@@ -208,6 +220,7 @@ register_read(
         Sample((_I8,), {"shape": (2, 2, 3, 4, 5)}, differentiable=()),
         Sample((_I32,), {"shape": (2, 2, 3, 4)}, differentiable=()),
     ],
+    same_axes,
 )
 
 
@@ -281,5 +294,6 @@ register(
         c=CKernel("odtplan_concat_f32", "odtplan_concat_t", SOURCE, _concat_params, variadic=True),
         samples=_concat_samples,
         vjp=_vjp_concat,
+        axes=kept_axes,
     )
 )

@@ -7,11 +7,12 @@ buffer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..axes import Tie, kept_axes
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, Sample, Vjp, Work, array, f32_operand, register
@@ -111,6 +112,7 @@ register_read(
             differentiable=(),
         ),
     ],
+    kept_axes,
 )
 
 
@@ -125,6 +127,7 @@ def _register_write(
     fill: Callable[[Node], float],
     vjp: Vjp | None,
     samples: Sequence[Sample],
+    axes: Callable[[Node], Iterator[Tie]] | None = None,
 ) -> None:
     """``walk`` gives the first element written and the result's stride per operand axis."""
 
@@ -149,6 +152,7 @@ def _register_write(
             c=CKernel("odtplan_write_strided_f32", "odtplan_write_strided_t", SOURCE, params),
             samples=lambda: iter(samples),
             vjp=vjp,
+            axes=axes,
         )
     )
 
@@ -229,4 +233,5 @@ _register_write(
         Sample((TensorType((2, 3)),), {"begins": (1, 0), "ends": (0, 2), "value": -1.5}),
         Sample((TensorType((4,)),), {"begins": (2,), "ends": (1,), "value": -math.inf}),
     ],
+    kept_axes,
 )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..axes import same_axes
 from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, CostClass, OpDef, Sample, Vjp, array, f32_operand, register
@@ -144,6 +145,7 @@ def _register(row: Unary) -> None:
             samples=lambda: row.samples(1),
             vjp=rule,
             inplace=(0,),
+            axes=same_axes,
         )
     )
     if row.slope is None:

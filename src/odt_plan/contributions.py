@@ -19,6 +19,7 @@ from .backends.numpy.micro_batches import feeds, plain
 from .ir.adapters import adapters_by_param
 from .ir.autodiff import build_training
 from .ir.candidates import param_slots, parts
+from .ir.channels import Channels, reordered
 from .ir.errors import OdtPlanError, UsageError
 from .ir.graph import Array, Graph
 from .ir.import_options import ImportOptions
@@ -50,6 +51,7 @@ class Trial:
     Attributes:
         name: For messages.
         source: The model, on this machine.
+        channels: Their order, see ``ir.channels``.
         spec: The loss.
         candidate: What is trained; of an adapter its last weight, and all else with it.
         learned: Micro-batches that it is trained on.
@@ -58,6 +60,7 @@ class Trial:
 
     name: str
     source: Source
+    channels: Channels
     spec: TrainingSpec
     candidate: Candidate
     learned: Feeds
@@ -66,7 +69,7 @@ class Trial:
     def run(self) -> float | str:
         """The gain, or what is wrong."""
         try:
-            forward = _imported(self.source)
+            forward = reordered(_imported(self.source), self.channels)
             adapter = adapters_by_param(forward).get(self.candidate.param)
             trained = [self.candidate] if adapter is None else list(map(Candidate, adapter.params))
             return contribution(forward, self.spec, trained, self.learned, self.held_out)
@@ -91,6 +94,7 @@ def contributions(
     x: Mapping[str, Array],
     y: Mapping[str, Array],
     watch: Watch,
+    channels: Channels,
 ) -> dict[str, Gains]:
     """Gains of parameters and of the parts that they can be updated by.
 
@@ -106,6 +110,8 @@ def contributions(
         x: Samples.
         y: Labels or targets.
         watch: Told what goes on.
+        channels: Axes whose channels have another order than in ``forward``: parts are of the
+            leading ones in this order.
 
     Raises:
         UsageError: The data do not fit the model or are too few, nothing gains, or a run failed.
@@ -125,8 +131,10 @@ def contributions(
     for p, part in keys:
         axis = slots[p][0][1].channel_axis(slots[p][0][0]) if part < 1 else None
         k = None if axis is None else round(part * forward.values[p].type.shape[axis])
-        trials.append(Trial(f"{p} {part:.1%}", source, spec, Candidate(p, k), learned, held))
-    found = dict(zip(keys, _results(trials, _digest(source, spec, batches), watch), strict=True))
+        name, one = f"{p} {part:.1%}", Candidate(p, k)
+        trials.append(Trial(name, source, channels, spec, one, learned, held))
+    digest = _digest(source, channels, spec, batches)
+    found = dict(zip(keys, _results(trials, digest, watch), strict=True))
     if not any(found.values()):
         raise UsageError("contribution: no tensor gains anything alone; give more samples")
     gains: dict[str, Gains] = dict.fromkeys(params, ((1.0, 0.0),))
@@ -164,10 +172,13 @@ def _gain(result: object) -> float | None:
     return float(result) if isinstance(result, int | float) and 0 <= result < inf else None
 
 
-def _digest(source: Source, spec: TrainingSpec, batches: Sequence[Mapping[str, Array]]) -> str:
+def _digest(
+    source: Source, channels: Channels, spec: TrainingSpec, batches: Sequence[Mapping[str, Array]]
+) -> str:
     """SHA-256 of all that decides a gain but the candidate."""
     found = hashlib.sha256()
     setting = [__version__, asdict(source.importing), asdict(plain(spec)), RATES, UPDATES, HELD_OUT]
+    setting.append(dict(channels))
     found.update(json.dumps(setting, sort_keys=True).encode())
     for part in (Path(source.model.name), *external_files(source.model)):
         found.update(hashlib.sha256((source.model.parent / part).read_bytes()).digest())

@@ -33,6 +33,7 @@ from .planner.rebuild import (
     as_planned,
     forward_of,
     imported,
+    in_precisions,
     model_of,
     rebuild,
     spec_of,
@@ -75,14 +76,13 @@ def run_export(options: ExportOptions) -> dict[str, object]:
     plan = load_plan(options.plan_file)
     source = model_of(plan, options.plan_file, options.model)
     forward = forward_of(plan, options.plan_file, options.model)
-    lowered = as_planned(plan, forward)
-    training = build_training(lowered, spec_of(plan), updates_of(plan))
+    training = build_training(as_planned(plan, forward), spec_of(plan), updates_of(plan))
     check(plan, training, device_of_plan(options.plan_file, plan.device.id, options.device))
     _check_target(options, source)
     file = OriginalFile(source)
     written: _Written | None = None
     if options.weights is not None:
-        runtime = Runtime(plan, training)
+        runtime, lowered = Runtime(plan, training), in_precisions(plan, forward)
         before = runtime.params()
         _load(runtime, options.weights)
         learned = _learned(plan, source, forward, lowered, before, runtime)
@@ -341,7 +341,7 @@ def _compare(plan: Plan, path: Path, written: _Written) -> float:
         OdtPlanError: They are not.
     """
     try:
-        found = _computed(as_planned(plan, imported(plan, path)), written.samples)
+        found = _computed(in_precisions(plan, imported(plan, path)), written.samples)
     except OdtPlanError as e:
         raise OdtPlanError(f"the written model can't be read as it should: {e}") from None
     difference = _difference(written.predictions, found)

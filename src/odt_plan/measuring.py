@@ -12,12 +12,18 @@ import numpy as np
 
 from .backends.numpy.data import chosen_of
 from .backends.numpy.data_files import load_data
-from .backends.numpy.gradients import GradientMethod, measure_gradients
+from .backends.numpy.gradients import (
+    Gains,
+    GradientMethod,
+    GradientScores,
+    measure_gradients,
+)
 from .backends.numpy.micro_batches import array_names_of
 from .contributions import Source, contributions
 from .ir.array_file import array_file
 from .ir.calibrate import SYNTHETIC
 from .ir.candidates import param_slots
+from .ir.channels import best_order, orders_of
 from .ir.errors import UsageError
 from .ir.freezing import frozen_before, untrainable
 from .ir.graph import Array, Graph
@@ -32,7 +38,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 #: Those that take one pass of gradients.
 GRADIENT_METHODS: tuple[GradientMethod, ...] = get_args(GradientMethod)
 #: Measured by it where samples with labels are there and nothing else is asked for.
-DEFAULT: Method = "gradient"
+DEFAULT: GradientMethod = "gradient"
 #: Samples that are measured at most, spread evenly over those of the file.
 MOST_SAMPLES = 256
 #: Array of a file that tells which samples belong together.
@@ -76,6 +82,9 @@ def importance_of(
     source: Source, forward: Graph, spec: TrainingSpec, wanted: Wanted, watch: Watch
 ) -> ImportanceTable | None:
     """The scores that are asked for; None: the prior.
+
+    Where they are measured, the channels with the best ones come first; a file of scores knows the
+    file's order alone.
 
     Args:
         source: Model file.
@@ -149,22 +158,33 @@ def _measured(
         watch.stage(f"measuring importance: {', '.join(methods)}, sample {done} of {of}")
 
     try:
-        if methods == ("contribution",):
-            gains = {"contribution": contributions(source, forward, spec, params, x, y, watch)}
+        found = measure_gradients(forward, spec, params, x, y, told)
+        if methods == ("contribution",):  # which no single channel has
+            channels = best_order(forward, found.channels(DEFAULT))
+            alone = contributions(source, forward, spec, params, x, y, watch, channels)
+            measured = {"contribution": (alone, channels)}
         else:
-            found = measure_gradients(forward, spec, params, x, y, told)
-            gains = {m: found.gains(m) for m in GRADIENT_METHODS if m in methods}
+            measured = {m: _ordered(forward, found, m) for m in GRADIENT_METHODS if m in methods}
     except UsageError as e:
         hint = "" if wanted.importance else "; --importance prior measures nothing"
         raise UsageError(f"{wanted.samples}: {e}{hint}") from None
     digest = hashlib.sha256(wanted.samples.read_bytes()).hexdigest()
     count = len(next(iter(y.values())))
+    name = wanted.samples.name
     return {
-        method: ImportanceTable(
-            method=method, file=wanted.samples.name, sha256=digest, samples=count, gains=each
+        m: ImportanceTable(
+            method=m, file=name, sha256=digest, samples=count, gains=gains, channels=channels
         )
-        for method, each in gains.items()
+        for m, (gains, channels) in measured.items()
     }
+
+
+def _ordered(
+    forward: Graph, found: GradientScores, method: GradientMethod
+) -> tuple[dict[str, Gains], dict[str, tuple[int, ...]]]:
+    """Scores of parts, the channels with the best scores first, and that order."""
+    channels = best_order(forward, found.channels(method))
+    return found.gains(method, orders_of(forward, channels)), channels
 
 
 def _some(x: dict[str, Array], y: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:

@@ -18,6 +18,7 @@ from .adapters import uncounted_bytes
 from .assemble import ROUNDING
 from .at_once import at_once, bound_of_all, tightened
 from .check import CheckReport
+from .compaction import compacted
 from .decided import Decided, LateError, LayoutError, OutOfTimeError, Scheduled
 from .joint import Joint
 from .known import Known, KnownPlan
@@ -163,7 +164,12 @@ class Search:
                     raise
         assert self.best is not None
         self._tighten_last(self.best)
-        return self._check(self.best.scheduled)  # with the bounds as they are now
+        return self._check(self._compacted(self.best.scheduled))  # with the bounds as they are now
+
+    def _compacted(self, done: Scheduled) -> Scheduled:
+        if self.watch.over():
+            return done
+        return replace(done, schedule=compacted(done.schedule, self.stages.options.seed))
 
     def _at_once(self, last: Goal) -> None:
         """The plan that takes no solver."""

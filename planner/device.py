@@ -136,6 +136,7 @@ class Region(_Spec):
     extra_cycles_per_byte: Quantity | None = None
     sectors: tuple[tuple[PositiveInt, PositiveInt], ...] = ()  #: (count, bytes) in address order
     erase_cycles: Quantity | None = None  #: that each sector stands
+    program_bytes: Size | None = None  #: that flash is programmed by, each once after an erase
     source: str = Field(min_length=3)
 
     @property
@@ -152,6 +153,20 @@ class Region(_Spec):
             raise ValueError("extra_cycles_per_byte: plans place buffers in kind ram only")
         if self.erase_cycles is not None and not self.sectors:
             raise ValueError("erase_cycles: are those of sectors; add these")
+        return self
+
+    @model_validator(mode="after")
+    def _units_fill_sectors(self) -> Self:
+        if self.program_bytes is None:
+            return self
+        unit = self.program_bytes.value
+        if self.kind != "flash":
+            raise ValueError("program_bytes: are those of flash")
+        if unit & (unit - 1):
+            raise ValueError(f"program_bytes: must be a power of 2, not {unit:,}")
+        for size in (self.bytes, *(size for _, size in self.sectors)):
+            if size % unit:
+                raise ValueError(f"program_bytes: {unit:,} bytes do not divide {size:,}")
         return self
 
 

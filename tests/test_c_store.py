@@ -20,13 +20,20 @@ from odt_plan.backends.c.saved import load_delta, load_saved
 from odt_plan.backends.numpy import Runtime
 from odt_plan.ir.errors import UsageError
 from odt_plan.ir.training import TrainingSpec
-from odt_plan.planner.store import saved_bytes
+from odt_plan.planner.store import saved_bytes, written_bytes
 
-SECTOR = 128  # as in store.c
+#: What flash is programmed by, and the sectors that are erased, as in store.c: any byte, with ECC,
+#: pages and sectors of a QSPI NOR (RP2040), sectors of one page each.
+GEOMETRIES = ((1, 128), (8, 128), (32, 128), (256, 4096), (256, 256))
 
 
 def adam(_: Path) -> Planned:
     return planned(nets.mlp((2, 3, 2)), TrainingSpec(optimizer="adam"))
+
+
+def pages(_: Path) -> Planned:
+    """A state of several pages, whose tensors do not end where these do."""
+    return planned(nets.mlp((2, 6, 4)), TrainingSpec(optimizer="adam"))
 
 
 def stored(folder: Path) -> Planned:
@@ -39,12 +46,17 @@ def stored(folder: Path) -> Planned:
 
 
 @needs_gcc
-@pytest.mark.parametrize("case", [adam, stored])
-def test_power_is_lost_at_every_byte(case: Callable[[Path], Planned], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("case", "program_bytes"), [(adam, 32), (stored, 32), (stored, 256), (pages, 256)]
+)
+def test_power_is_lost_at_every_byte(
+    case: Callable[[Path], Planned], program_bytes: int, tmp_path: Path
+) -> None:
     """Each byte that is written, each sector that is erased, three ways to leave it."""
     plan, training = case(tmp_path)
-    name = emit_c(plan, training, tmp_path / "c")[0].stem
-    defines = [f'STORE_HEADER="{name}_store.h"']
+    name = emit_c(plan, training, tmp_path / "c", program_bytes=program_bytes)[0].stem
+    least = 256 if case is pages else 1
+    defines = [f'STORE_HEADER="{name}_store.h"', f"LEAST_UNIT={least}u"]
     main = lane.FIRMWARE / "store.c"
     program = lane.build_host(tmp_path / "c", name, selftest=False, defines=defines, main=main)
     result = lane.run_host(program, {})
@@ -59,10 +71,13 @@ def test_power_is_lost_at_every_byte(case: Callable[[Path], Planned], tmp_path: 
     def units(size: int, unit: int) -> int:
         return -(-size // unit) * unit
 
-    sectors = units(units(image, 32) + 32, SECTOR) // SECTOR
     expected = []
-    for unit in (1, 8, 32):
+    for unit, sector in GEOMETRIES:
+        if not least <= unit <= program_bytes:
+            continue
+        sectors = units(units(image, max(unit, 32)) + max(unit, 32), sector) // sector
         written = units(image, unit) + units(8, unit)
+        assert written == written_bytes(image, unit)
         expected += [["unit", str(unit)], ["written", str(written)], ["erased", str(sectors)]]
         expected += [["cuts", str(4 * 3 * (written + sectors))], ["foreign", "1"], ["wrong", "0"]]
     refused = ("null", "nowhere", "no_unit", "no_power_of_2", "large_unit", "small_slot")

@@ -522,6 +522,10 @@ def test_a_base_fills_what_no_file_tells(tmp_path: Path) -> None:
     assert [s.id for s in found.device.storage] == [s.id for s in base.storage]
     flash = next(r for r in found.device.regions if r.kind == "flash")
     assert flash.sectors == next(r.sectors for r in base.regions if r.kind == "flash")
+    base = load_device("nucleo-l4r5zi")
+    flash = next(r for r in imported(script, base=base).device.regions if r.kind == "flash")
+    assert not flash.sectors  # a part of the base's region; units are those of all of it
+    assert flash.program_bytes == next(r for r in base.regions if r.kind == "flash").program_bytes
     assert [c.what for c in found.conflicts] == ["RAM"]  # flash is as large as the base's
 
 

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odt_plan.ir.errors import UsageError
-from odt_plan.planner.device import Device, Quantity, Region, load_device
+from odt_plan.planner.device import Device, Quantity, Region, Size, load_device
 from odt_plan.planner.spec_file import bundled
 from odt_plan.planner.store import place_slots
 
 MODEL = Path(__file__).resolve().parent.parent / "examples" / "digits_cnn.onnx"
 
 
-def board(sectors: list[tuple[int, int]]) -> Device:
+def board(sectors: list[tuple[int, int]], unit: int | None = None) -> Device:
     like = load_device("nrf52840")
     flash = Region(
         name="FLASH",
@@ -26,6 +26,7 @@ def board(sectors: list[tuple[int, int]]) -> Device:
         bytes=sum(n * size for n, size in sectors),
         sectors=tuple(sectors),
         erase_cycles=Quantity(value=500, source="made up"),
+        program_bytes=None if unit is None else Size(value=unit, source="made up"),
         source="made up",
     )
     ram = [r for r in like.regions if r.kind == "ram"]
@@ -37,16 +38,20 @@ def board(sectors: list[tuple[int, int]]) -> Device:
         st.tuples(st.integers(1, 4), st.sampled_from([32, 64, 128, 256])), min_size=1, max_size=4
     ),
     n_bytes=st.integers(1, 600),
+    unit=st.sampled_from([None, 1, 8, 16, 32]),
 )
-def test_the_smallest_slots_at_the_end(sectors: list[tuple[int, int]], n_bytes: int) -> None:
+def test_the_smallest_slots_at_the_end(
+    sectors: list[tuple[int, int]], n_bytes: int, unit: int | None
+) -> None:
     edges = [0]
     for n, size in sectors:
         for _ in range(n):
             edges.append(edges[-1] + size)
-    written = -(-n_bytes // 32) * 32 + 32  # whole units, and the mark in one of its own
+    by = 32 if unit is None else unit
+    written = -(-n_bytes // by) * by + max(by, 8)  # whole units, and the mark in its own
     end = edges[-1]
     ways = [end - b for b in edges for a in edges if b - a == end - b >= written]
-    found = place_slots(board(sectors), n_bytes)
+    found = place_slots(board(sectors, unit), n_bytes)
     if not ways:
         assert found is None
         return
@@ -54,6 +59,7 @@ def test_the_smallest_slots_at_the_end(sectors: list[tuple[int, int]], n_bytes: 
     assert found.slot_bytes == min(ways)
     assert found.sectors == sum(1 for e in edges if e > end - 2 * min(ways))
     assert found.saves == 1000
+    assert found.origin == end - 2 * min(ways)
 
 
 def test_of_several_regions_the_last_that_can() -> None:
@@ -83,6 +89,16 @@ def test_report(odt: Cli, device: str, told: str) -> None:
     assert done.code == 0, done.err
     (line,) = [row for row in done.out.splitlines() if row.startswith("store ")]
     assert told in line
+
+
+def test_units_of_the_board_are_those_of_the_library(odt: Cli, tmp_path: Path) -> None:
+    for device, unit in (("rp2040", 256), ("nrf52840", 4), ("esp32-s3", 32)):
+        done = odt(MODEL, "--device", device, "--gap", "0.05", "--emit", "c", "-o", device, "-q")
+        assert done.code == 0, done.err
+        header = (tmp_path / device / "digits_cnn_store.h").read_text("ascii")
+        assert f"\n#define DIGITS_CNN_STORE_UNIT {unit}u\n" in header
+        kernels = [tmp_path / d / "odtplan_store.h" for d in ("rp2040", device)]
+        assert kernels[0].read_bytes() == kernels[1].read_bytes(), "models share it"
 
 
 def test_erase_cycles_belong_to_sectors(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from string import Template
 from ...ir.errors import GraphError, OdtPlanError
 from ...ir.training import TrainingGraph
 from ...planner.plan import ALIGNMENT_BYTES, Buffer, Plan
-from ...planner.store import stored_bytes
+from ...planner.store import UNIT_BYTES, stored_bytes
 from .ctext import array, block, c_type, comment, identifier, symbol
 from .ecosystems import ECOSYSTEMS, Library, packaged
 from .emit_call import float_literal
@@ -51,6 +51,7 @@ def emit_c(
     name: str | None = None,
     host: bool = False,
     ecosystems: Collection[str] = (),
+    program_bytes: int = UNIT_BYTES,
 ) -> list[Path]:
     """Write the C library of a plan.
 
@@ -64,6 +65,8 @@ def emit_c(
         host: Also write ``<model>_host.c``, a program that trains from a file on this machine.
         ecosystems: Of ``arduino``, ``platformio``, ``zephyr`` and ``espidf``: the library goes to
             ``src/``, with metadata around it that make the folder a package of these.
+        program_bytes: What the device's flash is programmed by, a power of 2: the store's unit,
+            unless the build gives another one.
 
     Returns:
         The files of the library: ``<model>.h``, ``<model>.c``, ``<model>_weights.h``,
@@ -80,7 +83,7 @@ def emit_c(
         raise ValueError(f"ecosystems: {min(unknown)!r} is not one of {', '.join(ECOSYSTEMS)}")
     if host and ecosystems:
         raise ValueError("host: a package holds no program; emit it into another folder")
-    library = _Library(plan, training, identifier(name or plan.model.name))
+    library = _Library(plan, training, identifier(name or plan.model.name), program_bytes)
     files = library.files(host=host)
     write_files(folder, packaged(library.told(files), ecosystems))
     return [(folder / "src" if ecosystems else folder) / n for n in files]
@@ -120,8 +123,11 @@ def _discard(path: Path) -> None:
 class _Library:
     """The texts of one model's library."""
 
-    def __init__(self, plan: Plan, training: TrainingGraph, model: str) -> None:
+    def __init__(
+        self, plan: Plan, training: TrainingGraph, model: str, program_bytes: int
+    ) -> None:
         self.plan, self.training, self.model, self.macro = plan, training, model, model.upper()
+        self.program_bytes = program_bytes
         self.inputs = inputs_of(plan, training, model)
         self.heads = heads_of(training, model)
         constants = training.graph.constants
@@ -218,6 +224,7 @@ class _Library:
             "initial": self._initial(),
             "stored": self._stored_state(),
             "declarations": self._declarations(),
+            "program_bytes": self.program_bytes,
             "seed": SEED,
             "lr": float_literal(golden.lr),
             **self._delta(),

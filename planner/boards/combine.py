@@ -305,7 +305,7 @@ def _power(like: Device, clock_hz: float) -> Quantity:
 
 
 def _region(memory: Memory, base: Device | None) -> Region:
-    """A region, with what the base knows of the same memory: its speed and its sectors."""
+    """A region, with what the base knows of the same memory: speed, sectors, units."""
     assert memory.kind is not None  # checked where they were chosen
     found = Region(
         name=memory.name,
@@ -321,6 +321,7 @@ def _region(memory: Memory, base: Device | None) -> Region:
             return found.model_copy(
                 update={
                     "extra_cycles_per_byte": r.extra_cycles_per_byte,
+                    "program_bytes": r.program_bytes,
                     "sectors": r.sectors if same else (),
                     "erase_cycles": r.erase_cycles if same else None,
                 }

@@ -16,7 +16,7 @@ from .planner.device import GENERIC_DEVICE, Device
 from .planner.plan import Plan, Trial
 from .planner.plan_diff import update_words
 from .planner.sizes import format_bytes, format_joules, format_seconds
-from .planner.store import SLOTS, place_slots, saved_bytes
+from .planner.store import SLOTS, plan_store
 
 if TYPE_CHECKING:
     from .backends.c import Built
@@ -257,16 +257,14 @@ def storage_lines(plan: Plan) -> list[Line]:
 
 def store_line(planned: PlannedModel) -> Line:
     """What keeping all that was learned takes of the chip's flash, and how long that lasts."""
-    device, size = planned.device, saved_bytes(planned.plan, planned.training)
-    told = f"a save of what was learned takes {size:,} B"
-    slots = place_slots(device, size)
+    store, device = plan_store(planned.plan, planned.training, planned.device), planned.device
+    told, slots = f"a save of what was learned takes {store.saved_bytes:,} B", store.slots
     if slots is None:
         return Line("store", f"{told}; sectors of {device.id} for two of them are not known")
     both, region = SLOTS * slots.slot_bytes, slots.region
     told += f", two slots {format_bytes(both)} in the last {slots.sectors} sectors of {region.name}"
-    left = device.flash_bytes - device.reserve.flash_bytes - planned.plan.claims.flash_bytes.total
-    if both > left:
-        return Line("store", f"{told}, where plan and reserve leave just {max(0, left):,} B")
+    if not store.fits:
+        return Line("store", f"{told}, where plan and reserve leave just {store.free_bytes:,} B")
     if slots.saves is None:
         return Line("store", f"{told}; how often these can be erased is not known")
     hourly, daily = (slots.saves / (n * _DAYS_OF_A_YEAR) for n in (24, 1))

@@ -35,6 +35,7 @@ from .planner.pipeline import PlannedModel, Request, make_plan
 from .planner.progress import Watch
 from .planner.replay import Wanted as WantedReplay
 from .planner.sizes import parse_bytes, parse_joules, parse_seconds
+from .planner.store import Store, plan_store
 from .report import print_plan
 from .trials import TRIAL, plan_by_trial
 
@@ -437,7 +438,18 @@ def _write_c(planned: PlannedModel, emitted: Sequence[str], folder: Path) -> lis
 
     packages = [e for e in emitted if e in ECOSYSTEMS]
     host = "host" in emitted
-    return emit_c(planned.plan, planned.training, folder, host=host, ecosystems=packages)
+    return emit_c(
+        planned.plan,
+        planned.training,
+        folder,
+        host=host,
+        ecosystems=packages,
+        program_bytes=_store(planned).program_bytes,
+    )
+
+
+def _store(planned: PlannedModel) -> Store:
+    return plan_store(planned.plan, planned.training, planned.device)
 
 
 def _built(sources: Sequence[Path], device: Device) -> Built | None:

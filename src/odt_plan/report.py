@@ -222,6 +222,9 @@ def print_device(device: Device) -> None:
         if r.erase_cycles is not None:
             worn = r.erase_cycles
             rows.append(("  erase cycles", f"{worn.value:g} of each sector", worn.source))
+        if r.program_bytes is not None:
+            unit = r.program_bytes
+            rows.append(("  programmed by", f"{unit.value:,} B", unit.source))
         if r.extra_cycles_per_byte is not None:
             more = r.extra_cycles_per_byte
             rows.append(("  extra", f"{more.value:g} cycles per byte touched", more.source))

@@ -3,7 +3,6 @@
 #include <string.h>
 
 #define HEADER_BYTES 24u /* of a saved state */
-#define HEAD_BYTES (ODTPLAN_STORE_UNIT < 32u ? 32u : ODTPLAN_STORE_UNIT)
 #define CHUNK_BYTES 64u
 #define ERASED 0xffffffffu
 
@@ -19,7 +18,7 @@ typedef struct {
     uint32_t begin;             /* of the slot */
     uint32_t head_bytes;        /* units with the header, which comes last */
     uint32_t next, left;        /* the next byte that comes; how many of those before wait in unit */
-    uint8_t head[HEAD_BYTES], unit[ODTPLAN_STORE_UNIT];
+    uint8_t *head, *unit;       /* halves of the room */
 } writer_t;
 
 typedef struct {
@@ -29,7 +28,7 @@ typedef struct {
 
 static int check(const odtplan_store_t *s, const odtplan_kept_t *kept) {
     if (s == NULL || kept == NULL || kept->model == NULL || s->unit == 0u ||
-        s->unit > ODTPLAN_STORE_UNIT || (s->unit & (s->unit - 1u)) != 0u ||
+        s->unit > ODTPLAN_STORE_ROOM_UNIT(kept->room_unit) || (s->unit & (s->unit - 1u)) != 0u ||
         s->slot_bytes % s->unit != 0u || s->slot_bytes > 0x7fffffffu ||
         s->slot_bytes < ODTPLAN_STORE_BYTES(kept->saved_bytes, s->unit)) {
         return ODTPLAN_ERROR_ARGUMENT;
@@ -140,23 +139,24 @@ static int get(void *user, uint32_t offset, void *data, uint32_t bytes) {
     return r->store->read(r->store->user, r->begin + offset, data, bytes);
 }
 
-/* The last thing that is written. */
+/* The last thing that is written. The header before it has flushed the unit, whose room is free now. */
 static int put_mark(const writer_t *w, uint32_t saved_bytes, uint32_t number) {
     const odtplan_store_t *s = w->store;
     const uint32_t bytes = ODTPLAN_STORE_UNITS(ODTPLAN_STORE_MARK_BYTES, s->unit);
-    uint32_t header[HEADER_BYTES / 4u], mark[HEAD_BYTES / 4u];
+    uint32_t header[HEADER_BYTES / 4u], mark[ODTPLAN_STORE_MARK_BYTES / 4u];
     memcpy(header, w->head, HEADER_BYTES);
-    memset(mark, 0xff, sizeof mark);
     mark[0] = number;
     mark[1] = mark_checksum(header, number);
-    return s->write(s->user, w->begin + ODTPLAN_STORE_UNITS(saved_bytes, s->unit), mark, bytes);
+    memset(w->unit, 0xff, bytes);
+    memcpy(w->unit, mark, ODTPLAN_STORE_MARK_BYTES);
+    return s->write(s->user, w->begin + ODTPLAN_STORE_UNITS(saved_bytes, s->unit), w->unit, bytes);
 }
 
 int odtplan_store_save(const odtplan_store_t *s, const odtplan_kept_t *kept) {
     writer_t w;
     found_t found[2];
     uint32_t newest = 2u, slot, number;
-    int status = check(s, kept);
+    int status = kept == NULL || kept->room == NULL ? ODTPLAN_ERROR_ARGUMENT : check(s, kept);
     if (status == ODTPLAN_OK) {
         status = look_for(s, found, &newest);
     }
@@ -165,7 +165,9 @@ int odtplan_store_save(const odtplan_store_t *s, const odtplan_kept_t *kept) {
     }
     slot = newest == 0u ? 1u : 0u;
     number = newest < 2u ? found[newest].number + 1u : 0u;
-    memset(&w, 0xff, sizeof w);
+    w.head = (uint8_t *)kept->room;
+    w.unit = w.head + ODTPLAN_STORE_ROOM_UNIT(kept->room_unit);
+    memset(w.head, 0xff, ODTPLAN_STORE_ROOM_UNIT(kept->room_unit));
     w.store = s;
     w.begin = slot * s->slot_bytes;
     w.head_bytes = ODTPLAN_STORE_UNITS(HEADER_BYTES, s->unit);

@@ -8,12 +8,6 @@
 extern "C" {
 #endif
 
-/* Largest unit that flash may be programmed by; set it for the whole build (RP2040: 256). Saving takes
- * twice as many bytes of stack. */
-#ifndef ODTPLAN_STORE_UNIT
-#define ODTPLAN_STORE_UNIT 32u
-#endif
-
 /* Erases bytes from an offset on, whole sectors, to 0xff. Returns 0 on success. */
 typedef int (*odtplan_erase_t)(void *user, uint32_t offset, uint32_t bytes);
 
@@ -37,17 +31,24 @@ typedef struct {
 #define ODTPLAN_STORE_BYTES(saved_bytes, unit) \
     (ODTPLAN_STORE_UNITS(saved_bytes, unit) + ODTPLAN_STORE_UNITS(ODTPLAN_STORE_MARK_BYTES, unit))
 
-/* What is kept: saved_bytes, as odtplan_save writes and odtplan_load reads them. */
+/* Room for saving by units of so many bytes and less: two units, of 32 bytes at least. */
+#define ODTPLAN_STORE_ROOM_UNIT(unit) ((unit) < 32u ? 32u : (unit))
+#define ODTPLAN_STORE_ROOM_WORDS(unit) (2u * ODTPLAN_STORE_ROOM_UNIT(unit) / 4u)
+
+/* What is kept: saved_bytes, as odtplan_save writes and odtplan_load reads them. room serves units of
+ * room_unit bytes and less; loading needs none of it, but the same room_unit. */
 typedef struct {
     void *model;
     int (*save)(void *model, odtplan_write_t write, void *user);
     int (*load)(void *model, odtplan_read_t read, void *user);
     uint32_t saved_bytes;
+    uint32_t room_unit;
+    uint32_t *room; /* of ODTPLAN_STORE_ROOM_WORDS(room_unit) */
 } odtplan_kept_t;
 
 /* Erases the slot that does not hold the newest whole state, writes it, its mark last, and reads it back.
  * Whenever power is lost, the state before or this one loads.
- * ODTPLAN_ERROR_ARGUMENT: a NULL pointer, an impossible unit, a slot that is too small.
+ * ODTPLAN_ERROR_ARGUMENT: a NULL pointer, an impossible unit or one without room, a slot that is too small.
  * ODTPLAN_ERROR_CALLBACK: a callback is missing. ODTPLAN_ERROR_STORAGE: one failed.
  * ODTPLAN_ERROR_DAMAGED: what was written does not read back. The state before is there after any error. */
 int odtplan_store_save(const odtplan_store_t *s, const odtplan_kept_t *kept);

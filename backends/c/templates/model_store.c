@@ -9,17 +9,18 @@ static int load(void *model, odtplan_read_t read, void *user) {
     return ${model}_load((${model}_t *)model, read, user);
 }
 
-static odtplan_kept_t kept(${model}_t *net) {
-    const odtplan_kept_t k = {net, save, load, ${MODEL}_SAVED_BYTES};
+static odtplan_kept_t kept(${model}_t *net, uint32_t *room) {
+    const odtplan_kept_t k = {net, save, load, ${MODEL}_SAVED_BYTES, ${MODEL}_STORE_UNIT, room};
     return k;
 }
 
 int ${model}_store_save(const ${model}_t *net, const odtplan_store_t *store) {
-    const odtplan_kept_t k = kept((${model}_t *)net); /* save changes nothing in it */
+    uint32_t room[ODTPLAN_STORE_ROOM_WORDS(${MODEL}_STORE_UNIT)];
+    const odtplan_kept_t k = kept((${model}_t *)net, room); /* save changes nothing in it */
     return odtplan_store_save(store, &k);
 }
 
 int ${model}_store_load(${model}_t *net, const odtplan_store_t *store) {
-    const odtplan_kept_t k = kept(net);
+    const odtplan_kept_t k = kept(net, NULL);
     return odtplan_store_load(store, &k);
 }

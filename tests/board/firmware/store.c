@@ -6,8 +6,9 @@
 #include "names.h"
 #include STORE_HEADER
 
-#define SECTOR 128u
-#define SLOT ((SIZE(_STORE_BYTES)(32u) + SECTOR - 1u) / SECTOR * SECTOR)
+/* Whole sectors of a slot; the most of any unit's. */
+#define SECTORS(bytes, sector) (((bytes) + (sector) - 1u) / (sector) * (sector))
+#define LARGEST SECTORS(SIZE(_STORE_BYTES)(256u), 4096u)
 #define IMAGE SIZE(_SAVED_BYTES)
 #define STATES 7u
 #define NEVER 0xffffffffu
@@ -15,9 +16,10 @@
 
 static FN(_t) net;
 static uint8_t images[STATES][IMAGE], read_back[IMAGE], pages[SIZE(_STORAGE_BYTES) + 1u];
-static uint8_t flash[2u * SLOT], start[2u * SLOT], whole[2u * SLOT];
-static uint8_t written[2u * SLOT], written_then[2u * SLOT]; /* since it was erased */
-static uint32_t unit, events, cut_at = NEVER, variant, read_in = NEVER, stuck = NEVER, reads, erases;
+static uint8_t flash[2u * LARGEST], start[2u * LARGEST], whole[2u * LARGEST];
+static uint8_t written[2u * LARGEST], written_then[2u * LARGEST]; /* since it was erased */
+static uint32_t unit, sector, slot_bytes;
+static uint32_t events, cut_at = NEVER, variant, read_in = NEVER, stuck = NEVER, reads, erases;
 static uint32_t wrong, random_state = 1u;
 static int off; /* power is gone */
 
@@ -31,11 +33,11 @@ static uint8_t noise(void) {
 static int erase(void *user, uint32_t offset, uint32_t bytes) {
     uint32_t at, i;
     (void)user;
-    wrong += offset % SLOT != 0u || bytes != SLOT || offset >= 2u * SLOT;
-    for (at = offset; at < offset + bytes && !off; at += SECTOR) {
+    wrong += offset % slot_bytes != 0u || bytes != slot_bytes || offset >= 2u * slot_bytes;
+    for (at = offset; at < offset + bytes && !off; at += sector) {
         erases++;
         off = events++ == cut_at;
-        for (i = at; i < at + SECTOR; i++) {
+        for (i = at; i < at + sector; i++) {
             if (!off) {
                 flash[i] = 0xffu;
             } else if (variant != 0u) {
@@ -51,7 +53,7 @@ static int program(void *user, uint32_t offset, const void *data, uint32_t bytes
     const uint8_t *from = (const uint8_t *)data;
     uint32_t i, k;
     (void)user;
-    wrong += offset % unit != 0u || bytes % unit != 0u || offset > 2u * SLOT - bytes;
+    wrong += offset % unit != 0u || bytes % unit != 0u || offset > 2u * slot_bytes - bytes;
     for (i = 0u; i < bytes && !off; i++) {
         const uint32_t at = offset + i;
         wrong += written[at]; /* with ECC a unit is written once */
@@ -74,7 +76,7 @@ static int program(void *user, uint32_t offset, const void *data, uint32_t bytes
 static int fetch(void *user, uint32_t offset, void *data, uint32_t bytes) {
     (void)user;
     reads++;
-    if (off || read_in == 0u || offset > 2u * SLOT - bytes) {
+    if (off || read_in == 0u || offset > 2u * slot_bytes - bytes) {
         return 1;
     }
     read_in -= read_in != NEVER ? 1u : 0u;
@@ -82,7 +84,7 @@ static int fetch(void *user, uint32_t offset, void *data, uint32_t bytes) {
     return 0;
 }
 
-static odtplan_store_t store = {erase, program, fetch, NULL, SLOT, 0u};
+static odtplan_store_t store = {erase, program, fetch, NULL, 0u, 0u};
 
 /* ---- the model */
 
@@ -164,8 +166,8 @@ static uint32_t uncut(uint32_t state) {
 /* Saves with a cut; the state that has to be there now. */
 static uint32_t cut(uint32_t old, uint32_t state, uint32_t at, uint32_t how) {
     const uint32_t mark = ODTPLAN_STORE_UNITS(IMAGE, unit);
-    const uint32_t slot = memcmp(start, whole, SLOT) != 0 ? 0u : 1u, other = 1u - slot;
-    const uint8_t *is = flash + slot * SLOT, *should = whole + slot * SLOT;
+    const uint32_t slot = memcmp(start, whole, slot_bytes) != 0 ? 0u : 1u, other = 1u - slot;
+    const uint8_t *is = flash + slot * slot_bytes, *should = whole + slot * slot_bytes;
     int imaged, marked;
     restore();
     become(state);
@@ -176,13 +178,13 @@ static uint32_t cut(uint32_t old, uint32_t state, uint32_t at, uint32_t how) {
     imaged = memcmp(is, should, IMAGE) == 0;
     marked = memcmp(is + mark, should + mark, ODTPLAN_STORE_MARK_BYTES) == 0;
     wrong += marked && !imaged; /* the mark comes last */
-    wrong += memcmp(start + other * SLOT, flash + other * SLOT, SLOT) != 0;
+    wrong += memcmp(start + other * slot_bytes, flash + other * slot_bytes, slot_bytes) != 0;
     return marked && imaged ? state : old;
 }
 
 /* Each cut, then a second one somewhere, then a save that succeeds. */
 static uint32_t cuts(uint32_t old) {
-    static uint8_t first[2u * SLOT], first_written[2u * SLOT];
+    static uint8_t first[2u * LARGEST], first_written[2u * LARGEST];
     const uint32_t state = old + 1u;
     uint32_t at, how, count = 0u, n;
     keep();
@@ -236,13 +238,13 @@ static void damage(void) {
         uint32_t slot;
         for (slot = 0u; slot < 2u; slot++) {
             restore();
-            flash[slot * SLOT + i] ^= (uint8_t)(1u << i % 8u);
+            flash[slot * slot_bytes + i] ^= (uint8_t)(1u << i % 8u);
             if (i < IMAGE || i >= mark) {
                 const uint32_t now = loaded();
                 wrong += now != 1u && now != 2u;
                 become(3u);
                 events = 0u;
-                cut_at = i % (SLOT / SECTOR);
+                cut_at = i % (slot_bytes / sector);
                 variant = 2u;
                 wrong += FN(_store_save)(&net, &store) != ODTPLAN_ERROR_STORAGE;
                 wrong += loaded() != now;
@@ -267,7 +269,7 @@ static void failures(void) {
         wrong += status != ODTPLAN_ERROR_STORAGE;
         wrong += loaded() != (erases == 0u ? 2u : 3u);
     }
-    for (i = 0u; i < 2u * SLOT; i++) { /* a bit that can't be written */
+    for (i = 0u; i < 2u * slot_bytes; i++) { /* a bit that can't be written */
         restore();
         become(3u);
         stuck = i;
@@ -276,6 +278,15 @@ static void failures(void) {
         } else {
             wrong += loaded() != 3u;
         }
+    }
+}
+
+/* What fills up units of the first save is as if erased. */
+static void filled_up(void) {
+    const uint32_t mark = ODTPLAN_STORE_UNITS(IMAGE, unit);
+    uint32_t i;
+    for (i = IMAGE; i < 2u * slot_bytes; i++) {
+        wrong += flash[i] != 0xffu && (i < mark || i >= mark + ODTPLAN_STORE_MARK_BYTES);
     }
 }
 
@@ -296,12 +307,13 @@ static void arguments(void) {
     result("no_unit", refused(s));
     s.unit = 24u;
     result("no_power_of_2", refused(s));
-    s.unit = 2u * ODTPLAN_STORE_UNIT;
+    s.unit = 2u * ODTPLAN_STORE_ROOM_UNIT(SIZE(_STORE_UNIT));
+    s.slot_bytes = 16u * s.unit;
     result("large_unit", refused(s));
     s.unit = 8u;
     s.slot_bytes = SIZE(_STORE_BYTES)(8u) - 8u;
     result("small_slot", refused(s));
-    s.slot_bytes = SLOT + 4u;
+    s.slot_bytes = slot_bytes + 4u;
     result("no_whole_units", refused(s));
     s = store;
     s.erase = NULL;
@@ -319,7 +331,7 @@ static void arguments(void) {
 /* The newest state belongs to another plan: the newest of this one is loaded. */
 static void foreign(void) {
     uint32_t header[6], mark[2];
-    uint8_t *const newest = flash + SLOT, *const at = newest + ODTPLAN_STORE_UNITS(IMAGE, unit);
+    uint8_t *const newest = flash + slot_bytes, *const at = newest + ODTPLAN_STORE_UNITS(IMAGE, unit);
     restore(); /* the second slot is newer */
     memcpy(header, newest, sizeof header);
     memcpy(mark, at, sizeof mark);
@@ -334,7 +346,8 @@ static void foreign(void) {
 int main(void) {
     static float x[SIZE(_SAMPLE_SIZE)];
     static int32_t labels[SIZE(_TARGET_SIZE)];
-    static const uint32_t units[] = {1u, 8u, 32u};
+    static const uint32_t units[][2] = {/* and sectors */
+        {1u, 128u}, {8u, 128u}, {32u, 128u}, {256u, 4096u}, {256u, 256u}};
     uint32_t i, k;
     for (i = 0u; i < SIZE(_SAMPLE_SIZE); i++) {
         x[i] = (float)noise() / 128.0f - 1.0f;
@@ -345,11 +358,17 @@ int main(void) {
         wrong += FN(_train_step)(&net, x, labels, 0.1f, NULL) != ODTPLAN_OK;
     }
     for (k = 0u; k < sizeof units / sizeof *units; k++) {
-        unit = store.unit = units[k];
+        if (units[k][0] < LEAST_UNIT || units[k][0] > ODTPLAN_STORE_ROOM_UNIT(SIZE(_STORE_UNIT))) {
+            continue;
+        }
+        unit = store.unit = units[k][0];
+        sector = units[k][1];
+        slot_bytes = store.slot_bytes = SECTORS(SIZE(_STORE_BYTES)(unit < 32u ? 32u : unit), sector);
         board_value("unit", unit);
         memset(flash, 0xff, sizeof flash);
         memset(written, 0, sizeof written);
         wrong += save(1u) != ODTPLAN_OK;
+        filled_up();
         board_value("written", events - erases);
         board_value("erased", erases);
         all_cuts();
@@ -362,7 +381,7 @@ int main(void) {
     }
     {
         const int file = board_open("slot.bin", BOARD_WRITE);
-        (void)board_write(file, flash, SLOT);
+        (void)board_write(file, flash, slot_bytes);
         board_close(file);
     }
     arguments();

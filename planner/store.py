@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 from ..ir.training import TrainingGraph
 from .device import Device, Region
@@ -71,6 +72,29 @@ class Store:
     def fits(self) -> bool:
         """Whether both slots lie in flash that is free."""
         return self.slots is not None and SLOTS * self.slots.slot_bytes <= self.free_bytes
+
+    def record(self) -> dict[str, Any]:
+        """All of it for JSON."""
+        told: dict[str, Any] = {
+            "saved_bytes": self.saved_bytes,
+            "program_bytes": self.program_bytes,
+            "written_bytes": self.written_bytes,
+            "free_bytes": self.free_bytes,
+            "fits": self.fits,
+            "slots": None,
+        }
+        if (s := self.slots) is not None:
+            cycles = s.region.erase_cycles
+            told["slots"] = {
+                "count": SLOTS,
+                "region": s.region.name,
+                "origin": s.origin,
+                "slot_bytes": s.slot_bytes,
+                "sectors": s.sectors,
+                "erase_cycles": None if cycles is None else int(cycles.value),
+                "saves": s.saves,
+            }
+        return told
 
 
 def plan_store(plan: Plan, training: TrainingGraph, device: Device) -> Store:

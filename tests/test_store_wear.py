@@ -91,6 +91,48 @@ def test_report(odt: Cli, device: str, told: str) -> None:
     assert told in line
 
 
+@pytest.mark.parametrize(
+    ("device", "unit", "slots"),
+    [
+        (
+            "rp2040",
+            256,
+            {"region": "XIP", "origin": 0x1020_0000 - 2 * 53 * 4096, "slot_bytes": 53 * 4096,
+             "sectors": 2 * 53, "erase_cycles": 100_000, "saves": 200_000},
+        ),
+        (
+            "stm32f746g-disco",
+            32,
+            {"region": "FLASH", "origin": 0x0800_0000, "slot_bytes": 512 << 10, "sectors": 8,
+             "erase_cycles": 10_000, "saves": 20_000},
+        ),
+        ("generic-cortex-m7", 32, None),
+    ],
+)  # fmt: skip
+def test_json(odt: Cli, device: str, unit: int, slots: dict[str, object] | None) -> None:
+    """All that the line of the report tells, as numbers; where it lies, and what a save writes."""
+    options = (MODEL, "--device", device, "--gap", "0.05")
+    told = odt(*options, "--json").json["store"]
+    assert told["slots"] == (None if slots is None else {"count": 2, **slots})
+    saved, written = told["saved_bytes"], told["written_bytes"]
+    assert told["program_bytes"] == unit
+    assert (written - unit) % unit == 0
+    assert 0 <= written - unit - saved < unit
+    (line,) = [row for row in odt(*options).out.splitlines() if row.startswith("store ")]
+    assert f" takes {saved:,} B" in line
+    if slots is None:
+        assert not told["fits"]
+        return
+    assert written <= told["slots"]["slot_bytes"]
+    assert f" two slots {2 * told['slots']['slot_bytes']:,} B " in line
+    assert f" in the last {told['slots']['sectors']} sectors of {slots['region']}" in line
+    assert told["fits"] == (2 * told["slots"]["slot_bytes"] <= told["free_bytes"])
+    if told["fits"]:
+        assert f"; {told['slots']['saves']:,} saves wear them out" in line
+    else:
+        assert f" leave just {told['free_bytes']:,} B" in line
+
+
 def test_units_of_the_board_are_those_of_the_library(odt: Cli, tmp_path: Path) -> None:
     for device, unit in (("rp2040", 256), ("nrf52840", 4), ("esp32-s3", 32)):
         done = odt(MODEL, "--device", device, "--gap", "0.05", "--emit", "c", "-o", device, "-q")

@@ -626,6 +626,10 @@ def test_devices_are_listed_and_shown(odt: Cli) -> None:
     assert "POET" in done.out
     assert len(odt("devices", "--json").json) == 13
     assert odt("devices", "show", "rp2040", "--json").json["core"] == "cortex-m0plus"
+    told = odt("devices", "show", "rp2040").out.splitlines()
+    (row,) = [line for line in told if line.strip().startswith("programmed by")]
+    assert "256 B" in row
+    assert "FLASH_PAGE_SIZE" in row
     assert odt("devices", "show", "nope").code == 2
 
 

@@ -18,7 +18,8 @@ from .plan import ALIGNMENT_BYTES, Plan
 HEAD_BYTES = 24 + 16
 #: What makes a slot count: number of the save and checksum, in units of their own.
 MARK_BYTES = 8
-#: What flash is taken to be programmed by where its spec does not say: the most of any on a chip.
+#: What flash is taken to be programmed by where its spec does not say: a multiple of what most
+#: flash on a chip is.
 UNIT_BYTES = 32
 SLOTS = 2
 

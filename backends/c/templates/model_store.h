@@ -17,9 +17,9 @@
 extern "C" {
 #endif
 
-/* What flash is programmed by, as the device's spec says, and where it doesn't, the most of any on a chip.
- * Set it for the whole build to save elsewhere, a power of 2. Units of 32 bytes and less work with any
- * setting; saving takes two units of stack. */
+/* What flash is programmed by, as the device's spec says, 32 bytes where it doesn't. Set it for the whole
+ * build to save elsewhere, a power of 2. Units of 32 bytes and less work with any setting; saving takes
+ * two units of stack. */
 #ifndef ${MODEL}_STORE_UNIT
 #define ${MODEL}_STORE_UNIT ${program_bytes}u
 #endif

@@ -21,11 +21,13 @@ class _Uses:
         plain: Activities that do if they hold.
         unless: (activity, columns): only where the columns are 0.
         mixed: (activity, choice of a layer): only where both hold.
+        columns: Columns that do if they are 1.
     """
 
     plain: set[int] = field(default_factory=set)
     unless: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
     mixed: set[tuple[int, int]] = field(default_factory=set)
+    columns: list[int] = field(default_factory=list)
 
     def add(self, activity: int, absent: Sequence[int] = ()) -> None:
         if absent:
@@ -54,6 +56,10 @@ def flash_terms(milp: Milp) -> list[tuple[int, float]]:
         for symbol in () if s.mixed is None else s.mixed.kernels:
             assert s.mixed is not None
             kernels.setdefault(symbol, _Uses()).mixed.add((s.activity, s.mixed.choice))
+    for late, s in milp.late:  # in a slot of its own, wherever
+        terms.append((late, CODE_BYTES_PER_STEP))
+        for symbol in s.kernels if s.mixed is None else ():
+            kernels[symbol].columns.append(late)
     for b in p.streams:
         terms.append((milp.a[b.activity], CODE_BYTES_PER_STEP))
         for symbol in b.kernels:
@@ -100,10 +106,12 @@ def _any(milp: Milp, uses: _Uses) -> int:
             key = (milp.parameter.get(a, a), (-choice,))
             groups.setdefault(key, []).append(milp.both(a, choice))
     weakest = milp.weakest(sorted(plain))
-    if len(weakest) == 1 and not groups:
+    if len(weakest) == 1 and not (groups or uses.columns):
         return milp.a[weakest[0]]
     result = milp.c.column(integer=False)
     milp.at_least(result, weakest)
+    for column in uses.columns:
+        milp.c.row([(result, 1.0), (column, -1.0)], lower=0.0)
     for (_, absent), columns in groups.items():
         terms = [(result, 1.0), *((c, -1.0) for c in columns)]
         milp.c.row([*terms, *((c, 1.0) for c in absent if c >= 0)], lower=0.0)

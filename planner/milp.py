@@ -104,7 +104,7 @@ class Milp:
         self.held: list[list[int]] = []
         self.loaded: list[dict[int, int]] = []
         self.stored: list[int | None] = []
-        self.late: list[tuple[int, float]] = []
+        self.late: list[tuple[int, Slot]] = []
         for r in problem.retentions:
             self._retention_variables(r)
         self.peak = self.c.column(integer=False, upper=float("inf"))
@@ -285,12 +285,10 @@ class Milp:
             return
         slots = {e.activity: self.problem.slots[e.slot] for e in r.events if e.writes}
         makers = [(self.a[m], 1.0) for m in slots]
-        early = [s for s in slots.values() if self._is_auxiliary(s)]
-        if early:
+        for early in filter(self._is_auxiliary, slots.values()):
             late = self.c.column(integer=False)
             makers.append((late, 1.0))
-            cycles = [c for s in early for c in (s.cycles, s.mixed.cycles if s.mixed else s.cycles)]
-            self.late.append((late, float(min(cycles))))
+            self.late.append((late, early))
         for acts in self._alternatives(e.activity for e in r.events if not e.writes):
             self.c.row([*makers, *((self.a[a], -1.0) for a in acts)], lower=0.0)
 
@@ -608,7 +606,10 @@ class Milp:
 
     def _remade_cycles(self) -> list[tuple[int, float]]:
         """Cycles of what a relaxed program makes again without a slot."""
-        return self.late
+        return [
+            (late, float(min(s.cycles, s.cycles if s.mixed is None else s.mixed.cycles)))
+            for late, s in self.late
+        ]
 
     @cached_property
     def energy(self) -> list[tuple[int, float]]:

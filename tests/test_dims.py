@@ -180,7 +180,7 @@ def test_bad_input_is_one_line(
     ],
 )
 def test_plans_keep_how_a_file_is_imported(options: ImportOptions, tmp_path: Path) -> None:
-    info = source_of(image_file(tmp_path), options)
+    info = source_of(image_file(tmp_path), options, {})
     kept = ModelInfo.model_validate_json(info.model_dump_json()).importing
     assert kept == replace(options, fold_batchnorm=options.folds)
     assert options.folds == (options.fold_batchnorm or options == PLAIN)

@@ -109,10 +109,12 @@ def test_report(odt: Cli, device: str, told: str) -> None:
         ("generic-cortex-m7", 32, None),
     ],
 )  # fmt: skip
-def test_json(odt: Cli, device: str, unit: int, slots: dict[str, object] | None) -> None:
+def test_json(
+    odt: Cli, tmp_path: Path, device: str, unit: int, slots: dict[str, object] | None
+) -> None:
     """All that the line of the report tells, as numbers; where it lies, and what a save writes."""
     options = (MODEL, "--device", device, "--gap", "0.05")
-    told = odt(*options, "--json").json["store"]
+    told = odt(*options, "--json", "--quiet", "--emit", "c", "-o", str(tmp_path)).json["store"]
     assert told["slots"] == (None if slots is None else {"count": 2, **slots})
     saved, written = told["saved_bytes"], told["written_bytes"]
     assert told["program_bytes"] == unit

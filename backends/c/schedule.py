@@ -358,7 +358,7 @@ class _Emitter:
         assert value is not None, node.name
         w, g, steps, n = inputs[0], inputs[1], inputs[-1], value.type.size
         if node.op == "Adam":
-            text = f"odtplan_shrink_f32({n}, net->weight_factor, (float *)({w}))"
+            text = f"odtplan_shrink_weights_f32({n}, net->weight_factor, (float *)({w}))"
         elif value.type.dtype == "f32":
             text = (
                 f"odtplan_decay_f32((const float *)({w}), {n}, net->weight_decay, (float *)({g}))"

@@ -131,7 +131,9 @@ def run_plan(options: PlanOptions, explain: Explain) -> None:
     if folder is not None and folder / DEVICE_FILE not in files:
         (folder / DEVICE_FILE).unlink(missing_ok=True)  # of an earlier plan in this folder
     if options.as_json:
-        record = planned.plan.model_dump(mode="json") | {"store": _store(planned).record()}
+        record = planned.plan.model_dump(mode="json")
+        if {*emitted}.difference(REPORTS):  # else it is a plan and nothing else, to be read as one
+            record["store"] = _store(planned).record()
         if built is not None:
             record["built"] = asdict(built)
         try:

@@ -76,7 +76,7 @@ void odtplan_decay_i8(const int8_t *w, const float *steps, int32_t rows, int32_t
     }
 }
 
-void odtplan_shrink_f32(int32_t count, float factor, float *w) {
+void odtplan_shrink_weights_f32(int32_t count, float factor, float *w) {
     int32_t i;
     for (i = 0; i < count; i++) {
         w[i] = factor * w[i];

@@ -65,7 +65,7 @@ void odtplan_accumulate_f32(const odtplan_count_t *p, const float *total, const 
 void odtplan_decay_f32(const float *w, int32_t count, float decay, float *g);
 void odtplan_decay_i8(const int8_t *w, const float *steps, int32_t rows, int32_t columns, float decay,
                       float *g);
-void odtplan_shrink_f32(int32_t count, float factor, float *w);
+void odtplan_shrink_weights_f32(int32_t count, float factor, float *w);
 #endif
 
 #ifdef __cplusplus

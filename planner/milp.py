@@ -607,7 +607,7 @@ class Milp:
     def _remade_cycles(self) -> list[tuple[int, float]]:
         """Cycles of what a relaxed program makes again without a slot."""
         return [
-            (late, float(min(s.cycles, s.cycles if s.mixed is None else s.mixed.cycles)))
+            (late, float(s.cycles if s.mixed is None else min(s.cycles, s.mixed.cycles)))
             for late, s in self.late
         ]
 

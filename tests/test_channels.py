@@ -100,13 +100,13 @@ def alone(case: Case) -> tuple[Graph, dict[str, Array]]:
 def test_a_rule_says_how_results_follow_their_operands(case: Case) -> None:
     graph, operands = alone(case)
     (before,) = case.op.kernel(case.node, case.data())
-    after, orders = dict(operands), {n: [None] * a.ndim for n, a in operands.items()}
-    orders["y"] = [None] * before.ndim
+    ranks = {n: a.ndim for n, a in (*operands.items(), ("y", before))}
+    orders: dict[str, list[NDArray[np.intp] | None]] = {n: [None] * k for n, k in ranks.items()}
     rng = np.random.default_rng(1)
     for c in channel_classes(graph):
         order = rng.permutation(c.size).tolist()
         for m in c.members:
-            orders[m.value][m.axis] = m.places(order)  # type: ignore[call-overload]
+            orders[m.value][m.axis] = m.places(order)
     after = {n: permuted(a, tuple(orders[n])) for n, a in operands.items()}
     inputs = [after.get(f"x{i}") for i in range(len(case.sample.types))]
     (got,) = case.op.kernel(case.node, inputs)

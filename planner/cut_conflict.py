@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-from .cuts import Program
+from .cuts import Program, excludes
 from .linear import SolverName, SolverOptions
 from .progress import Watch
 from .remakes import Found, Prices, Remakes
@@ -82,9 +82,7 @@ class _Reduction:
         return Program(self.remakes, cuts, rooms, self.prices, makes)
 
     def _exclude(self, cuts: Sequence[int], makes: Sequence[tuple[int, int]]) -> bool:
-        program = self._program(cuts, makes).c
-        result = program.solve([], self._limited(), maximize=False, watch=self.watch)
-        return result.status == "infeasible"
+        return excludes(self.remakes, self.prices, cuts, makes, self.options, self.watch)
 
     def _within(self, cuts: Sequence[int]) -> list[tuple[int, int]]:
         """Of what is made, that behind a cut with no step between it and another one."""

@@ -308,6 +308,27 @@ def search(
     return known.run()
 
 
+def excludes(
+    remakes: Remakes,
+    prices: Prices,
+    cuts: Sequence[int],
+    makes: Sequence[tuple[int, int]],
+    options: SolverOptions,
+    watch: Watch,
+) -> bool:
+    """These cuts, and makings at them, prove that no plan keeps the RAM budget.
+
+    Raises:
+        OdtPlanError: The solver failed.
+    """
+    rooms = [int(remakes.room[k]) for k in cuts]
+    program = Program(remakes, cuts, rooms, prices, makes).c
+    left = max(0.01, min(options.time_limit_s, watch.left_s))
+    solver = "cp-sat" if options.solver == "auto" else options.solver
+    tried = replace(options, solver=solver, time_limit_s=left)
+    return program.solve([], tried, maximize=False, watch=watch).status == "infeasible"
+
+
 def _solver(options: SolverOptions) -> SolverName:
     return "highs" if options.solver == "auto" else options.solver
 

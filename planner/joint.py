@@ -50,11 +50,13 @@ class _Fit:
         plan: With them.
         missed: Cuts that tell why there may be none.
         unfit: Proven: there is none.
+        over: Bytes that checkpoints miss; 0 or less: none.
     """
 
     plan: Scheduled | None
     missed: frozenset[Cut | Make]
     unfit: bool
+    over: int
 
 
 @dataclass
@@ -96,7 +98,7 @@ class Joint:
             InfeasibleError: No choice keeps the limits.
             OutOfTimeError: None was found in time.
         """
-        left_s, self._planned = self.stages.watch.left_s, False
+        left_s, self._planned, self._fitted = self.stages.watch.left_s, False, 0
         self.watch = self.stages.watch.part(SHARE * left_s, lambda _: None)
         self.quick_s, self.places = QUICK_SHARE * left_s, cuts_of(self.problem)
         self.late_s = (1 - LATE_SHARE) * self.watch.left_s
@@ -104,7 +106,7 @@ class Joint:
         ram = self.problem.limits.ram_bytes
         if (yield from self._within(ram)):
             return
-        low, high, step, known = 0, ram, int(FIRST_STEP * ram), self.cuts
+        low, high, step, known = self._fitted, ram, int(FIRST_STEP * ram), self.cuts
         while high - low > NARROWEST * ram and not self._done():
             asked, step = ((low + high) // 2, step) if low else (high - step, 2 * step)
             if asked <= 0:
@@ -146,10 +148,13 @@ class Joint:
             found = self._fitting(most.solution)
             if found.plan is not None:
                 self.reached, self._planned, fits = most.value, True, True
+                self._fitted = max(self._fitted, ram_bytes)
                 yield found.plan
                 if gap <= self.gap or not whole:
                     return True
                 continue
+            if whole and not self._planned and found.over > 0:
+                yield from self._within(ram_bytes - found.over)
             late = not self._planned and self.watch.left_s < self.late_s
             if late or self.watch.over():
                 return False
@@ -208,11 +213,13 @@ class Joint:
         updates = tuple(chosen.candidates(p))
         streamed = tuple(b.name for b in p.streams if b.activity in active)
         decided = replace(self.start, updates=updates, streamed=streamed)
-        missed, unfit = frozenset[Cut | Make](), False
+        missed, unfit, over = frozenset[Cut | Make](), False, 0
 
         def miss(r: Residency, best: Found, watch: Watch) -> None:
-            nonlocal missed, unfit
-            unfit = best.bound == float("inf")
+            nonlocal missed, unfit, over
+            over, unfit = 0, best.bound == float("inf")
+            if r.checkpoints is not None:
+                over = r.checkpoints.over
             cuts, makes = r.conflict(best, self.stages.options, watch)
             if len(makes) > MANY:  # then all that was found, which tells more
                 cuts, makes = best.cuts, best.makes
@@ -227,7 +234,7 @@ class Joint:
             loose=bool(p.streams or p.mixed_layers),
             miss=miss,
         )
-        return _Fit(found, missed, unfit)
+        return _Fit(found, missed, unfit, over)
 
     def _everywhere(
         self, r: Residency, cuts: Collection[int], makes: Collection[tuple[int, int]]

@@ -1,8 +1,8 @@
 """What is kept, rebuilt and paged where updates are fixed: first plans, better ones, and bounds.
 
-The first plan evicts what is cheapest to have back (``planner.evicting``), the next ones are
-those of a program over few cuts of the timeline (``planner.cuts``), which is where the bound is
-from, too.
+The first plans evict what is cheapest to have back (``planner.evicting``), or hold checkpoints
+alone (``planner.checkpoints``); the next ones are those of a program over few cuts of the timeline
+(``planner.cuts``), which is where the bound is from, too.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from itertools import islice
 from math import nan
 
 from .bounds import bound
+from .checkpoints import Checkpoints
 from .cut_conflict import Conflict, conflict
-from .cuts import ANY, ROUNDS, search
+from .cuts import ANY, ROUNDS, excludes, search
 from .evicting import evicting
 from .footprint import measure
 from .linear import INF, SolverOptions, Status
@@ -29,6 +30,8 @@ from .timeline import Rebuilds
 
 #: Objectives that are prices of making things again and of paging.
 PRICED = ("latency", "energy")
+#: Cuts of the first proof that nothing fits, and of the last one; each has twice as many.
+FIRST_CUTS, MOST_CUTS = 4, 32
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,12 @@ class Residency:
         )
 
     @cached_property
+    def checkpoints(self) -> Checkpoints | None:
+        """The plan that holds checkpoints; None: the problem is too large for them."""
+        small = Checkpoints.small(self.remakes)
+        return Checkpoints(self.remakes, self.prices) if small else None
+
+    @cached_property
     def base(self) -> float:
         """What it takes to make everything once, in the unit of the prices."""
         base, paged = bound(self.plain, "latency"), self.plain.always_paged.cycles
@@ -107,12 +116,16 @@ class Residency:
         return base
 
     def first(self, tries: int | None = None) -> Found | None:
-        """The cheapest plan by eviction, with the bound that takes no solver.
+        """The cheapest plan that takes no solver, with the bound that takes none, either.
 
         Args:
-            tries: Plans that are compared; None: all.
+            tries: Plans by eviction that are compared; None: all, and that of checkpoints. That is
+                asked for anyway if there are none.
         """
         plans = list(islice(evicting(self.remakes, self.prices), tries))
+        few = tries is None or not plans
+        if few and (held := self.checkpoints) is not None and held.over <= 0:
+            plans.append(held.made)
         if not plans:
             return None
         made = min(plans, key=lambda m: self.prices.of(self.remakes, m))
@@ -125,16 +138,36 @@ class Residency:
         rounds: int = ROUNDS,
         begin: Found | None = None,
     ) -> Found:
-        """The best plan that is found, by eviction where cuts find none, and a bound on all.
+        """The best plan that is found, without a solver where cuts find none, and a bound on all.
 
-        See ``planner.cuts``.
+        Where checkpoints don't fit, it is first tried to prove that nothing does. See
+        ``planner.cuts``.
         """
+        if begin is None and (held := self.checkpoints) is not None:
+            if held.over <= 0:
+                begin = Found(held.made, self.prices.of(self.remakes, held.made), 0.0)
+            elif (none := self._none_fits(held, options, watch)) is not None:
+                return none
         found = search(self.remakes, self.prices, self.base, options, watch, rounds, begin)
         if found.made is None and found.bound < INF and (first := self.first()) is not None:
             return replace(
                 found, made=first.made, price=first.price, bound=min(found.bound, first.price)
             )
         return found
+
+    def _none_fits(
+        self, held: Checkpoints, options: SolverOptions, watch: Watch
+    ) -> Found | None:
+        """A proof by cuts where checkpoints take too much, as few as suffice, if few do."""
+        slots, makes = held.critical
+        known, size = 0, FIRST_CUTS
+        while known < len(slots) and size <= MOST_CUTS and not watch.over():
+            cuts = slots[:size]
+            behind = tuple(m for m in makes if m[0] in cuts)
+            if excludes(self.remakes, self.prices, cuts, behind, options, watch):
+                return Found(None, INF, INF, tuple(cuts), behind)
+            known, size = size, 2 * size
+        return None
 
     def conflict(self, found: Found, options: SolverOptions, watch: Watch) -> Conflict:
         """Few cuts, and what is made at them, by which a search has proven that there is no plan.

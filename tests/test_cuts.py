@@ -102,6 +102,12 @@ def figures(residency: Residency, found: Found) -> tuple[Footprint, float]:
     return needs, float(needs.cycles) if residency.goal == "latency" else needs.energy_j
 
 
+def by_cuts(residency: Residency, options: SolverOptions = EXACT) -> Found:
+    """The search that begins with no plan, and with no cut that checkpoints tell."""
+    r = residency
+    return cuts.search(r.remakes, r.prices, r.base, options, Watch())
+
+
 def test_cuts_reach_the_optimum_of_the_whole_model() -> None:
     """Rarely, and near the least RAM, is none of their plans an optimal one."""
     met = [m for seed in range(10) for m in cuts_against_the_whole_model(seed)]
@@ -184,7 +190,7 @@ def test_what_programs_decide_can_be_carried_out(monkeypatch: pytest.MonkeyPatch
     for seed in (1, 4, 20):
         net = Case(random_net(seed, 8 + seed % 14), updates=seed)
         for ram in net.budgets(0.0, 0.2):
-            net.residency(ram).search(replace(EXACT, gap=cuts.ANY), Watch())
+            by_cuts(net.residency(ram), replace(EXACT, gap=cuts.ANY))
     assert len(carried) > 10
     assert all(made is not None for made in carried)
 
@@ -197,7 +203,7 @@ def test_cuts_at_every_step_find_a_plan_at_the_least_ram(
     monkeypatch.setattr(cuts, "PATIENCE", 0)
     net = Case(random_net(seed, 6 + seed), updates=seed)
     (least,) = net.budgets(0.0)
-    found = net.residency(least).search(replace(EXACT, gap=cuts.ANY), Watch())
+    found = by_cuts(net.residency(least), replace(EXACT, gap=cuts.ANY))
     assert found.made is not None
     assert figures(net.residency(least), found)[0].ram_bytes <= least
     low, less = net.residency(PLENTY).least_ram(least, EXACT, Watch())
@@ -213,7 +219,7 @@ def test_too_little_room_at_few_cuts_proves_nothing_but_all_cuts_do() -> None:
     least = high if less is None else measure(*less).ram_bytes
     for ram, fits in ((least, True), (least - 1, False)):
         assert fits or low > ram // 4 * 4, "buffers are of 4 bytes"
-        found = net.residency(ram).search(replace(EXACT, gap=cuts.ANY), Watch())
+        found = by_cuts(net.residency(ram), replace(EXACT, gap=cuts.ANY))
         assert (found.made is not None) == fits
         assert (found.bound == INF) == (not fits)
 

@@ -36,6 +36,8 @@ ABSENT = "not available"
 LIMITS = lane.Limits(flash_bytes=4 << 20, ram_bytes=4 << 20, stack_bytes=16 << 10)
 CORES = ("cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "rv32imac")
 LR = 0.05
+#: Of one run in QEMU: attention without an FPU takes minutes where other work runs beside it.
+RUN_S = 3600.0
 WARNINGS = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wdouble-promotion"]
 COMPILERS = {"gcc": ["gcc"], "clang": ["clang"], "zig": lane.ZIG}
 #: The plain library, and the one whose session decays weights and clips.
@@ -260,7 +262,7 @@ def _core_cells(m: Emitted, core: str, found: Findings) -> Iterator[str]:
         return
     limits = LIMITS.on(c.machine)
     image = lane.build(m.folder, m.name, core, "gcc", limits=limits, flags=stack.FLAGS)
-    result = lane.run(image, core, "qemu", files=m.data, limits=limits)
+    result = lane.run(image, core, "qemu", files=m.data, limits=limits, timeout_s=RUN_S)
     yield f"QEMU {c.machine.name}"
     good = result.exit_code == 0 and _is_exact(m, result)
     yield found.cell(good, "exact" if good else _end(result.stdout), f"{m.name}, {core}")

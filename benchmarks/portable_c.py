@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ LR = 0.05
 RUN_S = 3600.0
 WARNINGS = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wdouble-promotion"]
 COMPILERS = {"gcc": ["gcc"], "clang": ["clang"], "zig": lane.ZIG}
+KERNELS = ROOT / "backends" / "c" / "kernels"
 #: The plain library, and the one whose session decays weights and clips.
 BUILDS: tuple[list[str], ...] = ([], ["-DODTPLAN_WEIGHT_DECAY=1", "-DODTPLAN_CLIP=1"])
 CPPCHECK = ["cppcheck", "--std=c99", "--platform=arm32-wchar_t4", "--quiet", "--inconclusive"]
@@ -165,28 +166,45 @@ def _host_table(models: Sequence[Emitted], found: Findings) -> Iterator[str]:
     yield "| model | .c files | gcc | clang | zig | C++ | ASan, UBSan, arena | valgrind memcheck |"
     yield "|---|---|---|---|---|---|---|---|"
     for m in models:
-        warnings = [_warnings(m, n, c, found) for n, c in COMPILERS.items()]
+        sources = _sources(m.files)
+        warnings = [
+            _warnings(m.name, m.folder, sources, n, c, found) for n, c in COMPILERS.items()
+        ]
         cells = [*warnings, _cplusplus(m, found), _sanitized(m, found), _valgrind(m, found)]
-        count = sum(f.suffix == ".c" for f in m.files)
-        yield f"| {m.title} | {count} | {' | '.join(cells)} |"
+        yield f"| {m.title} | {len(_sources(m.files))} | {' | '.join(cells)} |"
+    library = _sources(KERNELS.iterdir())
+    told = [_warnings("library", KERNELS, library, n, c, found) for n, c in COMPILERS.items()]
+    yield f"| all kernels of the library | {len(library)} | {' | '.join(told)} | - | - | - |"
+
+
+def _sources(files: Iterable[Path]) -> list[str]:
+    """Names of those that are compiled."""
+    return sorted(f.name for f in files if f.suffix == ".c")
 
 
 def _there(command: Sequence[str]) -> bool:
     return lane.has_zig_lane() if command is lane.ZIG else shutil.which(command[0]) is not None
 
 
-def _warnings(m: Emitted, name: str, compiler: Sequence[str], found: Findings) -> str:
+def _warnings(
+    what: str,
+    folder: Path,
+    sources: Sequence[str],
+    name: str,
+    compiler: Sequence[str],
+    found: Findings,
+) -> str:
     if not _there(compiler):
         return found.missing(name)
     told = set()
-    for build in BUILDS:
-        sources = [f.name for f in m.files if f.suffix == ".c"]
-        command = [*compiler, *WARNINGS, *build, "-O2", "-c", *sources]
-        done = subprocess.run(command, cwd=m.folder, capture_output=True, text=True)
-        told |= set(re.findall(r"^.*(?:warning|error): .*$", done.stderr, re.MULTILINE))
-        if done.returncode != 0:
-            told.add(f"exit code {done.returncode}")
-    return found.cell(not told, str(len(told)), f"{m.name}, {name}")
+    with tempfile.TemporaryDirectory() as objects:
+        for build in BUILDS:
+            command = [*compiler, *WARNINGS, *build, "-O2", "-c", *(folder / s for s in sources)]
+            done = subprocess.run(command, cwd=objects, capture_output=True, text=True)
+            told |= set(re.findall(r"^.*(?:warning|error): .*$", done.stderr, re.MULTILINE))
+            if done.returncode != 0:
+                told.add(f"exit code {done.returncode}")
+    return found.cell(not told, str(len(told)), f"{what}, {name}")
 
 
 def _cplusplus(m: Emitted, found: Findings) -> str:
@@ -288,7 +306,8 @@ def deviations() -> set[str]:
 def _checker_table(models: Sequence[Emitted], found: Findings) -> Iterator[str]:
     yield (
         "cppcheck `--enable=all --inconclusive`, and its MISRA C:2012 addon, on all files but the"
-        " constants of the weights. Each finding belongs to a rule of"
+        " constants of the weights, and on all kernels, whether a model here uses them or not. Each"
+        " finding belongs to a rule of"
         " [docs/misra.md](../docs/misra.md), or is undocumented."
     )
     yield ""
@@ -299,10 +318,10 @@ def _checker_table(models: Sequence[Emitted], found: Findings) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for m in models:  # their kernels are the same files
-            for f in m.files:
-                if f.suffix in (".c", ".h"):
-                    shutil.copy(f, folder)
+        # The kernels of the models are the same files.
+        for f in (*KERNELS.iterdir(), *(f for m in models for f in m.files)):
+            if f.suffix in (".c", ".h"):
+                shutil.copy(f, folder)
         plain = _cppcheck(folder, ["--enable=all"])
         misra = [f for f in _cppcheck(folder, ["--addon=misra"]) if f[0].startswith("misra")]
     known, owners = deviations(), {m.name: m.title for m in models}

@@ -81,7 +81,7 @@ def picture(page: Page, path: Path, search: str, sections: tuple[str, str], targ
     """From the first section to the end of the last, after a search in the graph."""
     page.goto(path.as_uri())
     page.set_viewport_size({**SIZE, "height": 2600})  # so that all of it is laid out
-    page.evaluate("for (const d of drawings) d.canvas.style.maxHeight = '720px'")
+    page.evaluate("for (const d of drawings) { d.canvas.style.maxHeight = '720px'; d.fit() }")
     if search:
         page.locator("#graph input").fill(search)
         page.evaluate("drawings[0].zoom(0.62, 0, 0); drawings[0].step(0)")

@@ -142,6 +142,23 @@ def test_stack_has_a_bound(tmp_path: Path) -> None:
     assert told.stack_bytes >= image.bound("recurrent_train_step").bytes > told.stack_bytes - 64
 
 
+@needs_zig
+@pytest.mark.parametrize("core", ["cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "rv32imac"])
+@pytest.mark.parametrize("case", ["recurrent", "cnn-i8", "transformer"])
+def test_the_painted_stack_is_what_instructions_write(
+    case: str, core: str, tmp_path: Path
+) -> None:
+    """To the byte: the deepest word that an instruction which ran writes, from calls and frames."""
+    if not lane.has_gcc(core):
+        pytest.skip(f"needs {lane.CORES[core].gcc_program}")
+    elf, result = on_board(CASES[case](), tmp_path, core, "gcc", flags=stack.FLAGS)
+    objdump = lane.CORES[core].gcc_program.removesuffix("gcc") + "objdump"
+    image = stack.Stack(elf.path, objdump)
+    written = image.bound("start", result.blocks, written=True)
+    assert result.stack_bytes == written.bytes, written.path
+    assert 0 <= image.bound("start", result.blocks).bytes - written.bytes < 16
+
+
 @needs_gcc
 def test_recursion_has_no_bound(tmp_path: Path) -> None:
     source = tmp_path / "main.c"

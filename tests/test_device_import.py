@@ -324,6 +324,12 @@ def test_a_broken_script_is_told_with_its_line(
     assert "\n" not in str(e.value)
 
 
+def test_a_script_that_is_cut_is_told_with_its_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "x.ld", SCRIPT[: SCRIPT.index("512K")])
+    with pytest.raises(UsageError, match=r"x.ld:6: the MEMORY block has no end"):
+        read_facts(path)
+
+
 def test_symbols_of_the_command_line(tmp_path: Path) -> None:
     path = written(tmp_path, "x.ld", SCRIPT.replace("512K", "DEFINED(SIZE) ? SIZE : 64K"))
     assert read_facts(path).memories[0].bytes == 64 << 10

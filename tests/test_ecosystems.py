@@ -230,6 +230,31 @@ def test_platformio_manifest(package: Package) -> None:
         assert (base / "../..").resolve() == package.folder.resolve()  # the ini's symlink://../..
 
 
+@pytest.mark.parametrize(
+    ("name", "frameworks"), [("library.json", ["*"]), ("library.properties", ["arduino"])]
+)
+def test_platformio_takes_the_manifests(
+    package: Package, name: str, frameworks: list[str]
+) -> None:
+    """By its own parsers and schema; it reads Arduino's libraries, too."""
+    parser = pytest.importorskip("platformio.package.manifest.parser")
+    schema = pytest.importorskip("platformio.package.manifest.schema")
+    manifest = parser.ManifestParserFactory.new_from_file(str(package.folder / name))
+    found = schema.ManifestSchema().load_manifest(manifest.as_dict())
+    assert (found["name"], found["version"], found["frameworks"]) == ("net", "1.0.0", frameworks)
+    assert found["platforms"] == ["*"]
+    assert '"net" ${MODEL} $(shell)' in found["description"]
+
+
+def test_espressif_takes_the_manifest(package: Package) -> None:
+    """By the schema of its component manager."""
+    manager = pytest.importorskip("idf_component_tools.manager")
+    found = manager.ManifestManager(str(package.folder), "net").load()
+    assert str(found.version) == "1.0.0"
+    assert [e["path"] for e in found.examples] == ["examples/espidf"]
+    assert str(found.dependencies["idf"]) == ">=4.4"
+
+
 def test_zephyr_module(package: Package) -> None:
     """Keys of the schema of Zephyr's module.yml, and the files that its build looks for."""
     module = package.data("zephyr/module.yml")

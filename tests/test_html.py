@@ -141,10 +141,14 @@ def test_layers_cost_together_what_the_plan_costs(planned: PlannedModel, page: P
     assert len(rows) == len(nodes)
     assert [row[0] for row in rows] == [n.out.type.nbytes for n in nodes]
     claims = planned.plan.claims
-    assert sum(sum(row[1:]) for row in rows) == claims.cycles
+    assert sum(sum(row[1:4]) for row in rows) == claims.cycles
     first = [sum(s.cycles for s in planned.plan.steps if s.nodes == (n.name,)) for n in nodes]
     assert [row[1] for row in rows] == first  # nothing is computed twice in this plan
     assert sum(row[3] for row in rows) > 0
+    updates = planned.plan.decisions.updates
+    scores = [sum(u.importance for u in updates if u.node == n.name) for n in nodes]
+    assert [row[4] for row in rows] == pytest.approx(scores)
+    assert sum(scores) > 0
 
 
 def test_parts_of_time_and_energy_make_up_the_whole() -> None:
@@ -153,6 +157,11 @@ def test_parts_of_time_and_energy_make_up_the_whole() -> None:
     report, storage = shown.report(), shown.plan.device.storage
     assert report.transfer_cycles > report.phase_cycles["paging"] > 0
     grid = figures.part_grid(report, load_device(plans.BOARD), storage)
+    told = figures.time_lines(report, load_device(plans.BOARD), storage)[-1]
+    assert [s.split()[0] for s in told.text.split(": ")[1].split(", ")] == [
+        row[0].text for row in grid.rows
+    ]
+    assert told.text.endswith(f"storage {grid.rows[-1][4].text}")
     assert {"forward", "loss", "backward", "update", "storage"} < {row[0].text for row in grid.rows}
     assert sum(row[1].value or 0 for row in grid.rows) == pytest.approx(report.latency_s)
     assert sum(row[3].value or 0 for row in grid.rows) == pytest.approx(report.energy_j)

@@ -112,6 +112,13 @@ def test_verbose_tells_all_by_name(odt: Cli) -> None:
     assert short.code == long.code == 0
     assert "frozen    conv1.weight, conv1.bias" in long.out
     assert "saved tensor" in long.out
+    rows = [line.split() for line in long.out.splitlines()]
+    assert ["layer", "operator", "result", "parameters"] in [row[:4] for row in rows]
+    (layer,) = (row for row in rows if row[:2] == ["classifier", "Gemm"])
+    assert layer[2:5] == ["f32[1,10]", "updated", "40"]
+    assert layer[-1] == "326,792"  # of weight and bias, which the other table tells apart
+    assert ["conv1", "Conv", "f32[1,64,8,8]", "frozen"] in [row[:4] for row in rows]
+    assert "Gemm" not in short.out
     assert "frozen    conv1" not in short.out
     assert len(short.out) < len(long.out)
     both = odt(*words, "-v", "-q")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from ... import figures
-from ...figures import Budgeted, Cell, Grid, Line, Meter
+from ...figures import Budgeted, Grid, Line, Meter
 from ...planner.sizes import format_joules, format_seconds
 from ..viz.graph_svg import graph_drawing
 from ..viz.kinds import PHASE_COLORS
+from ..viz.layer_table import layer_grid
 from ..viz.memory_svg import memory_drawing
-from ..viz.notes import node_cycles, node_facts
-from ..viz.picture import draw
 from .page import Page, Part, Section, Table, Tile
 
 if TYPE_CHECKING:
@@ -91,7 +89,7 @@ def _summary(planned: PlannedModel, budgeted: Budgeted, built: Built | None) -> 
     lines += figures.built_lines(plan, device, built)
     lines += figures.storage_lines(plan)
     lines.append(figures.store_line(planned))
-    lines += figures.time_lines(report)
+    lines += figures.time_lines(report, device, plan.device.storage)
     lines += figures.replay_lines(plan)
     if planned.no_replay:
         lines.append(Line("replay", f"none: {planned.no_replay}"))
@@ -147,37 +145,11 @@ def _trained(planned: PlannedModel) -> Section:
 
 def _layers(planned: PlannedModel) -> Section:
     """Every node of forward and loss; what its gradients and updates cost is its own."""
-    plan, training, report = planned.plan, planned.training, planned.report
-    boxes = draw(plan, training, report).boxes
-    names = {b.name for b in boxes if b.op != "input"}
-    facts = node_facts(plan, training, names)
-    cycles = node_cycles(training, report, plan, names)
-    rows, links = [], []
-    for i, box in enumerate(boxes):
-        if box.op == "input":
-            continue
-        fact, spent = facts[box.name], cycles.get(box.name, Counter())
-        forward, again = spent["forward"] + spent["loss"], spent["recompute"]
-        learning = spent["backward"] + spent["update"]
-        rows.append(
-            (
-                Cell(box.name),
-                Cell(box.op),
-                Cell(box.type),
-                Cell(fact.action),
-                *([Cell(", ".join(dict.fromkeys(fact.precision)))] if planned.scales else []),
-                Cell(", ".join(dict.fromkeys(fact.saved))),
-                *(Cell(f"{n:,}", n) for n in (box.bytes, forward, again, learning)),
-            )
-        )
-        links.append(f"#node{i}")
-    precision = ("precision",) if planned.scales else ()
-    words = ("layer", "operator", "result", "parameters", *precision, "until backward")
-    numbers = ("bytes", "forward", "recompute", "backward, update")
+    grid, places = layer_grid(planned)
     table = Table(
-        Grid((*words, *numbers), tuple(rows)),
-        links=tuple(links),
+        grid,
+        links=tuple(f"#node{i}" for i in places),
         caption="Forward, recompute, backward and update in cycles, predicted"
-        + (", of the last micro-batch." if plan.training.micro_batches > 1 else "."),
+        + (", of the last micro-batch." if planned.plan.training.micro_batches > 1 else "."),
     )
     return Section("layers", "Layers", tables=(table,))

@@ -24,6 +24,7 @@ class NodeFacts:
     Attributes:
         parameters: It has some.
         updates: Trained parameters with their ratios.
+        importance: Their scores.
         precision: Of the layers that it has become.
         saved: What happens to its results until backward reads them.
         bytes: Of its results.
@@ -32,6 +33,7 @@ class NodeFacts:
 
     parameters: bool = False
     updates: list[str] = field(default_factory=list)
+    importance: float = 0.0
     precision: list[str] = field(default_factory=list)
     saved: list[str] = field(default_factory=list)
     bytes: int = 0
@@ -97,6 +99,7 @@ def node_facts(
     for u in plan.decisions.updates:
         if u.ratio > 0 and u.node in owners:
             owners[u.node].updates.append(f"{u.param} {u.ratio:g}")
+            owners[u.node].importance += u.importance
     for a in plan.decisions.activations:
         producer = graph.values[a.value].producer if a.value in graph.values else None
         if producer is not None and producer.name in owners:

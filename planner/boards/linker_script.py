@@ -11,7 +11,7 @@ from .ld_expression import evaluate
 
 #: Comments, and what the C preprocessor leaves of where a line comes from.
 _COMMENT = re.compile(r"/\*.*?\*/|^[ \t]*#[ \t]*[0-9][^\n]*", re.DOTALL | re.MULTILINE)
-_MEMORY = re.compile(r"(?<![\w.])MEMORY\s*\{([^}]*)\}")
+_MEMORY = re.compile(r"(?<![\w.])MEMORY\s*\{([^}]*)(\}?)")
 _REGION = re.compile(
     r"(?P<name>[A-Za-z_.][\w.$-]*)\s*(?:\((?P<attributes>[^)]*)\))?\s*:\s*(?:ORIGIN|org|o)\s*="
 )
@@ -45,6 +45,9 @@ def read_script(file: str, text: str, symbols: Mapping[str, str] | None = None) 
             "needs the C preprocessor; give what `gcc -E -P -x c` makes of it, or the map",
         )
     block = _MEMORY.search(plain)
+    if block is not None and not block[2]:
+        line = _line(plain, block.start())
+        raise unreadable(f"{file}:{line}", "the MEMORY block has no end; the file may be cut")
     regions = _Regions(file, plain, block, symbols or {})
     stack, heap = sizes_told(file, regions.sizes())
     notes = [f"{file}: INCLUDE {name} is not followed; give that file as well" for name in included]

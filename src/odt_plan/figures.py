@@ -297,8 +297,8 @@ def spent_parts(report: CheckReport) -> list[tuple[str, int]]:
     return [(p, n) for p in PARTS if (n := report.phase_cycles.get(p, 0))]
 
 
-def time_lines(report: CheckReport) -> list[Line]:
-    """Peak, latency, what of paging is hidden, and energy."""
+def time_lines(report: CheckReport, device: Device, storage: str | None) -> list[Line]:
+    """Peak, latency, what of paging is hidden, and energy, with what they are made of."""
     split = ", ".join(f"{p} {n / report.cycles:.1%}" for p, n in spent_parts(report))
     latency = f"{format_seconds(report.latency_s)} predicted per training step"
     lines = [
@@ -311,8 +311,10 @@ def time_lines(report: CheckReport) -> list[Line]:
         moving = f"{format_seconds(report.transfer_cycles / clock)} of transfers"
         beside = f"{hidden:.1%} of it beside the computation (predicted)"
         lines.append(Line("paging", f"{moving}, {beside}"))
+    parts = part_grid(report, device, storage).rows
+    split = ", ".join(f"{row[0].text} {row[4].text}" for row in parts)
     energy = f"{format_joules(report.energy_j)} predicted per training step"
-    return [*lines, Line("energy", energy)]
+    return [*lines, Line("energy", f"{energy}: {split}")]
 
 
 def part_grid(report: CheckReport, device: Device, storage: str | None) -> Grid:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import figures
+from .backends.viz.layer_table import layer_grid
 from .figures import Budgeted, Grid, Line, Meter
 from .planner.check import CheckReport
 from .planner.device import Device, Storage
@@ -65,7 +66,7 @@ def print_plan(
     _lines(out, figures.built_lines(plan, device, built))
     _lines(out, figures.storage_lines(plan))
     _lines(out, [figures.store_line(planned)])
-    _lines(out, figures.time_lines(planned.report))
+    _lines(out, figures.time_lines(planned.report, device, plan.device.storage))
     _lines(out, figures.replay_lines(plan))
     if planned.no_replay:
         _line(out, "replay", f"none: {planned.no_replay}")
@@ -78,7 +79,7 @@ def print_plan(
     _lines(out, [figures.saved_line(plan)])
     _lines(out, figures.precision_lines(planned))
     if verbose:
-        _by_name(out, plan)
+        _by_name(out, planned)
     _lines(out, figures.solver_lines(plan))
     if planned.baselines:
         out.print()
@@ -153,22 +154,24 @@ def print_grid(out: Console, grid: Grid, styles: Mapping[str, str] | None = None
     print_table(out, table)
 
 
-def _by_name(out: Console, plan: Plan) -> None:
-    """What is frozen, what becomes of each tensor that backward reads, and how layers compute."""
+def _by_name(out: Console, planned: PlannedModel) -> None:
+    """What is frozen, what becomes of each tensor that backward reads, and every layer."""
+    plan = planned.plan
     decided = plan.decisions
     frozen = [u.param for u in decided.updates if not u.ratio]
     saved = [(a.value, f"{a.bytes:,} B", a.action) for a in decided.activations]
-    layers = [(n, p, "") for n, p in decided.precision.items()]
     streamed = [(n, "row by row", "") for n in decided.streamed]
     out.print()
     if frozen:
         _line(out, "frozen", ", ".join(frozen))
-    for head, rows in (("saved tensor", saved), ("layer", layers), ("block", streamed)):
+    for head, rows in (("saved tensor", saved), ("block", streamed)):
         if rows:
             table = Table(head, "", "", box=box.SIMPLE_HEAD, pad_edge=False)
             for row in rows:
                 table.add_row(*map(Text, row))
             print_table(out, table)
+    _line(out, "layers", "results in bytes; what each computes in cycles, predicted")
+    print_grid(out, layer_grid(planned)[0])
 
 
 def print_devices(devices: Sequence[Device]) -> None:

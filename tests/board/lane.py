@@ -284,13 +284,15 @@ def run(
     *,
     files: dict[str, bytes] | None = None,
     limits: Limits = Limits(),
+    timeout_s: float = 300.0,
 ) -> BoardResult:
-    """Run an image; ``files`` are what it can open."""
+    """Run an image; ``files`` are what it can open, the time limit is QEMU's."""
     given = files or {}
     if emulator == "qemu":
         machine = CORES[core].machine
         assert machine is not None, f"QEMU has no board with {core}"
-        return run_qemu(elf, [CORES[core].qemu_program, "-M", machine.name], given)
+        board = [CORES[core].qemu_program, "-M", machine.name]
+        return run_qemu(elf, board, given, timeout_s=timeout_s)
     ram = [(limits.ram_origin, limits.ram_bytes), *((at, b) for _, at, b in limits.regions)]
     flash = limits.flash_origin, limits.flash_bytes
     return run_unicorn(elf, CORES[core].unicorn, given, flash=flash, ram=ram)

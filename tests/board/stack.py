@@ -52,22 +52,30 @@ class _Function:
         frames: Address of each instruction, and bytes of the frame before it.
         calls: Addresses of calls, and of the functions that they may reach; None: any whose
             address is taken.
+        written: Addresses of instructions that write to the frame or take an address in it, and
+            bytes from there up to the caller's stack pointer.
     """
 
     name: str
     rows: list[tuple[int, int]] | None
     frames: dict[int, int] = field(default_factory=dict)
     calls: dict[int, int | None] = field(default_factory=dict)
+    written: dict[int, int] = field(default_factory=dict)
     _pushed: int = 0
 
-    def enter(self, address: int, taken: int) -> None:
-        """The next instruction, which itself takes some bytes."""
+    def enter(self, address: int, taken: int, lowest: int | None) -> None:
+        """The next instruction, which itself takes some bytes.
+
+        ``lowest`` is the lowest byte that it writes, from the stack pointer before it; None: none.
+        """
         if self.rows is not None:
             row = self.rows[max(bisect_right(self.rows, (address, 1 << 30)) - 1, 0)]
             self.frames[address] = row[1]
         else:
             self.frames[address] = self._pushed
             self._pushed += taken
+        if lowest is not None:
+            self.written[address] = self.frames[address] - lowest
 
 
 class Stack:
@@ -81,13 +89,19 @@ class Stack:
         _read(text.splitlines(), self._functions)
 
     def bound(
-        self, entry: str, ran: Collection[tuple[int, int]] | None = None
+        self,
+        entry: str,
+        ran: Collection[tuple[int, int]] | None = None,
+        *,
+        written: bool = False,
     ) -> Bound:
         """The most stack that a function and all below it can take.
 
         Args:
             entry: The function.
             ran: (address, instructions) of blocks; other instructions are left out. None: none is.
+            written: Up to the lowest word that an instruction writes, or takes the address of,
+                instead of to the end of its frame: what a painted stack can show.
 
         Raises:
             ValueError: Functions call each other in a circle, so there is no bound.
@@ -106,7 +120,9 @@ class Stack:
             if address in waiting:
                 raise ValueError(f"{f.name} calls itself, so the stack has no bound")
             waiting.add(address)
-            ways = [Bound(b, (f.name,)) for at, b in f.frames.items() if at in counted]
+            own = f.written if written else f.frames
+            ways = [Bound(0, (f.name,))]
+            ways += [Bound(b, (f.name,)) for at, b in own.items() if at in counted]
             for at, to in f.calls.items():
                 for reached in (self._taken if to is None else (to,)) if at in counted else ():
                     if reached in counted:
@@ -122,7 +138,10 @@ class Stack:
 
 
 def _symbols(image: Path) -> tuple[dict[int, _Function], set[int]]:
-    """Functions by address, and the addresses that are taken outside of the vector table."""
+    """Functions by address, and the addresses that are taken outside of the vector table.
+
+    The entry of the image is where the core begins: nothing calls it.
+    """
     with image.open("rb") as file:
         elf = ELFFile(file)
         rows: dict[int, list[tuple[int, int]]] = {}
@@ -148,7 +167,7 @@ def _symbols(image: Path) -> tuple[dict[int, _Function], set[int]]:
                 for r in section.iter_relocations()
                 if r["r_info_type"] not in _JUMPS[elf["e_machine"]]
             }
-    return functions, taken & functions.keys()
+    return functions, taken & functions.keys() - {elf["e_entry"] & ~1}
 
 
 def _read(lines: Iterable[str], functions: dict[int, _Function]) -> None:
@@ -163,7 +182,7 @@ def _read(lines: Iterable[str], functions: dict[int, _Function]) -> None:
         if i < 0:
             continue
         f = functions[starts[i]]
-        f.enter(at, _taken(word, operands))
+        f.enter(at, _taken(word, operands), _lowest(word, operands))
         to = _TARGET.search(operands)
         if to and _JUMP.fullmatch(word):
             target = starts[bisect_right(starts, int(to[1], 16)) - 1]
@@ -179,15 +198,40 @@ def _is_indirect(word: str, register: str) -> bool:
     return word in back and register != back[word]
 
 
+def _lowest(word: str, operands: str) -> int | None:
+    """The lowest byte that an instruction writes, or takes the address of, from the stack pointer.
+
+    None where it does neither; what is popped is only read.
+    """
+    if word in ("push", "vpush") or (word.startswith("stm") and operands.startswith("sp")):
+        return -_registers_bytes(operands) if word.startswith(("push", "vpush", "stmdb")) else 0
+    if word.startswith(("st", "vst")):  # Thumb: str r0, [sp, #4], and [sp, #-8]! that moves it
+        place = re.search(r"\[sp(?:, #(-?\d+))?\]", operands)
+        return int(place[1] or 0) if place else None
+    if re.fullmatch(r"(c\.)?(fs|s)[bhwd](sp)?", word):  # RISC-V: sw ra,12(sp)
+        place = re.search(r",(-?\d+)\(sp\)", operands)
+        return int(place[1]) if place else None
+    if word.startswith("sub"):
+        return None
+    taken = re.match(r"(?!sp)\w+, ?sp(?:, ?#?(\d+))?$", operands.strip())
+    return int(taken[1] or 0) if taken and re.match("add|mov|mv", word) else None
+
+
+def _registers_bytes(operands: str) -> int:
+    """Bytes of the registers of a list, as {r4-r7, lr}, {d8-d15}."""
+    registers = re.search(r"{(.*)}", operands)
+    total = 0
+    for part in registers[1].split(",") if registers else ():
+        span = re.fullmatch(r"\s*([rds])(\d+)-[rds](\d+)", part)
+        count = int(span[3]) - int(span[2]) + 1 if span else 1
+        total += count * (8 if part.strip().startswith("d") else 4)
+    return total
+
+
 def _taken(word: str, operands: str) -> int:
     """Bytes that an instruction takes from the stack."""
-    registers = re.search(r"{(.*)}", operands)
-    if registers and (word == "push" or (word == "stmdb" and operands.startswith("sp!"))):
-        total = 0
-        for part in registers[1].split(","):
-            span = re.fullmatch(r"\s*r(\d+)-r(\d+)", part)
-            total += int(span[2]) - int(span[1]) + 1 if span else 1
-        return 4 * total
+    if word == "push" or (word == "stmdb" and operands.startswith("sp!")):
+        return _registers_bytes(operands)
     if word.startswith("sub"):
         moved = re.match(r"sp, (?:sp, )?#(\d+)", operands)
     elif word.startswith("add"):

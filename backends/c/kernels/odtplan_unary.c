@@ -101,7 +101,7 @@ static inline float arc_slope(float x)
     return 1.0f / odtplan_sqrtf((1.0f - x) * (1.0f + x));
 }
 
-static inline float sign(float x)
+static inline float sign_of(float x)
 {
     return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x == 0.0f ? 0.0f : x;
 }
@@ -156,7 +156,7 @@ UNARY(swish, odtplan_swish_t, v * odtplan_sigmoidf(v * p->alpha))
 SLOPE(swish, odtplan_swish_t, swish_slope(v, p->alpha))
 UNARY(hardswish, odtplan_count_t, hardswish(v))
 SLOPE(hardswish, odtplan_count_t, hardswish_slope(v))
-UNARY(sign, odtplan_count_t, sign(v))
+UNARY(sign, odtplan_count_t, sign_of(v))
 UNARY(floor, odtplan_count_t, odtplan_floorf(v))
 UNARY(ceil, odtplan_count_t, odtplan_ceilf(v))
 UNARY(round, odtplan_count_t, odtplan_rintf(v))

@@ -11,9 +11,11 @@ from math import copysign, inf, isfinite
 
 import numpy as np
 
+from .errors import GraphError
 from .graph import Array, Attr, Value
 from .onnx_convert import INTEGER_TYPES, RejectedError, Site
 from .ops.activation_grad import pack_bits
+from .ops.elementwise import broadcast_shape
 from .provenance import Cast, Masked, Moved
 
 Rule = Callable[[Site], Value]
@@ -308,9 +310,9 @@ def _expand(s: Site) -> Value:
     if shape is None:
         raise RejectedError("the target shape is missing")
     try:
-        whole = np.broadcast_shapes(x.type.shape, shape)
-    except ValueError:
-        raise RejectedError(f"{x.type} does not expand to {list(shape)}") from None
+        whole = broadcast_shape(x.type.shape, shape)
+    except GraphError as e:
+        raise RejectedError(f"{x.type} does not expand to {list(shape)}: {e}") from None
     if whole == x.type.shape:
         return x
     return s.emit("Expand", (x,), {"shape": whole})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from .graph import Attr, Value
-from .onnx_convert import Rule, Site
+from .onnx_convert import RejectedError, Rule, Site
 from .onnx_shapes import positive_axes, positive_axis
 
 
@@ -17,6 +17,18 @@ def _axes(s: Site, rank: int) -> tuple[int, ...]:
     return () if s.integer("noop_with_empty_axes") else tuple(range(rank))
 
 
+def _keeps(s: Site) -> bool:
+    """Whether reduced axes stay, with size 1.
+
+    Raises:
+        RejectedError: The file has a number that onnx gives no meaning; runtimes differ there.
+    """
+    keep = s.integer("keepdims", 1)
+    if keep not in (0, 1):
+        raise RejectedError(f"keepdims {keep} is neither 0 nor 1")
+    return keep == 1
+
+
 def _sum(op: str) -> Rule:
     """ReduceMean and ReduceSum: any axes."""
 
@@ -25,7 +37,7 @@ def _sum(op: str) -> Rule:
         axes = _axes(s, len(x.type.shape))
         if not axes:
             return x
-        return s.emit(op, (x,), {"axes": axes, "keepdims": s.integer("keepdims", 1)})
+        return s.emit(op, (x,), {"axes": axes, "keepdims": int(_keeps(s))})
 
     return rule
 
@@ -35,7 +47,7 @@ def _log_sum(s: Site) -> Value:
     x = s.value(0)
     axes = _axes(s, len(x.type.shape))
     if axes:
-        x = s.emit("ReduceSum", (x,), {"axes": axes, "keepdims": s.integer("keepdims", 1)}, "sum")
+        x = s.emit("ReduceSum", (x,), {"axes": axes, "keepdims": int(_keeps(s))}, "sum")
     return s.emit("Log", (x,))
 
 
@@ -52,7 +64,7 @@ def _lanes(op: str, *, of_one: bool) -> Rule:
         shape, rank = x.type.shape, len(x.type.shape)
         axes = _axes(s, rank)
         kept = tuple(i for i in range(rank) if i not in axes)
-        keep = s.integer("keepdims", 1) != 0
+        keep = _keeps(s)
         result = tuple(1 if i in axes else d for i, d in enumerate(shape) if keep or i not in axes)
         if not axes and not of_one:
             return x
@@ -75,7 +87,7 @@ def _position(op: str) -> Rule:
         shape = x.type.shape
         axis = positive_axis(s.integer("axis", 0), len(shape))
         attrs: dict[str, Attr] = {"axis": axis, "last": int(s.integer("select_last_index") != 0)}
-        if s.integer("keepdims", 1) == 0:
+        if not _keeps(s):
             return s.emit(op, (x,), attrs)
         y = s.emit(op, (x,), attrs, "position")
         return s.reshape(y, (*shape[:axis], 1, *shape[axis + 1 :]))

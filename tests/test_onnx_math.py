@@ -292,6 +292,13 @@ def test_steps_have_no_gradient_and_say_so(op: str, tmp_path: Path) -> None:
         ([node("And", "x x", "y")], {}, "operand 0 is f32[2,4], not boolean"),
         ([node("Cast", "x", "y", to=7)], {}, "only casts between float32, bool and integers"),
         ([node("Max", "x s", "y")], {"s": np.ones(3, F32)}, "do not broadcast"),
+        ([node("Expand", "x s", "y")], {"s": np.ones(40, np.int64)}, "has 40 dimensions"),
+        ([node("Max", "x s", "y")], {"s": np.ones((1,) * 40, F32)}, "has 40 dimensions"),
+        ([node("Equal", "x s", "y")], {"s": np.ones((1,) * 40, F32)}, "has 40 dimensions"),
+        ([node("MatMul", "x s", "y")], {"s": np.ones((1,) * 38 + (4, 4), F32)}, "38 leading axes"),
+        ([node("ReduceMax", "x", "y", keepdims=3)], {}, "keepdims 3 is neither 0 nor 1"),
+        ([node("ReduceMean", "x", "y", keepdims=2)], {}, "keepdims 2 is neither 0 nor 1"),
+        ([node("ArgMax", "x", "y", keepdims=-1)], {}, "keepdims -1 is neither 0 nor 1"),
     ],
     ids=lambda v: v[0].op_type if isinstance(v, list) else None,
 )

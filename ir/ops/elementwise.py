@@ -47,6 +47,20 @@ def check_rank(shape: Sequence[int]) -> None:
         raise GraphError(f"shape {tuple(shape)} has {len(shape)} dimensions, at most {MAX_RANK}")
 
 
+def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that operands of these shapes broadcast to.
+
+    Raises:
+        GraphError: They don't broadcast, or one has more than ``MAX_RANK`` dimensions.
+    """
+    for shape in shapes:
+        check_rank(shape)  # first: NumPy takes 32 dimensions at most, and says so in another way
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        raise GraphError(f"shapes {' and '.join(map(str, shapes))} do not broadcast") from None
+
+
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """Row-major strides in elements."""
     strides = [1] * len(shape)
@@ -83,12 +97,7 @@ def merge_axes(
 
 def _infer_binary(node: Node) -> list[TensorType]:
     a, b = f32_operand(node, 0), f32_operand(node, 1)
-    try:
-        shape = np.broadcast_shapes(a.shape, b.shape)
-    except ValueError:
-        raise GraphError(f"shapes {a.shape} and {b.shape} do not broadcast") from None
-    check_rank(shape)
-    return [TensorType(shape, a.dtype)]
+    return [TensorType(broadcast_shape(a.shape, b.shape), a.dtype)]
 
 
 def broadcast_strides(shape: tuple[int, ...], out: tuple[int, ...]) -> tuple[int, ...]:

@@ -48,13 +48,13 @@ def _dims(node: Node) -> tuple[int, int, int, int]:
 
 def _batch(node: Node) -> tuple[int, ...]:
     a, b = operand(node, 0), operand(node, 1)
+    count = max(len(a.shape), len(b.shape)) - 2
+    if count > _BATCH_AXES:
+        raise GraphError(f"{count} leading axes; at most {_BATCH_AXES} are supported")
     try:
-        batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        return np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     except ValueError:
         raise GraphError(f"the leading axes of {a} and {b} do not broadcast") from None
-    if len(batch) > _BATCH_AXES:
-        raise GraphError(f"{len(batch)} leading axes; at most {_BATCH_AXES} are supported")
-    return tuple(batch)
 
 
 def _infer(node: Node) -> Sequence[TensorType]:

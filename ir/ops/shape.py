@@ -14,6 +14,7 @@ from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, Sample, Vjp, Work, array, f32_operand, operand, register
 from ..quantization import Quantization
 from .elementwise import (
+    broadcast_shape,
     broadcast_strides,
     check_rank,
     contiguous_strides,
@@ -188,12 +189,7 @@ register_read(
 
 def _infer_expand(node: Node) -> list[TensorType]:
     x, shape = movable(node, 0), node.ints_attr("shape")
-    check_rank(shape)
-    try:
-        fits = np.broadcast_shapes(x.shape, shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
+    if broadcast_shape(x.shape, shape) != shape:
         raise GraphError(f"{x} does not expand to {shape}")
     return [TensorType(shape, x.dtype, x.quant)]
 

@@ -15,7 +15,7 @@ from ..errors import GraphError
 from ..graph import Array, Attr, Node, TensorType, Value
 from ..opdef import CKernel, OpDef, Sample, Work, array, f32_operand, operand, register
 from .activation_grad import SHAPES, pack_bits, unpack_bits, work
-from .elementwise import broadcast_strides, check_rank, merge_axes, sum_to
+from .elementwise import broadcast_shape, broadcast_strides, merge_axes, sum_to
 
 if TYPE_CHECKING:
     from ..grad_builder import GradBuilder
@@ -31,16 +31,6 @@ def _bits_operand(node: Node, index: int) -> TensorType:
     return t
 
 
-def _broadcast(*types: TensorType) -> tuple[int, ...]:
-    try:
-        shape = np.broadcast_shapes(*(t.shape for t in types))
-    except ValueError:
-        shapes = ", ".join(str(t.shape) for t in types)
-        raise GraphError(f"shapes {shapes} do not broadcast") from None
-    check_rank(shape)
-    return shape
-
-
 # --- Where ----------------------------------------------------------------------------------------
 
 
@@ -51,7 +41,8 @@ def _choices(node: Node) -> list[TensorType]:
 def _infer_where(node: Node) -> list[TensorType]:
     if len(node.inputs) != 3:
         raise GraphError(f"{len(node.inputs)} operands; a condition and two choices are needed")
-    return [T(_broadcast(_bits_operand(node, 0), *_choices(node)))]
+    types = (_bits_operand(node, 0), *_choices(node))
+    return [T(broadcast_shape(*(t.shape for t in types)))]
 
 
 def _fill(node: Node, index: int) -> float:
@@ -172,7 +163,9 @@ def _register_flags(
     register(
         OpDef(
             name=name,
-            infer=lambda node: [T(_broadcast(check(node, 0), check(node, 1)), "bits")],
+            infer=lambda node: [
+                T(broadcast_shape(check(node, 0).shape, check(node, 1).shape), "bits")
+            ],
             kernel=kernel,
             work=_flags_work,
             c=CKernel(symbol, "odtplan_flags_t", SOURCE, _flags_params),

@@ -7,45 +7,41 @@ same tests run once more on a library built with the address and undefined-behav
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import importlib.util
 import math
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from board import lane
-from board.objects import compiled
+from c_cases import (
+    KERNELS,
+    SANITIZED,
+    SOURCES,
+    Buffer,
+    Library,
+    assert_same_bits,
+    gcc_command,
+    invoke,
+    run,
+    sanitized,
+    zig_command,
+)
 from hypothesis import given
 from hypothesis import strategies as st
-from op_cases import Array, Case, build, cases
+from op_cases import Case, build, cases
 
-import odt_plan.backends.c
 from odt_plan.backends.c.emit_call import call, float_literal, param_struct
 from odt_plan.ir.errors import GraphError
 from odt_plan.ir.graph import Attr, TensorType
 from odt_plan.ir.opdef import Sample, all_ops, get_op, inplace_operands
 
-KERNELS = Path(odt_plan.backends.c.__file__).parent / "kernels"
-SOURCES = sorted(KERNELS.glob("odtplan_*.c"))
 HEADERS = sorted(KERNELS.glob("odtplan_*.h"))
-#: Set in the environment of the sanitized run of this file.
-SANITIZED = "ODT_PLAN_TEST_SANITIZED"
-sanitized = SANITIZED in os.environ
-if sanitized:
-    os.environ.pop("LD_PRELOAD", None)  # the runtime is here; compilers are slow with it
-#: Bytes around each buffer that must not change; the sanitizer guards exact buffers better.
-GUARD = 0 if sanitized else 64
-#: Fill of the guards; they differ, so that copying one over the other shows.
-OPERAND_GUARD, RESULT_GUARD = 0xA5, 0x5A
-
 #: In-place results beyond the first, which OpDef.inplace can't say: result i on operand j.
 STATE_RESULTS = {
     "Momentum": {1: 2}, "Adagrad": {1: 2}, "Adam": {1: 2, 2: 3},
@@ -110,144 +106,9 @@ CASES += [
 ]
 
 
-def _gcc() -> list[str] | None:
-    return ["gcc"] if shutil.which("gcc") else None
-
-
-def _zig() -> list[str] | None:
-    return [sys.executable, "-m", "ziglang", "cc"] if importlib.util.find_spec("ziglang") else None
-
-
-def _run(command: Sequence[str | Path]) -> None:
-    code, errors = _result(tuple(map(str, command)))
-    assert code == 0, f"{' '.join(map(str, command))}\n{errors}"
-
-
-@functools.cache  # a kernel that does not compile fails every test at once, not one by one
-def _result(command: tuple[str, ...]) -> tuple[int, str]:
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.returncode, done.stderr
-
-
-class Library:
-    """The kernels and the wrappers of all samples, compiled family by family on demand."""
-
-    def __init__(self, folder: Path) -> None:
-        compiler = _gcc() or _zig()
-        if compiler is None:
-            pytest.skip("neither gcc nor ziglang is here")
-        self.folder, self.compiler = folder, compiler
-        self.flags = [*lane.STRICT, *(lane.CHECKED if sanitized else lane.OPTIMISED)]
-        self.objects = [compiled([*compiler, *self.flags], source) for source in SOURCES]
-
-    def function(self, case: Case, *, rows: bool = False) -> ctypes._CFuncPtr:
-        """The wrapper of a sample; ``rows``: the one that takes the first and the last row."""
-        assert case.op.c is not None
-        suffix = "_rows" if rows else ""
-        function = self._family(case.op.c.source)[f"case_{CASES.index(case)}{suffix}"]
-        function.restype = None
-        return function
-
-    @functools.cache  # noqa: B019  (lives as long as the test session)
-    def _family(self, source: str) -> ctypes.CDLL:
-        text = self.folder / f"cases_{source}.c"
-        text.write_text(
-            f'#include "{source}.h"\n\n'
-            + "\n".join(
-                _wrapper(i, c)
-                for i, c in enumerate(CASES)
-                if c.op.c is not None and c.op.c.source == source
-            )
-        )
-        library = text.with_suffix(".so")
-        sources = [f"-I{KERNELS}", "-shared", text, *self.objects]
-        _run([*self.compiler, *self.flags, *sources, "-o", library])
-        return ctypes.CDLL(str(library))
-
-
-def _wrapper(index: int, case: Case) -> str:
-    node, op = case.node, case.op
-    inputs = [None if v is None else f"io[{i}]" for i, v in enumerate(node.inputs)]
-    first = len(inputs)
-    outputs = [f"io[{first + i}]" for i in range(len(node.outputs))]
-    workspace = f"io[{first + len(outputs)}]" if op.workspace(node) > 0 else None
-    params = f"params_{index}"
-    text = param_struct(node, params)
-    text += f"void case_{index}(void **io);\nvoid case_{index}(void **io)\n"
-    text += f"{{\n    {call(node, params, inputs, outputs, workspace)}\n}}\n"
-    if op.rows_kernel is not None:
-        head = f"void case_{index}_rows(void **io, int32_t begin, int32_t end)"
-        body = call(node, params, inputs, outputs, workspace, ("begin", "end"))
-        text += f"{head};\n{head}\n{{\n    {body}\n}}\n"
-    return text
-
-
-class Buffer:
-    """Bytes between two guards; a result starts with the guard's bytes."""
-
-    def __init__(self, nbytes: int, data: Array | None = None) -> None:
-        self.fill = RESULT_GUARD if data is None else OPERAND_GUARD
-        self.raw = np.full(nbytes + 2 * GUARD, self.fill, np.uint8)
-        self.bytes = self.raw[GUARD : GUARD + nbytes]
-        if data is not None:
-            self.bytes[:] = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-        self.before = self.bytes.copy()
-
-    @property
-    def address(self) -> int:
-        return self.bytes.ctypes.data if len(self.bytes) else 0
-
-    def array(self, t: TensorType) -> Array:
-        return self.bytes.view(t.np_dtype).reshape(t.storage_shape)
-
-    def check_guards(self) -> None:
-        assert (self.raw[:GUARD] == self.fill).all(), "wrote before a buffer"
-        assert (self.raw[len(self.raw) - GUARD :] == self.fill).all(), "wrote behind a buffer"
-
-
-def _invoke(
-    function: ctypes._CFuncPtr,
-    case: Case,
-    data: Sequence[Array | None],
-    outputs: Sequence[Buffer | int],
-    rows: tuple[int, int] | None = None,
-) -> list[Buffer]:
-    """Call a wrapper; an integer output is in place on that operand. Checks all guards."""
-    inputs = [None if a is None else Buffer(a.nbytes, a) for a in data]
-    results: list[Buffer] = []
-    for o in outputs:
-        target = inputs[o] if isinstance(o, int) else o
-        assert target is not None
-        results.append(target)
-    workspace = Buffer(case.op.workspace(case.node))
-    every = [*inputs, *results, workspace]
-    pointers = (ctypes.c_void_p * len(every))(*(None if b is None else b.address for b in every))
-    function(pointers, *(ctypes.c_int32(r) for r in rows or ()))
-    for b in every:
-        if b is not None:
-            b.check_guards()
-    for b in inputs:
-        if b is not None and b not in results:
-            assert np.array_equal(b.bytes, b.before), "changed an operand"
-    return results
-
-
-def assert_same_bits(got: Array, want: Array) -> None:
-    """Equal bit for bit; 0.0 equals -0.0, and one NaN equals another."""
-    assert got.dtype == want.dtype
-    assert got.shape == want.shape
-    same = got == want
-    if got.dtype.kind == "f":
-        same |= np.isnan(got) & np.isnan(want)
-    at = np.argwhere(~same)
-    assert not len(at), f"{len(at)} of {want.size} differ, first at {tuple(at[0])}:" + (
-        f" C {got[tuple(at[0])]!r}, NumPy {want[tuple(at[0])]!r}"
-    )
-
-
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    return Library(tmp_path_factory.mktemp("kernels"))
+    return Library(tmp_path_factory.mktemp("kernels"), CASES)
 
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -260,7 +121,7 @@ def test_c_equals_numpy(library: Library, case: Case, seed: int) -> None:
     data = case.data(seed)
     want = case.op.kernel(case.node, data)
     outputs = [Buffer(v.type.nbytes) for v in case.node.outputs]
-    _invoke(library.function(case), case, data, outputs)
+    invoke(library.function(case), case, data, outputs)
     for buffer, v, w in zip(outputs, case.node.outputs, want, strict=True):
         assert_same_bits(buffer.array(v.type), w)
 
@@ -280,7 +141,7 @@ def test_in_place(library: Library, case: Case) -> None:
             i if k == 0 else state.get(k, Buffer(v.type.nbytes))
             for k, v in enumerate(case.node.outputs)
         ]
-        results = _invoke(library.function(case), case, data, outputs)
+        results = invoke(library.function(case), case, data, outputs)
         for buffer, v, w in zip(results, case.node.outputs, want, strict=True):
             assert_same_bits(buffer.array(v.type), w)
 
@@ -296,7 +157,7 @@ def test_row_tiles(library: Library, case: Case) -> None:
         for begin in range(0, t.shape[0], tile):
             end = min(begin + tile, t.shape[0])
             part = TensorType((end - begin, *t.shape[1:]), t.dtype)
-            (out,) = _invoke(function, case, data, [Buffer(part.nbytes)], (begin, end))
+            (out,) = invoke(function, case, data, [Buffer(part.nbytes)], (begin, end))
             assert_same_bits(out.array(part), want[begin:end])
             assert_same_bits(case.op.rows_kernel(case.node, data, begin, end), want[begin:end])
 
@@ -304,7 +165,7 @@ def test_row_tiles(library: Library, case: Case) -> None:
 @pytest.mark.skipif(sanitized, reason="this is the sanitized run")
 def test_sanitized() -> None:
     """All of the above under the sanitizers, in a process that has their runtime loaded."""
-    compiler = _gcc()
+    compiler = gcc_command()
     if compiler is None:
         pytest.skip("gcc is not here")
     names = ("libasan.so", "libubsan.so")
@@ -350,11 +211,11 @@ def test_indices_outside_read_and_write_nothing(library: Library) -> None:
         bad = np.where(np.abs(bad.astype(np.int64)) < 100, np.sign(bad) * (size + 1), bad)
         out = Buffer(case.node.out.type.nbytes)
         if op == "Gather":
-            _invoke(library.function(case), case, [first, bad.astype(np.int32)], [out])
+            invoke(library.function(case), case, [first, bad.astype(np.int32)], [out])
         else:
             rows = (0, shape[0])
             function = library.function(case, rows=True)
-            _invoke(function, case, [first, bad.astype(np.int32)], [out], rows)
+            invoke(function, case, [first, bad.astype(np.int32)], [out], rows)
         got = out.array(case.node.out.type)
         assert np.array_equal(got, np.full_like(got, fill), equal_nan=True)
     for op, fill in (("TakeLanes", np.nan), ("TakeLanesGrad", 0.0)):
@@ -363,7 +224,7 @@ def test_indices_outside_read_and_write_nothing(library: Library) -> None:
         assert index is not None
         bad = np.resize(np.array([5, -6, 2**31 - 1, -(2**31)], np.int32), index.shape)
         out = Buffer(case.node.out.type.nbytes)
-        _invoke(library.function(case), case, [first, bad], [out])
+        invoke(library.function(case), case, [first, bad], [out])
         got = out.array(case.node.out.type)
         assert np.array_equal(got, np.full_like(got, fill), equal_nan=True)
     scatter = next(c for c in CASES if c.op.name == "Scatter" and c.index == 0)
@@ -371,7 +232,7 @@ def test_indices_outside_read_and_write_nothing(library: Library) -> None:
     assert x is not None
     out = Buffer(x.nbytes)
     data = [x, np.array([5, -6, 2**31 - 1, -(2**31)], np.int32), rows_]
-    _invoke(library.function(scatter), scatter, data, [out])
+    invoke(library.function(scatter), scatter, data, [out])
     assert np.array_equal(out.array(scatter.node.out.type), x)
 
 
@@ -393,7 +254,7 @@ def test_lanes_of_special_values(library: Library, case: Case) -> None:
             with np.errstate(all="ignore"):
                 (want,) = case.op.kernel(case.node, data)
             out = Buffer(case.node.out.type.nbytes)
-            _invoke(function, case, data, [out])
+            invoke(function, case, data, [out])
             assert_same_bits(out.array(case.node.out.type), want)
 
 
@@ -405,19 +266,19 @@ def test_every_operator_has_a_kernel_and_samples() -> None:
             assert (KERNELS / f"{op.c.source}.h").exists(), op.name
 
 
-@pytest.mark.skipif(_zig() is None, reason="ziglang is not here")
+@pytest.mark.skipif(zig_command() is None, reason="ziglang is not here")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 def test_clang_accepts(source: Path, tmp_path: Path) -> None:
-    zig = _zig()
+    zig = zig_command()
     assert zig is not None
-    _run([*zig, *lane.STRICT, *lane.OPTIMISED, "-c", source, "-o", tmp_path / "kernel.o"])
+    run([*zig, *lane.STRICT, *lane.OPTIMISED, "-c", source, "-o", tmp_path / "kernel.o"])
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not here")
 def test_headers_are_cpp(tmp_path: Path) -> None:
     text = tmp_path / "all.cpp"
     text.write_text("".join(f'#include "{h.name}"\n' for h in HEADERS))
-    _run(["g++", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{KERNELS}", text])
+    run(["g++", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{KERNELS}", text])
 
 
 @pytest.mark.parametrize("path", SOURCES + HEADERS, ids=lambda p: p.name)

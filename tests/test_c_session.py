@@ -25,8 +25,8 @@ import test_replay
 import test_several_outputs
 from board import lane
 from board.objects import link
+from c_cases import KERNELS
 from test_c_backend import CASES, needs_gcc, planned
-from test_c_kernels import KERNELS
 from test_optimizer_state import BOARD
 from test_session import samples
 from zoo import exhibit

@@ -17,11 +17,11 @@ import pytest
 import torch
 from board import lane
 from board.objects import link
+from c_cases import KERNELS
 from numpy.typing import NDArray
 from onnx_files import export
 from test_board import needs_zig, on_board
 from test_c_backend import Planned, reference, samples
-from test_c_kernels import KERNELS
 
 from odt_plan.backends.c import emit_c
 from odt_plan.backends.numpy import Runtime

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from board import lane
 from board.objects import link
+from c_cases import KERNELS, Buffer, assert_same_bits, invoke, wrapper
 from op_cases import Case, build
-from test_c_kernels import KERNELS, Buffer, _invoke, _wrapper, assert_same_bits
 from test_ops_conv import OPTIMISE, flags_of
 
 from odt_plan.backends.c.emit import kernel_files
@@ -46,7 +46,7 @@ def library(
     folder = tmp_path_factory.mktemp("vectors")
     stems = sorted({c.op.c.source for c in CASES if c.op.c is not None})
     text = "".join(f'#include "{stem}.h"\n' for stem in stems)
-    (folder / "cases.c").write_text(text + "\n".join(_wrapper(i, c) for i, c in enumerate(CASES)))
+    (folder / "cases.c").write_text(text + "\n".join(wrapper(i, c) for i, c in enumerate(CASES)))
     sources = [KERNELS / f for f in kernel_files(stems) if f.endswith(".c")]
     command = ["gcc", *lane.STRICT, *flags_of(request.param)]
     options = ["-shared", f"-I{KERNELS}"]
@@ -62,7 +62,7 @@ def test_c_equals_numpy(library: ctypes.CDLL, case: Case) -> None:
     t = case.node.out.type
     for out in (Buffer(t.nbytes), *inplace_operands(case.node)):
         function = library[f"case_{case.index}"]
-        (result,) = _invoke(function, case, data, [out])
+        (result,) = invoke(function, case, data, [out])
         assert_same_bits(result.array(t), want[0])
 
 
@@ -73,5 +73,5 @@ def test_a_slope_of_zero_stops_what_is_not_finite(library: ctypes.CDLL) -> None:
     dy = np.resize(np.array([np.inf, np.nan, -np.inf, 1.0], np.float32), 67)
     want = case.op.kernel(case.node, [dy, mask])
     out = Buffer(case.node.out.type.nbytes)
-    _invoke(library[f"case_{case.index}"], case, [dy, mask], [out])
+    invoke(library[f"case_{case.index}"], case, [dy, mask], [out])
     assert_same_bits(out.array(case.node.out.type), want[0])

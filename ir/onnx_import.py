@@ -114,6 +114,8 @@ def convert(file: ModelFile) -> Conversion:
             continue
         value = conversion.values[name]
         if value is None:
+            if name in conversion.empty:
+                conversion.obstacles.append(Obstacle(name, "output", "has no elements"))
             continue
         if value.type.dtype == "bits":
             value = _numbers(conversion, value, name)
@@ -159,6 +161,8 @@ def _convert_node(conversion: Conversion, node: FileNode) -> None:
         stored, span = integers_kept(conversion, node), span_of_result(conversion, node)
         made = _converted(conversion, node, rule)
         results = made if isinstance(made, tuple) else (made,)
+        if more := [o for o in node.outputs[len(results) :] if o]:
+            raise RejectedError(f"has no result that could be {', '.join(more)}")
     except (RejectedError, GraphError) as e:
         for leftover in graph.nodes[begin:]:
             for v in leftover.outputs:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
-from .graph import Array, Attr, Value
+from .graph import MAX_ELEMENTS, Array, Attr, Value
 from .onnx_convert import RejectedError, Rule, Site
 from .onnx_shapes import positive_axis
+
+#: A size that is refused, for scales of any size.
+_TOO_MANY = MAX_ELEMENTS + 1
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ def _axes(s: Site, scales_at: int, sizes_at: int | None) -> list[_Axis]:
     if min(scales, default=1.0) <= 0:
         raise RejectedError(f"scales {list(scales)} must be positive")
     for a, scale in zip(chosen, scales, strict=True):
-        out = int(np.floor(np.float32(shape[a]) * np.float32(scale)))
+        with np.errstate(over="ignore"):
+            out = int(min(np.floor(np.float32(shape[a]) * np.float32(scale)), _TOO_MANY))
         axes[a] = _Axis(shape[a], out, scale)
     return axes
 
@@ -148,6 +153,8 @@ def _resized(s: Site, axes: list[_Axis], coordinates: str, nearest: str) -> Valu
         raise RejectedError(f"{len(changed)} axes change their size; at most 2 are supported")
     if min(a.out for a in axes) < 1:
         raise RejectedError("the result is empty")
+    if prod(a.out for a in axes) > MAX_ELEMENTS:
+        raise RejectedError(f"the result has more than {MAX_ELEMENTS} elements")
     last = list(range(changed[0], rank)) if changed[0] >= rank - 2 else changed
     perm = (*(i for i in range(rank) if i not in last), *last)
     moved = perm != tuple(range(rank))

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from .graph import Attr, Value
+from .graph import MAX_ELEMENTS, Attr, Value
 from .onnx_convert import RejectedError, Site
 from .ops.shape import MAX_CONCAT
 
@@ -183,6 +183,9 @@ def pad(s: Site) -> Value:
         begins[a], ends[a] = pads[i], pads[i + len(axes)]
     if not any(pads):
         return x
+    size = prod(d + b + e for d, b, e in zip(x.type.shape, begins, ends, strict=True))
+    if size > MAX_ELEMENTS:
+        raise RejectedError(f"the result has more than {MAX_ELEMENTS} elements")
     taken = next((m for m in _TAKING if m == mode), None)
     if taken is not None:
         for a, (size, begin, end) in enumerate(zip(x.type.shape, begins, ends, strict=True)):

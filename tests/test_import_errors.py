@@ -447,6 +447,21 @@ CASES: dict[str, tuple[list[NodeProto], dict[str, NDArray[Any]], str]] = {
         {"p": _ints(0, 0, 1, 1, 0, 0, 1, 1)},
         "mode mirror is not known; pad with constant, edge, reflect or wrap",
     ),
+    "endless pads": (
+        [node("Pad", "x p", "y", mode="reflect")],
+        {"p": _ints(0, 0, 0, 0, 0, 0, 0, 2**40)},
+        "the result has more than 268435456 elements",
+    ),
+    "endless sizes": (
+        [node("Resize", "x - - s", "y")],
+        {"s": _ints(1, 2, 4, 2**40)},
+        "the result has more than 268435456 elements",
+    ),
+    "endless scales": (
+        [node("Resize", "x - s", "y")],
+        {"s": np.array([1, 1, 3e38, 1], np.float32)},
+        "the result has more than 268435456 elements",
+    ),
     "crop": (
         [node("Pad", "x p", "y")],
         {"p": _ints(0, 0, 0, -1, 0, 0, 0, -1)},
@@ -483,6 +498,19 @@ def test_nodes_that_are_not_supported(tmp_path: Path, name: str) -> None:
     proto = model(nodes, {"x": [1, 2, 4, 4]}, nodes[-1].output, constants, opset=opset)
     proto.opset_import.append(helper.make_opsetid("com.example", 1))
     refused(save(proto, tmp_path), "culprit", reason)
+
+
+def test_results_that_are_not_there(tmp_path: Path) -> None:
+    """One more than the operator has; and as an output, one without elements."""
+    nodes = [node("Squeeze", "x", "a more", name="culprit"), node("Relu", "more", "y")]
+    refused(_relu(tmp_path, *nodes), "culprit (Squeeze): has no result that could be more")
+    proto = model([nodes[0]], {"x": [1, 4]}, ["a", "more"])
+    refused(save(proto, tmp_path), "culprit (Squeeze): has no result that could be more")
+    parts = model(
+        [node("Split", "x s", "none all", axis=1)], {"x": [1, 4]}, ["all", "none"],
+        {"s": np.array([0, 4])},
+    )  # fmt: skip
+    refused(save(parts, tmp_path), "none (output): has no elements")
 
 
 def test_all_obstacles_at_once(tmp_path: Path) -> None:

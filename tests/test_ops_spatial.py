@@ -188,6 +188,17 @@ def test_an_even_number_of_channels_reaches_further_behind() -> None:
         np.testing.assert_allclose(y[:, c], want, rtol=1e-12)
 
 
+def test_windows_wider_than_the_channels() -> None:
+    """A window of any size is one of all channels, and takes no longer."""
+    x = np.random.default_rng(0).standard_normal((1, 3, 2))
+    attrs: dict[str, Attr] = {"alpha": 0.5, "beta": 0.5, "bias": 1.0, "size": 2**40}
+    y, _, (dx,) = forward_and_gradients("LRN", [x], attrs)
+    same = {**attrs, "size": 9, "alpha": 0.5 * 9 / 2**40}
+    want, _, (want_dx,) = forward_and_gradients("LRN", [x], same)
+    np.testing.assert_array_equal(y, want)
+    np.testing.assert_array_equal(dx, want_dx)
+
+
 def test_groups_that_do_not_fit() -> None:
     graph = Graph("bad")
     x, scale = graph.add_input("x", TensorType((2, 6, 4))), graph.add_input("s", TensorType((4,)))

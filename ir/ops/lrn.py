@@ -29,11 +29,11 @@ T = TensorType
 
 
 def _reach(node: Node) -> tuple[int, int]:
-    """Channels before and behind a channel that it is normalized by."""
-    size = node.int_attr("size")
+    """Channels before and behind a channel that it is normalized by, where there are so many."""
+    size, last = node.int_attr("size"), operand(node, 0).shape[1] - 1
     if size < 1:
         raise GraphError(f"size {size} is not positive")
-    return (size - 1) // 2, size // 2
+    return min((size - 1) // 2, last), min(size // 2, last)
 
 
 def _infer(node: Node) -> list[TensorType]:

@@ -73,6 +73,7 @@ def all_seeds() -> dict[str, bytes]:
         if path.stat().st_size <= MAX_SEED_BYTES:
             seeds[path.stem] = path.read_bytes()
     own = {"cnn": _cnn(), "mlp": _mlp(), "rows": _rows(), "shapes": _shapes(), "qdq": _qdq()}
+    own |= {"cells": _cells(), "images": _images(), "places": _places(), "graphs": _graphs()}
     for i in range(2 * len(seeds) // len(own)):
         seeds |= {f"{k} {i}": v.SerializeToString() for k, v in own.items()}
     return seeds
@@ -218,6 +219,118 @@ def _qdq() -> ModelProto:
         node("DequantizeLinear", ["gq", "s", "z"], ["y"]),
     ]
     return _model(nodes, [1, 8], constants, 13)
+
+
+def _cells() -> ModelProto:
+    """Recurrent layers, one of them in both directions."""
+    node = helper.make_node
+    constants = {
+        "w1": _floats(2, 12, 4),
+        "r1": _floats(2, 12, 3),
+        "b1": _floats(2, 24),
+        "w2": _floats(1, 9, 6),
+        "r2": _floats(1, 9, 3),
+        "w3": _floats(1, 2, 3),
+        "r3": _floats(1, 2, 2),
+        "to": np.array([0, 0, -1]),
+        "one": np.array([1]),
+        "first": np.array([0]),
+    }
+    nodes = [
+        node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        node("LSTM", ["t", "w1", "r1", "b1"], ["a"], hidden_size=3, direction="bidirectional"),
+        node("Transpose", ["a"], ["b"], perm=[0, 2, 1, 3]),
+        node("Reshape", ["b", "to"], ["c"]),
+        node("GRU", ["c", "w2", "r2"], ["d"], hidden_size=3, linear_before_reset=1),
+        node("Squeeze", ["d", "one"], ["e"]),
+        node("RNN", ["e", "w3", "r3"], ["", "f"], hidden_size=2, activations=["Relu"]),
+        node("Squeeze", ["f", "first"], ["y"]),
+    ]
+    return _model(nodes, [1, 5, 4], constants, 14)
+
+
+def _images() -> ModelProto:
+    """What nets for images have beside convolutions."""
+    node = helper.make_node
+    constants = {
+        "w": _floats(2, 3, 3, 3),
+        "s": _floats(3),
+        "none": np.array([], np.float32),
+        "size": np.array([1, 3, 6, 5]),
+        "slope": _floats(3, 1, 1),
+        "parts": np.array([1, 2]),
+    }
+    nodes = [
+        node("ConvTranspose", ["x", "w"], ["a"], strides=[2, 2], output_padding=[1, 0]),
+        node("InstanceNormalization", ["a", "s", "s"], ["b"]),
+        node("PRelu", ["b", "slope"], ["c"]),
+        node("Resize", ["c", "", "", "size"], ["d"], mode="linear"),
+        node("LRN", ["d"], ["e"], size=3),
+        node("HardSwish", ["e"], ["f"]),
+        node("Split", ["f", "parts"], ["g", "h"], axis=1),
+        node("Mul", ["g", "h"], ["i"]),
+        node("GlobalMaxPool", ["i"], ["j"]),
+        node("Flatten", ["j"], ["k"]),
+        node("LogSoftmax", ["k"], ["y"], axis=1),
+    ]
+    return _model(nodes, [1, 2, 4, 3], constants, 14)
+
+
+def _places() -> ModelProto:
+    """Positions, masks and reductions."""
+    node = helper.make_node
+    constants = {
+        "k": np.array([3]),
+        "entries": np.array([2, 0, -1]),
+        "zero": np.float32(0),
+        "last": np.array(-1),
+        "power": np.float32(2),
+        "times": np.array([1, 1, 2]),
+    }
+    nodes = [
+        node("TopK", ["x", "k"], ["a", "i"], axis=2),
+        node("GatherElements", ["x", "i"], ["b"], axis=2),
+        node("Greater", ["b", "zero"], ["m"]),
+        node("Where", ["m", "a", "b"], ["c"]),
+        node("CumSum", ["c", "last"], ["e"]),
+        node("Tile", ["e", "times"], ["f"]),
+        node("Pow", ["f", "power"], ["g"]),
+        node("ReduceL2", ["g"], ["h"], axes=[1], keepdims=0),
+        node("ArgMax", ["x"], ["j"], axis=1, keepdims=0),
+        node("Cast", ["j"], ["n"], to=TensorProto.FLOAT),
+        node("Einsum", ["h", "n"], ["o"], equation="bi,bi->b"),
+        node("Gather", ["x", "entries"], ["p"], axis=1),
+        node("ReduceLogSumExp", ["p"], ["q"], axes=[1, 2], keepdims=0),
+        node("Max", ["o", "q"], ["y"]),
+    ]
+    return _model(nodes, [1, 4, 6], constants, 13)
+
+
+def _graphs() -> ModelProto:
+    """A Loop of two rounds, and an If whose condition is a constant."""
+    node, info = helper.make_node, helper.make_tensor_value_info
+    inner = helper.make_graph(
+        [node("Identity", ["go"], ["on"]), node("MatMul", ["h", "w"], ["n"]),
+         node("Tanh", ["n"], ["after"])],
+        "round",
+        [info("i", TensorProto.INT64, []), info("go", TensorProto.BOOL, []),
+         info("h", TensorProto.FLOAT, None)],
+        [info("on", TensorProto.BOOL, []), info("after", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    branches = [
+        helper.make_graph(
+            [node(op, ["looped"], [f"{op}_out"])], op, [],
+            [info(f"{op}_out", TensorProto.FLOAT, None)],
+        )
+        for op in ("Relu", "Neg")
+    ]  # fmt: skip
+    nodes = [
+        node("Loop", ["count", "yes", "x"], ["looped"], body=inner),
+        node("If", ["yes"], ["taken"], then_branch=branches[0], else_branch=branches[1]),
+        node("Add", ["taken", "x"], ["y"]),
+    ]
+    constants = {"count": np.array(2), "yes": np.array(True), "w": _floats(4, 4)}
+    return _model(nodes, [1, 4], constants, 13)
 
 
 # -- mutations -------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from odt_plan.ir.autodiff import build_training, candidates
-from odt_plan.ir.errors import ModelWarning, OdtPlanError
+from odt_plan.ir.errors import ModelWarning, OdtPlanError, UsageError
 from odt_plan.ir.graph import Graph
 from odt_plan.ir.interpreter import run
 from odt_plan.ir.onnx_import import import_model
@@ -71,6 +71,9 @@ def judge(path: Path, stage: Callable[[str], None] = lambda _: None) -> Verdict:
     try:
         with np.errstate(all="ignore"):
             env = run(graph, feeds)
+    except UsageError as e:  # positions that depend on the sample
+        stage("oracle")
+        return _refused_alike(path, feeds, str(e))
     except Exception as e:
         return Verdict("defect", f"running raises {type(e).__name__}: {_line(e)}")
     stage("oracle")
@@ -110,19 +113,33 @@ def _feeds(graph: Graph) -> dict[str, Array]:
 def _compare(path: Path, graph: Graph, feeds: dict[str, Array], got: list[Array]) -> Verdict:
     if any(v.type.dtype != "f32" for v in graph.inputs):
         return Verdict("unjudged", "inputs that are no real numbers")
-    wrong, model = "", _plain(path)
-    for name, oracle in (("onnxruntime", _onnxruntime), ("onnx reference", _reference)):
-        try:
-            with warnings.catch_warnings(), np.errstate(all="ignore"):
-                warnings.simplefilter("ignore")
-                want = oracle(model, feeds)
-        except Exception:  # it does not take the file, or is not there
-            continue
+    wrong = ""
+    for name, want in _oracles(path, feeds):
         difference = _difference(graph, feeds, got, want)
         if not difference:
             return Verdict("agrees", name)
         wrong = wrong or f"differs from {name}: {difference}"
     return Verdict("defect", wrong) if wrong else Verdict("unjudged", "no oracle takes it")
+
+
+def _refused_alike(path: Path, feeds: dict[str, Array], text: str) -> Verdict:
+    """A sample that is refused: no oracle takes it."""
+    for name, _ in _oracles(path, feeds):
+        return Verdict("defect", f"running raises {_line(text)}; {name} runs it")
+    return Verdict("refused", _line(text))
+
+
+def _oracles(path: Path, feeds: dict[str, Array]) -> Iterator[tuple[str, list[Array]]]:
+    """Name and results of each oracle that takes the file and the sample."""
+    model = _plain(path)
+    for name, oracle in (("onnxruntime", _onnxruntime), ("onnx reference", _reference)):
+        try:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                want = oracle(model, feeds)
+        except Exception:  # it does not take them, or is not there
+            continue
+        yield name, want
 
 
 def _difference(graph: Graph, feeds: dict[str, Array], got: list[Array], want: list[Array]) -> str:

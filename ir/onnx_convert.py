@@ -233,7 +233,7 @@ class Site:
         """An optional operand that must be a constant scalar."""
         if not self.present(index):
             return default
-        data = self._fixed(index, what)
+        data = self.fixed(index, what)
         if data.size != 1:
             raise RejectedError(f"{what} {self.node.inputs[index]} is not a scalar")
         return float(data.reshape(()))
@@ -247,13 +247,24 @@ class Site:
         """An optional operand that must be a constant list of integers."""
         if not self.present(index):
             return None
-        return tuple(int(v) for v in self._fixed(index, what).reshape(-1))
+        data = self.fixed(index, what)
+        if data.dtype.kind not in "iu":
+            raise RejectedError(f"{what} {self.node.inputs[index]} are {data.dtype}, not integers")
+        return tuple(int(v) for v in data.reshape(-1))
+
+    def whole(self, index: int, what: str, default: int) -> int:
+        """An optional operand that must be a constant integer."""
+        values = self.ints(index, what)
+        if values is not None and len(values) != 1:
+            raise RejectedError(f"{what} {self.node.inputs[index]} is not a scalar")
+        return default if values is None else values[0]
 
     def ints_or_attr(self, index: int, key: str) -> tuple[int, ...] | None:
         """Integers that older opsets keep in an attribute and newer ones in an operand."""
         return self.integers(key) if self.has(key) else self.ints(index, key)
 
-    def _fixed(self, index: int, what: str) -> Array:
+    def fixed(self, index: int, what: str) -> Array:
+        """An operand that must be constant."""
         data = self.data(index)
         if data is None:
             name = self.node.inputs[index]

@@ -321,13 +321,13 @@ def _rearranged(
 
 
 def _trilu(s: Site) -> Value:
-    attrs: dict[str, Attr] = {"k": int(s.scalar(1, "k", 0.0)), "upper": int(s.integer("upper", 1))}
+    attrs: dict[str, Attr] = {"k": s.whole(1, "k", 0), "upper": int(s.integer("upper", 1))}
     return s.emit("Trilu", (s.value(0),), attrs)
 
 
 def _cumsum(s: Site) -> Value:
     x = s.value(0)
-    axis = positive_axis(int(s.scalar(1, "axis", 0.0)), len(x.type.shape))
+    axis = positive_axis(s.whole(1, "axis", 0), len(x.type.shape))
     attrs: dict[str, Attr] = {k: int(s.integer(k) != 0) for k in ("exclusive", "reverse")}
     return s.emit("CumSum", (x,), attrs | {"axis": axis})
 

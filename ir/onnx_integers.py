@@ -45,7 +45,7 @@ def span_of_result(conversion: Conversion, node: FileNode) -> Span | None:
     running = [i for i in node.inputs if i in conversion.spans]
     known = [s for i in node.inputs if i and (s := _span(conversion, i)) is not None]
     if node.op in POSITIONS:
-        x = conversion.values.get(node.inputs[0])
+        x = conversion.values.get(node.inputs[0]) if node.inputs else None
         return None if x is None else (0, max(x.type.shape, default=1) - 1)
     if node.op == "Cast":
         to_integers = node.attrs.get("to") in INTEGER_TYPES

@@ -15,9 +15,11 @@ def _one_hot(s: Site) -> Value:
     """OneHot of indices that depend on the data of a sample."""
     if s.data(0) is not None:
         return constant_only(s)
-    depth, data = s.ints(1, "depth"), s.data(2)
+    data = s.data(2)
+    depth = tuple(s.fixed(1, "depth").reshape(-1).tolist()) if s.present(1) else None
     if depth is None or len(depth) != 1 or not 1 <= depth[0] <= EXACT:
         raise RejectedError(f"depth is {depth}, not a number from 1 to {EXACT}")
+    count = int(depth[0])  # onnx lets it be a real number, whose fraction is cut
     if data is None or data.size != 2:
         raise RejectedError("the values are not two constants")
     if data.dtype != np.float32 and data.dtype.kind not in "iu":
@@ -31,11 +33,11 @@ def _one_hot(s: Site) -> Value:
         x = s.emit("ToReal", (index,), {"limit": EXACT}, "whole")
     rank = len(x.type.shape)
     axis = positive_axis(s.integer("axis", -1), rank + 1)
-    zero, size = (_constant(s, f"{n}", np.array(n, np.float32)) for n in (0, depth[0]))
+    zero, size = (_constant(s, f"{n}", np.array(n, np.float32)) for n in (0, count))
     negative = s.emit("Greater", (zero, x), None, "negative")
     from_end = s.emit("Add", (x, size), None, "from_end")
     at = s.emit("Where", (negative, from_end, x), None, "at")
-    return _marked(s, at, depth[0], axis, on, off)
+    return _marked(s, at, count, axis, on, off)
 
 
 def _hardmax(s: Site) -> Value:

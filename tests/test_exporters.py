@@ -182,7 +182,7 @@ def test_files_of_skl2onnx(tmp_path: Path) -> None:
             warnings.simplefilter("ignore")
             whole_.fit(x, y)
             proto = skl2onnx.to_onnx(whole_, x[:1], target_opset=17)
-        graph = import_model(save(proto, tmp_path), batch=len(x))
+        graph = import_model(save(proto, tmp_path), ImportOptions(batch=len(x)))
         want = whole_.predict_proba(x) if hasattr(net, "predict_proba") else whole_.predict(x)
         got = outputs(graph, {"X": x})[0].reshape(want.shape)  # a column is what the converter says
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

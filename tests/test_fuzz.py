@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from benchmarks import fuzz, fuzz_judge, fuzz_mutants
@@ -12,7 +13,7 @@ from benchmarks.fuzz_judge import Verdict, judge
 from onnx import helper
 from onnx_files import model, node, save
 
-from odt_plan.ir.errors import UnsupportedModelError
+from odt_plan.ir.errors import UnsupportedModelError, UsageError
 from odt_plan.ir.graph import Graph
 
 
@@ -103,3 +104,19 @@ def test_opsets_newer_than_known_are_judged(tmp_path: Path) -> None:
     newest = onnx.defs.onnx_opset_version()
     proto.opset_import[0].CopyFrom(helper.make_opsetid("", newest + 1))
     assert judge(save(proto, tmp_path)).kind == "agrees"
+
+
+def test_samples_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an oracle refuses them, too, as positions outside; else that is a defect."""
+    nodes = [node("TopK", "x k", "v i"), node("GatherElements", "x i", "y", axis=0)]
+    outside = model(nodes, {"x": [1, 4]}, ["y"], {"k": np.array([3])})
+    verdict = judge(save(outside, tmp_path))
+    assert verdict.kind == "refused"
+    assert "is not in -1..0" in verdict.text
+
+    def refuses(*_: object) -> None:
+        raise UsageError("this sample is not taken")
+
+    monkeypatch.setattr(fuzz_judge, "run", refuses)
+    text = "running raises this sample is not taken; onnxruntime runs it"
+    assert judge(_relu(tmp_path)) == Verdict("defect", text)

@@ -447,6 +447,26 @@ CASES: dict[str, tuple[list[NodeProto], dict[str, NDArray[Any]], str]] = {
         {"p": _ints(0, 0, 1, 1, 0, 0, 1, 1)},
         "mode mirror is not known; pad with constant, edge, reflect or wrap",
     ),
+    "a shape of real numbers": (
+        [node("Reshape", "x s", "y")],
+        {"s": np.array([1, 32], np.float32)},
+        "shape s are float32, not integers",
+    ),
+    "an axis of real numbers": (
+        [node("CumSum", "x a", "y")],
+        {"a": np.array(1e30, np.float32)},
+        "axis a are float32, not integers",
+    ),
+    "several axes": (
+        [node("CumSum", "x a", "y")],
+        {"a": _ints(0, 1)},
+        "axis a is not a scalar",
+    ),
+    "positions of nothing": (
+        [helper.make_node("ArgMax", [], ["y"])],
+        {},
+        "culprit (ArgMax): operand 0 is missing",
+    ),
     "endless pads": (
         [node("Pad", "x p", "y", mode="reflect")],
         {"p": _ints(0, 0, 0, 0, 0, 0, 0, 2**40)},

@@ -229,6 +229,8 @@ def _evaluate(
         return None
     if not any(node.output):
         return None
+    if not node.output[0] and node.op_type in ("Shape", "Size"):
+        return None
     if node.op_type in ("Shape", "Size") and node.input and node.input[0] in types:
         shape = types[node.input[0]].shape
         span = {a.name: a.i for a in node.attribute}

@@ -54,8 +54,9 @@ def span_of_result(conversion: Conversion, node: FileNode) -> Span | None:
         return _span(conversion, node.inputs[2]) if len(node.inputs) > 2 else None
     if node.op == "Where" and not running:
         return _union(known) if len(known) == 2 else None
-    indexing = node.op in ("Gather", "GatherND") and node.inputs[0] not in running
-    if not running or indexing or node.op in _COMPARING:
+    if not running or node.op in _COMPARING:
+        return None
+    if node.op in ("Gather", "GatherND") and node.inputs[0] not in running:  # they are its indices
         return None
     rule = _SPANS.get(node.op)
     if rule is None:

@@ -88,17 +88,23 @@ def _groups(s: Site) -> Value:
     """GroupNormalization; before opset 21 with a scale per group, which is trained as one."""
     _check_stash_type(s)
     x, groups = s.value(0), s.integer("num_groups")
-    return _group_norm(s, x, groups, groups if s.opset < 21 else x.type.shape[1])
+    channels = _channels(x)
+    return _group_norm(s, x, groups, groups if s.opset < 21 else channels)
 
 
 def _instances(s: Site) -> Value:
     x = s.value(0)
-    return _group_norm(s, x, x.type.shape[1], x.type.shape[1])
+    channels = _channels(x)
+    return _group_norm(s, x, channels, channels)
+
+
+def _channels(x: Value) -> int:
+    if len(x.type.shape) < 3:
+        raise RejectedError(f"input {x.type} has no spatial axis")
+    return x.type.shape[1]
 
 
 def _group_norm(s: Site, x: Value, groups: int, scales: int) -> Value:
-    if len(x.type.shape) < 3:
-        raise RejectedError(f"input {x.type} has no spatial axis")
     operands = [x, _of_shape(s, 1, (scales,)), _of_shape(s, 2, (scales,))]
     attrs: dict[str, Attr] = {"num_groups": groups, "epsilon": s.real("epsilon", 1e-5)}
     return s.emit("GroupNormalization", operands, attrs)

@@ -69,7 +69,7 @@ def origins_of(
 
 def _arithmetic(node: NodeProto, constants: dict[str, Array]) -> tuple[str, Step | None]:
     """The operand that takes back what is learned of a node's result, and what is done to it."""
-    names, y = list(node.input), constants[node.output[0]]
+    names, y = list(node.input), constants[next(filter(None, node.output))]
     if node.op_type == "DequantizeLinear":
         return names[0], dequantize(node, constants)[0]
     if y.dtype != np.float32 or node.op_type not in ("Add", "Cast", "Div", "Mul", "Sub"):

@@ -139,7 +139,7 @@ def quantize_linear(s: Site) -> Value:
 
 def dequantize_linear(s: Site) -> Value:
     """DequantizeLinear: gives the annotated value back."""
-    name, file = s.node.inputs[0], s.conversion.file
+    name, file = next(iter(s.node.inputs), ""), s.conversion.file
     stored = s.conversion.stored.get(name)
     data = s.data(0)
     try:

@@ -243,6 +243,12 @@ class Unroller:
         call.CopyFrom(node)
         call.domain = _DEFINITIONS
         definition = _definition_of(node, self.opset, [v.type for v in infos])
+        for what, names, most in (
+            ("operands", node.input, definition.input),
+            ("results", node.output, definition.output),
+        ):
+            if len(names) > len(most):
+                raise KeptError(f"has {len(names)} {what}; at most {len(most)} are defined")
         operands = {v.name: v for v in infos if v.name}
         graph = helper.make_graph(
             [call],

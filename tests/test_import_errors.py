@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from odt_plan.ir import onnx_external, onnx_fold
 from odt_plan.ir.errors import ModelWarning, OdtPlanError, UnsupportedModelError, UsageError
 from odt_plan.ir.import_options import ImportOptions
 from odt_plan.ir.onnx_import import import_model
+from odt_plan.ir.onnx_ops import RULES
+from odt_plan.ir.onnx_unroll import DEFINED
 
 
 def refused(
@@ -612,3 +615,21 @@ def test_external_data_count_towards_the_limit(
     import_model(path)
     monkeypatch.setattr(onnx_external, "MAX_FILE_BYTES", max(200, path.stat().st_size))
     refused(path, "external data exceed")
+
+
+# -- any operator ----------------------------------------------------------------------------------
+
+OPERANDS = ((), ("",), ("x",), ("", "x"), ("x", "", "x"), ("x", "c", "c"), ("i", "i"), ("x",) * 5)
+
+
+@pytest.mark.parametrize("op", sorted({*RULES, *DEFINED}))
+def test_operands_and_results_that_no_operator_has(op: str, tmp_path: Path) -> None:
+    """Too few, too many, absent and of other kinds: an error of ours, or a graph."""
+    constants = {"c": np.array([1.5, -2], np.float32), "i": _ints(1, -1)}
+    for operands in OPERANDS:
+        for results in (["y"], ["y", "more"], ["", "y"]):
+            for opset, shape in ((13, [1, 2, 4, 4]), (23, [3])):
+                call = helper.make_node(op, operands, results, name="culprit")
+                proto = model([call], {"x": shape}, ["y"], constants, opset=opset)
+                with contextlib.suppress(OdtPlanError):
+                    import_model(save(proto, tmp_path)).verify()

@@ -360,6 +360,6 @@ def _needed(nodes: list[FileNode], outputs: set[str]) -> list[FileNode]:
     wanted, kept = set(outputs), []
     for node in reversed(nodes):
         if wanted.intersection(node.outputs):
-            wanted.update(node.inputs)
+            wanted.update(filter(None, node.inputs))  # results without a name are no operands
             kept.append(node)
     return kept[::-1]

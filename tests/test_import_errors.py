@@ -617,6 +617,16 @@ def test_external_data_count_towards_the_limit(
     refused(path, "external data exceed")
 
 
+def test_results_without_a_name_are_not_operands_without_one(tmp_path: Path) -> None:
+    """A layer that nobody reads, its first result not wanted, before an absent operand."""
+    layer = helper.make_node("RNN", ["x", "w", "r"], ["", "last"], hidden_size=1)
+    nodes = [layer, node("Clip", "x - top", "y")]
+    shapes = {"w": (1, 1, 4), "r": (1, 1, 1), "top": ()}
+    constants = {k: np.ones(shape, np.float32) for k, shape in shapes.items()}
+    graph = import_model(save(model(nodes, {"x": [3, 1, 4]}, ["y"], constants), tmp_path))
+    assert [n.op for n in graph.nodes] == ["Clip"]
+
+
 # -- any operator ----------------------------------------------------------------------------------
 
 OPERANDS = ((), ("",), ("x",), ("", "x"), ("x", "", "x"), ("x", "c", "c"), ("i", "i"), ("x",) * 5)

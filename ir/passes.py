@@ -201,7 +201,8 @@ def merge_batchnorm(graph: Graph) -> bool:
         if not all(name in graph.constants for name in constants):
             continue
         scale, shift, mean, var = (graph.constants[n].astype(np.float64) for n in statistics)
-        factor = scale / np.sqrt(var + norm.float_attr("epsilon", 1e-5))
+        with np.errstate(all="ignore"):  # of a negative variance: not folded
+            factor = scale / np.sqrt(var + norm.float_attr("epsilon", 1e-5))
         if not np.isfinite(factor).all():
             continue
         nodes = [n for pair in pairs for n in pair]

@@ -627,6 +627,15 @@ def test_results_without_a_name_are_not_operands_without_one(tmp_path: Path) -> 
     assert [n.op for n in graph.nodes] == ["Clip"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_negative_variances_are_not_folded(tmp_path: Path) -> None:
+    """They stay what the file says, without a word of NumPy."""
+    nodes = [node("Conv", "x w", "a"), node("BatchNormalization", "a c c c d", "y")]
+    constants = {"w": np.ones((1, 2, 1, 1), "f4"), "c": np.ones(1, "f4"), "d": -np.ones(1, "f4")}
+    graph = import_model(save(model(nodes, {"x": [1, 2, 4, 4]}, ["y"], constants), tmp_path))
+    assert [n.op for n in graph.nodes] == ["Conv", "BatchNormalization"]
+
+
 # -- any operator ----------------------------------------------------------------------------------
 
 OPERANDS = ((), ("",), ("x",), ("", "x"), ("x", "", "x"), ("x", "c", "c"), ("i", "i"), ("x",) * 5)

@@ -108,7 +108,7 @@ def convert(file: ModelFile) -> Conversion:
     for node in file.nodes:
         _convert_node(conversion, node)
     for name in file.outputs:
-        if name in file.constants:
+        if name in file.constants or name not in conversion.values:  # a tensor that can't be read
             reason = "does not depend on any input"
             conversion.obstacles.append(Obstacle(name, "output", reason))
             continue

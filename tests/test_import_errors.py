@@ -636,6 +636,12 @@ def test_negative_variances_are_not_folded(tmp_path: Path) -> None:
     assert [n.op for n in graph.nodes] == ["Conv", "BatchNormalization"]
 
 
+def test_an_output_that_is_a_tensor_without_data(tmp_path: Path) -> None:
+    proto = model([node("Relu", "x", "y")], {"x": [1, 4]}, ["y", "c"], {"c": np.ones(4, "f4")})
+    proto.graph.initializer[0].raw_data = b""
+    refused(save(proto, tmp_path), "c (output): does not depend on any input")
+
+
 # -- any operator ----------------------------------------------------------------------------------
 
 OPERANDS = ((), ("",), ("x",), ("", "x"), ("x", "", "x"), ("x", "c", "c"), ("i", "i"), ("x",) * 5)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..ir.autodiff import build_training
+from ..ir.training import TrainingGraph
 from .bounds import bound
 from .cuts import ANY
 from .decided import LAYOUT_TRIES, SLACK, Decided, Excess, Scheduled
@@ -17,7 +18,7 @@ from .problem import Limits, Problem
 from .progress import Watch
 from .remakes import Found
 from .residency import Residency
-from .schedule import realize
+from .schedule import Schedule, realize
 from .solution import Solution
 from .stages import Stages
 
@@ -30,7 +31,7 @@ class Effort:
         share: Part of the time left.
         rounds: Programs that are solved.
         gap: Relative, what counts as none; None: that which was asked for.
-        thorough: A long search for a layout follows a short one that is over the limits.
+        thorough: A long search for a layout follows short ones that are all over the limits.
     """
 
     share: float
@@ -115,36 +116,48 @@ def _placed(
     that was asked for, and for all that can be chosen.
     """
     limits, least = stages.limits, 0.0
+    over: tuple[Decided, TrainingGraph, Problem, Solution] | None = None  # of all the RAM
+
+    def realized(kept: Problem, solution: Solution, *, quick: bool) -> Schedule:
+        ram = wants(goal, "ram")
+        return realize(
+            kept,
+            solution,
+            seed=stages.options.seed,
+            enough_bytes=None if ram else stages.limits.ram_bytes,
+            quick=quick,
+            hide_within=None if ram else stages.limits,
+        )
+
     for _ in range(LAYOUT_TRIES):
         decided = decide(limits)
         if decided is None:
-            return None
+            break
         training = build_training(stages.lowered(decided), stages.spec, decided.updates)
         residency = stages.residency(training, goal, limits)
         found, proven = _keep_all_or_drop(stages, residency, effort, miss)
         miss = None  # less RAM would tell less
         if found is None:
-            return None
+            break
         kept, solution = found
         if limits is not stages.limits:
             proven = least if fixed else 0.0
         least = 0.0 if loose else max(proven, bound(kept, goal))
-        enough = None if wants(goal, "ram") else stages.limits.ram_bytes
-        schedule = realize(
-            kept,
-            solution,
-            seed=stages.options.seed,
-            enough_bytes=enough,
-            quick=not effort.thorough,
-            hide_within=None if wants(goal, "ram") else stages.limits,
-        )
+        schedule = realized(kept, solution, quick=True)
         excess = Excess.of(schedule, kept, stages.limits)
         if not excess:
             return Scheduled(decided, training, schedule, least, loose)
+        over = over or (decided, training, kept, solution)
         limits = excess.off(limits, schedule.arena_bytes // SLACK)
         # hardly another plan; the last tries evict
         effort = replace(effort, rounds=effort.rounds // 2)
-    return None
+    if over is None or not effort.thorough:
+        return None
+    decided, training, kept, solution = over
+    schedule = realized(kept, solution, quick=False)
+    if Excess.of(schedule, kept, stages.limits):
+        return None
+    return Scheduled(decided, training, schedule, least, loose)
 
 
 def tightened(stages: Stages, done: Scheduled, goal: Goal, free: Sequence[str]) -> Scheduled:

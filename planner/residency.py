@@ -32,6 +32,8 @@ from .timeline import Rebuilds
 PRICED = ("latency", "energy")
 #: Cuts of the first proof that nothing fits, and of the last one; each has twice as many.
 FIRST_CUTS, MOST_CUTS = 4, 32
+#: Programs that look for a plan that makes less again than checkpoints do.
+FEW_ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -119,12 +121,10 @@ class Residency:
         """The cheapest plan that takes no solver, with the bound that takes none, either.
 
         Args:
-            tries: Plans by eviction that are compared; None: all, and that of checkpoints. That is
-                asked for anyway if there are none.
+            tries: Plans by eviction that are compared; None: all, and that of checkpoints.
         """
         plans = list(islice(evicting(self.remakes, self.prices), tries))
-        few = tries is None or not plans
-        if few and (held := self.checkpoints) is not None and held.over <= 0:
+        if tries is None and (held := self.checkpoints) is not None and held.over <= 0:
             plans.append(held.made)
         if not plans:
             return None
@@ -144,7 +144,9 @@ class Residency:
         ``planner.cuts``.
         """
         if begin is None and (held := self.checkpoints) is not None:
-            if held.over <= 0:
+            if held.over <= 0 and options.gap >= ANY:
+                rounds = min(rounds, FEW_ROUNDS)  # any plan will do, and there is one
+            elif held.over <= 0:
                 begin = Found(held.made, self.prices.of(self.remakes, held.made), 0.0)
             elif (none := self._none_fits(held, options, watch)) is not None:
                 return none

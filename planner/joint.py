@@ -124,10 +124,10 @@ class Joint:
     def _better(self, value: float) -> bool:
         return value > self.reached * (1 + self.gap)
 
-    def _within(self, ram_bytes: int) -> Generator[Scheduled, None, bool]:
+    def _within(self, ram_bytes: int, *, once: bool = False) -> Generator[Scheduled, None, bool]:
         """The best choice for so much RAM, with more cuts as long as they tell that it is none.
 
-        False: nothing tells so, but no plan was found for it.
+        False: nothing tells so, but no plan was found for it; or not at ``once``.
         """
         fits, gap = False, COARSE
         while True:
@@ -154,9 +154,9 @@ class Joint:
                     return True
                 continue
             if whole and not self._planned and found.over > 0:
-                yield from self._within(ram_bytes - found.over)
+                yield from self._within(ram_bytes - found.over, once=True)
             late = not self._planned and self.watch.left_s < self.late_s
-            if late or self.watch.over():
+            if once or late or self.watch.over():
                 return False
             known, hopeless = self.cuts | self.many, len(found.missed) > MANY
             if found.missed <= known or hopeless:

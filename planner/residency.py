@@ -140,14 +140,13 @@ class Residency:
     ) -> Found:
         """The best plan that is found, without a solver where cuts find none, and a bound on all.
 
-        Where checkpoints don't fit, it is first tried to prove that nothing does. See
-        ``planner.cuts``.
+        Where any plan will do, and checkpoints don't fit, it is first tried to prove that nothing
+        does. See ``planner.cuts``.
         """
-        if begin is None and (held := self.checkpoints) is not None:
-            if held.over <= 0 and options.gap >= ANY:
-                rounds = min(rounds, FEW_ROUNDS)  # any plan will do, and there is one
-            elif held.over <= 0:
-                begin = Found(held.made, self.prices.of(self.remakes, held.made), 0.0)
+        wanted = begin is None and options.gap >= ANY  # any plan will do
+        if wanted and (held := self.checkpoints) is not None:
+            if held.over <= 0:
+                rounds = min(rounds, FEW_ROUNDS)  # there is one
             elif (none := self._none_fits(held, options, watch)) is not None:
                 return none
         found = search(self.remakes, self.prices, self.base, options, watch, rounds, begin)

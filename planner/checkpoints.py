@@ -170,9 +170,7 @@ class Checkpoints:
             for over, held, price, k, p in self._kept(found)
         ]
 
-    def _kept(
-        self, found: list[_Choice]
-    ) -> list[_Choice]:
+    def _kept(self, found: list[_Choice]) -> list[_Choice]:
         """Such that hold less, or cost less, than any other that fits; or fit nearly."""
         by = 2 if any(f[0] <= 0 for f in found) else 0
         front: list[_Choice] = []

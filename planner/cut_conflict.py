@@ -7,12 +7,11 @@ makings it came to. Mostly few of them suffice, and these exclude other choices 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from itertools import pairwise
 
-from .cuts import Program, excludes
-from .linear import SolverName, SolverOptions
+from .cuts import excludes, in_all_room, proving
+from .linear import SolverOptions
 from .progress import Watch
 from .remakes import Found, Prices, Remakes
 from .unsat_core import unsat_core
@@ -68,19 +67,6 @@ class _Reduction:
         self._without_each_tensor()
         return self.cuts, self.makes
 
-    @cached_property
-    def solver(self) -> SolverName:
-        solver = self.options.solver
-        return "cp-sat" if solver == "auto" else solver
-
-    def _limited(self) -> SolverOptions:
-        left = max(0.01, min(self.options.time_limit_s, self.watch.left_s))
-        return replace(self.options, solver=self.solver, time_limit_s=left)
-
-    def _program(self, cuts: Sequence[int], makes: Sequence[tuple[int, int]]) -> Program:
-        rooms = [int(self.remakes.room[k]) for k in cuts]
-        return Program(self.remakes, cuts, rooms, self.prices, makes)
-
     def _exclude(self, cuts: Sequence[int], makes: Sequence[tuple[int, int]]) -> bool:
         return excludes(self.remakes, self.prices, cuts, makes, self.options, self.watch)
 
@@ -96,13 +82,13 @@ class _Reduction:
                 self.cuts = fewer
 
     def _core_of_makes(self) -> None:
-        if self.solver != "cp-sat":
+        if proving(self.options, self.watch).solver != "cp-sat":
             return
         for _ in range(CORES):
             if self.watch.over():
                 break
-            program = self._program(self.cuts, self.makes)
-            core = unsat_core(program.c, program.making, self._limited())
+            program = in_all_room(self.remakes, self.prices, self.cuts, self.makes)
+            core = unsat_core(program.c, program.making, proving(self.options, self.watch))
             if core is None or len(core) >= len(self.makes):
                 break
             more = len(core) <= SMALLER * len(self.makes)

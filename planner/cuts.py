@@ -321,12 +321,23 @@ def excludes(
     Raises:
         OdtPlanError: The solver failed.
     """
-    rooms = [int(remakes.room[k]) for k in cuts]
-    program = Program(remakes, cuts, rooms, prices, makes).c
+    program = in_all_room(remakes, prices, cuts, makes).c
+    result = program.solve([], proving(options, watch), maximize=False, watch=watch)
+    return result.status == "infeasible"
+
+
+def in_all_room(
+    remakes: Remakes, prices: Prices, cuts: Sequence[int], makes: Collection[tuple[int, int]]
+) -> Program:
+    """The program in which each cut has the room that there is."""
+    return Program(remakes, cuts, [int(remakes.room[k]) for k in cuts], prices, makes)
+
+
+def proving(options: SolverOptions, watch: Watch) -> SolverOptions:
+    """How to prove that a program has no solution: by CP-SAT unless a solver was asked for."""
     left = max(0.01, min(options.time_limit_s, watch.left_s))
-    solver = "cp-sat" if options.solver == "auto" else options.solver
-    tried = replace(options, solver=solver, time_limit_s=left)
-    return program.solve([], tried, maximize=False, watch=watch).status == "infeasible"
+    solver: SolverName = "cp-sat" if options.solver == "auto" else options.solver
+    return replace(options, solver=solver, time_limit_s=left)
 
 
 def _solver(options: SolverOptions) -> SolverName:

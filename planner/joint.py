@@ -153,7 +153,7 @@ class Joint:
                 if gap <= self.gap or not whole:
                     return True
                 continue
-            if whole and not self._planned and found.over > 0:
+            if whole and not self._planned and 0 < found.over < ram_bytes:
                 yield from self._within(ram_bytes - found.over, once=True)
             late = not self._planned and self.watch.left_s < self.late_s
             if once or late or self.watch.over():

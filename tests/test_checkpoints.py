@@ -63,6 +63,16 @@ def test_no_plan_takes_less_ram() -> None:
     assert least >= 11
 
 
+def test_a_plan_that_takes_less_is_not_excluded() -> None:
+    """This network is the rare one: cuts find what checkpoints miss."""
+    case = net(17)
+    tight = case.residency(least_by_checkpoints(case) - 8)
+    assert held(tight).over > 0
+    found = tight.search(ANY_PLAN, Watch())
+    assert figures(tight, found)[0].ram_bytes <= tight.plain.limits.ram_bytes
+    assert found.bound < INF
+
+
 def test_the_cuts_where_they_exceed_the_budget_mostly_prove_that_nothing_fits() -> None:
     """And exclude nothing where it does."""
     proven = 0
